@@ -1,0 +1,1 @@
+//! The wire contracts of Mailbell: push, admin and the internal bus

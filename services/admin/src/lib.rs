@@ -1,0 +1,1 @@
+//! The API that holds accounts and tokens

@@ -1,0 +1,1 @@
+//! Mailbell on NATS: logs, state, claims, requests to an owner

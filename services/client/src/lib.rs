@@ -1,0 +1,1 @@
+//! The Rust client of Mailbell: a typed stream of mail events without holes or repeats

@@ -1,0 +1,1 @@
+//! The rules of Mailbell without any I/O: identities, cursors, the account session, delivery

@@ -1,0 +1,1 @@
+//! Fans the log out to device streams

@@ -1,0 +1,1 @@
+//! The IMAP adapter: a guarded connection, its commands, parsed answers

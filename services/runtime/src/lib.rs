@@ -1,0 +1,1 @@
+//! Process scaffolding that every role shares: telemetry, health, drain, signals, TLS

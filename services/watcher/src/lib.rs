@@ -1,0 +1,1 @@
+//! Watches mailboxes and appends what happens to the log
