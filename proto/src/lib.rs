@@ -14,7 +14,6 @@ pub mod push {
         clippy::all,
         clippy::allow_attributes,
         unused_qualifications,
-        unreachable_pub,
         reason = "generated"
     )]
     pub mod v1 {
@@ -31,7 +30,6 @@ pub mod admin {
         clippy::all,
         clippy::allow_attributes,
         unused_qualifications,
-        unreachable_pub,
         reason = "generated"
     )]
     pub mod v1 {
@@ -48,7 +46,6 @@ pub mod bus {
         clippy::all,
         clippy::allow_attributes,
         unused_qualifications,
-        unreachable_pub,
         reason = "generated"
     )]
     pub mod v1 {

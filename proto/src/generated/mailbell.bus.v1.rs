@@ -68,6 +68,11 @@ pub struct Checkpoint {
     /// The next folder id to give away.
     #[prost(uint32, tag = "6")]
     pub next_folder: u32,
+    /// It is the fold of this log up to this position.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub log_id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "8")]
+    pub position: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FolderCheckpoint {

@@ -1,1 +1,11 @@
-//! The rules of Mailbell without any I/O: identities, cursors, the account session, delivery
+//! The rules of Mailbell, without any I/O: no socket, no clock, no await.
+//!
+//! What decides is here, so that a simulation can drive it through every interleaving; what carries the decisions out
+//! (`bus`, `imap`, `watcher`, `gateway`) is thin.
+
+pub mod checkpoint;
+pub mod event;
+pub mod ids;
+pub mod plant;
+pub mod read;
+pub mod timing;

@@ -1,0 +1,507 @@
+//! What the owner of an account knows was told: the fold of the account's log over its first checkpoint.
+//!
+//! `checkpoint = fold(log)` is what makes the log a write-ahead log: a checkpoint may be written late or be lost with the pod
+//! that had it, and whoever takes the account folds in what the log has beyond it. Two rules keep the fold exact:
+//!
+//! * A checkpoint says up to which position of which log it is the fold, and what lies at or before it is not folded again.
+//! * Kinds without a UID carry a counter of the account and count only if it is higher than any before. It begins at a higher
+//!   number with each owner ([`Checkpoint::next_counter`]), so that what an old owner appends after its successor changes
+//!   nothing, and no two of them give one key to two facts.
+
+use mailbell_proto::{bus::v1 as bus, push::v1::Health};
+
+use crate::{
+    event::{Event, Fact},
+    ids::{FolderId, Generation, INBOX, LogId, OwnerEpoch, Position, Uid},
+};
+
+/// The schema of [`bus::Checkpoint`] that this release writes.
+pub const SCHEMA: u32 = 1;
+/// How many gaps of UIDs are remembered per folder. The oldest are forgotten: a message shows up late within seconds or never.
+pub const MAX_HOLES: usize = 32;
+/// A gap wider than this is no late message but the work of a server that skips UIDs.
+pub const MAX_HOLE_WIDTH: u32 = 256;
+/// How many alerted messages are remembered.
+pub const MAX_ALERTED: usize = 16;
+
+/// UIDs that were not there when a higher one was told, and may show up late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    /// The lowest UID.
+    pub first: Uid,
+    /// The highest UID.
+    pub last: Uid,
+    /// When the higher one was detected, in microseconds since the epoch.
+    pub noticed_us: i64,
+}
+
+/// What is known of one folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder {
+    /// Ours.
+    pub id: FolderId,
+    /// The server's.
+    pub name: String,
+    /// UIDVALIDITY.
+    pub generation: Generation,
+    /// The lowest UID that no event told of yet, but for the holes.
+    pub uid_next: Uid,
+    /// Gaps below `uid_next`, ascending.
+    pub holes: Vec<Hole>,
+    /// When it was last seen whole, in microseconds since the epoch. No part of the fold: it only widens alerts.
+    pub last_look_us: i64,
+}
+
+impl Folder {
+    /// Whether an event told of this UID of the present generation.
+    #[must_use]
+    pub fn told(&self, uid: Uid) -> bool {
+        uid < self.uid_next
+            && !self
+                .holes
+                .iter()
+                .any(|hole| (hole.first..=hole.last).contains(&uid))
+    }
+
+    fn tell(&mut self, uid: Uid, detected_us: i64) {
+        if uid >= self.uid_next {
+            if uid > self.uid_next && uid - self.uid_next <= MAX_HOLE_WIDTH {
+                self.holes.push(Hole {
+                    first: self.uid_next,
+                    last: uid - 1,
+                    noticed_us: detected_us,
+                });
+            }
+            self.uid_next = uid.saturating_add(1);
+        } else if let Some(index) = self
+            .holes
+            .iter()
+            .position(|hole| (hole.first..=hole.last).contains(&uid))
+        {
+            let hole = self.holes.remove(index);
+            if uid < hole.last {
+                self.holes.insert(
+                    index,
+                    Hole {
+                        first: uid + 1,
+                        ..hole
+                    },
+                );
+            }
+            if uid > hole.first {
+                self.holes.insert(
+                    index,
+                    Hole {
+                        last: uid - 1,
+                        ..hole
+                    },
+                );
+            }
+        }
+        let surplus = self.holes.len().saturating_sub(MAX_HOLES);
+        self.holes.drain(..surplus);
+    }
+}
+
+/// What the owner of an account knows was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Ascending by id.
+    pub folders: Vec<Folder>,
+    /// The highest counter of a fact without UID.
+    pub counter: u64,
+    /// The digests of the last messages that alerted, oldest first.
+    pub alerted: Vec<u64>,
+    /// What devices were last told of the account.
+    pub health: Health,
+    /// The next folder id to give away.
+    pub next_folder: FolderId,
+    /// The log whose fold it is.
+    pub log_id: LogId,
+    /// Up to where in that log.
+    pub position: Position,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self {
+            folders: Vec::new(),
+            counter: 0,
+            alerted: Vec::new(),
+            health: Health::Unspecified,
+            next_folder: INBOX + 1,
+            log_id: LogId::default(),
+            position: 0,
+        }
+    }
+}
+
+impl Checkpoint {
+    /// The first checkpoint of an account whose folders were looked at when it was added.
+    #[must_use]
+    pub fn first(looked: impl IntoIterator<Item = (String, Generation, Uid)>, now_us: i64) -> Self {
+        let mut checkpoint = Self::default();
+        for (name, generation, uid_next) in looked {
+            let id = checkpoint.folder_id(&name);
+            checkpoint.next_folder = checkpoint.next_folder.max(id.saturating_add(1));
+            checkpoint.folders.push(Folder {
+                id,
+                name,
+                generation,
+                uid_next,
+                holes: Vec::new(),
+                last_look_us: now_us,
+            });
+        }
+        checkpoint.folders.sort_by_key(|folder| folder.id);
+        checkpoint
+    }
+
+    /// The id of the folder of this name: the one that it has, or the one that it will be given.
+    #[must_use]
+    pub fn folder_id(&self, name: &str) -> FolderId {
+        if name.eq_ignore_ascii_case("INBOX") {
+            return INBOX;
+        }
+        self.folders
+            .iter()
+            .find(|folder| folder.name == name)
+            .map_or(self.next_folder, |folder| folder.id)
+    }
+
+    /// What is known of a folder.
+    #[must_use]
+    pub fn folder(&self, id: FolderId) -> Option<&Folder> {
+        self.folders.iter().find(|folder| folder.id == id)
+    }
+
+    /// What is known of a folder, to note a look.
+    pub fn folder_mut(&mut self, id: FolderId) -> Option<&mut Folder> {
+        self.folders.iter_mut().find(|folder| folder.id == id)
+    }
+
+    /// The counter of the next fact without UID that this owner tells.
+    #[must_use]
+    pub fn next_counter(&self, owner_epoch: OwnerEpoch) -> u64 {
+        self.counter.saturating_add(1).max(owner_epoch << 24)
+    }
+
+    /// Takes in the event at `position` of this account's log, unless it is in already.
+    pub fn fold(&mut self, log_id: LogId, position: Position, event: &Event) {
+        if self.log_id == log_id && position <= self.position {
+            return;
+        }
+        self.log_id = log_id;
+        self.position = position;
+        self.take_in(event);
+    }
+
+    fn take_in(&mut self, event: &Event) {
+        match event.fact {
+            Fact::Arrived { uid, digest } => {
+                let Some(folder) = self
+                    .folder_mut(event.folder)
+                    .filter(|folder| folder.generation == event.generation)
+                else {
+                    return;
+                };
+                if folder.told(uid) {
+                    return;
+                }
+                folder.tell(uid, event.detected_us);
+                if event.alert && !self.alerted.contains(&digest) {
+                    self.alerted.push(digest);
+                    let surplus = self.alerted.len().saturating_sub(MAX_ALERTED);
+                    self.alerted.drain(..surplus);
+                }
+            }
+            Fact::Bulk { counter, last, .. } => {
+                if self.counts(counter)
+                    && let Some(folder) = self
+                        .folder_mut(event.folder)
+                        .filter(|folder| folder.generation == event.generation)
+                {
+                    folder.uid_next = folder.uid_next.max(last.saturating_add(1));
+                }
+            }
+            Fact::Resync {
+                counter, uid_next, ..
+            } => {
+                if self.counts(counter) {
+                    self.start(event, uid_next);
+                }
+            }
+            Fact::AccountState { counter, health } => {
+                if self.counts(counter) {
+                    self.health = health;
+                }
+            }
+            // Told to devices; what is known of arrivals stays.
+            Fact::Changed { .. } | Fact::Gone { .. } => {}
+        }
+    }
+
+    fn counts(&mut self, counter: u64) -> bool {
+        let higher = counter > self.counter;
+        self.counter = self.counter.max(counter);
+        higher
+    }
+
+    fn start(&mut self, event: &Event, uid_next: Uid) {
+        self.next_folder = self.next_folder.max(event.folder.saturating_add(1));
+        if self.folder(event.folder).is_none() {
+            self.folders.push(Folder {
+                id: event.folder,
+                name: event.folder_name.clone(),
+                generation: event.generation,
+                uid_next,
+                holes: Vec::new(),
+                last_look_us: event.detected_us,
+            });
+            self.folders.sort_by_key(|folder| folder.id);
+        } else if let Some(folder) = self.folder_mut(event.folder) {
+            folder.generation = event.generation;
+            folder.uid_next = uid_next;
+            folder.holes.clear();
+        }
+    }
+
+    /// Whether both know the same to be told: all but the times of looks and where in the log that was learnt.
+    #[must_use]
+    pub fn same_told(&self, other: &Self) -> bool {
+        let bare = |checkpoint: &Self| {
+            let mut bare = checkpoint.clone();
+            bare.log_id = LogId::default();
+            bare.position = 0;
+            for folder in &mut bare.folders {
+                folder.last_look_us = 0;
+            }
+            bare
+        };
+        bare(self) == bare(other)
+    }
+
+    /// As a record.
+    #[must_use]
+    pub fn to_record(&self) -> bus::Checkpoint {
+        bus::Checkpoint {
+            schema: SCHEMA,
+            folders: self
+                .folders
+                .iter()
+                .map(|folder| bus::FolderCheckpoint {
+                    id: folder.id,
+                    name: folder.name.clone(),
+                    generation: folder.generation,
+                    uid_next: folder.uid_next,
+                    holes: folder
+                        .holes
+                        .iter()
+                        .map(|hole| bus::Hole {
+                            first: hole.first,
+                            last: hole.last,
+                            noticed_us: hole.noticed_us,
+                        })
+                        .collect(),
+                    last_look_us: folder.last_look_us,
+                })
+                .collect(),
+            counter: self.counter,
+            alerted: self.alerted.clone(),
+            health: self.health.into(),
+            next_folder: self.next_folder,
+            log_id: self.log_id.0.to_vec().into(),
+            position: self.position,
+        }
+    }
+
+    /// From a record.
+    #[must_use]
+    pub fn from_record(record: &bus::Checkpoint) -> Self {
+        let mut checkpoint = Self {
+            folders: record
+                .folders
+                .iter()
+                .map(|folder| Folder {
+                    id: folder.id,
+                    name: folder.name.clone(),
+                    generation: folder.generation,
+                    uid_next: folder.uid_next,
+                    holes: folder
+                        .holes
+                        .iter()
+                        .take(MAX_HOLES)
+                        .map(|hole| Hole {
+                            first: hole.first,
+                            last: hole.last,
+                            noticed_us: hole.noticed_us,
+                        })
+                        .collect(),
+                    last_look_us: folder.last_look_us,
+                })
+                .collect(),
+            counter: record.counter,
+            alerted: record.alerted.iter().copied().take(MAX_ALERTED).collect(),
+            health: record.health(),
+            next_folder: record.next_folder.max(INBOX + 1),
+            log_id: LogId::from_slice(&record.log_id).unwrap_or_default(),
+            position: record.position,
+        };
+        checkpoint.folders.sort_by_key(|folder| folder.id);
+        checkpoint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use mailbell_proto::push::v1::ResyncReason;
+    use proptest::prelude::*;
+
+    fn event(generation: Generation, fact: Fact, alert: bool) -> Event {
+        Event {
+            account: "default.01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+            folder: INBOX,
+            generation,
+            fact,
+            alert,
+            owner_epoch: 1,
+            traceparent: String::new(),
+            detected_us: 5,
+            fetched_us: 6,
+            folder_name: "INBOX".to_owned(),
+            content: Bytes::new(),
+        }
+    }
+
+    fn arrived(uid: Uid) -> Event {
+        event(
+            1,
+            Fact::Arrived {
+                uid,
+                digest: u64::from(uid),
+            },
+            true,
+        )
+    }
+
+    fn start() -> Checkpoint {
+        Checkpoint::first([("INBOX".to_owned(), 1, 10)], 0)
+    }
+
+    #[test]
+    fn a_gap_is_a_hole_until_it_is_told() {
+        let mut checkpoint = start();
+        checkpoint.take_in(&arrived(14));
+        let folder = checkpoint.folder(INBOX).unwrap();
+        assert!(folder.told(14) && !folder.told(10) && !folder.told(13) && folder.told(9));
+        checkpoint.take_in(&arrived(12));
+        checkpoint.take_in(&arrived(10));
+        let folder = checkpoint.folder(INBOX).unwrap();
+        let holes: Vec<_> = folder
+            .holes
+            .iter()
+            .map(|hole| (hole.first, hole.last))
+            .collect();
+        assert_eq!(holes, [(11, 11), (13, 13)]);
+    }
+
+    #[test]
+    fn an_old_owner_changes_nothing_after_its_successor() {
+        let mut checkpoint = start();
+        let old = checkpoint.next_counter(1);
+        let new = checkpoint.next_counter(2);
+        let resync = |generation, counter| {
+            let reason = ResyncReason::Generation;
+            event(
+                generation,
+                Fact::Resync {
+                    counter,
+                    uid_next: 1,
+                    reason,
+                },
+                false,
+            )
+        };
+        checkpoint.take_in(&resync(3, new));
+        let after = checkpoint.clone();
+        checkpoint.take_in(&resync(2, old));
+        checkpoint.take_in(&arrived(50));
+        assert_eq!(checkpoint, after);
+    }
+
+    fn histories() -> impl Strategy<Value = Vec<Event>> {
+        let one = (0u8..6, 1u32..60, 1u32..3);
+        proptest::collection::vec(one, 0..60).prop_map(|steps| {
+            let mut counter = 0;
+            steps
+                .into_iter()
+                .map(|(kind, uid, generation)| match kind {
+                    0..=3 => event(
+                        generation,
+                        Fact::Arrived {
+                            uid,
+                            digest: u64::from(uid),
+                        },
+                        uid % 2 == 0,
+                    ),
+                    4 => {
+                        counter += 1;
+                        event(
+                            generation,
+                            Fact::Bulk {
+                                counter,
+                                first: uid,
+                                last: uid + 20,
+                            },
+                            false,
+                        )
+                    }
+                    _ => {
+                        counter += 1;
+                        let reason = ResyncReason::Generation;
+                        event(
+                            generation,
+                            Fact::Resync {
+                                counter,
+                                uid_next: uid,
+                                reason,
+                            },
+                            false,
+                        )
+                    }
+                })
+                .collect()
+        })
+    }
+
+    proptest! {
+        /// The take-over rule: a tail that begins anywhere at or before what is known leaves the same.
+        #[test]
+        fn folding_the_tail_again_changes_nothing(history in histories(), from in 0usize..60) {
+            let log = LogId([1; 16]);
+            let mut once = start();
+            for (position, event) in (1..).zip(&history) { once.fold(log, position, event); }
+            let mut again = once.clone();
+            for (position, event) in (1..).zip(&history).skip(from) { again.fold(log, position, event); }
+            prop_assert_eq!(again, once);
+        }
+
+        #[test]
+        fn a_checkpoint_survives_its_record(history in histories()) {
+            let mut checkpoint = start();
+            for event in &history { checkpoint.take_in(event); }
+            prop_assert_eq!(Checkpoint::from_record(&checkpoint.to_record()), checkpoint);
+        }
+
+        #[test]
+        fn memory_is_bounded(uids in proptest::collection::vec(1u32..100_000, 0..400)) {
+            let mut checkpoint = start();
+            for uid in uids { checkpoint.take_in(&arrived(uid)); }
+            let folder = checkpoint.folder(INBOX).unwrap();
+            prop_assert!(folder.holes.len() <= MAX_HOLES);
+            prop_assert!(checkpoint.alerted.len() <= MAX_ALERTED);
+        }
+    }
+}
