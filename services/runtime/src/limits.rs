@@ -1,0 +1,151 @@
+//! The limits that the system sets, and what is used of them.
+
+use std::{fs, io};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{Error, process};
+
+/// A limit of the system; `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// In force now.
+    pub soft: Option<u64>,
+    /// How far this process may raise it.
+    pub hard: Option<u64>,
+}
+
+/// How many files and sockets this process may have open.
+///
+/// # Errors
+/// When `/proc/self/limits` cannot be read or is not understood.
+pub fn open_files() -> Result<Limit, Error> {
+    let text = fs::read_to_string("/proc/self/limits").map_err(Error::Limits)?;
+    parse_open_files(&text).ok_or_else(|| {
+        Error::Limits(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "no line of open files in /proc/self/limits",
+        ))
+    })
+}
+
+/// Raises the limit of open files to what the system lets us have: one mailbox and one device cost a descriptor each,
+/// and the usual soft limit of 1024 is kept low only for programs that use `select(2)`.
+///
+/// # Errors
+/// When the system refuses it.
+pub fn raise_open_files() -> Result<Limit, Error> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, raised).map_err(|errno| Error::Limits(errno.into()))?;
+    }
+    open_files()
+}
+
+/// How many files and sockets are open.
+#[must_use]
+pub fn open_now() -> Option<u64> {
+    process::open_descriptors()
+}
+
+/// Resident memory of this process in bytes.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    process::resident_bytes()
+}
+
+/// The highest resident memory of this process so far, in bytes.
+#[must_use]
+pub fn peak_resident_bytes() -> Option<u64> {
+    process::peak_resident_bytes()
+}
+
+/// The memory this process may use, in bytes: the cgroup's limit (version 2), else all of the machine.
+#[must_use]
+pub fn memory_bytes() -> Option<u64> {
+    cgroup_memory().or_else(machine_memory)
+}
+
+fn cgroup_memory() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    // A parent's limit holds too, so the lowest of the way up counts. In a container the path is `/`.
+    std::path::Path::new(own)
+        .ancestors()
+        .filter_map(|group| {
+            let group = group.strip_prefix("/").unwrap_or(group);
+            let file = std::path::Path::new("/sys/fs/cgroup")
+                .join(group)
+                .join("memory.max");
+            fs::read_to_string(file).ok()?.trim().parse().ok()
+        })
+        .min()
+}
+
+fn machine_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:"))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()?;
+    kib.checked_mul(1024)
+}
+
+fn parse_open_files(text: &str) -> Option<Limit> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    let mut words = line.split_ascii_whitespace();
+    let mut next = || match words.next()? {
+        "unlimited" => Some(None),
+        number => number.parse().ok().map(Some),
+    };
+    Some(Limit {
+        soft: next()?,
+        hard: next()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_parsed() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max processes             1                    2                    processes \n\
+                    Max open files            1024                 unlimited            files     \n";
+        assert_eq!(
+            parse_open_files(text),
+            Some(Limit {
+                soft: Some(1024),
+                hard: None
+            })
+        );
+        assert_eq!(parse_open_files("Max open files  some many files"), None);
+        assert_eq!(parse_open_files(""), None);
+    }
+
+    #[test]
+    fn raising_makes_the_soft_limit_the_hard_one() {
+        let limit = raise_open_files().unwrap();
+        assert_eq!(limit.soft, limit.hard);
+        assert_eq!(open_files().unwrap(), limit);
+        assert!(open_now().unwrap() < limit.soft.unwrap_or(u64::MAX));
+    }
+
+    #[test]
+    fn memory_in_use_is_less_than_there_is() {
+        let used = resident_bytes().unwrap();
+        assert!(used <= peak_resident_bytes().unwrap().max(used));
+        assert!(used < memory_bytes().unwrap());
+    }
+}
