@@ -41,13 +41,7 @@ pub mod admin {
 #[cfg(not(feature = "gen"))]
 pub mod bus {
     /// Version 1.
-    #[expect(
-        missing_docs,
-        clippy::all,
-        clippy::allow_attributes,
-        unused_qualifications,
-        reason = "generated"
-    )]
+    #[expect(missing_docs, clippy::all, reason = "generated")]
     pub mod v1 {
         include!("generated/mailbell.bus.v1.rs");
     }

@@ -3,9 +3,14 @@
 //! What decides is here, so that a simulation can drive it through every interleaving; what carries the decisions out
 //! (`bus`, `imap`, `watcher`, `gateway`) is thin.
 
+pub mod backoff;
 pub mod checkpoint;
+pub mod cursor;
+pub mod dedupe;
+pub mod delivery;
 pub mod event;
 pub mod ids;
 pub mod plant;
 pub mod read;
 pub mod timing;
+pub mod token;
