@@ -12,5 +12,6 @@ pub mod event;
 pub mod ids;
 pub mod plant;
 pub mod read;
+pub mod seal;
 pub mod timing;
 pub mod token;
