@@ -10,13 +10,14 @@
 //! 6. [`signals::Signals`]: the first signal drains, the second one ends at once;
 //! 7. [`telemetry::Telemetry::shutdown`], inside the grace period.
 //!
-//! It knows nothing of mail, NATS or gRPC services, and no other crate of the workspace.
+//! It knows nothing of mail or NATS, offers no gRPC service, and no other crate of the workspace.
 
 pub mod drain;
 mod error;
 pub mod exit;
 pub mod health;
 pub mod http;
+pub mod incoming;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
