@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -16,9 +15,16 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
     trace::v1::Span,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
-use tokio_stream::wrappers::TcpListenerStream;
+use rustls::ServerConfig;
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tonic::{Request, Response, Status, transport::Server};
+
+use crate::{
+    Error,
+    drain::Drain,
+    incoming::{Bounds, IncomingMetrics, incoming},
+    listen,
+};
 
 /// Beyond this the receiver refuses: a test that makes more has gone astray.
 const MAX_SPANS: usize = 100_000;
@@ -47,34 +53,53 @@ pub struct ReceivedSpan {
 /// A receiver on a free port of loopback; its drop ends it.
 #[derive(Debug)]
 pub struct OtlpReceiver {
-    addr: SocketAddr,
+    endpoint: String,
     spans: watch::Receiver<Arc<Vec<ReceivedSpan>>>,
     task: JoinHandle<()>,
+    /// Its drop closes the listener.
+    _drain: Drain,
 }
 
 impl OtlpReceiver {
-    /// Starts it on the current runtime.
+    /// Starts it on the current runtime, without TLS.
     ///
     /// # Errors
     /// When no port can be bound.
-    pub async fn start() -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let addr = listener.local_addr()?;
+    pub fn start() -> Result<Self, Error> {
+        Self::start_with(None)
+    }
+
+    /// Starts it on the current runtime, with TLS if a configuration for `localhost` is given.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub fn start_with(tls: Option<Arc<ServerConfig>>) -> Result<Self, Error> {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let bound = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "the OTLP receiver")?;
+        let endpoint = format!("{scheme}://localhost:{}", bound.addr().port());
+        let (drain, handle) = Drain::new();
+        let metrics = IncomingMetrics::default();
+        let incoming = incoming(bound, "otlp", tls, Bounds::default(), &metrics, handle)?;
         let (tx, spans) = watch::channel(Arc::default());
         let serve = Server::builder()
             .add_service(TraceServiceServer::new(Receiver { spans: tx }))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(incoming);
         let task = tokio::spawn(async move {
             // A failure shows as spans that never come.
             let _ = serve.await;
         });
-        Ok(Self { addr, spans, task })
+        Ok(Self {
+            endpoint,
+            spans,
+            task,
+            _drain: drain,
+        })
     }
 
     /// What to give as `--otlp-endpoint`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.addr)
+        self.endpoint.clone()
     }
 
     /// All spans so far.

@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 // One thread on purpose: a flush that blocked it would keep the exporter from sending, and so hang.
 #[tokio::test]
 async fn one_message_makes_one_trace() {
-    let receiver = OtlpReceiver::start().await.unwrap();
+    let receiver = OtlpReceiver::start().unwrap();
     let args = TelemetryArgs {
         otlp_endpoint: Some(receiver.endpoint()),
         ..TelemetryArgs::default()
@@ -39,9 +39,10 @@ async fn one_message_makes_one_trace() {
     let append = root.child();
     let header = append.to_string();
     trace::record_span_as("append", &root, &append, at(10), at(12), []);
-    trace::record_root("message", &root, at(0), at(12), []);
-    // The gateway: it knows the header only. An open span of the process has no part in it.
+    // An open span of the process has no part in it.
     let inside = tracing::info_span!(target: "mailbell_test", "some work").entered();
+    trace::record_root("message", &root, at(0), at(12), []);
+    // The gateway: it knows the header only.
     let parent = TraceContext::parse(&header).unwrap();
     trace::record_span("receive", &parent, at(12), at(13), []);
     // A clock that was set back.
