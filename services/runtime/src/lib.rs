@@ -15,6 +15,7 @@
 pub mod drain;
 mod error;
 pub mod exit;
+pub mod failpoint;
 pub mod health;
 pub mod http;
 pub mod incoming;
