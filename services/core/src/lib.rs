@@ -13,5 +13,6 @@ pub mod ids;
 pub mod plant;
 pub mod read;
 pub mod seal;
+pub mod session;
 pub mod timing;
 pub mod token;

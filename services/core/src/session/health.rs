@@ -1,0 +1,251 @@
+//! How the account is doing, in words; and what of it devices are told.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mailbell_proto::push::v1::{AccountState, Health};
+use prost::Message as _;
+
+use super::{Failure, Now, Session, Severity, Status, Stop};
+use crate::event::{Event, Fact};
+
+/// The account's condition now.
+#[derive(Debug)]
+pub(super) struct Condition {
+    health: Health,
+    code: &'static str,
+    sentence: String,
+    since_us: i64,
+    failing_since: Option<Duration>,
+    permanent: u32,
+    log_trouble: Option<(&'static str, String)>,
+    last_arrival_us: i64,
+    shown: Option<Status>,
+    telling: Option<Health>,
+}
+
+impl Condition {
+    pub(super) fn starting(now: Now) -> Self {
+        Self {
+            health: Health::Starting,
+            code: "starting",
+            sentence: "About to log in.".to_owned(),
+            since_us: now.wall_us,
+            failing_since: None,
+            permanent: 0,
+            log_trouble: None,
+            last_arrival_us: 0,
+            shown: None,
+            telling: None,
+        }
+    }
+
+    fn set(&mut self, now: Now, health: Health, code: &'static str, sentence: String) {
+        if self.health != health {
+            self.since_us = now.wall_us;
+        }
+        self.health = health;
+        self.code = code;
+        self.sentence = sentence;
+    }
+
+    pub(super) fn watching(&mut self, now: Now) {
+        if self.health != Health::Watching {
+            self.set(
+                now,
+                Health::Watching,
+                "watching",
+                "Watching for new mail.".to_owned(),
+            );
+        }
+        self.forget_failures();
+    }
+
+    pub(super) fn missing_folder(&mut self, failure: &Failure) {
+        self.code = failure.code;
+        self.sentence.clone_from(&failure.sentence);
+    }
+
+    pub(super) fn folder_found(&mut self) {
+        if self.health == Health::Watching && self.code != "watching" {
+            self.code = "watching";
+            self.sentence = "Watching for new mail.".to_owned();
+        }
+    }
+
+    /// Answers whether a person must act.
+    pub(super) fn failed(&mut self, now: Now, failure: &Failure) -> bool {
+        self.failing_since.get_or_insert(now.mono);
+        self.permanent = match failure.severity {
+            Severity::Permanent => self.permanent.saturating_add(1),
+            // Something else in between says nothing about the password.
+            _ => self.permanent,
+        };
+        let act = failure.severity == Severity::Permanent && self.permanent >= 2;
+        let health = if act {
+            Health::ActionNeeded
+        } else {
+            Health::Retrying
+        };
+        self.set(now, health, failure.code, failure.sentence.clone());
+        act
+    }
+
+    pub(super) fn forget_failures(&mut self) {
+        self.failing_since = None;
+        self.permanent = 0;
+    }
+
+    pub(super) fn paused(&mut self, now: Now) {
+        self.forget_failures();
+        self.set(
+            now,
+            Health::Paused,
+            "paused",
+            "Paused: new mail is not looked for.".to_owned(),
+        );
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.health == Health::Paused
+    }
+
+    pub(super) fn resumed(&mut self, now: Now) {
+        self.set(
+            now,
+            Health::Starting,
+            "starting",
+            "About to log in.".to_owned(),
+        );
+    }
+
+    pub(super) fn arrived(&mut self, wall_us: i64) {
+        self.last_arrival_us = self.last_arrival_us.max(wall_us);
+    }
+
+    pub(super) fn log_refuses(&mut self, _now: Now, code: &'static str, sentence: String) {
+        self.log_trouble = Some((code, sentence));
+    }
+
+    pub(super) fn log_works(&mut self) {
+        self.log_trouble = None;
+    }
+
+    /// What was queued for devices was dropped; it is told again.
+    pub(super) fn told_anew(&mut self) {
+        self.telling = None;
+    }
+
+    /// When a passing failure has lasted long enough to be told.
+    pub(super) fn tell_at(&self, tell_after: Duration) -> Option<Duration> {
+        (self.health == Health::Retrying && self.telling != Some(Health::Retrying))
+            .then_some(self.failing_since)
+            .flatten()
+            .map(|since| since + tell_after)
+    }
+
+    /// The status, if it is not the one that was given last.
+    pub(super) fn changed(&mut self, mode: &'static str) -> Option<Status> {
+        let (code, sentence) = match &self.log_trouble {
+            Some((code, sentence)) if self.health == Health::Watching => (*code, sentence.clone()),
+            _ => (self.code, self.sentence.clone()),
+        };
+        let status = Status {
+            health: self.health,
+            code,
+            sentence,
+            since_us: self.since_us,
+            mode,
+            last_arrival_us: self.last_arrival_us,
+        };
+        if self.shown.as_ref() == Some(&status) {
+            return None;
+        }
+        self.shown = Some(status.clone());
+        Some(status)
+    }
+}
+
+impl Session {
+    /// Queues the fact that the account's health is another than devices were told.
+    pub(super) fn queue_health(&mut self, now: Now) {
+        let condition = &self.condition;
+        let due = match condition.health {
+            _ if self.stop == Some(Stop::Removed) => Some(Health::Removed),
+            Health::Retrying => condition
+                .tell_at(self.config.limits.tell_after)
+                .is_some_and(|at| at <= now.mono)
+                .then_some(Health::Retrying),
+            Health::Watching | Health::ActionNeeded | Health::Paused => Some(condition.health),
+            _ => None,
+        };
+        let Some(health) = due else { return };
+        if condition.telling == Some(health) || !self.bus_up {
+            return;
+        }
+        if condition.telling.is_none() && self.checkpoint.health == health {
+            self.condition.telling = Some(health);
+            return;
+        }
+        let waits = self.outbox.events().any(
+            |event| matches!(event.fact, Fact::AccountState { health: told, .. } if told == health),
+        );
+        if self.stop == Some(Stop::HandOver) || waits {
+            return;
+        }
+        if health == Health::Removed {
+            // Nothing but this is told of an account that is gone.
+            self.outbox.queue.clear();
+        }
+        self.condition.telling = Some(health);
+        let counter = self.next_counter();
+        let removed = health == Health::Removed;
+        let content = AccountState {
+            account: self.config.account.to_string(),
+            health: health.into(),
+            code: if removed {
+                "removed"
+            } else {
+                self.condition.code
+            }
+            .to_owned(),
+            sentence: if removed {
+                "This account was removed.".to_owned()
+            } else {
+                crate::event::cut(&self.condition.sentence, 1024).to_owned()
+            },
+            since_ms: self.condition.since_us / 1000,
+            mode: self.mode().to_owned(),
+            key: None,
+        };
+        let event = Event {
+            account: self.config.account.clone(),
+            folder: 0,
+            generation: 0,
+            fact: Fact::AccountState { counter, health },
+            alert: false,
+            owner_epoch: self.config.owner_epoch,
+            traceparent: String::new(),
+            detected_us: now.wall_us,
+            fetched_us: now.wall_us,
+            folder_name: String::new(),
+            content: Bytes::from(content.encode_to_vec()),
+        };
+        self.outbox.queue.push_back(event);
+    }
+
+    /// Whether the log holds that the account was removed.
+    pub(super) fn removal_told(&self) -> bool {
+        self.checkpoint.health == Health::Removed
+    }
+
+    /// A counter that no fact of this account has.
+    pub(super) fn next_counter(&mut self) -> u64 {
+        let next = self
+            .checkpoint
+            .next_counter(self.config.owner_epoch)
+            .max(self.counter_given.saturating_add(1));
+        self.counter_given = next;
+        next
+    }
+}
