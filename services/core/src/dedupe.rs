@@ -7,6 +7,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::event::message_id;
 
+/// The digest of a key, by which it is kept.
+#[must_use]
+pub fn key_digest(key: &EventKey) -> u64 {
+    xxh3_64(message_id(key).as_bytes())
+}
+
 /// The last keys, by their digests. The oldest leave first.
 #[derive(Debug, Clone)]
 pub struct RecentKeys {
@@ -28,16 +34,23 @@ impl RecentKeys {
 
     /// Takes in a key. False: it was known, and the fact is a repeat.
     pub fn insert(&mut self, key: &EventKey) -> bool {
-        self.insert_digest(xxh3_64(message_id(key).as_bytes()))
+        self.insert_digest(key_digest(key))
     }
 
     /// Whether a key is known.
     #[must_use]
     pub fn contains(&self, key: &EventKey) -> bool {
-        self.known.contains(&xxh3_64(message_id(key).as_bytes()))
+        self.contains_digest(key_digest(key))
     }
 
-    fn insert_digest(&mut self, digest: u64) -> bool {
+    /// Whether a digest is known.
+    #[must_use]
+    pub fn contains_digest(&self, digest: u64) -> bool {
+        self.known.contains(&digest)
+    }
+
+    /// Takes in a digest: of a key, or of what else a client must recognize. False: it was known.
+    pub fn insert_digest(&mut self, digest: u64) -> bool {
         if !self.known.insert(digest) {
             return false;
         }
