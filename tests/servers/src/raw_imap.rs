@@ -21,6 +21,8 @@ impl RawImap {
         let stream = BufStream::new(TcpStream::connect(("127.0.0.1", port)).await?);
         let mut this = Self { stream, tags: 0 };
         this.read_response().await?;
+        let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+        let (user, password) = (escape(user), escape(password));
         this.command(&format!("LOGIN \"{user}\" \"{password}\""))
             .await?;
         Ok(this)

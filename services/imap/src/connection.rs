@@ -1,0 +1,226 @@
+//! A connection between two waits: it runs commands and remembers what the server lets drop.
+
+use std::time::Duration;
+
+use imap_proto::{MailboxDatum, Response};
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+use crate::capability::Capabilities;
+use crate::channel::{Channel, Ending};
+use crate::command::Command;
+use crate::error::Error;
+use crate::guard::Limits;
+use crate::settings::{Settings, Timeouts};
+
+/// The folder that is open, read-only.
+#[derive(Clone, Debug)]
+pub(crate) struct Selected {
+    /// Its name, decoded.
+    pub(crate) folder: Box<str>,
+    pub(crate) uid_validity: u32,
+    /// The next UID as far as it is known.
+    pub(crate) uid_next: u32,
+    /// How many messages it has, by the last that was heard.
+    pub(crate) exists: u32,
+    pub(crate) highest_modseq: Option<u64>,
+}
+
+/// What outlives the parser: kept over [`crate::Parked`], small.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) capabilities: Capabilities,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) preview_chars: usize,
+    pub(crate) handshake: Duration,
+    pub(crate) selected: Option<Selected>,
+    /// Something was announced that no [`Connection::look`] has taken into account.
+    pub(crate) dirty: bool,
+}
+
+impl Session {
+    pub(crate) fn new(
+        capabilities: Capabilities,
+        settings: &Settings,
+        handshake: Duration,
+    ) -> Self {
+        Self {
+            capabilities,
+            timeouts: settings.timeouts,
+            preview_chars: settings.preview_chars,
+            handshake,
+            selected: None,
+            dirty: false,
+        }
+    }
+
+    /// The folder has this many messages now.
+    pub(crate) fn on_exists(&mut self, exists: u32) {
+        if let Some(selected) = &mut self.selected
+            && selected.exists != exists
+        {
+            selected.exists = exists;
+            self.dirty = true;
+        }
+    }
+
+    /// A message is gone.
+    pub(crate) fn on_expunge(&mut self) {
+        if let Some(selected) = &mut self.selected {
+            selected.exists = selected.exists.saturating_sub(1);
+            self.dirty = true;
+        }
+    }
+
+    /// Takes note of what a server may say during any command. A FETCH without our asking is a change of flags; the
+    /// commands that ask for FETCH look at it themselves.
+    pub(crate) fn observe(&mut self, response: &Response<'_>) {
+        match response {
+            Response::MailboxData(MailboxDatum::Exists(exists)) => self.on_exists(*exists),
+            Response::Expunge(_) => self.on_expunge(),
+            _ => {}
+        }
+    }
+}
+
+/// A connection that is logged in. It never changes the mailbox: folders are opened with EXAMINE, messages read with
+/// PEEK.
+///
+/// Its methods are not safe to cancel: a dropped future leaves an answer half read, and the next command fails. Bound
+/// them by [`Timeouts`] only, or drop the connection along with the future. After an error other than
+/// [`Error::NoSuchFolder`] and [`Error::InvalidInput`] the connection is of no more use.
+#[derive(Debug)]
+pub struct Connection {
+    channel: Channel,
+    pub(crate) session: Session,
+    /// A command has not come to its end.
+    broken: bool,
+}
+
+impl Connection {
+    pub(crate) fn new(channel: Channel, session: Session) -> Self {
+        Self {
+            channel,
+            session,
+            broken: false,
+        }
+    }
+
+    /// What the server can do, as announced after login.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        self.session.capabilities
+    }
+
+    /// From the begin of connecting to the end of the login: what a reconnect costs.
+    #[must_use]
+    pub fn handshake(&self) -> Duration {
+        self.session.handshake
+    }
+
+    /// Whether something was announced (arrivals, removals) since the last [`Connection::look`] began.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.session.dirty
+    }
+
+    /// How many messages the open folder has, by the last that was heard.
+    #[must_use]
+    pub fn exists(&self) -> Option<u32> {
+        self.session
+            .selected
+            .as_ref()
+            .map(|selected| selected.exists)
+    }
+
+    /// Asks the server for news; says whether there are any since the last [`Connection::look`] began.
+    ///
+    /// # Errors
+    /// When the connection ends or the server refuses.
+    pub async fn noop(&mut self) -> Result<bool, Error> {
+        let ending = self
+            .run(Command::new("NOOP"), Limits::SMALL, &mut |_| {})
+            .await?;
+        if !ending.ok {
+            return Err(crate::login::refused(&ending).unwrap_or(Error::Protocol("NOOP refused")));
+        }
+        Ok(self.session.dirty)
+    }
+
+    /// Logs out and closes, within [`Timeouts::logout`]. There is nothing to do about errors, so it tells none.
+    pub async fn logout(self) {
+        let Self {
+            mut channel,
+            session,
+            broken,
+        } = self;
+        let _ = timeout(session.timeouts.logout, async {
+            if !broken {
+                let _ = channel
+                    .run(Command::new("LOGOUT"), Limits::SMALL, &mut |_| {})
+                    .await;
+            }
+            if let Ok(guard) = channel.guard() {
+                let _ = guard.shutdown().await;
+            }
+        })
+        .await;
+    }
+
+    /// Runs one command within its time. `on` sees all untagged responses; those about the open folder were noted.
+    pub(crate) async fn run(
+        &mut self,
+        command: Command,
+        limits: Limits,
+        on: &mut (dyn FnMut(&Response<'_>) + Send),
+    ) -> Result<Ending, Error> {
+        self.start()?;
+        let Self {
+            channel, session, ..
+        } = self;
+        let limit = session.timeouts.command;
+        let mut observer = |response: &Response<'_>| {
+            session.observe(response);
+            on(response);
+        };
+        let ending = timeout(limit, channel.run(command, limits, &mut observer)).await;
+        self.finish(ending)
+    }
+
+    /// As [`Connection::run`], for EXAMINE: what is said is about the folder to be opened.
+    pub(crate) async fn run_select(
+        &mut self,
+        command: Command,
+        on: &mut (dyn FnMut(&Response<'_>) + Send),
+    ) -> Result<Ending, Error> {
+        self.start()?;
+        self.session.selected = None;
+        let limit = self.session.timeouts.command;
+        let ending = timeout(limit, self.channel.run(command, Limits::SMALL, on)).await;
+        self.finish(ending)
+    }
+
+    fn start(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.broken, true) {
+            Err(Error::Disconnected { bye: false })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn finish(&mut self, ending: Result<Result<Ending, Error>, Elapsed>) -> Result<Ending, Error> {
+        let ending = ending.map_err(|_| Error::Timeout("command"))??;
+        self.broken = false;
+        Ok(ending)
+    }
+
+    /// Responses of the last command that were left out.
+    pub(crate) fn skipped(&mut self) -> u32 {
+        self.channel.skipped()
+    }
+
+    pub(crate) fn into_parts(self) -> (Channel, Session) {
+        (self.channel, self.session)
+    }
+}

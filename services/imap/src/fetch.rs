@@ -1,0 +1,339 @@
+//! Messages, a page at a time. What is fetched of each has a bound, so a message of 50 MB costs as much as one of 5 KB.
+
+use std::collections::BTreeMap;
+
+use imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
+
+use crate::capability::Capability;
+use crate::command::{Command, uid_set};
+use crate::connection::Connection;
+use crate::error::Error;
+use crate::guard::{LINE_LIMIT, Limits};
+use crate::login::refused;
+use crate::message::structure::{self, TextPart};
+use crate::message::{FLAGS_LIMIT, Message, cut, headers, preview};
+
+/// Most messages of a page.
+pub const PAGE_LIMIT: usize = 64;
+/// First bytes of the header fields that are fetched.
+const HEADER_BYTES: usize = 16 << 10;
+const HEADER_FIELDS: &str = "FROM SENDER TO SUBJECT DATE MESSAGE-ID IN-REPLY-TO REFERENCES";
+
+/// Which messages to list. Pages have 64 messages at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListQuery {
+    /// The newest so many.
+    Newest(usize),
+    /// The oldest so many with a higher UID.
+    After(u32, usize),
+    /// The newest so many with a lower UID.
+    Before(u32, usize),
+}
+
+/// A part of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The folder's generation.
+    pub uid_validity: u32,
+    /// The UID that the next message will have at least.
+    pub uid_next: u32,
+    /// How many messages the folder has.
+    pub exists: u32,
+    /// The messages, ascending by UID.
+    pub messages: Vec<Message>,
+    /// Whether there are more in the direction of the query (older ones for `Newest` and `Before`).
+    pub more: bool,
+}
+
+/// How much is asked of messages; less when a server's answer could not be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Full,
+    NoStructure,
+    Minimal,
+}
+
+/// A message while its page is put together.
+#[derive(Default)]
+struct Draft {
+    message: Message,
+    text: Option<TextPart>,
+    /// More than a change of flags was told.
+    exists: bool,
+}
+
+type Drafts = BTreeMap<u32, Draft>;
+
+impl Connection {
+    /// Reads messages of the open folder (see [`Connection::look`]), 64 at most; those that are gone are left out.
+    /// Ascending by UID.
+    ///
+    /// # Errors
+    /// When the connection ends or the server refuses.
+    pub async fn fetch(&mut self, uids: &[u32]) -> Result<Vec<Message>, Error> {
+        let uids = uids.get(..PAGE_LIMIT).unwrap_or(uids);
+        if uids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut drafts = uids
+            .iter()
+            .map(|uid| (*uid, Draft::default()))
+            .collect::<Drafts>();
+        if !self.fetch_items(uids, Depth::Full, &mut drafts).await? {
+            // The answer about some message can't be read, or makes the server refuse all: those one by one.
+            for uid in missing(&drafts) {
+                if !self
+                    .fetch_items(&[uid], Depth::NoStructure, &mut drafts)
+                    .await?
+                    && !missing(&drafts).is_empty()
+                {
+                    self.fetch_items(&[uid], Depth::Minimal, &mut drafts)
+                        .await?;
+                }
+            }
+        }
+        drafts.retain(|_, draft| draft.exists);
+        self.fetch_texts(&mut drafts).await?;
+        Ok(drafts.into_values().map(|draft| draft.message).collect())
+    }
+
+    /// Asks for some messages; says whether those that are missing now are known to be gone.
+    async fn fetch_items(
+        &mut self,
+        uids: &[u32],
+        depth: Depth,
+        drafts: &mut Drafts,
+    ) -> Result<bool, Error> {
+        let capabilities = self.session.capabilities;
+        let mut items = String::from("UID FLAGS INTERNALDATE RFC822.SIZE");
+        if depth != Depth::Minimal {
+            for (capability, more) in [
+                (Capability::CondStore, " MODSEQ"),
+                (Capability::ObjectId, " EMAILID THREADID"),
+                (Capability::Gmail, " X-GM-MSGID X-GM-THRID"),
+            ] {
+                if capabilities.has(capability) {
+                    items.push_str(more);
+                }
+            }
+            items.push_str(&format!(
+                " BODY.PEEK[HEADER.FIELDS ({HEADER_FIELDS})]<0.{HEADER_BYTES}>"
+            ));
+        }
+        if depth == Depth::Full {
+            items.push_str(" BODYSTRUCTURE");
+        }
+        // Names in a BODYSTRUCTURE may be literals too.
+        let one = HEADER_BYTES + LINE_LIMIT;
+        let limits = Limits {
+            literals: one,
+            answer: uids.len() * (one + LINE_LIMIT) + (64 << 10),
+        };
+        let command = Command::new(&format!("UID FETCH {} ({items})", uid_set(uids)));
+        let ending = self
+            .run(command, limits, &mut |response| {
+                if let Response::Fetch(_, items) = response {
+                    take_items(items, drafts);
+                }
+            })
+            .await?;
+        if ending.ok {
+            return Ok(self.skipped() == 0);
+        }
+        match refused(&ending) {
+            Some(later) => Err(later),
+            None if ending.bad && depth == Depth::Minimal => {
+                Err(Error::Protocol("FETCH not understood"))
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Fetches the begin of each message's text and makes the previews: one command for all messages whose text is at
+    /// the same place.
+    async fn fetch_texts(&mut self, drafts: &mut Drafts) -> Result<(), Error> {
+        let mut places: BTreeMap<(String, usize), Vec<u32>> = BTreeMap::new();
+        for (uid, draft) in drafts.iter() {
+            if let Some(text) = &draft.text {
+                let bytes = if text.html {
+                    preview::HTML_BYTES
+                } else {
+                    preview::PLAIN_BYTES
+                };
+                places
+                    .entry((text.section.clone(), bytes))
+                    .or_default()
+                    .push(*uid);
+            }
+        }
+        let most_chars = self.session.preview_chars;
+        for ((section, bytes), uids) in places {
+            let command = Command::new(&format!(
+                "UID FETCH {} (UID BODY.PEEK[{section}]<0.{bytes}>)",
+                uid_set(&uids)
+            ));
+            let limits = Limits {
+                literals: bytes,
+                answer: uids.len() * (bytes + 1024) + (64 << 10),
+            };
+            let ending = self
+                .run(command, limits, &mut |response| {
+                    if let Response::Fetch(_, items) = response {
+                        take_text(items, drafts, most_chars);
+                    }
+                })
+                .await?;
+            if !ending.ok
+                && let Some(later) = refused(&ending)
+            {
+                return Err(later);
+            }
+            // Any other NO costs the preview only.
+        }
+        Ok(())
+    }
+
+    /// One page of a folder, newest or beside a UID; opens the folder if it isn't open.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFolder`] leaves the connection usable.
+    pub async fn list(&mut self, folder: &str, query: ListQuery) -> Result<Page, Error> {
+        let opened = self.examine(folder, false).await?;
+        let exists = opened.exists;
+        let size = |count: usize| u32::try_from(count.clamp(1, PAGE_LIMIT)).unwrap_or(1);
+        let (first, last, more) = match query {
+            ListQuery::Newest(count) => {
+                let first = exists.saturating_sub(size(count)) + 1;
+                (first, exists, first > 1)
+            }
+            ListQuery::Before(uid, count) => {
+                let last = self.first_at_or_above(uid, exists).await? - 1;
+                let first = last.saturating_sub(size(count)) + 1;
+                (first, last, first > 1)
+            }
+            ListQuery::After(uid, count) => {
+                let first = match uid.checked_add(1) {
+                    Some(uid) => self.first_at_or_above(uid, exists).await?,
+                    None => exists.saturating_add(1),
+                };
+                let last = first.saturating_add(size(count) - 1).min(exists);
+                (first, last, last < exists)
+            }
+        };
+        let mut uids = self
+            .uids_at(first, last)
+            .await?
+            .into_iter()
+            .map(|(_, uid)| uid)
+            .collect::<Vec<_>>();
+        // Sequence numbers may have moved between the steps.
+        uids.retain(|uid| match query {
+            ListQuery::Newest(_) => true,
+            ListQuery::After(bound, _) => *uid > bound,
+            ListQuery::Before(bound, _) => *uid < bound,
+        });
+        let messages = self.fetch(&uids).await?;
+        let uid_next = opened
+            .uid_next
+            .max(uids.last().map_or(0, |uid| uid.saturating_add(1)));
+        Ok(Page {
+            uid_validity: opened.uid_validity,
+            uid_next,
+            exists,
+            messages,
+            more,
+        })
+    }
+}
+
+fn missing(drafts: &Drafts) -> Vec<u32> {
+    drafts
+        .iter()
+        .filter(|(_, draft)| !draft.exists)
+        .map(|(uid, _)| *uid)
+        .collect()
+}
+
+fn uid_of(items: &[AttributeValue<'_>]) -> Option<u32> {
+    items.iter().find_map(|item| match item {
+        AttributeValue::Uid(uid) => Some(*uid),
+        _ => None,
+    })
+}
+
+/// Takes what one FETCH response says about a message that was asked for.
+fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts) {
+    let Some(uid) = uid_of(items) else { return };
+    let Some(draft) = drafts.get_mut(&uid) else {
+        return;
+    };
+    let message = &mut draft.message;
+    message.uid = uid;
+    let mut header = None;
+    for item in items {
+        match item {
+            AttributeValue::Flags(flags) => message.flags = take_flags(flags),
+            AttributeValue::InternalDate(date) => {
+                message.internal_date = headers::internal_date(date);
+                draft.exists = true;
+            }
+            AttributeValue::Rfc822Size(size) => {
+                message.size = Some(*size);
+                draft.exists = true;
+            }
+            AttributeValue::ModSeq(modseq) => message.modseq = Some(*modseq),
+            AttributeValue::EmailId(id) => message.content_id = headers::id(id),
+            AttributeValue::ThreadId(id) => message.thread = id.as_deref().and_then(headers::id),
+            AttributeValue::GmailMsgId(id) => message.content_id = Some(id.to_string()),
+            AttributeValue::GmailThrId(id) => message.thread = Some(id.to_string()),
+            AttributeValue::BodySection {
+                section: Some(SectionPath::Full(MessageSection::Header)),
+                data: Some(data),
+                ..
+            } => {
+                header = Some(data);
+                draft.exists = true;
+            }
+            AttributeValue::BodyStructure(body) => {
+                let summary = structure::summarize(body);
+                message.has_attachments = summary.has_attachments;
+                draft.text = summary.text;
+            }
+            _ => {}
+        }
+    }
+    // Last, since a thread id of the server goes before what the headers say.
+    if let Some(header) = header {
+        headers::read(header, message);
+    }
+}
+
+/// System flags first, so that none of them is cut off by a user who invents many.
+fn take_flags(flags: &[std::borrow::Cow<'_, str>]) -> Vec<String> {
+    let (most, bytes) = FLAGS_LIMIT;
+    let (system, own): (Vec<_>, Vec<_>) = flags.iter().partition(|flag| flag.starts_with('\\'));
+    system
+        .into_iter()
+        .chain(own)
+        .take(most)
+        .map(|flag| cut(flag, bytes).to_owned())
+        .collect()
+}
+
+/// Makes a preview of the text in one FETCH response.
+fn take_text(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usize) {
+    let Some(draft) = uid_of(items).and_then(|uid| drafts.get_mut(&uid)) else {
+        return;
+    };
+    let Some(part) = &draft.text else { return };
+    for item in items {
+        if let AttributeValue::BodySection {
+            section: Some(SectionPath::Part(..)),
+            data: Some(data),
+            ..
+        } = item
+        {
+            draft.message.preview = preview::make(part, data, most_chars);
+        }
+    }
+}

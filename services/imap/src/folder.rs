@@ -1,0 +1,379 @@
+//! Folders: which there are, how far they are, and what is new in one.
+
+use imap_proto::{
+    AttributeValue, MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute,
+};
+
+use crate::capability::Capability;
+use crate::command::Command;
+use crate::connection::{Connection, Selected};
+use crate::error::Error;
+use crate::guard::Limits;
+use crate::login::refused;
+use crate::mutf7;
+
+/// Most UIDs of one look.
+const LOOK_LIMIT: u32 = 2000;
+/// Most folders of a listing; nobody watches the ones behind.
+const FOLDER_LIMIT: usize = 2000;
+
+/// What is in a folder from a UID on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// The folder's generation.
+    pub uid_validity: u32,
+    /// The UID that the next message will have at least. Above every UID in this look.
+    pub uid_next: u32,
+    /// How many messages the folder has.
+    pub exists: u32,
+    /// The folder's modification sequence, when the server keeps one and the folder was opened for this look.
+    pub highest_modseq: Option<u64>,
+    /// How many messages there are from the UID on.
+    pub total_new: u32,
+    /// The newest of them, at most as many as asked for, ascending.
+    pub uids: Vec<u32>,
+    /// Whether the server gave every message that it had announced. If not, some can't be fetched yet: look again.
+    pub complete: bool,
+}
+
+/// The STATUS of a folder. What the server didn't say is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FolderStatus {
+    /// How many messages there are.
+    pub messages: Option<u32>,
+    /// The UID that the next message will have at least.
+    pub uid_next: Option<u32>,
+    /// The folder's generation.
+    pub uid_validity: Option<u32>,
+    /// The folder's modification sequence.
+    pub highest_modseq: Option<u64>,
+}
+
+/// What a folder is for, as its attributes say (RFC 6154, RFC 8457).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names are those of the RFCs")]
+#[non_exhaustive]
+pub enum SpecialUse {
+    All,
+    Archive,
+    Drafts,
+    Flagged,
+    Important,
+    Junk,
+    Sent,
+    Trash,
+}
+
+/// A folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder {
+    /// Its name, decoded. Pass it back as it is.
+    pub name: String,
+    /// What stands between the levels of the name.
+    pub delimiter: Option<char>,
+    /// Whether it can be opened.
+    pub selectable: bool,
+    /// What it is for.
+    pub special_use: Vec<SpecialUse>,
+}
+
+impl Connection {
+    /// Opens a folder if it isn't open (or again, when `force`) and finds the messages with a UID of `from_uid` or
+    /// more, without ever asking for an answer whose size depends on how many there are.
+    ///
+    /// Begin of a look: all that was announced before is taken into account and forgotten; what is announced while it
+    /// runs makes the connection dirty again, so that [`Connection::park`] returns at once.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFolder`] leaves the connection usable.
+    pub async fn look(
+        &mut self,
+        folder: &str,
+        from_uid: u32,
+        cap: u32,
+        force: bool,
+    ) -> Result<Look, Error> {
+        let cap = cap.clamp(1, LOOK_LIMIT);
+        // First, so that what is announced from here on is not forgotten.
+        self.session.dirty = false;
+        let opened = self.examine(folder, force).await?;
+        let exists = opened.exists;
+        let wanted = exists.min(cap + 1);
+        let mut uids = self.uids_at(exists - wanted + 1, exists).await?;
+        let complete = uids.len() >= usize::try_from(wanted).unwrap_or(usize::MAX);
+        let oldest_is_new = uids.first().is_some_and(|(_, uid)| *uid >= from_uid);
+        let last = uids.last().map_or(0, |(_, uid)| *uid);
+        uids.retain(|(_, uid)| *uid >= from_uid);
+        let found = u32::try_from(uids.len()).unwrap_or(u32::MAX);
+        let total_new = if oldest_is_new && wanted < exists {
+            let first = self.first_at_or_above(from_uid, exists - wanted).await?;
+            found + (exists - wanted + 1 - first)
+        } else {
+            found
+        };
+        let excess = uids
+            .len()
+            .saturating_sub(usize::try_from(cap).unwrap_or(usize::MAX));
+        let uids = uids.into_iter().skip(excess).map(|(_, uid)| uid).collect();
+        let uid_next = opened.uid_next.max(last.saturating_add(1));
+        if let Some(selected) = &mut self.session.selected {
+            selected.uid_next = uid_next;
+        }
+        Ok(Look {
+            uid_validity: opened.uid_validity,
+            uid_next,
+            exists,
+            highest_modseq: opened.highest_modseq,
+            total_new,
+            uids,
+            complete,
+        })
+    }
+
+    /// Opens a folder read-only, if it isn't open, and returns how it stands.
+    pub(crate) async fn examine(&mut self, folder: &str, force: bool) -> Result<Selected, Error> {
+        if let Some(selected) = &self.session.selected
+            && !force
+            && *selected.folder == *folder
+        {
+            // How far the modification sequence has come meanwhile, nobody has said.
+            return Ok(Selected {
+                highest_modseq: None,
+                ..selected.clone()
+            });
+        }
+        let command = Command::new("EXAMINE")
+            .string(mutf7::encode(folder).as_bytes(), self.session.capabilities)?;
+        // Servers may keep modification sequences only for those who ask.
+        let condstore = self.session.capabilities.has(Capability::CondStore);
+        let command = command.text(if condstore { " (CONDSTORE)" } else { "" });
+        let mut found = Selected {
+            folder: folder.into(),
+            uid_validity: 0,
+            uid_next: 0,
+            exists: 0,
+            highest_modseq: None,
+        };
+        let ending = self
+            .run_select(command, &mut |response| match response {
+                Response::MailboxData(MailboxDatum::Exists(exists)) => found.exists = *exists,
+                // Some servers expunge while they open.
+                Response::Expunge(_) => found.exists = found.exists.saturating_sub(1),
+                Response::Data { outcome, .. } | Response::Done { outcome, .. } => {
+                    match &outcome.code {
+                        Some(ResponseCode::UidValidity(number)) => found.uid_validity = *number,
+                        Some(ResponseCode::UidNext(number)) => found.uid_next = *number,
+                        Some(ResponseCode::HighestModSeq(number)) => {
+                            found.highest_modseq = Some(*number)
+                        }
+                        _ => {}
+                    }
+                }
+                _ => {}
+            })
+            .await?;
+        if !ending.ok {
+            return Err(match refused(&ending) {
+                Some(later) => later,
+                None if ending.bad => Error::Protocol("EXAMINE not understood"),
+                None => Error::NoSuchFolder,
+            });
+        }
+        if found.uid_validity == 0 {
+            return Err(Error::Protocol("no UIDVALIDITY"));
+        }
+        self.session.dirty = false;
+        self.session.selected = Some(found.clone());
+        if found.uid_next == 0 {
+            // Old servers don't say it. The UIDs of a folder only grow, so the last message tells.
+            let last = self.uids_at(found.exists, found.exists).await?;
+            found.uid_next = last.last().map_or(0, |(_, uid)| *uid).saturating_add(1);
+            if let Some(selected) = &mut self.session.selected {
+                selected.uid_next = found.uid_next;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sequence numbers and UIDs of a range of sequence numbers, ascending by UID.
+    pub(crate) async fn uids_at(
+        &mut self,
+        first: u32,
+        last: u32,
+    ) -> Result<Vec<(u32, u32)>, Error> {
+        if first == 0 || first > last {
+            return Ok(Vec::new());
+        }
+        let command = Command::new(&if first == last {
+            format!("FETCH {first} (UID)")
+        } else {
+            format!("FETCH {first}:{last} (UID)")
+        });
+        let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
+        let limits = Limits {
+            literals: 0,
+            answer: count.saturating_mul(256).saturating_add(64 << 10),
+        };
+        let mut uids = Vec::new();
+        let ending = self
+            .run(command, limits, &mut |response| {
+                if let Response::Fetch(sequence, items) = response
+                    && (first..=last).contains(sequence)
+                    && uids.len() <= count
+                {
+                    uids.extend(items.iter().find_map(|item| match item {
+                        AttributeValue::Uid(uid) => Some((*sequence, *uid)),
+                        _ => None,
+                    }));
+                }
+            })
+            .await?;
+        if !ending.ok
+            && let Some(later) = refused(&ending)
+        {
+            return Err(later);
+        }
+        // A NO here means that messages are gone that we still count: their removal comes with the next command.
+        uids.sort_unstable_by_key(|(_, uid)| *uid);
+        uids.dedup();
+        uids.truncate(count);
+        Ok(uids)
+    }
+
+    /// The first sequence number among `1..=below` whose UID is at least `uid`, or `below + 1`. One short command per
+    /// step, so 20 for a million messages.
+    pub(crate) async fn first_at_or_above(&mut self, uid: u32, below: u32) -> Result<u32, Error> {
+        // UIDs grow by at least one per message: a message at sequence n has a UID of n or more.
+        let (mut low, mut high) = (1, below.min(uid.saturating_sub(1)).saturating_add(1));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.uids_at(middle, middle).await?.first() {
+                Some((_, found)) if *found < uid => low = middle + 1,
+                // A message that has gone meanwhile counts as new: too many is told, never too few.
+                _ => high = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// The STATUS of some folders, in their order; `None` where the server refuses.
+    ///
+    /// # Errors
+    /// When the connection ends.
+    pub async fn folder_status(
+        &mut self,
+        folders: &[&str],
+    ) -> Result<Vec<Option<FolderStatus>>, Error> {
+        let items = if self.session.capabilities.has(Capability::CondStore) {
+            " (MESSAGES UIDNEXT UIDVALIDITY HIGHESTMODSEQ)"
+        } else {
+            " (MESSAGES UIDNEXT UIDVALIDITY)"
+        };
+        let mut all = Vec::with_capacity(folders.len());
+        for folder in folders {
+            let wire = mutf7::encode(folder);
+            let command = Command::new("STATUS")
+                .string(wire.as_bytes(), self.session.capabilities)?
+                .text(items);
+            let mut status = None;
+            let ending = self
+                .run(command, Limits::SMALL, &mut |response| {
+                    if let Response::MailboxData(MailboxDatum::Status { status: items, .. }) =
+                        response
+                    {
+                        let known = status.get_or_insert_with(FolderStatus::default);
+                        for item in items {
+                            match item {
+                                StatusAttribute::Messages(number) => known.messages = Some(*number),
+                                StatusAttribute::UidNext(number) => known.uid_next = Some(*number),
+                                StatusAttribute::UidValidity(number) => {
+                                    known.uid_validity = Some(*number)
+                                }
+                                StatusAttribute::HighestModSeq(number) => {
+                                    known.highest_modseq = Some(*number)
+                                }
+                                _ => {}
+                            }
+                        }
+                    }
+                })
+                .await?;
+            if let Some(later) = refused(&ending).filter(|_| !ending.ok) {
+                return Err(later);
+            }
+            all.push(status.filter(|_| ending.ok));
+        }
+        Ok(all)
+    }
+
+    /// All folders with what they are for; at most 2000.
+    ///
+    /// # Errors
+    /// When the connection ends or the server refuses.
+    pub async fn folders(&mut self) -> Result<Vec<Folder>, Error> {
+        let capabilities = self.session.capabilities;
+        // Plain LIST gives special uses on most servers; those that are strict want to be asked.
+        let ask =
+            capabilities.has(Capability::SpecialUse) && capabilities.has(Capability::ListExtended);
+        let command =
+            Command::new("LIST \"\" \"*\"").text(if ask { " RETURN (SPECIAL-USE)" } else { "" });
+        let mut folders = Vec::new();
+        let limits = Limits {
+            literals: 4 << 10,
+            answer: 4 << 20,
+        };
+        let ending = self
+            .run(command, limits, &mut |response| {
+                if let Response::MailboxData(MailboxDatum::List(data)) = response
+                    && folders.len() < FOLDER_LIMIT
+                {
+                    folders.push(folder(data));
+                }
+            })
+            .await?;
+        if !ending.ok {
+            return Err(refused(&ending).unwrap_or(Error::Protocol("LIST refused")));
+        }
+        Ok(folders)
+    }
+}
+
+fn folder(data: &imap_proto::MailboxListData<'_>) -> Folder {
+    let mut selectable = true;
+    let mut special_use = Vec::new();
+    for attribute in &data.name_attributes {
+        special_use.push(match attribute {
+            NameAttribute::All => SpecialUse::All,
+            NameAttribute::Archive => SpecialUse::Archive,
+            NameAttribute::Drafts => SpecialUse::Drafts,
+            NameAttribute::Flagged => SpecialUse::Flagged,
+            NameAttribute::Junk => SpecialUse::Junk,
+            NameAttribute::Sent => SpecialUse::Sent,
+            NameAttribute::Trash => SpecialUse::Trash,
+            NameAttribute::Extension(name) if name.eq_ignore_ascii_case("\\Important") => {
+                SpecialUse::Important
+            }
+            NameAttribute::NoSelect => {
+                selectable = false;
+                continue;
+            }
+            NameAttribute::Extension(name) if name.eq_ignore_ascii_case("\\NonExistent") => {
+                selectable = false;
+                continue;
+            }
+            _ => continue,
+        });
+    }
+    let name = mutf7::decode(data.name.as_bytes()).filter(|name| mutf7::encode(name) == *data.name);
+    // A name that doesn't come back the same could never be opened.
+    selectable &= name.is_some();
+    Folder {
+        name: name.unwrap_or_else(|| data.name.clone().into_owned()),
+        delimiter: data
+            .delimiter
+            .as_deref()
+            .and_then(|text| text.chars().last()),
+        selectable,
+        special_use,
+    }
+}
