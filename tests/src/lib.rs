@@ -1,1 +1,14 @@
-//! End to end tests of Mailbell on real servers
+//! What the end to end tests of Mailbell stand on: a real installation of real processes, mail load, devices behind the
+//! client crate, and an auditor that compares what lies in the mailbox with what each device was told.
+//!
+//! * [`auditor`] decides whether a device got everything once and in order; it knows no I/O;
+//! * [`mailbox`] reads the ground truth over IMAP, with none of the code under test;
+//! * [`load`] makes numbered mail; [`device`] runs the client crate and notes what its app sees;
+//! * [`installation`] starts, kills and restarts the real binary; [`roles`] starts each role as a process of its own;
+//! * [`cli`] runs commands as a person types them; [`leaks`] looks for planted secrets in all that was printed.
+
+pub mod auditor;
+pub mod leaks;
+pub mod load;
+pub mod mailbox;
+pub mod process;
