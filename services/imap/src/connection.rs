@@ -5,7 +5,7 @@ use std::time::Duration;
 use imap_proto::{MailboxDatum, Response};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::capability::Capabilities;
 use crate::channel::{Channel, Ending};
@@ -22,6 +22,8 @@ pub(crate) struct Selected {
     pub(crate) uid_validity: u32,
     /// The next UID as far as it is known.
     pub(crate) uid_next: u32,
+    /// Whether the server said it; else it follows from the last message.
+    pub(crate) uid_next_exact: bool,
     /// How many messages it has, by the last that was heard.
     pub(crate) exists: u32,
     pub(crate) highest_modseq: Option<u64>,
@@ -37,6 +39,8 @@ pub(crate) struct Session {
     pub(crate) selected: Option<Selected>,
     /// Something was announced that no [`Connection::look`] has taken into account.
     pub(crate) dirty: bool,
+    /// When the first of it was read.
+    pub(crate) noticed: Option<Instant>,
 }
 
 impl Session {
@@ -52,7 +56,20 @@ impl Session {
             handshake,
             selected: None,
             dirty: false,
+            noticed: None,
         }
+    }
+
+    /// Something is new that no look has seen.
+    pub(crate) fn announced(&mut self) {
+        self.dirty = true;
+        self.noticed.get_or_insert_with(Instant::now);
+    }
+
+    /// A look begins: what was announced is taken into account.
+    pub(crate) fn looked(&mut self) {
+        self.dirty = false;
+        self.noticed = None;
     }
 
     /// The folder has this many messages now.
@@ -61,7 +78,7 @@ impl Session {
             && selected.exists != exists
         {
             selected.exists = exists;
-            self.dirty = true;
+            self.announced();
         }
     }
 
@@ -69,7 +86,7 @@ impl Session {
     pub(crate) fn on_expunge(&mut self) {
         if let Some(selected) = &mut self.selected {
             selected.exists = selected.exists.saturating_sub(1);
-            self.dirty = true;
+            self.announced();
         }
     }
 
@@ -123,6 +140,12 @@ impl Connection {
     #[must_use]
     pub fn is_dirty(&self) -> bool {
         self.session.dirty
+    }
+
+    /// When the first of what was announced since the last [`Connection::look`] began was read from the server.
+    #[must_use]
+    pub fn noticed_at(&self) -> Option<Instant> {
+        self.session.noticed
     }
 
     /// How many messages the open folder has, by the last that was heard.

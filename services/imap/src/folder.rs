@@ -24,6 +24,8 @@ pub struct Look {
     pub uid_validity: u32,
     /// The UID that the next message will have at least. Above every UID in this look.
     pub uid_next: u32,
+    /// Whether the server said so; else it follows from the last message, and may go back when that is deleted.
+    pub uid_next_exact: bool,
     /// How many messages the folder has.
     pub exists: u32,
     /// The folder's modification sequence, when the server keeps one and the folder was opened for this look.
@@ -95,7 +97,7 @@ impl Connection {
     ) -> Result<Look, Error> {
         let cap = cap.clamp(1, LOOK_LIMIT);
         // First, so that what is announced from here on is not forgotten.
-        self.session.dirty = false;
+        self.session.looked();
         let opened = self.examine(folder, force).await?;
         let exists = opened.exists;
         let wanted = exists.min(cap + 1);
@@ -122,6 +124,7 @@ impl Connection {
         Ok(Look {
             uid_validity: opened.uid_validity,
             uid_next,
+            uid_next_exact: opened.uid_next_exact,
             exists,
             highest_modseq: opened.highest_modseq,
             total_new,
@@ -151,6 +154,7 @@ impl Connection {
             folder: folder.into(),
             uid_validity: 0,
             uid_next: 0,
+            uid_next_exact: false,
             exists: 0,
             highest_modseq: None,
         };
@@ -182,7 +186,8 @@ impl Connection {
         if found.uid_validity == 0 {
             return Err(Error::Protocol("no UIDVALIDITY"));
         }
-        self.session.dirty = false;
+        found.uid_next_exact = found.uid_next > 0;
+        self.session.looked();
         self.session.selected = Some(found.clone());
         if found.uid_next == 0 {
             // Old servers don't say it. The UIDs of a folder only grow, so the last message tells.
@@ -254,6 +259,66 @@ impl Connection {
             }
         }
         Ok(low)
+    }
+
+    /// Which UIDs of these ranges (first and last) the open folder has, ascending. At most 64 ranges are looked at, and
+    /// of each its first 1024 UIDs.
+    ///
+    /// # Errors
+    /// When the connection ends or the server asks to come back later.
+    pub async fn existing(&mut self, ranges: &[(u32, u32)]) -> Result<Vec<u32>, Error> {
+        const RANGES: usize = 64;
+        const WIDTH: u32 = 1024;
+        let ranges = ranges
+            .iter()
+            .take(RANGES)
+            .filter(|(first, last)| *first > 0 && first <= last)
+            .map(|(first, last)| (*first, (*last).min(first.saturating_add(WIDTH - 1))))
+            .collect::<Vec<_>>();
+        if ranges.is_empty() {
+            return Ok(Vec::new());
+        }
+        let set = ranges
+            .iter()
+            .map(|(first, last)| format!("{first}:{last}"))
+            .collect::<Vec<_>>()
+            .join(",");
+        let count = ranges
+            .iter()
+            .map(|(first, last)| usize::try_from(last - first).unwrap_or(usize::MAX) + 1)
+            .sum::<usize>();
+        let limits = Limits {
+            literals: 0,
+            answer: count.saturating_mul(256).saturating_add(64 << 10),
+        };
+        let mut uids = Vec::new();
+        let ending = self
+            .run(
+                Command::new(&format!("UID FETCH {set} (UID)")),
+                limits,
+                &mut |response| {
+                    if let Response::Fetch(_, items) = response
+                        && let Some(AttributeValue::Uid(uid)) = items
+                            .iter()
+                            .find(|item| matches!(item, AttributeValue::Uid(_)))
+                        && ranges
+                            .iter()
+                            .any(|(first, last)| (first..=last).contains(&uid))
+                        && uids.len() <= count
+                    {
+                        uids.push(*uid);
+                    }
+                },
+            )
+            .await?;
+        if !ending.ok
+            && let Some(later) = refused(&ending)
+        {
+            return Err(later);
+        }
+        uids.sort_unstable();
+        uids.dedup();
+        Ok(uids)
     }
 
     /// The STATUS of some folders, in their order; `None` where the server refuses.

@@ -283,13 +283,13 @@ impl Parked {
             (Some("*"), Some("BYE")) => {
                 return Err(bye(text.get(6..).unwrap_or_default().trim()));
             }
-            (Some("*"), Some("VANISHED")) => self.session.dirty = true,
+            (Some("*"), Some("VANISHED")) => self.session.announced(),
             (Some("*"), Some(number)) => {
                 if let Ok(number) = number.parse::<u32>() {
                     match third.map(str::to_ascii_uppercase).as_deref() {
                         Some("EXISTS") => self.session.on_exists(number),
                         Some("EXPUNGE") => self.session.on_expunge(),
-                        Some("RECENT") if number > 0 => self.session.dirty = true,
+                        Some("RECENT") if number > 0 => self.session.announced(),
                         _ => {}
                     }
                 }
