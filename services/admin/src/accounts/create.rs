@@ -1,0 +1,185 @@
+//! Adding an account.
+
+use mailbell_bus::state::{Cas, Versioned};
+use mailbell_core::{
+    checkpoint::Checkpoint,
+    ids::{AccountId, Tenant},
+};
+use mailbell_proto::{
+    admin::v1 as api,
+    bus::v1::{AccountRecord, CheckResult, SealedCredential},
+};
+use ulid::Ulid;
+use zeroize::Zeroizing;
+
+use super::Accounts;
+use crate::{
+    Error, convert,
+    owner::passed,
+    validate::{self, Server},
+};
+
+/// How often a creation begins anew when somebody else is at the same external id.
+const TRIES: usize = 4;
+
+/// What is asked for, bounded and complete.
+struct Wanted {
+    tenant: Tenant,
+    external_id: String,
+    record: AccountRecord,
+    password: Zeroizing<String>,
+    no_check: bool,
+}
+
+impl Accounts {
+    pub(super) async fn create(
+        &self,
+        request: api::CreateAccountRequest,
+    ) -> Result<api::CreateAccountResponse, Error> {
+        let wanted = self.wanted(request)?;
+        for _ in 0..TRIES {
+            let id = self.id_for(&wanted).await?;
+            if let Some(existing) = self.bus.accounts().get(&id).await? {
+                match self.existing_answer(&wanted, &id, existing).await? {
+                    Some(answer) => return Ok(answer),
+                    // A tombstone whose external id has just been freed.
+                    None => continue,
+                }
+            }
+            let credential = self.seal(&id, &wanted.record, &wanted.password)?;
+            let result = if wanted.no_check {
+                None
+            } else {
+                let result = self
+                    .owners
+                    .check(&id, Some(&wanted.record), Some(&credential))
+                    .await?;
+                Some(passed(result)?)
+            };
+            if let Some(revision) = self.store(&id, &wanted, &credential, result).await? {
+                let record = Versioned {
+                    value: wanted.record,
+                    revision,
+                };
+                let account = Some(convert::account(&id, record.value, record.revision, None));
+                return Ok(api::CreateAccountResponse {
+                    account,
+                    created: true,
+                });
+            }
+        }
+        Err(Error::Changed(
+            "several calls with this external id are at work; try again".to_owned(),
+        ))
+    }
+
+    fn wanted(&self, mut request: api::CreateAccountRequest) -> Result<Wanted, Error> {
+        let password = Zeroizing::new(std::mem::take(&mut request.password));
+        let tenant = validate::tenant(&request.tenant)?;
+        validate::external_id(&request.external_id)?;
+        let server: Server = validate::server(request.server, self.policy)?;
+        validate::password(&password)?;
+        let now = convert::now_ms();
+        let mut record = AccountRecord {
+            schema: convert::SCHEMA,
+            external_id: request.external_id.clone(),
+            folders: validate::folders(request.folders)?,
+            paused: request.paused,
+            created_at_ms: now,
+            updated_at_ms: now,
+            credential_version: 1,
+            ..AccountRecord::default()
+        };
+        convert::put_server(&mut record, server);
+        Ok(Wanted {
+            tenant,
+            external_id: request.external_id,
+            record,
+            password,
+            no_check: request.no_check,
+        })
+    }
+
+    /// A new id, or the one that has the external id.
+    async fn id_for(&self, wanted: &Wanted) -> Result<AccountId, Error> {
+        let id = AccountId::new(wanted.tenant.clone(), Ulid::generate());
+        if wanted.external_id.is_empty() {
+            return Ok(id);
+        }
+        let ids = self.bus.external_ids();
+        Ok(ids.claim(&wanted.tenant, &wanted.external_id, &id).await?)
+    }
+
+    /// The account that has the external id; `None` if it was removed.
+    async fn existing_answer(
+        &self,
+        wanted: &Wanted,
+        id: &AccountId,
+        existing: Versioned<AccountRecord>,
+    ) -> Result<Option<api::CreateAccountResponse>, Error> {
+        if existing.value.removed_at_ms != 0 {
+            // Its removal was cut off before it freed the external id.
+            let _lock = self.lock((&wanted.tenant, &wanted.external_id)).await?;
+            super::purge(&self.bus, id, &wanted.external_id).await?;
+            return Ok(None);
+        }
+        if !convert::same_settings(&existing.value, &wanted.record) {
+            return Err(Error::AlreadyExists(format!(
+                "external_id: the account {id} has it, with other settings; update or delete that one"
+            )));
+        }
+        // The password cannot be compared: it is sealed. UpdateAccount sets another one.
+        let account = Some(self.answer(id, existing).await?);
+        Ok(Some(api::CreateAccountResponse {
+            account,
+            created: false,
+        }))
+    }
+
+    /// Writes the account in order. `None`: somebody else made it meanwhile.
+    async fn store(
+        &self,
+        id: &AccountId,
+        wanted: &Wanted,
+        credential: &SealedCredential,
+        looked: Option<CheckResult>,
+    ) -> Result<Option<u64>, Error> {
+        // The login took seconds: look again, and let nobody of this process in between. (Another admin process at the same
+        // external id with another password, within these milliseconds, could leave its credential behind; the account then says
+        // that it needs its password anew.)
+        let _lock = self.lock(id).await?;
+        if self.bus.accounts().get(id).await?.is_some() {
+            return Ok(None);
+        }
+        self.bus.credentials().put(id, credential).await?;
+        if let Some(looked) = looked {
+            self.store_checkpoint(id, looked).await?;
+        }
+        match self.bus.accounts().create(id, &wanted.record).await? {
+            Cas::Stored(revision) => {
+                self.mirror.note_account(id, 0);
+                tracing::info!(account = %id, "account added");
+                Ok(Some(revision))
+            }
+            Cas::Conflict => Ok(None),
+        }
+    }
+
+    async fn store_checkpoint(&self, id: &AccountId, looked: CheckResult) -> Result<(), Error> {
+        let folders = looked
+            .folders
+            .into_iter()
+            .map(|folder| (folder.name, folder.generation, folder.uid_next));
+        let now_us = convert::now_ms().saturating_mul(1000);
+        let first = Checkpoint::first(folders, now_us);
+        let checkpoints = self.bus.checkpoints();
+        if checkpoints.store(id, &first, 0).await? == Cas::Conflict {
+            // Of an earlier try that got no further. Nobody watches an account that does not exist, so it is safe to replace.
+            checkpoints.delete(id).await?;
+            if checkpoints.store(id, &first, 0).await? == Cas::Conflict {
+                return Err(super::changed());
+            }
+        }
+        Ok(())
+    }
+}

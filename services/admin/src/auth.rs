@@ -1,0 +1,226 @@
+//! Who may call: a bearer token whose SHA-256 is known here. The token itself is kept nowhere.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use prometheus_client::metrics::counter::Counter;
+use rand::CryptoRng;
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use tonic::{Request, Status, metadata::MetadataMap, service::Interceptor};
+use zeroize::Zeroizing;
+
+use crate::Error;
+
+/// What every admin token begins with, so that a person and a secret scanner know one.
+pub const TOKEN_PREFIX: &str = "mba_";
+/// Wrong tokens that are answered at once, and how soon one more is: a token has 256 bits, so this is no defence against guessing
+/// but keeps a misconfigured caller's loop out of the log and the CPU.
+const FAILURES: u32 = 20;
+const FAILURE_EVERY: Duration = Duration::from_secs(1);
+/// The longest header that is looked at.
+const MAX_HEADER: usize = 512;
+
+/// The SHA-256 of an admin token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TokenHash([u8; 32]);
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenHash")
+    }
+}
+
+impl TokenHash {
+    /// Of this token.
+    #[must_use]
+    pub fn of(token: &str) -> Self {
+        Self(Sha256::digest(token.trim().as_bytes()).into())
+    }
+
+    /// Compares every byte whatever the others are.
+    fn equals(&self, other: &Self) -> bool {
+        let differing = self
+            .0
+            .iter()
+            .zip(&other.0)
+            .fold(0, |all, (a, b)| all | (a ^ b));
+        std::hint::black_box(differing) == 0
+    }
+}
+
+/// Makes an admin token.
+#[must_use]
+pub fn new_token(rng: &mut impl CryptoRng) -> Zeroizing<String> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    rng.fill_bytes(bytes.as_mut_slice());
+    let mut token = Zeroizing::new(String::with_capacity(64));
+    token.push_str(TOKEN_PREFIX);
+    BASE64_URL_SAFE_NO_PAD.encode_string(bytes.as_slice(), &mut token);
+    token
+}
+
+/// Lets calls with a good token through. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Authenticator {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tokens: Vec<TokenHash>,
+    failures: Mutex<Failures>,
+    refused: Counter,
+}
+
+#[derive(Debug)]
+struct Failures {
+    left: u32,
+    since: Instant,
+}
+
+impl Authenticator {
+    pub(crate) fn new(tokens: Vec<TokenHash>, refused: Counter) -> Self {
+        let failures = Mutex::new(Failures {
+            left: FAILURES,
+            since: Instant::now(),
+        });
+        Self {
+            inner: Arc::new(Inner {
+                tokens,
+                failures,
+                refused,
+            }),
+        }
+    }
+
+    fn check(&self, metadata: &MetadataMap) -> Result<(), Error> {
+        let given = metadata
+            .get("authorization")
+            .and_then(|value| value.to_str().ok())
+            .filter(|value| value.len() <= MAX_HEADER)
+            .and_then(bearer)
+            .map(TokenHash::of);
+        // All of them, also after one fits.
+        let known = given.is_some_and(|given| {
+            self.inner
+                .tokens
+                .iter()
+                .fold(false, |found, token| found | token.equals(&given))
+        });
+        if known {
+            return Ok(());
+        }
+        self.inner.refused.inc();
+        let mut failures = self
+            .inner
+            .failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if failures.allow() {
+            Err(Error::Unauthenticated)
+        } else {
+            Err(Error::TooManyFailures)
+        }
+    }
+}
+
+impl Failures {
+    fn allow(&mut self) -> bool {
+        let now = Instant::now();
+        let earned = now.saturating_duration_since(self.since).as_secs() / FAILURE_EVERY.as_secs();
+        if earned > 0 {
+            self.since = now;
+            self.left = self
+                .left
+                .saturating_add(u32::try_from(earned).unwrap_or(u32::MAX))
+                .min(FAILURES);
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        allowed
+    }
+}
+
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+impl Interceptor for Authenticator {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        match self.check(request.metadata()) {
+            Ok(()) => Ok(request),
+            Err(error) => Err(error.into_status()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+    use tonic::Code;
+
+    use super::*;
+
+    fn with(header: Option<&str>) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        if let Some(header) = header {
+            metadata.insert("authorization", header.parse().unwrap());
+        }
+        metadata
+    }
+
+    #[test]
+    fn only_a_known_token_gets_through() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let (good, other) = (new_token(&mut rng), new_token(&mut rng));
+        assert_ne!(*good, *other);
+        assert_eq!(good.len(), TOKEN_PREFIX.len() + 43);
+        let refused = Counter::default();
+        let auth = Authenticator::new(
+            vec![TokenHash::of(&other), TokenHash::of(&good)],
+            refused.clone(),
+        );
+        for header in [format!("Bearer {}", *good), format!("bearer {}\t", *other)] {
+            assert!(auth.check(&with(Some(&header))).is_ok(), "{header}");
+        }
+        let wrong = format!("Bearer {}x", *good);
+        for header in [
+            None,
+            Some(""),
+            Some("Bearer "),
+            Some(good.as_str()),
+            Some(&wrong),
+        ] {
+            let error = auth.check(&with(header)).unwrap_err();
+            assert_eq!(error.code(), Code::Unauthenticated, "{header:?}");
+        }
+        assert_eq!(refused.get(), 5);
+        assert!(!format!("{auth:?}").contains(good.as_str()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_wrong_tokens_are_refused_shortly_and_good_ones_still_pass() {
+        let auth = Authenticator::new(vec![TokenHash::of("good")], Counter::default());
+        let wrong = || auth.check(&with(Some("Bearer wrong"))).unwrap_err().code();
+        for _ in 0..FAILURES {
+            assert_eq!(wrong(), Code::Unauthenticated);
+        }
+        assert_eq!(wrong(), Code::ResourceExhausted);
+        assert!(auth.check(&with(Some("Bearer good"))).is_ok());
+        tokio::time::advance(FAILURE_EVERY).await;
+        assert_eq!(wrong(), Code::Unauthenticated);
+        assert_eq!(wrong(), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn no_token_at_all_lets_nobody_in() {
+        let auth = Authenticator::new(Vec::new(), Counter::default());
+        assert!(auth.check(&with(Some("Bearer x"))).is_err());
+    }
+}

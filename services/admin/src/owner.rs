@@ -1,0 +1,126 @@
+//! Asking the watcher that owns an account to try its login.
+
+use std::time::Duration;
+
+use mailbell_bus::{AskError, Bus};
+use mailbell_core::ids::AccountId;
+use mailbell_proto::bus::v1::{
+    AccountRecord, CheckLogin, CheckResult, OwnerRequest, SealedCredential, owner_request,
+    owner_response,
+};
+use mailbell_runtime::trace::TraceContext;
+use tokio::{sync::Semaphore, time::Instant};
+
+use crate::{Error, metrics::Metrics};
+
+/// Logins that are tried at the same time: each holds a connection to a mail server on some watcher.
+const AT_ONCE: usize = 64;
+/// A partition that has no owner is about to get one (a start, a hand-over): it is asked again after this.
+const NO_OWNER_PAUSE: Duration = Duration::from_millis(250);
+
+/// Asks owners.
+#[derive(Debug)]
+pub(crate) struct Owners {
+    bus: Bus,
+    /// Longer than what a watcher's own limits (connect, TLS, login, folders) add up to on a server that is slow but works.
+    timeout: Duration,
+    slots: Semaphore,
+    metrics: Metrics,
+}
+
+impl Owners {
+    pub(crate) fn new(bus: Bus, timeout: Duration, metrics: Metrics) -> Self {
+        Self {
+            bus,
+            timeout,
+            slots: Semaphore::new(AT_ONCE),
+            metrics,
+        }
+    }
+
+    /// Tries the login of `account`: with these settings and this credential, each as stored if `None`. A login that fails is an
+    /// `Ok` with `ok` false in it.
+    pub(crate) async fn check(
+        &self,
+        account: &AccountId,
+        record: Option<&AccountRecord>,
+        credential: Option<&SealedCredential>,
+    ) -> Result<CheckResult, Error> {
+        let result = self.ask(account, record, credential).await;
+        self.metrics.check(match &result {
+            Ok(result) if result.ok => "good",
+            Ok(_) => "failed",
+            Err(_) => "unanswered",
+        });
+        result
+    }
+
+    async fn ask(
+        &self,
+        account: &AccountId,
+        record: Option<&AccountRecord>,
+        credential: Option<&SealedCredential>,
+    ) -> Result<CheckResult, Error> {
+        let Ok(_slot) = self.slots.try_acquire() else {
+            return Err(Error::Unavailable(
+                "too many logins are being tried at the moment; try again".to_owned(),
+            ));
+        };
+        let request = OwnerRequest {
+            account: account.to_string(),
+            traceparent: TraceContext::root().to_string(),
+            timeout_ms: 0,
+            request: Some(owner_request::Request::Check(CheckLogin {
+                account: record.cloned(),
+                credential: credential.cloned(),
+            })),
+        };
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.bus.ask(account, request.clone(), left).await {
+                Err(AskError::NoOwner) if left > NO_OWNER_PAUSE => {
+                    tokio::time::sleep(NO_OWNER_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(response) => return read(response.response),
+            }
+        }
+    }
+}
+
+fn read(response: Option<owner_response::Response>) -> Result<CheckResult, Error> {
+    match response {
+        Some(owner_response::Response::Check(result)) => Ok(result),
+        Some(owner_response::Response::Error(error)) if error.retry => {
+            Err(Error::Unavailable(error.sentence))
+        }
+        Some(owner_response::Response::Error(error)) => Err(Error::CheckFailed {
+            code: error.code,
+            sentence: error.sentence,
+        }),
+        Some(owner_response::Response::Page(_)) | None => Err(Error::internal(
+            "an owner answered a check with something else",
+        )),
+    }
+}
+
+/// A login that must be good, with every folder there.
+pub(crate) fn passed(result: CheckResult) -> Result<CheckResult, Error> {
+    if !result.ok {
+        return Err(Error::CheckFailed {
+            code: result.code,
+            sentence: result.sentence,
+        });
+    }
+    if let Some(folder) = result.folders.iter().find(|folder| !folder.exists) {
+        return Err(Error::CheckFailed {
+            code: "no-such-folder".to_owned(),
+            sentence: format!(
+                "The mailbox has no folder {:?}; name one that it has.",
+                folder.name
+            ),
+        });
+    }
+    Ok(result)
+}

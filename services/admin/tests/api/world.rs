@@ -1,0 +1,196 @@
+//! A store, an owner that answers as it is told, and the service over them.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mailbell_admin::{Options, Policy, Service, SigningKey, TokenHash};
+use mailbell_bus::{Bus, BusOptions, OwnerService, Role, ServeOptions};
+use mailbell_core::{
+    ids::{AccountId, Partition},
+    seal::KeyRing,
+};
+use mailbell_proto::{
+    admin::v1::{
+        CreateAccountRequest, ImapServer, TlsMode, accounts_client::AccountsClient,
+        tokens_client::TokensClient,
+    },
+    bus::v1::{
+        CheckLogin, CheckResult, FolderResult, OwnerResponse, owner_request, owner_response,
+    },
+};
+use mailbell_runtime::{
+    drain::Drain, health::Health, incoming::IncomingMetrics, listen, metrics::Metrics,
+};
+use mailbell_test_servers::{NatsOptions, NatsServer};
+use tonic::{
+    Request, Status,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
+
+pub(crate) const TOKEN: &str = "mba_test";
+
+/// What the owner was asked, and how it answers.
+#[derive(Clone)]
+pub(crate) struct Owner {
+    pub(crate) asked: Arc<Mutex<Vec<(AccountId, CheckLogin)>>>,
+    pub(crate) answer: Arc<Mutex<CheckResult>>,
+}
+
+pub(crate) struct World {
+    pub(crate) bus: Bus,
+    pub(crate) owner: Owner,
+    pub(crate) ring: KeyRing,
+    pub(crate) addr: SocketAddr,
+    pub(crate) accounts: AccountsClient<InterceptedService<Channel, Bearer>>,
+    pub(crate) tokens: TokensClient<InterceptedService<Channel, Bearer>>,
+    pub(crate) service: Option<OwnerService>,
+    drain: Drain,
+    run: tokio::task::JoinHandle<Result<(), mailbell_admin::Error>>,
+    _nats: NatsServer,
+}
+
+#[derive(Clone)]
+pub(crate) struct Bearer;
+
+impl tonic::service::Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let value = format!("Bearer {TOKEN}").parse().unwrap();
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
+}
+
+pub(crate) fn good(folders: &[&str]) -> CheckResult {
+    CheckResult {
+        ok: true,
+        code: "ok".to_owned(),
+        sentence: "All is well.".to_owned(),
+        handshake_ms: 12,
+        capabilities: vec!["IDLE".to_owned()],
+        folders: folders
+            .iter()
+            .map(|name| FolderResult {
+                name: (*name).to_owned(),
+                exists: true,
+                messages: 3,
+                generation: 7,
+                uid_next: 42,
+            })
+            .collect(),
+    }
+}
+
+async fn connect(nats: &NatsServer, role: Role) -> Bus {
+    let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
+    Bus::connect(options).await.unwrap()
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Duration::from_secs(20)).await
+    }
+
+    pub(crate) async fn start_with(check_timeout: Duration) -> Self {
+        let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
+        connect(&nats, Role::Setup).await.setup().await.unwrap();
+        let bus = connect(&nats, Role::Watcher).await;
+        let mut ring = KeyRing::default();
+        let key = ring.add(1, &mut rand::rng()).unwrap();
+        bus.sealing_keys().put(&key.to_record()).await.unwrap();
+
+        let owner = Owner {
+            asked: Arc::default(),
+            answer: Arc::new(Mutex::new(good(&["INBOX"]))),
+        };
+        let scripted = owner.clone();
+        let service = bus.serve(ServeOptions::default(), move |account, request| {
+            let Some(owner_request::Request::Check(check)) = request.request else {
+                panic!("not a check")
+            };
+            scripted.asked.lock().unwrap().push((account, check));
+            let result = scripted.answer.lock().unwrap().clone();
+            std::future::ready(OwnerResponse {
+                response: Some(owner_response::Response::Check(result)),
+            })
+        });
+        let all: Vec<_> = Partition::all().collect();
+        service.own(&all).await.unwrap();
+
+        let listener =
+            listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
+        let signing = SigningKey::generate(&mut rand::rng()).unwrap();
+        let mut options = Options::new(listener, vec![TokenHash::of(TOKEN)], signing);
+        options.check_timeout = check_timeout;
+        options.policy = Policy {
+            plaintext: true,
+            private_hosts: true,
+        };
+        let mut metrics = Metrics::new("admin");
+        let incoming = IncomingMetrics::register(metrics.registry());
+        let health = Health::new();
+        let admin = connect(&nats, Role::Admin).await;
+        let service_bus = admin.clone();
+        let admin = Service::new(options, admin, metrics.registry(), incoming, health.clone());
+        let addr = admin.addr();
+        let (drain, handle) = Drain::new();
+        let run = tokio::spawn(admin.run(handle));
+        while !health.readiness().ok {
+            assert!(!run.is_finished(), "it ended: {:?}", run.await);
+            tokio::task::yield_now().await;
+        }
+        drop(service_bus);
+        let channel = Endpoint::from_shared(format!("http://{addr}"))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        Self {
+            bus,
+            owner,
+            ring,
+            addr,
+            accounts: AccountsClient::with_interceptor(channel.clone(), Bearer),
+            tokens: TokensClient::with_interceptor(channel, Bearer),
+            service: Some(service),
+            drain,
+            run,
+            _nats: nats,
+        }
+    }
+
+    pub(crate) fn asked(&self) -> Vec<(AccountId, CheckLogin)> {
+        std::mem::take(&mut self.owner.asked.lock().unwrap())
+    }
+
+    pub(crate) fn answer(&self, result: CheckResult) {
+        *self.owner.answer.lock().unwrap() = result;
+    }
+
+    /// Ends the service in order.
+    pub(crate) async fn stop(self) {
+        drop((self.accounts, self.tokens));
+        self.drain
+            .drain_with_timeout(Duration::from_secs(10))
+            .await
+            .unwrap();
+        self.run.await.unwrap().unwrap();
+    }
+}
+
+pub(crate) fn request(external_id: &str) -> CreateAccountRequest {
+    CreateAccountRequest {
+        external_id: external_id.to_owned(),
+        server: Some(ImapServer {
+            host: "Mail.Example.org".to_owned(),
+            port: 0,
+            tls: TlsMode::Implicit.into(),
+            user: "alice".to_owned(),
+        }),
+        password: "secret".to_owned(),
+        ..CreateAccountRequest::default()
+    }
+}
