@@ -1,1 +1,5 @@
+//! Push e-mail for ordinary IMAP mailboxes.
+
+mod standalone;
+
 fn main() {}
