@@ -125,16 +125,21 @@ impl Channel {
             match client.read_response().await {
                 Ok(Some(response)) => return Ok(take(response.parsed())),
                 Ok(None) => return Err(Error::Disconnected { bye: false }),
-                Err(error) => match error.get_ref() {
-                    Some(inner) => match inner.downcast_ref::<GuardError>() {
-                        None | Some(GuardError::Unparsed) if skip => {}
-                        None | Some(GuardError::Unparsed) => {
-                            return Err(Error::Protocol("a response that isn't one"));
-                        }
-                        Some(guard) => return Err(Error::LimitExceeded(*guard)),
-                    },
-                    None => return Err(Error::Disconnected { bye: false }),
-                },
+                Err(error) => {
+                    let guard = error
+                        .get_ref()
+                        .and_then(|inner| inner.downcast_ref::<GuardError>());
+                    match guard {
+                        None | Some(GuardError::Unparsed) => {}
+                        Some(limit) => return Err(Error::LimitExceeded(*limit)),
+                    }
+                    if self.guard()?.has_failed() {
+                        return Err(Error::Disconnected { bye: false });
+                    }
+                    if !skip {
+                        return Err(Error::Protocol("a response that isn't one"));
+                    }
+                }
             }
             // `Client` reads no more after an error; it held nothing but the bad response.
             let mut guard = self

@@ -82,11 +82,10 @@ impl Connection {
         if !self.fetch_items(uids, Depth::Full, &mut drafts).await? {
             // The answer about some message can't be read, or makes the server refuse all: those one by one.
             for uid in missing(&drafts) {
-                if !self
+                let known = self
                     .fetch_items(&[uid], Depth::NoStructure, &mut drafts)
-                    .await?
-                    && !missing(&drafts).is_empty()
-                {
+                    .await?;
+                if !known && drafts.get(&uid).is_some_and(|draft| !draft.exists) {
                     self.fetch_items(&[uid], Depth::Minimal, &mut drafts)
                         .await?;
                 }

@@ -56,7 +56,7 @@ enum Mode {
     Idle,
     /// Nothing: it has no IDLE.
     Still,
-    /// There was news already, so it was not asked to idle.
+    /// Nothing: there was news already, so it was not asked to idle, or it has ended IDLE itself.
     Awake,
 }
 
@@ -104,7 +104,9 @@ impl Connection {
             mode,
             heard: 0,
         };
-        parked.feed(&rest)?;
+        if parked.feed(&rest)? == Fed::Ended {
+            parked.mode = Mode::Awake;
+        }
         Ok(parked)
     }
 }
@@ -167,6 +169,9 @@ impl Parked {
             if self.session.dirty {
                 break Wake::Changed;
             }
+            if self.mode == Mode::Awake {
+                break Wake::Ended;
+            }
             let quiet = heard_at + patience.quiet;
             let end = patience.until.min(quiet);
             tokio::select! {
@@ -178,7 +183,6 @@ impl Parked {
                     heard_at = Instant::now();
                     if fed? == Fed::Ended {
                         self.mode = Mode::Awake;
-                        break if self.session.dirty { Wake::Changed } else { Wake::Ended };
                     }
                 }
                 () = sleep_until(end) => {
@@ -318,6 +322,34 @@ impl fmt::Debug for Parked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A task can be spawned with each of them.
+    fn is_send<T: Send>(_: impl FnOnce() -> T) {}
+
+    #[test]
+    fn futures_can_be_spawned() {
+        use crate::{Endpoint, ListQuery, Login, Settings};
+        fn all(endpoint: &Endpoint, login: &Login, settings: &Settings) {
+            is_send(|| Connection::open(endpoint, login, settings));
+            is_send(|| async {
+                let mut connection = Connection::open(endpoint, login, settings).await?;
+                connection.look("", 1, 1, true).await?;
+                connection.fetch(&[1]).await?;
+                connection.list("", ListQuery::Newest(1)).await?;
+                connection.folders().await?;
+                connection.folder_status(&[""]).await?;
+                let parked = connection.park().await?;
+                let patience = Patience {
+                    until: Instant::now(),
+                    quiet: Duration::ZERO,
+                };
+                let (connection, _) = parked.wait(patience, pending()).await?;
+                connection.logout().await;
+                Ok::<_, Error>(())
+            });
+        }
+        let _ = all;
+    }
 
     #[test]
     fn is_small() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use crate::message::PREVIEW_CHARS;
 use crate::tls::TlsSettings;
 
 /// How the connection is protected.
@@ -111,7 +112,7 @@ impl Settings {
             tls,
             allow_plaintext: false,
             timeouts: Timeouts::default(),
-            preview_chars: 256,
+            preview_chars: PREVIEW_CHARS,
             identity: Some(("Mailbell", env!("CARGO_PKG_VERSION"))),
         }
     }

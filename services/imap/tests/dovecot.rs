@@ -1,5 +1,9 @@
 //! Against a real Dovecot: every way to connect, looks, pages, previews, IDLE.
-#![expect(clippy::panic, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
 
 mod common;
 
@@ -697,6 +701,22 @@ async fn the_end_of_the_server_ends_a_wait() {
     let parked = connection.park().await.unwrap();
     server.stop().await;
     let error = parked.wait(patience(600), pending()).await.unwrap_err();
+    assert_eq!(error.class(), Class::Disconnected);
+    server.restart().await.unwrap();
+
+    // A crash: TLS ends without a word.
+    let mut connection = open(&server).await;
+    let waiting = {
+        let mut connection = open(&server).await;
+        connection.look("INBOX", 1, 10, false).await.unwrap();
+        connection.park().await.unwrap()
+    };
+    server.kill();
+    assert_eq!(
+        connection.noop().await.unwrap_err().class(),
+        Class::Disconnected
+    );
+    let error = waiting.wait(patience(600), pending()).await.unwrap_err();
     assert_eq!(error.class(), Class::Disconnected);
     server.restart().await.unwrap();
     open(&server).await.logout().await;

@@ -87,6 +87,8 @@ pub(crate) struct Guard {
     answered: usize,
     /// Responses of the current command that were left out since they could not be read.
     skipped: u32,
+    /// The stream below has failed or ended: an error was not the parser's.
+    failed: bool,
 }
 
 impl Guard {
@@ -103,6 +105,7 @@ impl Guard {
             permit: false,
             answered: 0,
             skipped: 0,
+            failed: false,
         }
     }
 
@@ -128,6 +131,11 @@ impl Guard {
     /// Responses of this command that were left out since they could not be read.
     pub(crate) fn skipped(&self) -> u32 {
         self.skipped
+    }
+
+    /// Whether the stream below has failed or ended.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Whether bytes have arrived that no response was made of yet.
@@ -202,8 +210,11 @@ impl AsyncRead for Guard {
             }
             let mut chunk = [0; 4096];
             let mut read = ReadBuf::new(&mut chunk);
-            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+            let result = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read));
+            this.failed |= result.is_err() || read.filled().is_empty();
+            result?;
             if read.filled().is_empty() {
+                // Async-imap tells an end within a response by itself, but only of what it was given.
                 return if this.framer.is_empty() {
                     Poll::Ready(Ok(()))
                 } else {

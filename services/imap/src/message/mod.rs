@@ -20,6 +20,19 @@ const ID_LIMIT: usize = 250;
 /// Most flags, and bytes of one.
 pub(crate) const FLAGS_LIMIT: (usize, usize) = (16, 32);
 
+/// Characters of a preview by default, 4 bytes each at most.
+pub(crate) const PREVIEW_CHARS: usize = 256;
+
+/// All bounds together leave room for keys and times in an event of 8 KiB.
+const _: () = assert!(
+    (FROM_LIMIT + TO_LIMIT) * (NAME_LIMIT + ADDRESS_LIMIT)
+        + SUBJECT_LIMIT
+        + 3 * ID_LIMIT
+        + FLAGS_LIMIT.0 * FLAGS_LIMIT.1
+        + 4 * PREVIEW_CHARS
+        <= 6 << 10
+);
+
 /// A sender or recipient.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {

@@ -1,0 +1,10 @@
+//! Servers played from a script over a pipe, on a paused clock: odd ones and hostile ones.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
+mod hostile;
+mod odd;
+mod script;
