@@ -370,4 +370,7 @@ pub struct PageResult {
     /// Whether the range holds more beyond this page.
     #[prost(bool, tag = "6")]
     pub more: bool,
+    /// The numbers of all folders of the account that are watched.
+    #[prost(uint32, repeated, tag = "7")]
+    pub folders: ::prost::alloc::vec::Vec<u32>,
 }

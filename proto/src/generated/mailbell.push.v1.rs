@@ -406,6 +406,10 @@ pub struct ListMessagesResponse {
     /// How many messages the folder holds.
     #[prost(uint32, tag = "7")]
     pub exists: u32,
+    /// The numbers of all folders of the account that are watched, so that a client that resyncs an account, or everything, lists
+    /// also those that it has never heard of. Empty: not known.
+    #[prost(uint32, repeated, tag = "8")]
+    pub folders: ::prost::alloc::vec::Vec<u32>,
 }
 /// Names one message.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
