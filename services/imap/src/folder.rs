@@ -238,6 +238,10 @@ impl Connection {
         {
             return Err(later);
         }
+        if ending.bad {
+            // We count messages that the server doesn't have: the next look opens the folder anew.
+            self.session.selected = None;
+        }
         // A NO here means that messages are gone that we still count: their removal comes with the next command.
         uids.sort_unstable_by_key(|(_, uid)| *uid);
         uids.dedup();

@@ -59,7 +59,7 @@ impl fmt::Debug for Login {
 /// How long each step may take. Every wait of this crate ends by one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Resolving the name, and each attempt to connect (20 s).
+    /// Resolving the name, and then connecting to any of its addresses (20 s).
     pub connect: Duration,
     /// The TLS handshake (20 s).
     pub tls: Duration,

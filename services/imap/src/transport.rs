@@ -44,8 +44,10 @@ pub(crate) async fn dial(endpoint: &Endpoint, settings: &Settings) -> Result<Str
 
 async fn connect(addresses: &[SocketAddr], settings: &Settings) -> Result<TcpStream, Error> {
     let mut last = Error::Dns;
+    // One address that swallows packets must not use up the time of the others.
+    let share = settings.timeouts.connect / u32::try_from(addresses.len().max(1)).unwrap_or(1);
     for address in addresses {
-        match timeout(settings.timeouts.connect, TcpStream::connect(address)).await {
+        match timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 // Commands are small and each waits for its answer.
                 let _ = stream.set_nodelay(true);

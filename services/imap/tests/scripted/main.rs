@@ -8,3 +8,4 @@
 mod hostile;
 mod odd;
 mod script;
+mod waits;

@@ -1,37 +1,15 @@
-//! Servers that are old, odd, in trouble or slow, played from a script on a paused clock.
+//! Servers that are old, odd or in trouble.
 
-use std::future::{pending, ready};
+use std::future::pending;
 use std::time::Duration;
 
-use crate::script::{Step, answer, connected, examine, login, open, plain, say, serve, settings};
 use mailbell_imap::{
-    Capability, Class, Connection, Error, ListQuery, LoginFault, Patience, TlsFault, TlsMode, Wake,
+    Capability, Class, Connection, Error, ListQuery, LoginFault, TlsFault, TlsMode, Wake,
 };
-use tokio::time::Instant;
 
-fn patience(until: u64, quiet: u64) -> Patience {
-    Patience {
-        until: Instant::now() + Duration::from_secs(until),
-        quiet: Duration::from_secs(quiet),
-    }
-}
-
-/// A connection that has looked at a folder with one message.
-async fn looked(capabilities: &str, mut steps: Vec<Step>) -> Connection {
-    steps.splice(
-        0..0,
-        [
-            examine(1, 2),
-            answer("FETCH 1 (UID)", "* 1 FETCH (UID 1)\r\n{tag} OK\r\n"),
-        ],
-    );
-    let mut connection = connected(capabilities, steps).await;
-    assert_eq!(
-        connection.look("INBOX", 1, 10, false).await.unwrap().uids,
-        [1]
-    );
-    connection
-}
+use crate::script::{
+    Step, answer, connected, examine, login, open, patience, plain, say, serve, settings,
+};
 
 #[tokio::test(start_paused = true)]
 async fn capabilities_are_read_again_after_login() {
@@ -289,262 +267,6 @@ async fn announced_and_not_there_yet_is_not_complete() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn news_before_the_continuation_counts() {
-    // Exchange Online says EXISTS between IDLE and its continuation.
-    let connection = looked(
-        "IDLE",
-        vec![
-            answer("IDLE", "* 2 EXISTS\r\n+ idling\r\n"),
-            Step::Expect("DONE"),
-            say("{tag} OK done\r\n"),
-            answer("IDLE", "* 3 EXISTS\r\n+ idling\r\n"),
-        ],
-    )
-    .await;
-    let parked = connection.park().await.unwrap();
-    assert!(parked.is_idling() && parked.is_dirty());
-    let (connection, wake) = parked.wait(patience(600, 600), pending()).await.unwrap();
-    assert_eq!((wake, connection.exists()), (Wake::Changed, Some(2)));
-}
-
-/// Steps of an IDLE that ends in order.
-fn idle(during: Vec<Step>, after: &str) -> Vec<Step> {
-    let mut steps = vec![answer("IDLE", "+ idling\r\n")];
-    steps.extend(during);
-    steps.push(Step::Expect("DONE"));
-    steps.push(Step::Say(format!("{{tag}} OK done\r\n{after}")));
-    steps
-}
-
-#[tokio::test(start_paused = true)]
-async fn every_kind_of_news_wakes_up() {
-    for (news, wake, exists) in [
-        ("* 2 EXISTS\r\n", Wake::Changed, 2),
-        ("* 5 EXISTS\r\n* 1 RECENT\r\n", Wake::Changed, 5),
-        ("* 1 RECENT\r\n", Wake::Changed, 1),
-        ("* 1 EXPUNGE\r\n", Wake::Changed, 0),
-        ("* VANISHED 1\r\n", Wake::Changed, 1),
-        // The same number, a change of flags, signs of life: not news.
-        (
-            "* 1 EXISTS\r\n* OK Still here\r\n* 1 FETCH (FLAGS (\\Seen))\r\n* 0 RECENT\r\n+ idling\r\n\r\n",
-            Wake::Expired,
-            1,
-        ),
-    ] {
-        let connection = looked("IDLE", idle(vec![say(news)], "")).await;
-        let parked = connection.park().await.unwrap();
-        let start = Instant::now();
-        let (connection, woke) = parked.wait(patience(60, 600), pending()).await.unwrap();
-        assert_eq!((woke, connection.exists()), (wake, Some(exists)), "{news}");
-        assert_eq!(
-            start.elapsed() >= Duration::from_secs(60),
-            wake == Wake::Expired
-        );
-        assert_eq!(connection.is_dirty(), wake == Wake::Changed);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn signs_of_life_put_off_the_probe() {
-    let minutes = |count: u64| Step::Pause(Duration::from_secs(count * 60));
-    let alive = || say("* OK Still here\r\n");
-    // Something is heard each 4 minutes: up to the end.
-    let during = vec![
-        minutes(4),
-        alive(),
-        minutes(4),
-        alive(),
-        minutes(4),
-        alive(),
-    ];
-    let parked = looked("IDLE", idle(during, "")).await.park().await.unwrap();
-    let start = Instant::now();
-    let (_, wake) = parked
-        .wait(patience(15 * 60, 5 * 60), pending())
-        .await
-        .unwrap();
-    assert_eq!((wake, start.elapsed().as_secs()), (Wake::Expired, 15 * 60));
-    // Then nothing any more: tried after 5 minutes, and it still answers.
-    let parked = looked("IDLE", idle(vec![minutes(4), alive()], ""))
-        .await
-        .park()
-        .await
-        .unwrap();
-    let start = Instant::now();
-    let (connection, wake) = parked
-        .wait(patience(15 * 60, 5 * 60), pending())
-        .await
-        .unwrap();
-    assert_eq!((wake, start.elapsed().as_secs()), (Wake::Quiet, 9 * 60));
-    drop(connection);
-    // A link that is dead.
-    let parked = looked("IDLE", vec![answer("IDLE", "+ idling\r\n")])
-        .await
-        .park()
-        .await
-        .unwrap();
-    let start = Instant::now();
-    let error = parked
-        .wait(patience(15 * 60, 5 * 60), pending())
-        .await
-        .unwrap_err();
-    assert_eq!(error.class(), Class::Timeout);
-    assert_eq!(
-        start.elapsed(),
-        Duration::from_secs(5 * 60) + settings().timeouts.done
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_interrupted_wait_loses_nothing() {
-    // News in the middle of a line when the caller interrupts, the rest with the end of IDLE, more behind it.
-    let steps = vec![
-        answer("IDLE", "+ idling\r\n* 2 EX"),
-        Step::Expect("DONE"),
-        say("ISTS\r\n"),
-        say("{tag} OK done\r\n* 7 EXISTS\r\n"),
-    ];
-    let parked = looked("IDLE", steps).await.park().await.unwrap();
-    let (connection, wake) = parked.wait(patience(600, 600), ready(())).await.unwrap();
-    assert_eq!(wake, Wake::Interrupted);
-    assert_eq!(
-        (connection.is_dirty(), connection.exists()),
-        (true, Some(2))
-    );
-    let parked = connection.park().await.unwrap();
-    assert!(parked.is_dirty());
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_comes_behind_the_end_of_idle_is_read_by_the_next_command() {
-    let mut steps = idle(vec![], "* 7 EXISTS\r\n* OK ");
-    steps.push(answer("NOOP", "x\r\n{tag} OK\r\n"));
-    let parked = looked("IDLE", steps).await.park().await.unwrap();
-    let (mut connection, wake) = parked.wait(patience(60, 600), pending()).await.unwrap();
-    assert_eq!(wake, Wake::Expired);
-    assert!(connection.noop().await.unwrap());
-    assert_eq!(connection.exists(), Some(7));
-}
-
-#[tokio::test(start_paused = true)]
-async fn servers_that_end_or_refuse_idle_are_polled() {
-    let parked = looked(
-        "IDLE",
-        vec![answer(
-            "IDLE",
-            "+ idling\r\n* OK x\r\n{tag} OK had enough\r\n",
-        )],
-    )
-    .await
-    .park()
-    .await
-    .unwrap();
-    assert_eq!(
-        parked.wait(patience(600, 600), pending()).await.unwrap().1,
-        Wake::Ended
-    );
-    for refusal in ["{tag} NO not now\r\n", "{tag} BAD what\r\n"] {
-        let steps = vec![
-            answer("IDLE", refusal),
-            answer("NOOP", "* 2 EXISTS\r\n{tag} OK\r\n"),
-        ];
-        let parked = looked("IDLE", steps).await.park().await.unwrap();
-        assert!(!parked.is_idling());
-        let (mut connection, wake) = parked.wait(patience(60, 600), pending()).await.unwrap();
-        assert_eq!(wake, Wake::Expired);
-        assert!(connection.noop().await.unwrap());
-    }
-    let steps = vec![answer("IDLE", "* 2 EXISTS\r\n{tag} NO not now\r\n")];
-    let parked = looked("IDLE", steps).await.park().await.unwrap();
-    assert_eq!(
-        parked.wait(patience(60, 600), pending()).await.unwrap().1,
-        Wake::Changed
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_idle_a_half_line_is_kept_for_the_next_command() {
-    let steps = vec![say("* 2 EX"), answer("NOOP", "ISTS\r\n{tag} OK\r\n")];
-    let parked = looked("", steps).await.park().await.unwrap();
-    assert!(!parked.is_idling());
-    let (mut connection, wake) = parked.wait(patience(60, 600), pending()).await.unwrap();
-    assert_eq!((wake, connection.is_dirty()), (Wake::Expired, false));
-    assert!(connection.noop().await.unwrap());
-    assert_eq!(connection.exists(), Some(2));
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_end_of_a_connection_is_told_with_its_reason() {
-    for (last, class) in [
-        ("* BYE Server shutting down.\r\n", Class::Disconnected),
-        (
-            "* BYE [UNAVAILABLE] too many connections\r\n",
-            Class::Throttled,
-        ),
-    ] {
-        let later = Step::Pause(Duration::from_secs(1));
-        let parked = looked(
-            "IDLE",
-            vec![answer("IDLE", "+ idling\r\n"), later, say(last)],
-        )
-        .await
-        .park()
-        .await
-        .unwrap();
-        assert_eq!(
-            parked
-                .wait(patience(600, 600), pending())
-                .await
-                .unwrap_err()
-                .class(),
-            class
-        );
-        let mut connection = looked("", vec![answer("NOOP", last)]).await;
-        assert_eq!(connection.noop().await.unwrap_err().class(), class);
-        assert_eq!(
-            connection.noop().await.unwrap_err().class(),
-            Class::Disconnected
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_stops_answering_is_left_in_time() {
-    let mut connection = looked("IDLE", vec![]).await;
-    let start = Instant::now();
-    assert_eq!(connection.noop().await.unwrap_err().class(), Class::Timeout);
-    assert_eq!(start.elapsed(), settings().timeouts.command);
-    connection.logout().await;
-    assert!(start.elapsed() <= settings().timeouts.command + settings().timeouts.logout);
-
-    let connection = looked("IDLE", vec![]).await;
-    let start = Instant::now();
-    assert_eq!(connection.park().await.unwrap_err().class(), Class::Timeout);
-    assert_eq!(start.elapsed(), settings().timeouts.command);
-
-    // One that sends a byte now and then is none the better.
-    let mut steps = vec![answer("NOOP", "")];
-    steps.extend((0..100).flat_map(|_| [Step::Pause(Duration::from_secs(10)), say("*")]));
-    let mut connection = looked("", steps).await;
-    let start = Instant::now();
-    assert_eq!(connection.noop().await.unwrap_err().class(), Class::Timeout);
-    assert_eq!(start.elapsed(), settings().timeouts.command);
-
-    let connection = looked("", vec![]).await;
-    let start = Instant::now();
-    connection.logout().await;
-    assert_eq!(start.elapsed(), settings().timeouts.logout);
-    let parked = looked("IDLE", vec![answer("IDLE", "+ x\r\n")])
-        .await
-        .park()
-        .await
-        .unwrap();
-    let start = Instant::now();
-    parked.logout().await;
-    assert_eq!(start.elapsed(), settings().timeouts.logout);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_message_that_spoils_a_page_costs_only_itself() {
     let good =
         |uid: u32| format!("* {uid} FETCH (UID {uid} FLAGS () RFC822.SIZE 5 INTERNALDATE NIL)\r\n");
@@ -591,4 +313,22 @@ async fn a_message_that_spoils_a_page_costs_only_itself() {
         [1, 2]
     );
     assert_eq!(connection.fetch(&[4]).await.unwrap()[0].size, Some(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_of_which_the_server_knows_otherwise_is_opened_anew() {
+    let mut connection = connected(
+        "",
+        vec![
+            examine(5, 9),
+            answer("FETCH 1:5 (UID)", "{tag} BAD Invalid messageset\r\n"),
+            examine(1, 9),
+            answer("FETCH 1 (UID)", "* 1 FETCH (UID 8)\r\n{tag} OK\r\n"),
+        ],
+    )
+    .await;
+    let look = connection.look("INBOX", 1, 10, false).await.unwrap();
+    assert_eq!((look.uids.len(), look.complete), (0, false));
+    let look = connection.look("INBOX", 1, 10, false).await.unwrap();
+    assert_eq!((look.uids.as_slice(), look.complete), (&[8][..], true));
 }

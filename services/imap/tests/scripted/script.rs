@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use mailbell_imap::{Connection, Endpoint, Error, Login, Settings, Stream, TlsMode, TlsSettings};
+use mailbell_imap::{
+    Connection, Endpoint, Error, Login, Patience, Settings, Stream, TlsMode, TlsSettings,
+};
 use mailbell_test_servers::Certificate;
 use tokio::io::{
     AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream, DuplexStream,
 };
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// What the server does.
 pub(crate) enum Step {
@@ -151,4 +154,28 @@ pub(crate) fn examine(exists: u32, uid_next: u32) -> Step {
             "* {exists} EXISTS\r\n* OK [UIDVALIDITY 9] x\r\n* OK [UIDNEXT {uid_next}] x\r\n{{tag}} OK [READ-ONLY] x\r\n"
         ),
     )
+}
+
+pub(crate) fn patience(until: u64, quiet: u64) -> Patience {
+    Patience {
+        until: Instant::now() + Duration::from_secs(until),
+        quiet: Duration::from_secs(quiet),
+    }
+}
+
+/// A connection that has looked at a folder with one message.
+pub(crate) async fn looked(capabilities: &str, mut steps: Vec<Step>) -> Connection {
+    steps.splice(
+        0..0,
+        [
+            examine(1, 2),
+            answer("FETCH 1 (UID)", "* 1 FETCH (UID 1)\r\n{tag} OK\r\n"),
+        ],
+    );
+    let mut connection = connected(capabilities, steps).await;
+    assert_eq!(
+        connection.look("INBOX", 1, 10, false).await.unwrap().uids,
+        [1]
+    );
+    connection
 }
