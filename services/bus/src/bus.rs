@@ -1,11 +1,36 @@
 //! The handle to NATS.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use mailbell_core::{ids::Installation, timing::Timing};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{BusError, BusOptions, Role};
+use crate::{
+    Auth, BusError, BusOptions, Metrics, Role,
+    names::Names,
+    permissions::inbox_prefix,
+    wire::{Pending, Wire},
+};
+
+/// The server's PING may be put off for as long as data arrives, so ours finds a dead link: after two unanswered ones.
+const PING: Duration = Duration::from_secs(5);
+/// TCP, TLS and authentication.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Full jitter: a random delay up to this, doubled with each failed try, up to the other.
+const RECONNECT_BASE: Duration = Duration::from_millis(100);
+const RECONNECT_MOST: Duration = Duration::from_secs(5);
+/// How many messages a subscription may hold until it is read. One that overruns is made good by sequence checks.
+const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
+/// After a lame-duck notice, a random delay up to this before another server is looked for.
+const LAME_DUCK_SPREAD: Duration = Duration::from_secs(2);
 
 /// How the connection is. Each change of `since` is another connection or the end of one: whoever compares it before and after
 /// a wait knows whether the connection broke in between.
@@ -42,7 +67,203 @@ pub struct Bus {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    options: BusOptions,
+    pub(crate) options: BusOptions,
+    pub(crate) names: Names,
+    pub(crate) wire: Arc<Wire>,
+    /// Batch reads that may run at once.
+    pub(crate) reads: Arc<Semaphore>,
+    /// Tasks hold the wire, never the bus: the last handle ends them.
+    _closed_on_drop: DropGuard,
+}
+
+/// What follows from the events of the connection.
+struct Events {
+    link: watch::Sender<Link>,
+    pending: Arc<Pending>,
+    metrics: Metrics,
+    client: OnceLock<Client>,
+    closed: CancellationToken,
+    several_servers: bool,
+}
+
+impl Events {
+    fn on(&self, event: Event) {
+        match event {
+            Event::Connected => {
+                // Nothing waits unless the notice of the end before it was lost in the client's queue of events.
+                self.pending.fail_all();
+                self.metrics.connects.inc();
+                self.set(Link::Up {
+                    since: Instant::now(),
+                    lame_duck: false,
+                });
+            }
+            Event::Disconnected | Event::Closed => {
+                self.set(Link::Down {
+                    since: Instant::now(),
+                });
+                self.pending.fail_all();
+            }
+            Event::LameDuckMode => self.on_lame_duck(),
+            Event::ServerError(ServerError::Other(text)) => {
+                if let Some(subject) = denied_publish(&text) {
+                    tracing::warn!(subject, "NATS denies a publish");
+                    self.pending.deny(subject);
+                }
+            }
+            Event::SlowConsumer(_) => tracing::warn!("a NATS subscription overran"),
+            Event::ServerError(_) | Event::ClientError(_) | Event::Draining => {}
+        }
+    }
+
+    fn set(&self, link: Link) {
+        self.metrics.link_up.set(i64::from(link.is_up()));
+        self.link.send_replace(link);
+    }
+
+    fn on_lame_duck(&self) {
+        self.link.send_if_modified(|link| match link {
+            Link::Up { lame_duck, .. } if !*lame_duck => {
+                *lame_duck = true;
+                true
+            }
+            _ => false,
+        });
+        // The client only tells of it; the server would end the connection at a time of its own.
+        let Some(client) = self.client.get().cloned() else {
+            return;
+        };
+        if self.several_servers || client.server_info().connect_urls.len() > 1 {
+            let closed = self.closed.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = closed.cancelled() => {}
+                    () = tokio::time::sleep(jitter(LAME_DUCK_SPREAD)) => {
+                        let _ = client.force_reconnect().await;
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// The subject of `Permissions Violation for Publish to "x"`.
+fn denied_publish(text: &str) -> Option<&str> {
+    let rest = text.strip_prefix("Permissions Violation for Publish to \"")?;
+    rest.split('"').next()
+}
+
+fn jitter(most: Duration) -> Duration {
+    most.mul_f64(rand::random::<f64>())
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Whether TLS is asked for; an error if it is missing where it must not be.
+fn wants_tls(options: &BusOptions) -> Result<bool, BusError> {
+    if options.urls.is_empty() {
+        return Err(BusError::Options("no NATS URL".to_owned()));
+    }
+    let mut tls = options.tls.is_some();
+    let mut plain_hosts = Vec::new();
+    for url in &options.urls {
+        // It would show in logs and errors.
+        if url.contains('@') {
+            return Err(BusError::Options(
+                "a NATS URL must not hold a user or password".to_owned(),
+            ));
+        }
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err(BusError::Options(format!(
+                "{url:?} is no URL like nats://host:4222"
+            )));
+        };
+        match scheme {
+            "tls" => tls = true,
+            "nats" => {}
+            _ => {
+                return Err(BusError::Options(format!(
+                    "{url:?} is neither nats:// nor tls://"
+                )));
+            }
+        }
+        let end = if rest.starts_with('[') {
+            rest.find(']').map_or(rest.len(), |at| at + 1)
+        } else {
+            rest.find([':', '/']).unwrap_or(rest.len())
+        };
+        let host = rest.get(..end).unwrap_or(rest);
+        if !is_loopback(host) {
+            plain_hosts.push(host);
+        }
+    }
+    if !tls
+        && !options.allow_plain
+        && let Some(host) = plain_hosts.first()
+    {
+        return Err(BusError::Options(format!(
+            "{host} is not this machine: use tls:// or allow a plain connection explicitly"
+        )));
+    }
+    Ok(tls)
+}
+
+async fn connect_options(options: &BusOptions, tls: bool) -> Result<ConnectOptions, BusError> {
+    let mut connect = ConnectOptions::new()
+        .name(format!(
+            "mailbell {} {}",
+            options.installation, options.name
+        ))
+        .custom_inbox_prefix(inbox_prefix(options.role, &options.installation))
+        .ping_interval(PING)
+        .connection_timeout(CONNECT_LIMIT)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .max_reconnects(None)
+        .require_tls(tls);
+    if !tls && !options.allow_plain {
+        // A cluster names its other servers, which may be elsewhere.
+        connect = connect.ignore_discovered_servers();
+    }
+    connect = match &options.auth {
+        Auth::None => connect,
+        Auth::UserPassword { user, password } => {
+            connect.user_and_password(user.clone(), password.expose().to_owned())
+        }
+        Auth::NKey(seed) => connect.nkey(seed.expose().to_owned()),
+        Auth::Creds(path) => {
+            let path = path.clone();
+            let text =
+                tokio::task::spawn_blocking(move || mailbell_runtime::secretfile::read_text(&path))
+                    .await;
+            let text = text
+                .map_err(|_| BusError::Closed)?
+                .map_err(|error| BusError::Options(error.to_string()))?;
+            connect.credentials(&text).map_err(|_| {
+                BusError::Options("the NATS credentials file cannot be read".to_owned())
+            })?
+        }
+    };
+    if let Some(tls) = &options.tls {
+        if let Some(ca) = &tls.ca {
+            connect = connect.add_root_certificates(ca.clone());
+        }
+        connect = match (&tls.cert, &tls.key) {
+            (Some(cert), Some(key)) => connect.add_client_certificate(cert.clone(), key.clone()),
+            (None, None) => connect,
+            _ => {
+                return Err(BusError::Options(
+                    "a client certificate needs its key, and a key its certificate".to_owned(),
+                ));
+            }
+        };
+    }
+    Ok(connect)
 }
 
 impl Bus {
@@ -51,20 +272,95 @@ impl Bus {
     /// # Errors
     /// [`BusError::Options`], [`BusError::Connect`], [`BusError::Authentication`], [`BusError::Tls`].
     pub async fn connect(options: BusOptions) -> Result<Self, BusError> {
-        let _ = options;
-        todo!()
+        options
+            .timing
+            .check()
+            .map_err(|error| BusError::Options(error.to_string()))?;
+        let tls = wants_tls(&options)?;
+        let closed = CancellationToken::new();
+        let pending = Arc::<Pending>::default();
+        let (link, mut link_rx) = watch::channel(Link::Down {
+            since: Instant::now(),
+        });
+        let events = Arc::new(Events {
+            link,
+            pending: Arc::clone(&pending),
+            metrics: options.metrics.clone(),
+            client: OnceLock::new(),
+            closed: closed.clone(),
+            several_servers: options.urls.len() > 1,
+        });
+        let (for_events, for_delay) = (Arc::clone(&events), Arc::clone(&events));
+        let client = connect_options(&options, tls)
+            .await?
+            .event_callback(move |event| {
+                for_events.on(event);
+                std::future::ready(())
+            })
+            .reconnect_delay_callback(move |attempt| {
+                if for_delay.client.get().is_none() {
+                    return Duration::ZERO;
+                }
+                let doubled = u32::try_from(attempt.saturating_sub(1))
+                    .unwrap_or(u32::MAX)
+                    .min(16);
+                jitter(
+                    RECONNECT_BASE
+                        .saturating_mul(1 << doubled)
+                        .min(RECONNECT_MOST),
+                )
+            })
+            .connect(options.urls.clone())
+            .await
+            .map_err(|error| connect_error(&error, &options))?;
+        let _ = events.client.set(client.clone());
+        // The event of this connection must be behind us: it would end the first calls.
+        let up = tokio::time::timeout(CONNECT_LIMIT, link_rx.wait_for(Link::is_up))
+            .await
+            .is_ok_and(|up| up.is_ok());
+        if !up {
+            return Err(BusError::Disconnected);
+        }
+        let prefix = inbox_prefix(options.role, &options.installation);
+        let patience = options.timing.ack_timeout;
+        let wire = Wire::start(
+            client,
+            &prefix,
+            pending,
+            link_rx,
+            closed.clone(),
+            patience,
+            options.metrics.clone(),
+        )
+        .await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                names: Names::new(options.installation.clone()),
+                wire: Arc::new(wire),
+                reads: Arc::new(Semaphore::new(options.concurrent_reads.max(1))),
+                options,
+                _closed_on_drop: closed.drop_guard(),
+            }),
+        })
     }
 
     /// How the connection is, now and later.
     #[must_use]
     pub fn link(&self) -> watch::Receiver<Link> {
-        todo!()
+        self.inner.wire.link()
     }
 
     /// Whether it is connected to a server that will stay.
     #[must_use]
     pub fn ready(&self) -> bool {
-        todo!()
+        self.inner.wire.is_up()
+            && matches!(
+                *self.inner.wire.link().borrow(),
+                Link::Up {
+                    lame_duck: false,
+                    ..
+                }
+            )
     }
 
     /// Which Mailbell.
@@ -87,6 +383,120 @@ impl Bus {
 
     /// Ends the connection and every task of it. What is queued is sent first, within a second.
     pub async fn close(&self) {
-        todo!()
+        self.inner.wire.flush(Duration::from_secs(1)).await;
+        self.inner.wire.closed().cancel();
+    }
+
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.inner.wire
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.inner.names
+    }
+}
+
+fn connect_error(error: &async_nats::ConnectError, options: &BusOptions) -> BusError {
+    use std::error::Error as _;
+    let reason = || {
+        error
+            .source()
+            .map_or_else(|| error.kind().to_string(), ToString::to_string)
+    };
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+            BusError::Authentication
+        }
+        ConnectErrorKind::Tls => BusError::Tls(reason()),
+        ConnectErrorKind::ServerParse => BusError::Options(reason()),
+        _ => {
+            let reason = reason();
+            // The client reports a failed handshake as a failed read.
+            if reason.contains("certificate") || reason.contains("tls") {
+                BusError::Tls(reason)
+            } else {
+                BusError::Connect {
+                    urls: options.urls.join(", "),
+                    reason,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(urls: &[&str]) -> BusOptions {
+        BusOptions::new(
+            urls.iter().map(|&url| url.to_owned()).collect(),
+            Installation::default(),
+            Role::Watcher,
+        )
+    }
+
+    #[test]
+    fn plain_only_on_this_machine_or_if_allowed() {
+        for url in [
+            "nats://127.0.0.1:4222",
+            "nats://localhost",
+            "nats://[::1]:4222",
+        ] {
+            assert!(matches!(wants_tls(&options(&[url])), Ok(false)), "{url}");
+        }
+        for url in [
+            "nats://nats.example:4222",
+            "nats://10.0.0.1",
+            "nats://localhost.example/",
+        ] {
+            assert!(
+                matches!(wants_tls(&options(&[url])), Err(BusError::Options(_))),
+                "{url}"
+            );
+            let allowed = BusOptions {
+                allow_plain: true,
+                ..options(&[url])
+            };
+            assert!(matches!(wants_tls(&allowed), Ok(false)));
+        }
+        assert!(matches!(
+            wants_tls(&options(&["tls://nats.example"])),
+            Ok(true)
+        ));
+        assert!(matches!(
+            wants_tls(&options(&["nats://127.0.0.1", "nats://nats.example"])),
+            Err(BusError::Options(_))
+        ));
+        for url in [
+            "nats://user:pass@127.0.0.1",
+            "127.0.0.1:4222",
+            "http://127.0.0.1",
+        ] {
+            let error = wants_tls(&options(&[url])).unwrap_err().to_string();
+            assert!(!error.contains("pass@"), "{error}");
+        }
+        assert!(wants_tls(&options(&[])).is_err());
+    }
+
+    #[test]
+    fn no_secret_is_printed() {
+        let mut options = options(&["nats://127.0.0.1"]);
+        options.auth = Auth::UserPassword {
+            user: "watcher".to_owned(),
+            password: crate::Secret::new("hunter2"),
+        };
+        assert!(!format!("{options:?}").contains("hunter2"));
+        options.auth = Auth::NKey(crate::Secret::new("SUAHUNTER2"));
+        assert!(!format!("{options:?}").contains("HUNTER2"));
+    }
+
+    #[test]
+    fn the_subject_of_a_denial() {
+        assert_eq!(
+            denied_publish("Permissions Violation for Publish to \"mb.main.log.1\""),
+            Some("mb.main.log.1")
+        );
+        assert_eq!(denied_publish("Stale Connection"), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Why something on the bus did not work.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BusError {
     /// The options contradict each other or name something that cannot be.

@@ -1,11 +1,29 @@
 //! Following a log with one ordered consumer.
 
-use mailbell_core::ids::{LogId, Position};
+use std::{sync::Arc, time::Duration};
 
-use crate::{Entry, LogTail};
+use mailbell_core::ids::{Group, LogId, Position};
+use tokio::sync::mpsc;
+
+use crate::{
+    Bus, BusError, Entry, LogIds, LogTail,
+    api::StreamMessage,
+    consumer::{Delivery, Ordered, Start},
+    logs::Opener,
+    wire::Wire,
+};
+
+/// What may wait for [`Follower::next`]. Behind it the server waits.
+const WAITING: usize = 256;
+/// How fast a question to the leader that failed is asked again, with full jitter.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What a follower sees, in order.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost all of them are entries; a box would be one allocation an event"
+)]
 pub enum Followed {
     /// The consumer was made, or made anew after a broken connection, a restarted server or a missed message. What comes next is
     /// at `next` or above. Whoever keeps a position compares the log id with the one it knew, and `tail` with its position:
@@ -44,11 +62,141 @@ pub enum Followed {
 
 /// One ordered consumer of a log. Reads only as fast as [`Follower::next`] is called: the server waits.
 #[derive(Debug)]
-pub struct Follower {}
+pub struct Follower {
+    rx: mpsc::Receiver<Followed>,
+}
 
 impl Follower {
+    pub(crate) fn start(bus: &Bus, ids: &LogIds, group: Group, from: Position) -> Self {
+        let (tx, rx) = mpsc::channel(WAITING);
+        let stream = bus.names().log_stream(group);
+        let wire = Arc::clone(&bus.inner.wire);
+        let next = from.max(1);
+        let following = Following {
+            consumer: Ordered::new(Arc::clone(&wire), stream.clone(), None, Start::From(next)),
+            opener: Opener::new(bus),
+            ids: ids.clone(),
+            log_id: ids.get(group),
+            wire,
+            stream,
+            group,
+            next,
+        };
+        tokio::spawn(following.run(tx));
+        Self { rx }
+    }
+
     /// What comes next; `None` once the bus is closed. Cancel-safe.
     pub async fn next(&mut self) -> Option<Followed> {
-        todo!()
+        self.rx.recv().await
+    }
+}
+
+/// The task behind a follower.
+struct Following {
+    consumer: Ordered,
+    opener: Opener,
+    ids: LogIds,
+    wire: Arc<Wire>,
+    stream: String,
+    group: Group,
+    log_id: LogId,
+    /// The position that comes next, if nothing is missing.
+    next: Position,
+}
+
+impl Following {
+    async fn run(mut self, tx: mpsc::Sender<Followed>) {
+        let gone = tx.clone();
+        tokio::select! {
+            biased;
+            () = gone.closed() => {}
+            _ = self.deliver(tx) => {}
+        }
+    }
+
+    /// Ends when the bus or the reader has gone.
+    async fn deliver(&mut self, tx: mpsc::Sender<Followed>) -> Option<()> {
+        loop {
+            match self.consumer.next().await? {
+                Delivery::Made { .. } => {
+                    let (log_id, tail) = self.check().await?;
+                    self.log_id = log_id;
+                    if tail.last + 1 < self.next {
+                        self.next = tail.last + 1;
+                        self.consumer.restart(Start::From(self.next));
+                        tx.send(Followed::Cut {
+                            tail,
+                            log_id,
+                            next: self.next,
+                        })
+                        .await
+                        .ok()?;
+                    } else {
+                        tx.send(Followed::Made {
+                            tail,
+                            log_id,
+                            next: self.next,
+                        })
+                        .await
+                        .ok()?;
+                    }
+                }
+                Delivery::Message { message, .. } => self.on_message(message, &tx).await?,
+            }
+        }
+    }
+
+    async fn on_message(
+        &mut self,
+        message: StreamMessage,
+        tx: &mpsc::Sender<Followed>,
+    ) -> Option<()> {
+        let position = message.sequence;
+        if position > self.next {
+            let tail = self.tail().await?;
+            tx.send(Followed::Jump {
+                from: self.next,
+                to: position - 1,
+                tail,
+            })
+            .await
+            .ok()?;
+        }
+        self.next = position + 1;
+        self.ids.note_seen(self.group, self.log_id, position);
+        if let Some(entry) = self.opener.open(message) {
+            tx.send(Followed::Entry(entry)).await.ok()?;
+        }
+        Some(())
+    }
+
+    /// Asks until it is answered: nothing can be told before.
+    async fn check(&self) -> Option<(LogId, LogTail)> {
+        loop {
+            match self.ids.check(self.group).await {
+                Ok(answer) => return Some(answer),
+                Err(BusError::Closed) => return None,
+                Err(error) => self.pause(&error).await?,
+            }
+        }
+    }
+
+    async fn tail(&self) -> Option<LogTail> {
+        loop {
+            match self.wire.log_tail(&self.stream).await {
+                Ok(tail) => return Some(tail),
+                Err(BusError::Closed) => return None,
+                Err(error) => self.pause(&error).await?,
+            }
+        }
+    }
+
+    async fn pause(&self, error: &BusError) -> Option<()> {
+        tracing::debug!(stream = %self.stream, %error, "the leader did not answer");
+        tokio::select! {
+            () = self.wire.closed().cancelled() => None,
+            () = tokio::time::sleep(RETRY.mul_f64(rand::random::<f64>())) => Some(()),
+        }
     }
 }

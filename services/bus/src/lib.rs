@@ -14,12 +14,13 @@
 //! A read may be answered by a replica that lags and does not say so. Whatever must know where things stand asks the leader:
 //! `STREAM.INFO` and `STREAM.MSG.GET` are answered by it alone. See [`mailbell_core::read`].
 
+mod api;
 mod bus;
 mod claims;
-mod config;
 mod consumer;
 mod error;
 mod follow;
+mod kv;
 mod log_ids;
 mod logs;
 pub mod metrics;
@@ -42,5 +43,5 @@ pub use logs::{AppendOutcome, Entry, LogTail, Logs, Refusal};
 pub use metrics::Metrics;
 pub use options::{Auth, BusOptions, Role, Secret, StorageLimits, TlsOptions};
 pub use read::{Filter, LogReader};
-pub use requests::{AskError, OwnerService, ServeOptions};
+pub use requests::{AskError, OwnerService, ServeOptions, refuse};
 pub use setup::{Drift, SetupReport};

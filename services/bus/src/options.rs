@@ -44,7 +44,7 @@ pub enum Auth {
         /// Its password.
         password: Secret,
     },
-    /// By a credentials file (JWT and seed), read at each connect.
+    /// By a credentials file (JWT and seed), read at start.
     Creds(PathBuf),
     /// By an nkey; the seed never leaves the process.
     NKey(Secret),

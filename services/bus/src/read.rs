@@ -1,8 +1,30 @@
-//! Reading a log by batches.
+//! Reading a range of a stream by batches, complete whatever replica answers.
 
-use mailbell_core::ids::{AccountId, Partition, Position};
+use std::{collections::VecDeque, sync::Arc};
 
-use crate::{BusError, Entry};
+use futures_util::future::try_join_all;
+use mailbell_core::{
+    ids::{AccountId, Group, Partition, Position},
+    read::{Next, ReadUpTo},
+};
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use crate::{
+    Bus, BusError, Entry,
+    api::{Get, StreamMessage, direct_message, number},
+    logs::Opener,
+    wire::Wire,
+};
+
+/// Messages in one batch. With [`BATCH_BYTES`] it bounds what a read holds.
+const BATCH: usize = 256;
+/// Bytes of one batch.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Messages in one batch of each account, where several are merged.
+const MERGED_BATCH: usize = 64;
+/// Up to this many accounts are read one by one; beyond it, reading the whole group is cheaper.
+const MERGED_ACCOUNTS: usize = 16;
 
 /// Whose events of a group's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,23 +35,285 @@ pub enum Filter {
     Partition(Partition),
     /// Those of one account.
     Account(AccountId),
-    /// Those of several accounts of the group, merged in order. Many accounts cost one read each up to some number, and a read
-    /// of the whole group beyond it.
+    /// Those of several accounts of the group, merged in order. A few are read one by one, many by reading the whole group.
     Accounts(Vec<AccountId>),
+}
+
+/// Reads what lies in a stream after one sequence and up to another that its leader named.
+#[derive(Debug)]
+pub(crate) struct RangeReader {
+    wire: Arc<Wire>,
+    reads: Arc<Semaphore>,
+    stream: String,
+    filter: String,
+    batch: usize,
+    range: ReadUpTo,
+    end: u64,
+    next: Next,
+}
+
+/// What one batch gave.
+struct Batch {
+    messages: Vec<StreamMessage>,
+    /// Whether what answered has more, as far as can be told.
+    more: bool,
+}
+
+impl RangeReader {
+    pub(crate) fn new(bus: &Bus, stream: String, filter: String, after: u64, up_to: u64) -> Self {
+        let range = ReadUpTo::new(after, up_to);
+        Self {
+            wire: Arc::clone(&bus.inner.wire),
+            reads: Arc::clone(&bus.inner.reads),
+            stream,
+            filter,
+            batch: BATCH,
+            next: range.first(),
+            range,
+            end: up_to,
+        }
+    }
+
+    fn with_batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// The next messages in order, maybe none yet; `None` once the end was reached.
+    pub(crate) async fn next_batch(&mut self) -> Result<Option<Vec<StreamMessage>>, BusError> {
+        match self.next {
+            Next::Done => Ok(None),
+            Next::More(after) => {
+                let batch = self
+                    .ask(after)
+                    .await
+                    .inspect_err(|_| self.wire.metrics().read("failed"))?;
+                self.wire.metrics().read("ok");
+                let last = batch.messages.last().map(|message| message.sequence);
+                // No answer says up to where the one who answered knows the stream.
+                self.next = self.range.on_batch(last, batch.more, None);
+                Ok(Some(self.within(batch.messages)))
+            }
+            Next::AskLeader(after) => {
+                let which = Get::Next {
+                    seq: after + 1,
+                    next_by_subj: &self.filter,
+                };
+                let found = self.wire.leader_get(&self.stream, &which).await;
+                let found = found.inspect_err(|_| self.wire.metrics().read("failed"))?;
+                self.wire.metrics().read("asked-leader");
+                self.next = self
+                    .range
+                    .on_leader(found.as_ref().map(|message| message.sequence));
+                Ok(Some(self.within(found.into_iter().collect())))
+            }
+        }
+    }
+
+    /// What was appended after the range's end does not belong to it.
+    fn within(&self, mut messages: Vec<StreamMessage>) -> Vec<StreamMessage> {
+        messages.retain(|message| message.sequence <= self.end);
+        messages
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.range.at().min(self.end)
+    }
+
+    async fn ask(&self, after: u64) -> Result<Batch, BusError> {
+        let _permit = self.reads.acquire().await.map_err(|_| BusError::Closed)?;
+        let question = json!({
+            "seq": after + 1,
+            "next_by_subj": self.filter,
+            "batch": self.batch,
+            "max_bytes": BATCH_BYTES,
+        });
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let mut answers = self
+            .wire
+            .call_many(&subject, question.to_string().into(), self.batch + 1)
+            .await?;
+        let mut messages: Vec<StreamMessage> = Vec::new();
+        loop {
+            let answer = match answers.next(self.wire.patience()).await {
+                Ok(answer) => answer,
+                // What came is good, and in order.
+                Err(_) if !messages.is_empty() => {
+                    return Ok(Batch {
+                        messages,
+                        more: true,
+                    });
+                }
+                Err(error) => return Err(error),
+            };
+            // Each answer names the one before it: one that was lost shows.
+            let before = number(answer.headers.as_ref(), "Nats-Last-Sequence");
+            let last = messages.last().map_or(0, |message| message.sequence);
+            match answer.status.map(|status| status.as_u16()) {
+                None | Some(200) => {
+                    if before.is_some_and(|before| before != last) {
+                        return if messages.is_empty() {
+                            Err(BusError::Garbled("a batch without its beginning"))
+                        } else {
+                            Ok(Batch {
+                                messages,
+                                more: true,
+                            })
+                        };
+                    }
+                    messages.push(direct_message(answer)?);
+                }
+                Some(204) => {
+                    let pending = number(answer.headers.as_ref(), "Nats-Num-Pending").unwrap_or(0);
+                    let whole = before.is_none_or(|before| before == last);
+                    if !whole && messages.is_empty() {
+                        return Err(BusError::Garbled("a batch without its messages"));
+                    }
+                    return Ok(Batch {
+                        messages,
+                        more: pending > 0 || !whole,
+                    });
+                }
+                Some(404) => {
+                    return Ok(Batch {
+                        messages,
+                        more: false,
+                    });
+                }
+                Some(code) => {
+                    let description = answer.description.unwrap_or_default();
+                    return Err(self.wire.failed(BusError::Refused {
+                        code,
+                        err_code: 0,
+                        description,
+                    }));
+                }
+            }
+        }
+    }
+}
+
+/// One of several ranges that are merged.
+#[derive(Debug)]
+struct Source {
+    range: RangeReader,
+    waiting: VecDeque<StreamMessage>,
+    done: bool,
+}
+
+impl Source {
+    async fn fill(&mut self) -> Result<(), BusError> {
+        while self.waiting.is_empty() && !self.done {
+            match self.range.next_batch().await? {
+                Some(messages) => self.waiting.extend(messages),
+                None => self.done = true,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Reads a range of a log, a bounded batch at a time.
 #[derive(Debug)]
-pub struct LogReader {}
+pub struct LogReader {
+    opener: Opener,
+    sources: Vec<Source>,
+    /// With many accounts, who of the whole group is asked for. Sorted.
+    only: Option<Vec<AccountId>>,
+}
 
 impl LogReader {
+    pub(crate) fn new(
+        bus: &Bus,
+        group: Group,
+        filter: Filter,
+        after: Position,
+        up_to: Position,
+    ) -> Self {
+        let names = bus.names();
+        let range =
+            |filter: String| RangeReader::new(bus, names.log_stream(group), filter, after, up_to);
+        let (ranges, only) = match filter {
+            Filter::All => (vec![range(names.log_subjects(group))], None),
+            Filter::Partition(partition) => {
+                (vec![range(names.log_partition_subjects(partition))], None)
+            }
+            Filter::Account(account) => (vec![range(names.log_subject(&account))], None),
+            Filter::Accounts(mut accounts) => {
+                accounts.sort();
+                accounts.dedup();
+                if accounts.len() <= MERGED_ACCOUNTS {
+                    let ranges = accounts
+                        .iter()
+                        .map(|account| range(names.log_subject(account)).with_batch(MERGED_BATCH));
+                    (ranges.collect(), None)
+                } else {
+                    (vec![range(names.log_subjects(group))], Some(accounts))
+                }
+            }
+        };
+        let sources = ranges
+            .into_iter()
+            .map(|range| Source {
+                range,
+                waiting: VecDeque::new(),
+                done: false,
+            })
+            .collect();
+        Self {
+            opener: Opener::new(bus),
+            sources,
+            only,
+        }
+    }
+
     /// The next entries in order; `None` once everything up to the end of the range was read. A failed call may be repeated:
     /// it goes on where the last good one ended.
     ///
     /// # Errors
     /// Why NATS did not answer.
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Entry>>, BusError> {
-        todo!()
+        loop {
+            try_join_all(self.sources.iter_mut().map(Source::fill)).await?;
+            let mut entries = Vec::new();
+            // As long as every range that is not done shows its next message, the lowest of them is the next one of all.
+            while self
+                .sources
+                .iter()
+                .all(|source| source.done || !source.waiting.is_empty())
+            {
+                let next = self
+                    .sources
+                    .iter_mut()
+                    .filter(|source| !source.waiting.is_empty());
+                let Some(next) = next
+                    .min_by_key(|source| source.waiting.front().map(|message| message.sequence))
+                else {
+                    break;
+                };
+                if let Some(entry) = next
+                    .waiting
+                    .pop_front()
+                    .and_then(|message| self.opener.open(message))
+                    && self
+                        .only
+                        .as_ref()
+                        .is_none_or(|only| only.binary_search(&entry.account).is_ok())
+                {
+                    entries.push(entry);
+                }
+            }
+            if !entries.is_empty() {
+                return Ok(Some(entries));
+            }
+            if self
+                .sources
+                .iter()
+                .all(|source| source.done && source.waiting.is_empty())
+            {
+                return Ok(None);
+            }
+        }
     }
 
     /// All that is left, in memory: for ranges that are known to be short.
@@ -47,6 +331,10 @@ impl LogReader {
     /// Up to where everything that matches was given out.
     #[must_use]
     pub fn position(&self) -> Position {
-        todo!()
+        let at = |source: &Source| match source.waiting.front() {
+            Some(message) => message.sequence.saturating_sub(1),
+            None => source.range.position(),
+        };
+        self.sources.iter().map(at).min().unwrap_or(0)
     }
 }

@@ -1,11 +1,27 @@
 //! Requests to the owner of an account.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use async_nats::{Message, Subscriber};
+use futures_util::StreamExt as _;
 use mailbell_core::ids::{AccountId, Partition};
-use mailbell_proto::bus::v1::{OwnerRequest, OwnerResponse};
+use mailbell_proto::bus::v1::{OwnerError, OwnerRequest, OwnerResponse, owner_response::Response};
+use prost::Message as _;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{Bus, BusError};
+use crate::{Bus, BusError, names::Names, wire::Wire};
+
+/// No request is worked on for longer than this, whatever its asker says.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// Why an owner did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,9 +67,56 @@ impl Default for ServeOptions {
     }
 }
 
-/// Serves requests for the partitions it is told to own. Ends when dropped.
+/// An answer that says no, as [`Bus::serve`] itself gives it and handlers may.
+#[must_use]
+pub fn refuse(code: &str, sentence: &str, retry: bool) -> OwnerResponse {
+    let error = OwnerError {
+        code: code.to_owned(),
+        sentence: sentence.to_owned(),
+        retry,
+    };
+    OwnerResponse {
+        response: Some(Response::Error(error)),
+    }
+}
+
+/// Serves requests for the partitions it is told to own. Ends when dropped; what has begun is finished.
 #[derive(Debug)]
-pub struct OwnerService {}
+pub struct OwnerService {
+    shared: Arc<Shared>,
+    serving: Mutex<HashMap<Partition, Serving>>,
+    _end: DropGuard,
+    end: CancellationToken,
+}
+
+/// One partition that is served.
+#[derive(Debug)]
+struct Serving {
+    stop: CancellationToken,
+    stopped: oneshot::Receiver<()>,
+}
+
+type Handler = dyn Fn(AccountId, OwnerRequest) -> Pin<Box<dyn Future<Output = OwnerResponse> + Send>>
+    + Send
+    + Sync;
+
+struct Shared {
+    wire: Arc<Wire>,
+    names: Names,
+    handler: Box<Handler>,
+    /// Requests that may run or wait.
+    places: Arc<Semaphore>,
+    /// Requests that may run.
+    running: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OwnerService")
+            .field("free_places", &self.places.available_permits())
+            .finish_non_exhaustive()
+    }
+}
 
 impl Bus {
     /// Asks the owner of an account; the request's `account` and `timeout_ms` are filled in here.
@@ -66,8 +129,26 @@ impl Bus {
         request: OwnerRequest,
         timeout: Duration,
     ) -> Result<OwnerResponse, AskError> {
-        let _ = (account, request, timeout);
-        todo!()
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let request = OwnerRequest {
+            account: account.to_string(),
+            timeout_ms,
+            ..request
+        };
+        let subject = self.names().request_subject(account.partition());
+        let answer = self
+            .wire()
+            .call(&subject, None, request.encode_to_vec().into(), timeout)
+            .await;
+        let answer = answer.map_err(|error| match error {
+            BusError::NoStream(_) => AskError::NoOwner,
+            BusError::Disconnected => AskError::Disconnected,
+            BusError::Denied(_) => AskError::Denied,
+            BusError::TooLarge(_) => AskError::TooLarge,
+            BusError::Closed => AskError::Closed,
+            _ => AskError::Timeout,
+        })?;
+        OwnerResponse::decode(answer.payload).map_err(|_| AskError::Garbled)
     }
 
     /// Serves requests for partitions, of which there are none at first. The handler's future is dropped when the asker has
@@ -78,24 +159,190 @@ impl Bus {
         H: Fn(AccountId, OwnerRequest) -> F + Send + Sync + 'static,
         F: Future<Output = OwnerResponse> + Send + 'static,
     {
-        let _ = (options, handler);
-        todo!()
+        let running = options.concurrency.max(1);
+        let end = self.wire().closed().child_token();
+        OwnerService {
+            shared: Arc::new(Shared {
+                wire: Arc::clone(&self.inner.wire),
+                names: self.names().clone(),
+                handler: Box::new(move |account, request| Box::pin(handler(account, request))),
+                places: Arc::new(Semaphore::new(running + options.queue)),
+                running: Arc::new(Semaphore::new(running)),
+            }),
+            serving: Mutex::default(),
+            _end: end.clone().drop_guard(),
+            end,
+        }
     }
 }
 
 impl OwnerService {
+    fn serving(&self) -> MutexGuard<'_, HashMap<Partition, Serving>> {
+        // Nothing that holds the lock can leave it half changed.
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Begins to answer for these partitions. Others may answer only once [`OwnerService::disown`] was called here.
     ///
     /// # Errors
     /// Why NATS did not take the subscriptions.
     pub async fn own(&self, partitions: &[Partition]) -> Result<(), BusError> {
-        let _ = partitions;
-        todo!()
+        for &partition in partitions {
+            if self.serving().contains_key(&partition) {
+                continue;
+            }
+            let requests = self
+                .shared
+                .wire
+                .subscribe(self.shared.names.request_subject(partition))
+                .await?;
+            let stop = self.end.child_token();
+            let (done, stopped) = oneshot::channel();
+            self.serving().insert(
+                partition,
+                Serving {
+                    stop: stop.clone(),
+                    stopped,
+                },
+            );
+            tokio::spawn(serve(
+                Arc::clone(&self.shared),
+                partition,
+                requests,
+                stop,
+                done,
+            ));
+        }
+        // The server works in order: once it answers this, it has the subscriptions.
+        self.shared.wire.round_trip().await
     }
 
     /// Takes no more requests for these partitions; what has begun is finished.
     pub async fn disown(&self, partitions: &[Partition]) {
-        let _ = partitions;
-        todo!()
+        let stopping: Vec<Serving> = {
+            let mut serving = self.serving();
+            partitions
+                .iter()
+                .filter_map(|partition| serving.remove(partition))
+                .collect()
+        };
+        for serving in &stopping {
+            serving.stop.cancel();
+        }
+        for serving in stopping {
+            let _ = serving.stopped.await;
+        }
+    }
+}
+
+/// The task of one partition.
+async fn serve(
+    shared: Arc<Shared>,
+    partition: Partition,
+    mut requests: Subscriber,
+    stop: CancellationToken,
+    done: oneshot::Sender<()>,
+) {
+    loop {
+        tokio::select! {
+            // In this order, so that a flood cannot put off the end.
+            biased;
+            () = stop.cancelled() => break,
+            message = requests.next() => match message {
+                Some(message) => shared.on_request(partition, message).await,
+                None => break,
+            },
+        }
+    }
+    let _ = tokio::time::timeout(shared.wire.patience(), requests.unsubscribe()).await;
+    // What had come is told so at once, instead of being waited for.
+    while let Some(message) = requests.next().await {
+        shared
+            .answer(
+                &message,
+                &refuse("not-owner", "The account has another owner now.", true),
+            )
+            .await;
+    }
+    let _ = done.send(());
+}
+
+impl Shared {
+    async fn answer(&self, message: &Message, response: &OwnerResponse) {
+        let Some(reply) = &message.reply else { return };
+        let sent = self
+            .wire
+            .publish(reply, None, response.encode_to_vec().into())
+            .await;
+        if let Err(BusError::TooLarge(_)) = sent {
+            let refusal = refuse(
+                "too-large",
+                "The answer is larger than NATS takes. Ask for less.",
+                false,
+            );
+            let _ = self
+                .wire
+                .publish(reply, None, refusal.encode_to_vec().into())
+                .await;
+        }
+    }
+
+    async fn on_request(self: &Arc<Self>, partition: Partition, message: Message) {
+        let metrics = self.wire.metrics();
+        let received = Instant::now();
+        let Ok(request) = OwnerRequest::decode(message.payload.clone()) else {
+            metrics.owner_request("unreadable");
+            self.answer(
+                &message,
+                &refuse("unreadable", "The request cannot be read.", false),
+            )
+            .await;
+            return;
+        };
+        let account = request
+            .account
+            .parse::<AccountId>()
+            .ok()
+            .filter(|account| account.partition() == partition);
+        let Some(account) = account else {
+            metrics.owner_request("unreadable");
+            self.answer(
+                &message,
+                &refuse(
+                    "no-such-account",
+                    "The request names no account of this partition.",
+                    false,
+                ),
+            )
+            .await;
+            return;
+        };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            metrics.owner_request("busy");
+            self.answer(
+                &message,
+                &refuse("busy", "The account's owner has too many requests.", true),
+            )
+            .await;
+            return;
+        };
+        let deadline = received + Duration::from_millis(request.timeout_ms.into()).min(LONGEST);
+        let this = Arc::clone(self);
+        metrics.owner_requests_running.inc();
+        tokio::spawn(async move {
+            let work = async {
+                let _running = this.running.acquire().await.ok()?;
+                let response = (this.handler)(account, request).await;
+                this.answer(&message, &response).await;
+                Some(())
+            };
+            // Past its time nobody waits for the answer.
+            let outcome = tokio::time::timeout_at(deadline, work).await;
+            this.wire.metrics().owner_requests_running.dec();
+            this.wire
+                .metrics()
+                .owner_request(if outcome.is_ok() { "answered" } else { "late" });
+            drop(place);
+        });
     }
 }

@@ -1,10 +1,17 @@
 //! The configuration of a `nats-server` of our own, as a child process on loopback.
 
-use std::path::PathBuf;
+use std::{fmt::Write as _, path::PathBuf};
 
 use mailbell_core::ids::Installation;
+use serde_json::Value;
 
-use crate::{BusError, Role, Secret};
+use crate::{
+    BusError, Role, Secret,
+    permissions::{Permissions, permissions},
+};
+
+/// The largest message: a page of a folder's list.
+pub const MAX_PAYLOAD: usize = 1024 * 1024;
 
 /// How a user of the server proves who it is.
 #[derive(Debug, Clone)]
@@ -13,6 +20,19 @@ pub enum Login {
     Password(Secret),
     /// By this public nkey (`U...`).
     NKey(String),
+}
+
+impl Login {
+    /// A new random password: 256 bits.
+    #[must_use]
+    pub fn random_password() -> Self {
+        let bytes: [u8; 32] = rand::random();
+        let mut text = String::with_capacity(64);
+        for byte in bytes {
+            let _ = write!(text, "{byte:02x}");
+        }
+        Self::Password(Secret::new(text))
+    }
 }
 
 /// What the server is to be.
@@ -45,6 +65,120 @@ pub const fn user_name(role: Role) -> &'static str {
 /// # Errors
 /// [`BusError::Options`] for a value that cannot stand in the file.
 pub fn server_config(config: &ServerConfig) -> Result<Secret, BusError> {
-    let _ = config;
-    todo!()
+    let ServerConfig {
+        installation,
+        port,
+        monitor_port,
+        store_dir,
+        max_file_store,
+        pid_file,
+        users,
+    } = config;
+    let mut text = String::new();
+    let mut line = |line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
+    line(format!(
+        "server_name: {}",
+        quoted(&format!("mailbell-{installation}"))?
+    ));
+    line(format!("listen: \"127.0.0.1:{port}\""));
+    if let Some(port) = monitor_port {
+        line(format!("http: \"127.0.0.1:{port}\""));
+    }
+    if let Some(path) = pid_file {
+        line(format!("pid_file: {}", path_text(path)?));
+    }
+    line(format!("max_payload: {MAX_PAYLOAD}"));
+    // An acknowledged event survives a power cut.
+    line(format!(
+        "jetstream {{\n  store_dir: {}\n  max_file_store: {max_file_store}\n  sync_interval: always\n}}",
+        path_text(store_dir)?
+    ));
+    line("authorization {\n  users: [".to_owned());
+    for (role, login) in users {
+        let who = match login {
+            Login::Password(password) => {
+                format!(
+                    "user: {}, password: {}",
+                    quoted(user_name(*role))?,
+                    quoted(password.expose())?
+                )
+            }
+            Login::NKey(key) => format!("nkey: {}", quoted(key)?),
+        };
+        line(format!(
+            "    {{ {who}, permissions: {} }}",
+            permissions_text(&permissions(*role, installation))
+        ));
+    }
+    line("  ]\n}".to_owned());
+    Ok(Secret::new(text))
+}
+
+/// Permissions as they stand in a server's configuration, for clusters that are configured elsewhere too.
+#[must_use]
+pub fn permissions_text(permissions: &Permissions) -> String {
+    let list = |subjects: &[String]| Value::from(subjects.to_vec()).to_string();
+    format!(
+        "{{ publish: {{ allow: {} }}, subscribe: {{ allow: {} }} }}",
+        list(&permissions.publish),
+        list(&permissions.subscribe)
+    )
+}
+
+fn path_text(path: &std::path::Path) -> Result<String, BusError> {
+    quoted(
+        path.to_str()
+            .ok_or_else(|| BusError::Options("a path that is not UTF-8".to_owned()))?,
+    )
+}
+
+/// Between quotes nothing is special but the quote itself, a backslash and a line's end.
+fn quoted(text: &str) -> Result<String, BusError> {
+    if text
+        .chars()
+        .any(|c| c == '"' || c == '\\' || c.is_control())
+    {
+        return Err(BusError::Options(
+            "a value for the NATS server's configuration holds a quote or a control character"
+                .to_owned(),
+        ));
+    }
+    Ok(format!("\"{text}\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_breaks_out_of_its_quotes() {
+        for bad in ["a\"b", "a\\", "a\nb"] {
+            assert!(quoted(bad).is_err());
+        }
+        let config = ServerConfig {
+            installation: Installation::default(),
+            port: 4222,
+            monitor_port: None,
+            store_dir: "/var/lib/mail bell".into(),
+            max_file_store: 1 << 30,
+            pid_file: None,
+            users: vec![(Role::Gateway, Login::Password(Secret::new("p\" }")))],
+        };
+        assert!(server_config(&config).is_err());
+    }
+
+    #[test]
+    fn a_password_is_random_and_hidden() {
+        let (Login::Password(one), Login::Password(two)) =
+            (Login::random_password(), Login::random_password())
+        else {
+            panic!("passwords");
+        };
+        assert_ne!(one, two);
+        assert_eq!(one.expose().len(), 64);
+        assert_eq!(format!("{one:?}"), "***");
+    }
 }

@@ -4,10 +4,20 @@ use mailbell_core::{
     checkpoint::Checkpoint,
     ids::{AccountId, Group, Tenant},
 };
-use mailbell_proto::bus::v1::{AccountRecord, SealedCredential, StatusRecord};
+use mailbell_proto::bus::v1::{self as record, AccountRecord, SealedCredential, StatusRecord};
 
-use super::{Cas, Versioned, Watch};
-use crate::{Bus, BusError};
+use super::{
+    Cas, Versioned, Watch,
+    records::{decode, ours, versioned},
+    watch::Watched,
+};
+use crate::{
+    Bus, BusError,
+    names::{Bucket, account_key, account_of_key},
+};
+
+const ACCOUNT: &str = "account.";
+const STATUS: &str = "status.";
 
 /// Where the next page of a listing begins. Opaque: text for the one who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +34,15 @@ impl PageToken {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    pub(super) fn at(bucket: usize, after: u64) -> Self {
+        Self(format!("{bucket}.{after}"))
+    }
+
+    pub(super) fn read(&self) -> Option<(usize, u64)> {
+        let (bucket, after) = self.0.split_once('.')?;
+        Some((bucket.parse().ok()?, after.parse().ok()?))
     }
 }
 
@@ -77,8 +96,8 @@ impl Accounts {
         &self,
         account: &AccountId,
     ) -> Result<Option<Versioned<AccountRecord>>, BusError> {
-        let _ = (account, &self.bus);
-        todo!()
+        let (bucket, key) = account_at(account);
+        self.bus.record(bucket, &key).await
     }
 
     /// Writes the first record of an account. The last thing to be written of a new account.
@@ -90,8 +109,7 @@ impl Accounts {
         account: &AccountId,
         record: &AccountRecord,
     ) -> Result<Cas, BusError> {
-        let _ = (account, record);
-        todo!()
+        self.update(account, record, 0).await
     }
 
     /// Replaces the record that has this revision.
@@ -104,8 +122,10 @@ impl Accounts {
         record: &AccountRecord,
         revision: u64,
     ) -> Result<Cas, BusError> {
-        let _ = (account, record, revision);
-        todo!()
+        let (bucket, key) = account_at(account);
+        self.bus
+            .replace_record(bucket, &key, record, revision)
+            .await
     }
 
     /// Forgets the record.
@@ -113,8 +133,8 @@ impl Accounts {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, account: &AccountId) -> Result<(), BusError> {
-        let _ = account;
-        todo!()
+        let (bucket, key) = account_at(account);
+        self.bus.kv_delete(bucket, &key).await
     }
 
     /// A page of at most `limit` (1 to 1000) records, of one tenant or of all.
@@ -127,8 +147,14 @@ impl Accounts {
         limit: usize,
         token: Option<&PageToken>,
     ) -> Result<Page<AccountId, AccountRecord>, BusError> {
-        let _ = (tenant, limit, token);
-        todo!()
+        let buckets: Vec<Bucket> = Group::all().map(Bucket::State).collect();
+        let keys = match tenant {
+            Some(tenant) => format!("{ACCOUNT}*.{tenant}.>"),
+            None => format!("{ACCOUNT}>"),
+        };
+        self.bus
+            .page(&buckets, &keys, read_account_key, limit, token)
+            .await
     }
 
     /// Watches the records of whole groups, with one consumer a group.
@@ -137,8 +163,18 @@ impl Accounts {
         &self,
         groups: impl IntoIterator<Item = Group>,
     ) -> Watch<AccountId, AccountRecord> {
-        let _ = groups.into_iter();
-        todo!()
+        Watched {
+            keys: "account.>",
+            key: read_account_key,
+            value: decode,
+            confirm: true,
+        }
+        .start(
+            &self.bus,
+            groups
+                .into_iter()
+                .map(|group| (group, Bucket::State(group))),
+        )
     }
 }
 
@@ -157,8 +193,8 @@ impl Statuses {
         &self,
         account: &AccountId,
     ) -> Result<Option<Versioned<StatusRecord>>, BusError> {
-        let _ = (account, &self.bus);
-        todo!()
+        let (bucket, key) = status_at(account);
+        self.bus.record(bucket, &key).await
     }
 
     /// Writes the status.
@@ -166,8 +202,8 @@ impl Statuses {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn put(&self, account: &AccountId, record: &StatusRecord) -> Result<u64, BusError> {
-        let _ = (account, record);
-        todo!()
+        let (bucket, key) = status_at(account);
+        self.bus.put_record(bucket, &key, record).await
     }
 
     /// Forgets the status.
@@ -175,15 +211,25 @@ impl Statuses {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, account: &AccountId) -> Result<(), BusError> {
-        let _ = account;
-        todo!()
+        let (bucket, key) = status_at(account);
+        self.bus.kv_delete(bucket, &key).await
     }
 
     /// Watches the statuses of whole groups, with one consumer a group.
     #[must_use]
     pub fn watch(&self, groups: impl IntoIterator<Item = Group>) -> Watch<AccountId, StatusRecord> {
-        let _ = groups.into_iter();
-        todo!()
+        Watched {
+            keys: "status.>",
+            key: read_status_key,
+            value: decode,
+            confirm: true,
+        }
+        .start(
+            &self.bus,
+            groups
+                .into_iter()
+                .map(|group| (group, Bucket::State(group))),
+        )
     }
 }
 
@@ -202,8 +248,14 @@ impl Checkpoints {
         &self,
         account: &AccountId,
     ) -> Result<Option<Versioned<Checkpoint>>, BusError> {
-        let _ = (account, &self.bus);
-        todo!()
+        let key = account_key(account);
+        let stored = self
+            .bus
+            .record(Bucket::Checkpoints(account.group()), &key)
+            .await?;
+        stored
+            .map(|stored| read_checkpoint(&key, stored))
+            .transpose()
     }
 
     /// Every checkpoint of a group, complete up to what its leader had.
@@ -214,8 +266,27 @@ impl Checkpoints {
         &self,
         group: Group,
     ) -> Result<Vec<(AccountId, Versioned<Checkpoint>)>, BusError> {
-        let _ = group;
-        todo!()
+        let bucket = Bucket::Checkpoints(group);
+        let mut all = Vec::new();
+        for message in self.bus.kv_all(bucket, ">").await? {
+            let subject = message.subject.clone();
+            let Some(account) = self
+                .bus
+                .names()
+                .key_of(bucket, &subject)
+                .and_then(account_of_key)
+            else {
+                continue;
+            };
+            all.push((
+                account,
+                read_checkpoint(&subject, versioned(&subject, message)?)?,
+            ));
+        }
+        // One that was written while we read may have come twice: the later one counts.
+        let mut latest = std::collections::BTreeMap::new();
+        latest.extend(all);
+        Ok(latest.into_iter().collect())
     }
 
     /// Replaces the checkpoint that has this revision; 0: there is none yet (or it was deleted).
@@ -228,8 +299,15 @@ impl Checkpoints {
         checkpoint: &Checkpoint,
         revision: u64,
     ) -> Result<Cas, BusError> {
-        let _ = (account, checkpoint, revision);
-        todo!()
+        let bucket = Bucket::Checkpoints(account.group());
+        self.bus
+            .replace_record(
+                bucket,
+                &account_key(account),
+                &checkpoint.to_record(),
+                revision,
+            )
+            .await
     }
 
     /// Forgets the checkpoint.
@@ -237,8 +315,9 @@ impl Checkpoints {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, account: &AccountId) -> Result<(), BusError> {
-        let _ = account;
-        todo!()
+        self.bus
+            .kv_delete(Bucket::Checkpoints(account.group()), &account_key(account))
+            .await
     }
 }
 
@@ -257,8 +336,9 @@ impl Credentials {
         &self,
         account: &AccountId,
     ) -> Result<Option<Versioned<SealedCredential>>, BusError> {
-        let _ = (account, &self.bus);
-        todo!()
+        self.bus
+            .record(Bucket::Credentials(account.group()), &account_key(account))
+            .await
     }
 
     /// Writes the credential. Admin and watchers.
@@ -270,8 +350,13 @@ impl Credentials {
         account: &AccountId,
         credential: &SealedCredential,
     ) -> Result<u64, BusError> {
-        let _ = (account, credential);
-        todo!()
+        self.bus
+            .put_record(
+                Bucket::Credentials(account.group()),
+                &account_key(account),
+                credential,
+            )
+            .await
     }
 
     /// Replaces the credential that has this revision: for resealing.
@@ -284,8 +369,10 @@ impl Credentials {
         credential: &SealedCredential,
         revision: u64,
     ) -> Result<Cas, BusError> {
-        let _ = (account, credential, revision);
-        todo!()
+        let bucket = Bucket::Credentials(account.group());
+        self.bus
+            .replace_record(bucket, &account_key(account), credential, revision)
+            .await
     }
 
     /// Forgets the credential.
@@ -293,7 +380,41 @@ impl Credentials {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, account: &AccountId) -> Result<(), BusError> {
-        let _ = account;
-        todo!()
+        self.bus
+            .kv_delete(Bucket::Credentials(account.group()), &account_key(account))
+            .await
     }
+}
+
+fn account_at(account: &AccountId) -> (Bucket, String) {
+    (
+        Bucket::State(account.group()),
+        format!("{ACCOUNT}{}", account_key(account)),
+    )
+}
+
+fn status_at(account: &AccountId) -> (Bucket, String) {
+    (
+        Bucket::State(account.group()),
+        format!("{STATUS}{}", account_key(account)),
+    )
+}
+
+fn read_account_key(key: &str) -> Option<AccountId> {
+    account_of_key(key.strip_prefix(ACCOUNT)?)
+}
+
+fn read_status_key(key: &str) -> Option<AccountId> {
+    account_of_key(key.strip_prefix(STATUS)?)
+}
+
+fn read_checkpoint(
+    key: &str,
+    stored: Versioned<record::Checkpoint>,
+) -> Result<Versioned<Checkpoint>, BusError> {
+    let Versioned { value, revision } = ours(key, stored)?;
+    Ok(Versioned {
+        value: Checkpoint::from_record(&value),
+        revision,
+    })
 }

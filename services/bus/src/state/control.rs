@@ -1,10 +1,19 @@
 //! Records of an installation as a whole: external ids, tokens, issuers, sealing keys, revocations.
 
-use mailbell_core::ids::{AccountId, Tenant};
-use mailbell_proto::bus::v1::{Issuer, SealingKey, TokenRecord};
+use std::time::{Duration, SystemTime};
 
-use super::{Page, PageToken, Versioned, Watch};
-use crate::{Bus, BusError};
+use bytes::Bytes;
+use mailbell_core::ids::{AccountId, Group, Tenant};
+use mailbell_proto::bus::v1::{Issuer, SealingKey, TokenRecord};
+use sha2::{Digest as _, Sha256};
+
+use super::{Cas, Page, PageToken, Versioned, Watch, records::decode, watch::Watched};
+use crate::{Bus, BusError, names::Bucket};
+
+/// What has no groups is told as of this one.
+fn no_group() -> impl Iterator<Item = Group> {
+    Group::all().take(1)
+}
 
 impl Bus {
     /// The callers' own ids of accounts.
@@ -56,8 +65,17 @@ impl ExternalIds {
         external_id: &str,
         account: &AccountId,
     ) -> Result<AccountId, BusError> {
-        let _ = (tenant, external_id, account, &self.bus);
-        todo!()
+        let key = external_key(tenant, external_id);
+        let value: Bytes = account.to_string().into();
+        match self.bus.kv_create(Bucket::Control, &key, value).await? {
+            Cas::Stored(_) => Ok(account.clone()),
+            Cas::Conflict => {
+                // Freed in between, it can be claimed again by another call.
+                self.get(tenant, external_id)
+                    .await?
+                    .ok_or(BusError::Record(key))
+            }
+        }
     }
 
     /// The account that has it.
@@ -69,8 +87,14 @@ impl ExternalIds {
         tenant: &Tenant,
         external_id: &str,
     ) -> Result<Option<AccountId>, BusError> {
-        let _ = (tenant, external_id);
-        todo!()
+        let key = external_key(tenant, external_id);
+        let Some(message) = self.bus.kv_get(Bucket::Control, &key).await? else {
+            return Ok(None);
+        };
+        let account = std::str::from_utf8(&message.payload)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        account.map(Some).ok_or(BusError::Record(key))
     }
 
     /// Frees it.
@@ -78,8 +102,9 @@ impl ExternalIds {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, tenant: &Tenant, external_id: &str) -> Result<(), BusError> {
-        let _ = (tenant, external_id);
-        todo!()
+        self.bus
+            .kv_delete(Bucket::Control, &external_key(tenant, external_id))
+            .await
     }
 }
 
@@ -95,8 +120,12 @@ impl Tokens {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn put(&self, record: &TokenRecord) -> Result<u64, BusError> {
-        let _ = (record, &self.bus);
-        todo!()
+        let tenant: Tenant = record
+            .tenant
+            .parse()
+            .map_err(|_| BusError::Options("a token without a tenant".to_owned()))?;
+        let key = token_key(&tenant, &record.id)?;
+        self.bus.put_record(Bucket::Control, &key, record).await
     }
 
     /// The record, from the leader.
@@ -108,8 +137,9 @@ impl Tokens {
         tenant: &Tenant,
         id: &str,
     ) -> Result<Option<Versioned<TokenRecord>>, BusError> {
-        let _ = (tenant, id);
-        todo!()
+        self.bus
+            .record(Bucket::Control, &token_key(tenant, id)?)
+            .await
     }
 
     /// Forgets the record. The token itself is ended by [`Revocations::revoke`].
@@ -117,8 +147,9 @@ impl Tokens {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, tenant: &Tenant, id: &str) -> Result<(), BusError> {
-        let _ = (tenant, id);
-        todo!()
+        self.bus
+            .kv_delete(Bucket::Control, &token_key(tenant, id)?)
+            .await
     }
 
     /// A page of at most `limit` (1 to 1000) records, of one tenant or of all.
@@ -131,8 +162,19 @@ impl Tokens {
         limit: usize,
         token: Option<&PageToken>,
     ) -> Result<Page<(Tenant, String), TokenRecord>, BusError> {
-        let _ = (tenant, limit, token);
-        todo!()
+        let keys = match tenant {
+            Some(tenant) => format!("token.{tenant}.*"),
+            None => "token.*.*".to_owned(),
+        };
+        self.bus
+            .page(
+                &[Bucket::Control],
+                &keys,
+                |key| tenant_and_id(key.strip_prefix("token.")?),
+                limit,
+                token,
+            )
+            .await
     }
 }
 
@@ -148,8 +190,13 @@ impl Issuers {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn put(&self, issuer: &Issuer) -> Result<u64, BusError> {
-        let _ = (issuer, &self.bus);
-        todo!()
+        self.bus
+            .put_record(
+                Bucket::Control,
+                &format!("issuer.{}", word(&issuer.kid)?),
+                issuer,
+            )
+            .await
     }
 
     /// Forgets an issuer: its tokens are refused from then on.
@@ -157,14 +204,22 @@ impl Issuers {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, kid: &str) -> Result<(), BusError> {
-        let _ = kid;
-        todo!()
+        self.bus
+            .kv_delete(Bucket::Control, &format!("issuer.{}", word(kid)?))
+            .await
     }
 
     /// Watches all issuers, by key id.
     #[must_use]
     pub fn watch(&self) -> Watch<String, Issuer> {
-        todo!()
+        let key = |key: &str| key.strip_prefix("issuer.").map(ToOwned::to_owned);
+        Watched {
+            keys: "issuer.*",
+            key,
+            value: decode,
+            confirm: false,
+        }
+        .start(&self.bus, no_group().map(|group| (group, Bucket::Control)))
     }
 }
 
@@ -180,8 +235,13 @@ impl SealingKeys {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn put(&self, key: &SealingKey) -> Result<u64, BusError> {
-        let _ = (key, &self.bus);
-        todo!()
+        self.bus
+            .put_record(
+                Bucket::Control,
+                &format!("sealing.{}", word(&key.key_id)?),
+                key,
+            )
+            .await
     }
 
     /// Withdraws a key.
@@ -189,14 +249,22 @@ impl SealingKeys {
     /// # Errors
     /// Why NATS did not do it.
     pub async fn delete(&self, key_id: &str) -> Result<(), BusError> {
-        let _ = key_id;
-        todo!()
+        self.bus
+            .kv_delete(Bucket::Control, &format!("sealing.{}", word(key_id)?))
+            .await
     }
 
     /// Watches all keys, by key id.
     #[must_use]
     pub fn watch(&self) -> Watch<String, SealingKey> {
-        todo!()
+        let key = |key: &str| key.strip_prefix("sealing.").map(ToOwned::to_owned);
+        Watched {
+            keys: "sealing.*",
+            key,
+            value: decode,
+            confirm: false,
+        }
+        .start(&self.bus, no_group().map(|group| (group, Bucket::Control)))
     }
 }
 
@@ -224,13 +292,96 @@ impl Revocations {
         id: &str,
         expires_at_ms: i64,
     ) -> Result<(), BusError> {
-        let _ = (tenant, id, expires_at_ms, &self.bus);
-        todo!()
+        let left = Duration::from_millis(u64::try_from(expires_at_ms).unwrap_or(0)).saturating_sub(
+            SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
+        );
+        if left.is_zero() {
+            return Ok(());
+        }
+        // Longer than the token by the clock of whoever looks at it.
+        let keep = left + CLOCKS;
+        let value: Bytes = expires_at_ms.to_string().into();
+        let key = format!("{tenant}.{}", word(id)?);
+        self.bus
+            .kv_put(Bucket::Revoked, &key, value, Some(keep))
+            .await
+            .map(|_| ())
     }
 
     /// Watches all revocations. Whoever judges tokens is ready only after [`super::Change::Loaded`].
     #[must_use]
     pub fn watch(&self) -> Watch<(Tenant, String), Revoked> {
-        todo!()
+        let value = |value: Bytes| {
+            let expires_at_ms = std::str::from_utf8(&value).ok()?.parse().ok()?;
+            Some(Revoked { expires_at_ms })
+        };
+        Watched {
+            keys: ">",
+            key: tenant_and_id,
+            value,
+            confirm: true,
+        }
+        .start(&self.bus, no_group().map(|group| (group, Bucket::Revoked)))
+    }
+}
+
+/// How far apart the clocks of two machines may be.
+const CLOCKS: Duration = Duration::from_secs(300);
+
+/// A part of a key that came from outside.
+fn word(text: &str) -> Result<&str, BusError> {
+    let good = !text.is_empty()
+        && text.len() <= 64
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    if good {
+        Ok(text)
+    } else {
+        Err(BusError::Options(
+            "an id is 1 to 64 characters of a-z, A-Z, 0-9, '-' and '_'".to_owned(),
+        ))
+    }
+}
+
+fn token_key(tenant: &Tenant, id: &str) -> Result<String, BusError> {
+    Ok(format!("token.{tenant}.{}", word(id)?))
+}
+
+fn tenant_and_id(key: &str) -> Option<(Tenant, String)> {
+    let (tenant, id) = key.split_once('.')?;
+    Some((tenant.parse().ok()?, id.to_owned()))
+}
+
+/// The caller's id is any text, so its digest stands in the key: 128 bits, since a collision would join two accounts.
+fn external_key(tenant: &Tenant, external_id: &str) -> String {
+    use std::fmt::Write as _;
+    let digest = Sha256::digest(external_id.as_bytes());
+    let mut key = format!("external.{tenant}.");
+    for byte in digest.iter().take(16) {
+        let _ = write!(key, "{byte:02x}");
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_a_key_is_checked() {
+        let tenant = Tenant::default();
+        assert_eq!(token_key(&tenant, "a-Z_9").unwrap(), "token.default.a-Z_9");
+        for bad in ["", "a.b", "*", ">", "a b", &"x".repeat(65)] {
+            assert!(token_key(&tenant, bad).is_err(), "{bad:?}");
+        }
+        // Frozen: another digest would forget who has which id.
+        assert_eq!(
+            external_key(&tenant, "user@example"),
+            "external.default.b3c8b5117be443e611151853a1c7f304"
+        );
+        assert_ne!(external_key(&tenant, "a"), external_key(&tenant, "b"));
     }
 }

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod control;
+mod records;
 mod watch;
 
 pub use accounts::{Accounts, Checkpoints, Credentials, Page, PageToken, Statuses};

@@ -1,0 +1,222 @@
+//! Buckets: one value a key, replaced by revision.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+
+use crate::{
+    Bus, BusError,
+    api::{Get, Published, StreamMessage},
+    names::Bucket,
+    read::RangeReader,
+    state::Cas,
+    wire::Wire,
+};
+
+const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+const TTL: &str = "Nats-TTL";
+
+fn ttl_text(ttl: Duration) -> String {
+    // The server takes whole seconds, at least one.
+    format!("{}s", ttl.as_secs().max(1))
+}
+
+fn cas(wire: &Wire, published: Published, subject: &str) -> Result<Cas, BusError> {
+    match published {
+        Ok(ack) => Ok(Cas::Stored(ack.seq)),
+        Err(error) if error.is_conflict() => Ok(Cas::Conflict),
+        Err(error) => Err(wire.failed(error.into_bus(subject))),
+    }
+}
+
+/// Writes if the key's last revision is this one (0: the key was never written, or all of it has aged out).
+pub(crate) async fn put_expecting(
+    wire: &Wire,
+    subject: &str,
+    value: Bytes,
+    revision: u64,
+) -> Result<Cas, BusError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(EXPECTED, revision.to_string());
+    cas(
+        wire,
+        wire.store(subject, Some(headers), value).await?,
+        subject,
+    )
+}
+
+impl Bus {
+    /// What lies under a key, a mark of its removal included, from the leader.
+    pub(crate) async fn kv_last(
+        &self,
+        bucket: Bucket,
+        key: &str,
+    ) -> Result<Option<StreamMessage>, BusError> {
+        let subject = self.names().key_subject(bucket, key);
+        let which = Get::Last {
+            last_by_subj: &subject,
+        };
+        self.wire()
+            .leader_get(&self.names().bucket_stream(bucket), &which)
+            .await
+    }
+
+    /// The value of a key, from the leader.
+    pub(crate) async fn kv_get(
+        &self,
+        bucket: Bucket,
+        key: &str,
+    ) -> Result<Option<StreamMessage>, BusError> {
+        Ok(self
+            .kv_last(bucket, key)
+            .await?
+            .filter(|message| !message.removes))
+    }
+
+    pub(crate) async fn kv_put(
+        &self,
+        bucket: Bucket,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<u64, BusError> {
+        let subject = self.names().key_subject(bucket, key);
+        let headers = ttl.map(|ttl| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TTL, ttl_text(ttl));
+            headers
+        });
+        match self.wire().store(&subject, headers, value).await? {
+            Ok(ack) => Ok(ack.seq),
+            Err(error) => Err(self.wire().failed(error.into_bus(&subject))),
+        }
+    }
+
+    /// Writes a key that has no value.
+    pub(crate) async fn kv_create(
+        &self,
+        bucket: Bucket,
+        key: &str,
+        value: Bytes,
+    ) -> Result<Cas, BusError> {
+        self.kv_replace(bucket, key, value, 0).await
+    }
+
+    /// Replaces the value that has this revision; 0: there is none, or it was removed. A repeated call with the same bytes
+    /// succeeds again, so that one whose acknowledgement was lost can be repeated.
+    pub(crate) async fn kv_replace(
+        &self,
+        bucket: Bucket,
+        key: &str,
+        value: Bytes,
+        revision: u64,
+    ) -> Result<Cas, BusError> {
+        let subject = self.names().key_subject(bucket, key);
+        if let Cas::Stored(stored) =
+            put_expecting(self.wire(), &subject, value.clone(), revision).await?
+        {
+            return Ok(Cas::Stored(stored));
+        }
+        match self.kv_last(bucket, key).await? {
+            Some(last) if !last.removes && last.payload == value && last.sequence > revision => {
+                Ok(Cas::Stored(last.sequence))
+            }
+            // The mark of a removal has a revision too.
+            Some(last) if last.removes && revision == 0 => {
+                put_expecting(self.wire(), &subject, value, last.sequence).await
+            }
+            _ => Ok(Cas::Conflict),
+        }
+    }
+
+    /// Removes a key: a mark stays for a while, so that those who watch learn of it.
+    pub(crate) async fn kv_delete(&self, bucket: Bucket, key: &str) -> Result<(), BusError> {
+        let subject = self.names().key_subject(bucket, key);
+        let mut headers = HeaderMap::new();
+        headers.insert("KV-Operation", "PURGE");
+        headers.insert("Nats-Rollup", "sub");
+        headers.insert(TTL, ttl_text(self.timing().tombstone_age));
+        match self
+            .wire()
+            .store(&subject, Some(headers), Bytes::new())
+            .await?
+        {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.wire().failed(error.into_bus(&subject))),
+        }
+    }
+
+    /// Reads what lies under the keys that match, marks of removals included, as of now.
+    pub(crate) fn kv_range(&self, bucket: Bucket, keys: &str, after: u64) -> KvRange {
+        let stream = self.names().bucket_stream(bucket);
+        let filter = self.names().key_subject(bucket, keys);
+        KvRange {
+            bus: self.clone(),
+            stream,
+            filter,
+            at: after,
+            range: None,
+            rounds: 0,
+        }
+    }
+
+    /// All values whose keys match. One that is written meanwhile may come twice, the later one last.
+    pub(crate) async fn kv_all(
+        &self,
+        bucket: Bucket,
+        keys: &str,
+    ) -> Result<Vec<StreamMessage>, BusError> {
+        let mut range = self.kv_range(bucket, keys, 0);
+        let mut all = Vec::new();
+        while let Some(messages) = range.next_batch().await? {
+            all.extend(messages.into_iter().filter(|message| !message.removes));
+        }
+        Ok(all)
+    }
+}
+
+/// How often what was written meanwhile is read too. Each round is as short as the one before took.
+const ROUNDS: u32 = 16;
+
+/// Reads a bucket by batches. A key that is written meanwhile moves to the end, behind what the leader named at first: so it
+/// goes on until the leader has nothing new.
+#[derive(Debug)]
+pub(crate) struct KvRange {
+    bus: Bus,
+    stream: String,
+    filter: String,
+    at: u64,
+    range: Option<RangeReader>,
+    rounds: u32,
+}
+
+impl KvRange {
+    pub(crate) async fn next_batch(&mut self) -> Result<Option<Vec<StreamMessage>>, BusError> {
+        loop {
+            if let Some(range) = &mut self.range {
+                if let Some(messages) = range.next_batch().await? {
+                    return Ok(Some(messages));
+                }
+                self.at = range.position();
+                self.range = None;
+            }
+            let info = self.bus.wire().stream_info(&self.stream).await?;
+            let last = info
+                .ok_or_else(|| BusError::NoStream(self.stream.clone()))?
+                .state
+                .last_seq;
+            if last <= self.at || self.rounds == ROUNDS {
+                return Ok(None);
+            }
+            self.rounds += 1;
+            self.range = Some(RangeReader::new(
+                &self.bus,
+                self.stream.clone(),
+                self.filter.clone(),
+                self.at,
+                last,
+            ));
+        }
+    }
+}
