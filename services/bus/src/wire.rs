@@ -202,6 +202,10 @@ impl Wire {
         &self.closed
     }
 
+    pub(crate) fn server_version(&self) -> String {
+        self.client.server_info().version
+    }
+
     pub(crate) fn patience(&self) -> Duration {
         self.patience
     }
