@@ -1,0 +1,245 @@
+//! The gateway as a component.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use mailbell_core::ids::{Group, PerGroup};
+use mailbell_proto::DESCRIPTORS;
+use mailbell_runtime::{
+    drain::DrainHandle,
+    health::Health,
+    incoming::{IncomingMetrics, incoming},
+    listen::Bound,
+    tls::{ALPN_H2, ReloadingCert, server_config},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    Error, Metrics, Options,
+    authority::Authority,
+    bell::Bell,
+    dispatcher::{CHECK, Dispatcher, Parts as DispatcherParts, joined},
+    follower::FollowerTask,
+    replays::Replays,
+    server,
+    service::NAME,
+    shared::{Phase, Shared},
+    source::Source,
+    tails::Tails,
+};
+
+/// Entries between the followers and the dispatcher; behind it the consumers wait, and behind them the server.
+const HEARD: usize = 1024;
+/// Attaches that wait for the dispatcher; behind it the calls wait.
+const COMMANDS: usize = 256;
+/// How often the gRPC health service is told what `/readyz` says.
+const HEALTH_PERIOD: Duration = Duration::from_secs(1);
+
+/// What a gateway is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where devices connect, bound before.
+    pub listener: Bound,
+    /// The certificate; `None`: no TLS, for a network that encrypts by itself. Its reload is watched by the caller.
+    pub tls: Option<Arc<ReloadingCert>>,
+    /// The bus.
+    pub source: Arc<dyn Source>,
+    /// Where readiness and beats are told.
+    pub health: Health,
+    /// Where this gateway counts.
+    pub metrics: Metrics,
+    /// Where its listener counts.
+    pub incoming: IncomingMetrics,
+}
+
+/// A gateway that does not run yet.
+#[derive(Debug)]
+pub struct Gateway {
+    options: Arc<Options>,
+    parts: Parts,
+    handle: Handle,
+}
+
+/// A running gateway, seen from outside. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    addr: SocketAddr,
+    metrics: Metrics,
+}
+
+impl Handle {
+    /// Where devices connect.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// How many devices were attached when it last looked.
+    #[must_use]
+    pub fn devices(&self) -> u64 {
+        u64::try_from(self.metrics.devices.get()).unwrap_or_default()
+    }
+}
+
+impl Gateway {
+    /// Checks the options. Names its health check, so that the process is not ready before it is.
+    ///
+    /// # Errors
+    /// [`Error::Timing`], [`Error::Zero`].
+    pub fn new(options: Options, parts: Parts) -> Result<(Self, Handle), Error> {
+        options.check()?;
+        parts.health.set(CHECK, Err("the logs are being joined"));
+        let handle = Handle {
+            addr: parts.listener.addr(),
+            metrics: parts.metrics.clone(),
+        };
+        let this = Self {
+            options: Arc::new(options),
+            parts,
+            handle: handle.clone(),
+        };
+        Ok((this, handle))
+    }
+
+    /// Runs until the drain is over. Calls are answered from the beginning, with UNAVAILABLE until the logs are joined.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] for the listener or TLS, [`Error::BusClosed`].
+    pub async fn run(self, drain: DrainHandle) -> Result<(), Error> {
+        let Self {
+            options,
+            parts,
+            handle,
+        } = self;
+        let Parts {
+            listener,
+            tls,
+            source,
+            health,
+            metrics,
+            incoming: incoming_metrics,
+        } = parts;
+        let tls = tls
+            .map(|cert| server_config(cert, &[ALPN_H2]))
+            .transpose()?;
+        let (reporter, others) = others().await?;
+        let connections = incoming(
+            listener,
+            "device",
+            tls,
+            options.bounds,
+            &incoming_metrics,
+            drain.clone(),
+        )?;
+        let authority = Arc::new(Authority::new(source.installation()));
+        let tails = Arc::new(Tails::new(Arc::clone(&source)));
+        let (heard_tx, heard) = mpsc::channel(HEARD);
+        let (commands_tx, commands) = mpsc::channel(COMMANDS);
+        let shared = Arc::new(Shared::new(
+            Arc::clone(&options),
+            metrics.clone(),
+            Arc::clone(&source),
+            Arc::clone(&tails),
+            Arc::clone(&authority),
+            commands_tx,
+        ));
+
+        // Everything that is spawned here ends with this value, when `run` returns or is dropped.
+        let mut helpers = JoinSet::new();
+        for group in Group::all() {
+            let follower = FollowerTask {
+                group,
+                source: Arc::clone(&source),
+                log_ids: source.log_ids(),
+                heard: heard_tx.clone(),
+                metrics: metrics.clone(),
+            };
+            helpers.spawn(follower.run());
+        }
+        drop(heard_tx);
+        let (issuers, revocations) = (source.issuers(), source.revocations());
+        let keeper = Arc::clone(&authority);
+        helpers.spawn(async move { keeper.keep_issuers(issuers).await });
+        let keeper = Arc::clone(&authority);
+        helpers.spawn(async move { keeper.keep_revocations(revocations).await });
+        helpers.spawn(tell_health(reporter, health.clone()));
+
+        let mut server = JoinSet::new();
+        server.spawn(server::run(
+            connections,
+            Arc::clone(&shared),
+            others,
+            drain.clone(),
+        ));
+        tracing::info!(addr = %handle.addr(), "devices may connect");
+
+        let replays = Replays::new(Arc::clone(&source), tails, metrics.clone(), options.replays);
+        let parts = DispatcherParts {
+            link: source.link(),
+            options,
+            metrics,
+            health,
+            heard,
+            commands,
+            bell: Arc::new(Bell::default()),
+            authority,
+            replays,
+        };
+        let served = dispatch(&shared, parts, drain).await;
+        shared.set_phase(Phase::Draining);
+        drop(shared);
+        if served.is_ok() {
+            // Each connection ends by itself, the last ones at the drain's deadline.
+            while server.join_next().await.is_some() {}
+        }
+        served
+    }
+}
+
+/// Joins the logs, then serves devices until the drain is over.
+async fn dispatch(
+    shared: &Shared,
+    mut parts: DispatcherParts,
+    mut drain: DrainHandle,
+) -> Result<(), Error> {
+    let places: Option<PerGroup<_>> = tokio::select! {
+        // First: whoever drains before it began has nothing to drain.
+        biased;
+        _ = drain.signaled() => {
+            parts.health.set_draining();
+            return Ok(());
+        }
+        places = joined(&mut parts.heard) => places,
+    };
+    let places = places.ok_or(Error::BusClosed)?;
+    shared.set_phase(Phase::Serving);
+    tracing::info!("all logs are joined");
+    Dispatcher::new(parts, &places).run(drain).await
+}
+
+/// The services beside ours: health and reflection.
+async fn others() -> Result<(HealthReporter, Routes), Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .with_service_name(NAME)
+        .build_v1()
+        .map_err(|_| Error::Descriptors)?;
+    Ok((reporter, Routes::new(health).add_service(reflection)))
+}
+
+/// Tells the gRPC health service what `/readyz` says.
+async fn tell_health(reporter: HealthReporter, health: Health) {
+    let mut period = tokio::time::interval(HEALTH_PERIOD);
+    loop {
+        period.tick().await;
+        let status = match health.readiness().ok {
+            true => tonic_health::ServingStatus::Serving,
+            false => tonic_health::ServingStatus::NotServing,
+        };
+        for service in ["", NAME] {
+            reporter.set_service_status(service, status).await;
+        }
+    }
+}
