@@ -1,1 +1,33 @@
-//! Watches mailboxes and appends what happens to the log
+//! Watches mailboxes: takes partitions, drives one account session for each account in them, answers requests for them.
+//!
+//! The way through this crate:
+//!
+//! * [`Watcher`] (`watcher.rs`) owns everything that changes hands: it takes partitions (`acquire.rs`), starts and ends the
+//!   sessions of their accounts (`accounts.rs`), lets claims move on (`flush.rs`), and drains.
+//! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
+//!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
+//! * Requests of other processes (`requests/`) check a login on a connection of their own, or list a folder over the session's.
+//! * `failure.rs` is the one table of what can go wrong and how it is said.
+
+mod accounts;
+mod acquire;
+mod driver;
+mod error;
+mod failure;
+mod flush;
+mod gate;
+
+mod ledger;
+mod message;
+pub mod metrics;
+mod options;
+mod removal;
+mod requests;
+mod slot;
+mod watcher;
+
+pub use error::Error;
+pub use failure::CODES;
+pub use metrics::Metrics;
+pub use options::Options;
+pub use watcher::{Handle, Progress, Watcher};

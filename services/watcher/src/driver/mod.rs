@@ -1,0 +1,632 @@
+//! The task of one account: the state machine, and what carries out its effects.
+//!
+//! Everything that is awaited lies in a box of its own and is gone when it is over. While the connection is parked, that is the
+//! parked stream: so what an account costs then is this struct, the session and the stream.
+
+mod mail;
+mod status;
+mod store;
+mod traces;
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
+
+use mailbell_bus::Link;
+use mailbell_core::{
+    event::{Event, Fact},
+    ids::OwnerEpoch,
+    seal::KeyRing,
+    session::{Config, Effect, Input, Known, Limits, Now, Op, Outcome, Session, Stop},
+    timing::Timing,
+};
+use mailbell_proto::bus::v1::AccountRecord;
+use mailbell_runtime::failpoint;
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep_until},
+};
+
+use self::{
+    mail::{Done, Mail},
+    status::StatusWriter,
+    store::Stored,
+    traces::Traces,
+};
+pub(crate) use mail::{Connect, Dial, connect};
+
+use crate::{
+    failure,
+    gate::Gate,
+    ledger::{Boxed, Ledger},
+    metrics::Metrics,
+    slot::{Flush, Slot},
+};
+
+/// What all sessions of a watcher share.
+pub(crate) struct Context {
+    pub(crate) ledger: Box<dyn Ledger>,
+    pub(crate) connect: Box<dyn Connect>,
+    pub(crate) imap: mailbell_imap::Settings,
+    pub(crate) ring: KeyRing,
+    pub(crate) gate: Gate,
+    pub(crate) limits: Limits,
+    pub(crate) timing: Timing,
+    pub(crate) quiet: Duration,
+    pub(crate) page_time: Duration,
+    pub(crate) requests: usize,
+    pub(crate) metrics: Metrics,
+    /// The beginning of the monotonic clock that sessions see.
+    pub(crate) started: Instant,
+    /// How many session tasks a test makes panic.
+    #[cfg(test)]
+    pub(crate) panics: std::sync::atomic::AtomicU32,
+}
+
+impl Context {
+    pub(crate) fn now(&self) -> Now {
+        Now {
+            mono: self.started.elapsed(),
+            wall_us: wall_us(SystemTime::now()),
+        }
+    }
+}
+
+fn wall_us(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_micros()).ok())
+        .unwrap_or_default()
+}
+
+fn time_of(us: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(us).unwrap_or_default())
+}
+
+/// Why a session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// What is known is stored, or is left to whoever comes next.
+    HandedOver,
+    /// Somebody else owns the account.
+    Lost,
+    /// Devices were told that the account is gone.
+    Removed,
+    /// Somebody else wrote the checkpoint.
+    Conflict,
+}
+
+/// What an append or a read of the tail brought.
+enum Logged {
+    Append {
+        op: Op,
+        event: Box<Event>,
+        outcome: Outcome,
+        sent_us: i64,
+    },
+    Tail(Input),
+}
+
+/// See the module.
+pub(crate) struct Driver {
+    context: Arc<Context>,
+    slot: Arc<Slot>,
+    record: Arc<AccountRecord>,
+    epoch: OwnerEpoch,
+    session: Session,
+    mail: Mail,
+    /// The append or the read of the log's tail that is awaited.
+    log: Option<Boxed<Logged>>,
+    store: Option<Boxed<Stored>>,
+    /// A checkpoint that may have been stored: nobody answered. Tells our own write from somebody else's.
+    unsure: Option<Box<mailbell_core::checkpoint::Checkpoint>>,
+    status: StatusWriter,
+    link: watch::Receiver<Link>,
+    /// When the session wants to be ticked.
+    tick: Option<Instant>,
+    timer: std::pin::Pin<Box<Sleep>>,
+    traces: Traces,
+    stop: Option<Stop>,
+    conflict: bool,
+    /// The session was asked to serve and has not answered yet.
+    asked: bool,
+    /// Requests were just served: the mailbox comes first now, so that listing cannot keep arrivals from being told.
+    held: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        slot: Arc<Slot>,
+        record: Arc<AccountRecord>,
+        epoch: OwnerEpoch,
+        known: Known,
+    ) -> Self {
+        let config = config_of(&context, &slot, &record, epoch);
+        let session = Session::new(config, known, context.now());
+        slot.set_flush(Flush::of(&session));
+        Self {
+            link: context.ledger.link(),
+            timer: Box::pin(sleep_until(context.started)),
+            status: StatusWriter::new(context.metrics.clone()),
+            context,
+            slot,
+            record,
+            epoch,
+            session,
+            mail: Mail::gone(),
+            log: None,
+            store: None,
+            unsure: None,
+            tick: None,
+            traces: Traces::default(),
+            stop: None,
+            conflict: false,
+            asked: false,
+            held: false,
+        }
+    }
+
+    /// Drives the session to its end.
+    pub(crate) async fn run(mut self) -> End {
+        self.on_link();
+        self.give(Input::Start);
+        self.on_told();
+        while !self.session.is_stopped() {
+            let deadline = [self.tick, self.status.due()].into_iter().flatten().min();
+            if let Some(at) = deadline
+                && self.timer.deadline() != at
+            {
+                self.timer.as_mut().reset(at);
+            }
+            tokio::select! {
+                // In order of urgency: a stop must not wait behind a mail server that talks without end, and an
+                // acknowledgement frees memory, so it goes before what makes more. Every arm but the last holds its state
+                // outside of the future that is dropped here, so nothing is lost by a cancellation.
+                biased;
+                () = self.slot.notified() => self.on_told(),
+                // An error means that the bus is gone, and with it the watcher; until then the state stands.
+                Ok(()) = self.link.changed() => self.on_link(),
+                logged = finished(&mut self.log) => self.on_logged(logged),
+                stored = finished(&mut self.store) => self.on_stored(stored),
+                done = self.mail.finished() => self.on_mail(done),
+                written = finished(&mut self.status.writing) => self.status.on_written(written),
+                // Last: a tick only says that time has passed.
+                () = self.timer.as_mut(), if deadline.is_some() => self.on_timer(),
+            }
+        }
+        match self.stop {
+            _ if self.conflict => End::Conflict,
+            Some(Stop::HandOver) => End::HandedOver,
+            Some(Stop::Removed) => End::Removed,
+            Some(Stop::Lost) | None => End::Lost,
+        }
+    }
+
+    /// Tells the session, and carries out what it asks for.
+    fn give(&mut self, input: Input) {
+        let mut next = Some(input);
+        let mut effects = Vec::new();
+        while let Some(input) = next.take() {
+            let now = self.context.now();
+            self.session
+                .handle(now, &mut rand::rng(), input, &mut effects);
+            // Before any effect: a claim must never call flushed what an append is about to add.
+            self.slot.set_flush(Flush::of(&self.session));
+            for effect in effects.drain(..) {
+                // At most one effect on the mail connection is asked for at a time, so at most one cannot be begun.
+                next = self.carry_out(effect).or(next);
+            }
+        }
+    }
+
+    /// Begins what is asked for; answers at once only if it cannot even be begun.
+    fn carry_out(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Open { op } => {
+                let opening = mail::open(
+                    Arc::clone(&self.context),
+                    self.slot.account.clone(),
+                    Arc::clone(&self.record),
+                );
+                self.mail.busy(op, opening);
+            }
+            Effect::Look {
+                op,
+                folder,
+                select,
+                from,
+                most,
+                holes,
+            } => {
+                return self.with_connection(op, |connection, _| {
+                    Box::pin(mail::look(connection, folder, select, from, most, holes))
+                });
+            }
+            Effect::Fetch { op, uids } => {
+                self.context.metrics.milestone("detected", uids.len());
+                return self
+                    .with_connection(op, |connection, _| Box::pin(mail::fetch(connection, uids)));
+            }
+            Effect::Park { op, idle, most } => {
+                let until = Instant::now() + most;
+                if !self.mail.park(op, idle, until, self.context.quiet) {
+                    return Some(failed(op, failure::no_connection()));
+                }
+            }
+            Effect::Interrupt => self.mail.interrupt(),
+            Effect::Poll { op } => {
+                return self.with_connection(op, |connection, _| Box::pin(mail::poll(connection)));
+            }
+            Effect::Serve { op } => {
+                self.asked = false;
+                self.held = true;
+                let requests = self.slot.take_requests();
+                let named = mail::name_folders(requests, self.session.checkpoint());
+                return self.with_connection(op, |connection, context| {
+                    Box::pin(mail::serve(connection, named, context.page_time))
+                });
+            }
+            Effect::RefuseRequests => {
+                self.asked = false;
+                let paused = self.record.paused;
+                self.slot.refuse_requests(if paused {
+                    "paused"
+                } else {
+                    failure::NOT_CONNECTED
+                });
+            }
+            Effect::Close { op } => {
+                return self.with_connection(op, |connection, _| Box::pin(mail::close(connection)));
+            }
+            Effect::Drop => self.mail.drop_it(),
+            Effect::Append { op, event, retry } => {
+                if retry {
+                    self.context.metrics.milestone("retried", 1);
+                }
+                let sent_us = wall_us(SystemTime::now());
+                let append = self.context.ledger.append(event);
+                self.log = Some(Box::pin(async move {
+                    let (event, outcome) = append.await;
+                    Logged::Append {
+                        op,
+                        event,
+                        outcome,
+                        sent_us,
+                    }
+                }));
+            }
+            Effect::ReadTail { op, log_id, after } => {
+                let account = self.slot.account.clone();
+                let tail = self.context.ledger.tail(account, log_id, after);
+                self.log = Some(Box::pin(async move {
+                    Logged::Tail(Input::TailRead {
+                        op,
+                        tail: tail.await,
+                    })
+                }));
+            }
+            Effect::StoreCheckpoint {
+                op,
+                checkpoint,
+                revision,
+            } => {
+                failpoint!("before-checkpoint");
+                self.store = Some(Box::pin(store::store(
+                    Arc::clone(&self.context),
+                    self.slot.account.clone(),
+                    op,
+                    checkpoint,
+                    revision,
+                    self.unsure.take(),
+                )));
+            }
+            Effect::Status(status) => {
+                self.slot.set_health(status.health);
+                self.status.show(status);
+                self.write_status();
+            }
+            Effect::Timer(at) => self.tick = Some(self.context.started + at),
+            // The loop asks the session.
+            Effect::Stopped => {}
+        }
+        None
+    }
+
+    /// Begins work on the connection, or answers that there is none.
+    fn with_connection(
+        &mut self,
+        op: Op,
+        work: impl FnOnce(Box<mailbell_imap::Connection>, &Context) -> Boxed<Done>,
+    ) -> Option<Input> {
+        match self.mail.take() {
+            Some(connection) => {
+                self.mail.busy(op, work(connection, &self.context));
+                None
+            }
+            None => Some(failed(op, failure::no_connection())),
+        }
+    }
+
+    fn on_told(&mut self) {
+        #[cfg(test)]
+        self.panic_if_told();
+        let told = self.slot.take();
+        if let Some(record) = told.record {
+            self.on_record(record);
+        }
+        if let Some(stop) = told.stop
+            && self.stop != Some(stop)
+        {
+            self.stop = Some(stop);
+            self.give(Input::Stop(stop));
+        }
+        if told.requested {
+            self.request();
+        }
+    }
+
+    /// Asks the session to serve, once for all who wait.
+    fn request(&mut self) {
+        if !self.asked && !self.held {
+            self.asked = true;
+            self.give(Input::Request);
+        }
+    }
+
+    fn on_record(&mut self, record: Arc<AccountRecord>) {
+        let old = std::mem::replace(&mut self.record, record);
+        let new = &self.record;
+        let login = |record: &AccountRecord| {
+            (
+                record.host.clone(),
+                record.port,
+                record.tls,
+                record.user.clone(),
+                record.credential_version,
+            )
+        };
+        let relogin = login(&old) != login(new);
+        if old.paused != new.paused || old.folders != new.folders {
+            let config = config_of(&self.context, &self.slot, new, self.epoch);
+            let config = Box::new(config);
+            self.give(Input::Reconfigure { config });
+        }
+        if relogin {
+            self.give(Input::Relogin);
+        }
+    }
+
+    fn on_link(&mut self) {
+        let up = self.link.borrow_and_update().is_up();
+        self.give(Input::Bus { up });
+        self.write_status();
+    }
+
+    fn on_timer(&mut self) {
+        let now = Instant::now();
+        if self.tick.is_some_and(|at| at <= now) {
+            self.tick = None;
+            self.give(Input::Tick);
+        }
+        self.write_status();
+    }
+
+    fn write_status(&mut self) {
+        // While NATS is away the newest waits.
+        if self.link.borrow().is_up() {
+            let account = &self.slot.account;
+            self.status.write(&*self.context.ledger, account);
+        }
+    }
+
+    fn on_mail(&mut self, done: (Op, Done)) {
+        let (op, done) = done;
+        let input = match done {
+            Done::Opened {
+                connection,
+                quiet_folders,
+            } => {
+                let input = Input::Opened {
+                    op,
+                    idle: connection
+                        .capabilities()
+                        .has(mailbell_imap::Capability::Idle),
+                    handshake: connection.handshake(),
+                    quiet_folders,
+                };
+                self.mail.free(connection);
+                input
+            }
+            Done::Looked { connection, look } => {
+                self.mail.free(connection);
+                Input::Looked { op, look }
+            }
+            Done::Fetched {
+                connection,
+                messages,
+                began,
+            } => {
+                self.mail.free(connection);
+                self.context.metrics.milestone("fetched", messages.len());
+                let messages = self.traces.begin(messages, began);
+                Input::FetchedPage { op, messages }
+            }
+            Done::Armed { parked, park } => {
+                self.mail.wait(op, parked, park);
+                return;
+            }
+            Done::Again { connection, park } => {
+                self.mail.free(connection);
+                self.mail.arm(op, park);
+                return;
+            }
+            Done::Woken { connection, wake } => {
+                self.mail.free(connection);
+                Input::Woke { op, wake }
+            }
+            Done::Polled {
+                connection,
+                changed,
+            } => {
+                self.mail.free(connection);
+                Input::Polled { op, changed }
+            }
+            Done::Served { connection } => {
+                self.mail.free(connection);
+                Input::Served { op }
+            }
+            Done::Closed => Input::Closed { op },
+            Done::Failed {
+                connection,
+                failure,
+            } => {
+                self.context.metrics.failure(failure.code);
+                tracing::debug!(account = %self.slot.account, code = failure.code, "the mail server's side failed");
+                if let Some(connection) = connection {
+                    self.mail.free(connection);
+                }
+                failed(op, failure)
+            }
+        };
+        let served = matches!(input, Input::Served { .. });
+        self.give(input);
+        // What follows a listing is a look at the mailbox, if it is of use now; only then may the next one come.
+        if self.held && (!served || self.mail.is_parking()) {
+            self.held = false;
+            if self.slot.take().requested {
+                self.request();
+            }
+        }
+    }
+
+    fn on_logged(&mut self, logged: Logged) {
+        let (op, event, outcome, sent_us) = match logged {
+            Logged::Tail(input) => {
+                self.give(input);
+                return;
+            }
+            Logged::Append {
+                op,
+                event,
+                outcome,
+                sent_us,
+            } => (op, event, outcome, sent_us),
+        };
+        let stored = matches!(outcome, Outcome::Stored { .. });
+        if stored {
+            self.appended(&event, sent_us);
+        }
+        self.give(Input::Appended { op, outcome });
+        if stored {
+            failpoint!("after-ack");
+        }
+    }
+
+    fn appended(&mut self, event: &Event, sent_us: i64) {
+        if !matches!(event.fact, Fact::Arrived { .. }) {
+            return;
+        }
+        let now_us = wall_us(SystemTime::now());
+        let metrics = &self.context.metrics;
+        metrics.milestone("appended", 1);
+        let bytes = u64::try_from(event.content.len()).unwrap_or(u64::MAX);
+        metrics.content_bytes.inc_by(bytes);
+        metrics.hop("fetch", event.detected_us, event.fetched_us);
+        metrics.hop("append", event.fetched_us, now_us);
+        self.traces.end(event, sent_us, now_us);
+    }
+
+    fn on_stored(&mut self, stored: Stored) {
+        self.context.metrics.checkpoint(stored.outcome());
+        let input = match stored {
+            Stored::Done { op, revision } => Input::CheckpointStored {
+                op,
+                revision: Some(revision),
+            },
+            Stored::Unsure { op, checkpoint } => {
+                self.unsure = Some(checkpoint);
+                Input::CheckpointStored { op, revision: None }
+            }
+            Stored::Conflict { op } => {
+                self.conflict = true;
+                Input::CheckpointConflict { op }
+            }
+        };
+        self.give(input);
+    }
+
+    #[cfg(test)]
+    fn panic_if_told(&self) {
+        use std::sync::atomic::Ordering::SeqCst;
+        let planted = self
+            .context
+            .panics
+            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        assert!(planted.is_err(), "a planted panic");
+    }
+}
+
+impl Drop for Driver {
+    // Also when a panic unwinds: whoever waits for a page hears of it.
+    fn drop(&mut self) {
+        self.slot.close();
+    }
+}
+
+fn failed(op: Op, failure: mailbell_core::session::Failure) -> Input {
+    Input::Failed { op, failure }
+}
+
+/// The output of a future if there is one, once; else never.
+async fn finished<T>(future: &mut Option<Boxed<T>>) -> T {
+    poll_fn(|cx| {
+        let Some(running) = future else {
+            return Poll::Pending;
+        };
+        let output = std::task::ready!(running.as_mut().poll(cx));
+        *future = None;
+        Poll::Ready(output)
+    })
+    .await
+}
+
+/// Folders that are watched at most; each costs a look every sweep.
+const MAX_FOLDERS: usize = 64;
+
+fn config_of(context: &Context, slot: &Slot, record: &AccountRecord, epoch: OwnerEpoch) -> Config {
+    let mut folders: Vec<String> = Vec::new();
+    for name in &record.folders {
+        // INBOX has one spelling here; other names are the server's own.
+        let name = if name.eq_ignore_ascii_case("INBOX") {
+            "INBOX"
+        } else {
+            name
+        };
+        if !name.is_empty() && !folders.iter().any(|known| known == name) {
+            folders.push(name.to_owned());
+        }
+    }
+    // The first is held open, so it is the one of which news comes at once.
+    if let Some(inbox) = folders.iter().position(|name| name == "INBOX") {
+        folders.swap(0, inbox);
+    }
+    folders.truncate(MAX_FOLDERS);
+    if folders.is_empty() {
+        folders.push("INBOX".to_owned());
+    }
+    Config {
+        account: slot.account.clone(),
+        folders,
+        paused: record.paused || record.removed_at_ms > 0,
+        owner_epoch: epoch,
+        limits: context.limits,
+        timing: context.timing,
+    }
+}
+
+#[cfg(test)]
+mod tests;

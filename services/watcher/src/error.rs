@@ -1,0 +1,18 @@
+//! The error of this crate.
+
+use mailbell_bus::BusError;
+
+/// Why a watcher cannot run. What passes by itself (NATS away, mail servers away) is no error here: it is waited for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The installation in NATS is not one that this watcher can serve.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The key ring holds no key: no credential could ever be opened.
+    #[error("the key ring is empty: no stored password can be opened with it")]
+    NoKey,
+    /// The bus was closed under the watcher.
+    #[error("the connection to NATS was closed")]
+    Closed,
+}

@@ -1,0 +1,212 @@
+//! Names and labels of the watcher's metrics; each name gets the prefix `mailbell_`.
+
+use std::time::Duration;
+
+use mailbell_proto::push::v1::Health;
+use mailbell_runtime::metrics::latency_family;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// `watcher_milestones_total{milestone}`: messages that were `detected`, `fetched`, `appended`; appends that were `retried`.
+pub const MILESTONES: &str = "watcher_milestones";
+/// `watcher_hop_seconds{hop}`: `fetch` (detected -> fetched), `append` (fetched -> appended).
+pub const HOPS: &str = "watcher_hop";
+/// `watcher_sessions{health}`: `starting`, `watching`, `retrying`, `action-needed`, `paused`, `removed`.
+pub const SESSIONS: &str = "watcher_sessions";
+/// `watcher_logins_total{outcome}`: `ok`, or the code of what went wrong (`failure.rs`).
+pub const LOGINS: &str = "watcher_logins";
+/// `watcher_failures_total{code}`: failures on the mail server's side, logins included, by code.
+pub const FAILURES: &str = "watcher_failures";
+/// `watcher_content_bytes_total`: bytes of content that was appended.
+pub const CONTENT_BYTES: &str = "watcher_content_bytes";
+/// `watcher_sessions_ended_total{reason}`: `handed-over`, `lost`, `removed`, `conflict`, `panicked`.
+pub const ENDED: &str = "watcher_sessions_ended";
+/// `watcher_partitions`: partitions that are owned.
+pub const PARTITIONS: &str = "watcher_partitions";
+/// `watcher_requests_total{kind, outcome}`: `check`, `list`, `unknown`; `ok`, `refused`.
+pub const REQUESTS: &str = "watcher_requests";
+/// `watcher_checkpoints_total{outcome}`: `stored`, `conflict`, `failed`.
+pub const CHECKPOINTS: &str = "watcher_checkpoints";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Milestone {
+    milestone: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Hop {
+    hop: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HealthLabel {
+    health: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+/// The metrics of one watcher. The default counts into nothing.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    milestones: Family<Milestone, Counter>,
+    hops: Family<Hop, Histogram>,
+    sessions: Family<HealthLabel, Gauge>,
+    logins: Family<Outcome, Counter>,
+    failures: Family<Code, Counter>,
+    ended: Family<Reason, Counter>,
+    requests: Family<Request, Counter>,
+    checkpoints: Family<Outcome, Counter>,
+    pub(crate) content_bytes: Counter,
+    pub(crate) partitions: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            milestones: Family::default(),
+            hops: latency_family(),
+            sessions: Family::default(),
+            logins: Family::default(),
+            failures: Family::default(),
+            ended: Family::default(),
+            requests: Family::default(),
+            checkpoints: Family::default(),
+            content_bytes: Counter::default(),
+            partitions: Gauge::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers all of them, once a process.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            MILESTONES,
+            "Messages by how far the watcher has brought them",
+            metrics.milestones.clone(),
+        );
+        registry.register_with_unit(
+            HOPS,
+            "Time from one milestone of a message to the next",
+            Unit::Seconds,
+            metrics.hops.clone(),
+        );
+        registry.register(
+            SESSIONS,
+            "Account sessions by how they are",
+            metrics.sessions.clone(),
+        );
+        registry.register(LOGINS, "Logins by outcome", metrics.logins.clone());
+        registry.register(
+            FAILURES,
+            "Failures on the mail server's side",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            ENDED,
+            "Account sessions that ended, by reason",
+            metrics.ended.clone(),
+        );
+        registry.register(
+            REQUESTS,
+            "Requests of other processes by outcome",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            CHECKPOINTS,
+            "Checkpoints written, by outcome",
+            metrics.checkpoints.clone(),
+        );
+        registry.register(
+            CONTENT_BYTES,
+            "Bytes of content appended",
+            metrics.content_bytes.clone(),
+        );
+        registry.register(
+            PARTITIONS,
+            "Partitions that are owned",
+            metrics.partitions.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn milestone(&self, milestone: &'static str, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.milestones
+            .get_or_create(&Milestone { milestone })
+            .inc_by(count);
+    }
+
+    pub(crate) fn hop(&self, hop: &'static str, from_us: i64, to_us: i64) {
+        let took = u64::try_from(to_us.saturating_sub(from_us)).unwrap_or(0);
+        self.hops
+            .get_or_create(&Hop { hop })
+            .observe(Duration::from_micros(took).as_secs_f64());
+    }
+
+    pub(crate) fn sessions(&self, health: Health) -> Gauge {
+        let health = match health {
+            Health::Watching => "watching",
+            Health::Retrying => "retrying",
+            Health::ActionNeeded => "action-needed",
+            Health::Paused => "paused",
+            Health::Removed => "removed",
+            Health::Starting | Health::Unspecified => "starting",
+        };
+        self.sessions.get_or_create_owned(&HealthLabel { health })
+    }
+
+    pub(crate) fn login(&self, outcome: &'static str) {
+        self.logins.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn failure(&self, code: &'static str) {
+        self.failures.get_or_create(&Code { code }).inc();
+    }
+
+    pub(crate) fn ended(&self, reason: &'static str) {
+        self.ended.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn request(&self, kind: &'static str, outcome: &'static str) {
+        self.requests
+            .get_or_create(&Request { kind, outcome })
+            .inc();
+    }
+
+    pub(crate) fn checkpoint(&self, outcome: &'static str) {
+        self.checkpoints.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// For tests: how many messages came so far.
+    #[cfg(test)]
+    pub(crate) fn milestones(&self, milestone: &'static str) -> u64 {
+        self.milestones
+            .get_or_create(&Milestone { milestone })
+            .get()
+    }
+}

@@ -1,0 +1,54 @@
+//! What a watcher can be told.
+
+use std::time::Duration;
+
+use mailbell_core::session::Limits;
+
+/// How a watcher works. Everything has a default but who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Who it is: a pod, or a locked state directory. A new incarnation of the same member may take its claims at once.
+    pub member: String,
+    /// Random a start.
+    pub incarnation: String,
+    /// Bounds and periods of a session.
+    pub limits: Limits,
+    /// How long a mail server may say nothing at all while it idles before the link is tried (8 min: servers that send
+    /// keep-alive lines do so every two or three minutes, and a middle box that forgets a connection does so after ten or more).
+    pub quiet: Duration,
+    /// How many connections are begun a second (1000: fifty thousand mailboxes within a minute).
+    pub connects_per_second: u32,
+    /// How many of them to one host (100: a server of one's own takes it, and no big provider minds it from one address).
+    pub connects_per_host: u32,
+    /// How many connections may be between TCP and the end of the login at once (256: what a handshake holds in memory and CPU
+    /// is many times what a parked connection holds).
+    pub handshakes: usize,
+    /// How many logins are checked at once for the admin API (16).
+    pub checks: usize,
+    /// How many requests may wait for one account's connection (8).
+    pub requests: usize,
+    /// The longest that one page of a listing may keep the connection from idling (30 s).
+    pub page_time: Duration,
+    /// How often partitions that somebody else holds are asked for (3 s).
+    pub retake: Duration,
+}
+
+impl Options {
+    /// The defaults for this member.
+    #[must_use]
+    pub fn new(member: impl Into<String>, incarnation: impl Into<String>) -> Self {
+        Self {
+            member: member.into(),
+            incarnation: incarnation.into(),
+            limits: Limits::default(),
+            quiet: Duration::from_secs(8 * 60),
+            connects_per_second: 1000,
+            connects_per_host: 100,
+            handshakes: 256,
+            checks: 16,
+            requests: 8,
+            page_time: Duration::from_secs(30),
+            retake: Duration::from_secs(3),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What is left of an account once devices were told that it is gone.
+
+use std::time::Duration;
+
+use mailbell_bus::{Bus, BusError};
+use mailbell_core::{backoff::Backoff, ids::AccountId};
+use tokio::time::sleep;
+
+/// Purges log, checkpoint, credential and status. The tombstone stays: it makes readers skip what they had already read.
+pub(crate) async fn purge(bus: Bus, account: AccountId) {
+    let mut backoff = Backoff::new(
+        Duration::from_millis(200),
+        Duration::from_secs(1),
+        Duration::from_secs(60),
+    );
+    loop {
+        match attempt(&bus, &account).await {
+            Ok(events) => {
+                tracing::info!(%account, events, "an account was removed");
+                return;
+            }
+            Err(error) if error.is_retryable() => {
+                tracing::debug!(%account, %error, "a removal is tried again");
+                let wait = backoff.next(&mut rand::rng());
+                sleep(wait).await;
+            }
+            Err(error) => {
+                tracing::error!(%account, %error, "what is left of a removed account could not be deleted");
+                return;
+            }
+        }
+    }
+}
+
+/// The checkpoint goes last: while it is there, the next start takes the removal up again.
+async fn attempt(bus: &Bus, account: &AccountId) -> Result<u64, BusError> {
+    let (credentials, checkpoints) = (bus.credentials(), bus.checkpoints());
+    let has_credential = credentials.get(account).await?.is_some();
+    let has_checkpoint = checkpoints.load(account).await?.is_some();
+    if !has_credential && !has_checkpoint {
+        // Done before; each deletion would leave one more marker.
+        return Ok(0);
+    }
+    if has_credential {
+        credentials.delete(account).await?;
+    }
+    let events = bus.logs().await?.purge_account(account).await?;
+    bus.statuses().delete(account).await?;
+    if has_checkpoint {
+        checkpoints.delete(account).await?;
+    }
+    Ok(events)
+}

@@ -1,0 +1,270 @@
+//! What a session is told from outside, and what it shows of itself.
+//!
+//! Not a channel: an empty one costs kilobytes, and what is told here may be merged (only the newest record counts, a stop goes
+//! before everything). The queue of requests is bounded; who finds it full is told to try again.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use mailbell_core::{
+    ids::{AccountId, LogId, Position},
+    session::{Session, Stop},
+};
+use mailbell_proto::{
+    bus::v1::{AccountRecord, ListPage, OwnerError, PageResult},
+    push::v1::Health,
+};
+use tokio::sync::{Notify, oneshot};
+
+use crate::failure;
+
+/// Somebody waits for a page of a folder.
+#[derive(Debug)]
+pub(crate) struct ListRequest {
+    pub(crate) page: ListPage,
+    pub(crate) reply: oneshot::Sender<Result<PageResult, OwnerError>>,
+}
+
+impl ListRequest {
+    pub(crate) fn refuse(self, code: &'static str) {
+        // Who asked may be gone.
+        let _ = self.reply.send(Err(failure::refused(code)));
+    }
+}
+
+/// Up to where a claim may call the log flushed, as far as one account is concerned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Flush {
+    /// The history in which `bound` is a position.
+    pub(crate) log_id: LogId,
+    /// `None`: no constraint.
+    pub(crate) bound: Option<Position>,
+}
+
+impl Flush {
+    pub(crate) fn of(session: &Session) -> Self {
+        Self {
+            log_id: session.checkpoint().log_id,
+            bound: session.flush_bound(),
+        }
+    }
+
+    /// The bound in this history.
+    pub(crate) fn within(&self, log_id: LogId) -> Option<Position> {
+        match self.bound {
+            // What is in flight may lie anywhere in a history that the session does not know yet.
+            Some(_) if self.log_id != log_id => Some(0),
+            bound => bound,
+        }
+    }
+}
+
+/// What a session's task takes out when it is notified.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) stop: Option<Stop>,
+    pub(crate) record: Option<Arc<AccountRecord>>,
+    pub(crate) requested: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    stop: Option<Stop>,
+    record: Option<Arc<AccountRecord>>,
+    requests: VecDeque<ListRequest>,
+    flush: Flush,
+    health: Health,
+    closed: bool,
+}
+
+/// Of one running session.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) account: AccountId,
+    notify: Notify,
+    state: Mutex<State>,
+}
+
+impl Slot {
+    /// `flush`: what bounds the claim until the session says otherwise.
+    pub(crate) fn new(account: AccountId, flush: Flush) -> Self {
+        Self {
+            account,
+            notify: Notify::new(),
+            state: Mutex::new(State {
+                stop: None,
+                record: None,
+                requests: VecDeque::new(),
+                flush,
+                health: Health::Starting,
+                closed: false,
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the session. Losing the account overrides everything. A hand-over overrides a removal: whoever comes next finds
+    /// the tombstone.
+    pub(crate) fn stop(&self, stop: Stop) {
+        const fn strength(stop: Stop) -> u8 {
+            match stop {
+                Stop::Removed => 1,
+                Stop::HandOver => 2,
+                Stop::Lost => 3,
+            }
+        }
+        let mut state = self.state();
+        if strength(stop) > state.stop.map_or(0, strength) {
+            state.stop = Some(stop);
+            drop(state);
+            self.notify.notify_one();
+        }
+    }
+
+    /// The account's record changed.
+    pub(crate) fn change(&self, record: Arc<AccountRecord>) {
+        self.state().record = Some(record);
+        self.notify.notify_one();
+    }
+
+    /// Asks for a page; hands the request back if `most` wait already or the session is over.
+    pub(crate) fn request(&self, request: ListRequest, most: usize) -> Result<(), ListRequest> {
+        let mut state = self.state();
+        if state.closed || state.requests.len() >= most {
+            return Err(request);
+        }
+        state.requests.push_back(request);
+        drop(state);
+        self.notify.notify_one();
+        Ok(())
+    }
+
+    /// Waits until something was told. Cancel-safe: what is told stays until it is taken.
+    pub(crate) async fn notified(&self) {
+        self.notify.notified().await;
+    }
+
+    /// Whether the session is to end.
+    pub(crate) fn stopping(&self) -> Option<Stop> {
+        self.state().stop
+    }
+
+    /// What was told since the last call. A stop is told again each time: it never passes.
+    pub(crate) fn take(&self) -> Told {
+        let mut state = self.state();
+        Told {
+            stop: state.stop,
+            record: state.record.take(),
+            requested: !state.requests.is_empty(),
+        }
+    }
+
+    /// Whoever still waits for a page.
+    pub(crate) fn take_requests(&self) -> Vec<ListRequest> {
+        self.state()
+            .requests
+            .drain(..)
+            .filter(|request| !request.reply.is_closed())
+            .collect()
+    }
+
+    pub(crate) fn refuse_requests(&self, code: &'static str) {
+        for request in self.take_requests() {
+            request.refuse(code);
+        }
+    }
+
+    pub(crate) fn set_flush(&self, flush: Flush) {
+        self.state().flush = flush;
+    }
+
+    pub(crate) fn flush(&self) -> Flush {
+        self.state().flush
+    }
+
+    pub(crate) fn set_health(&self, health: Health) {
+        self.state().health = health;
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.state().health
+    }
+
+    /// The session is over: nobody may wait for it.
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+        self.refuse_requests(failure::NOT_CONNECTED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot() -> Slot {
+        let account = "default.01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+        Slot::new(account, Flush::default())
+    }
+
+    fn request() -> (
+        ListRequest,
+        oneshot::Receiver<Result<PageResult, OwnerError>>,
+    ) {
+        let (reply, answer) = oneshot::channel();
+        let page = ListPage::default();
+        (ListRequest { page, reply }, answer)
+    }
+
+    #[tokio::test]
+    async fn requests_are_bounded_and_refused_at_the_end() {
+        let slot = slot();
+        let (first, answer) = request();
+        let (second, _answer) = request();
+        assert!(slot.request(first, 1).is_ok());
+        assert!(slot.request(second, 1).is_err());
+        slot.close();
+        let error = answer.await.unwrap().unwrap_err();
+        assert_eq!((error.code.as_str(), error.retry), ("not-connected", true));
+        let (third, _answer) = request();
+        assert!(slot.request(third, 1).is_err());
+    }
+
+    #[test]
+    fn who_gave_up_is_not_served() {
+        let slot = slot();
+        let (first, answer) = request();
+        assert!(slot.request(first, 8).is_ok());
+        drop(answer);
+        assert!(slot.take_requests().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_strongest_stop_stays() {
+        let slot = slot();
+        slot.stop(Stop::Removed);
+        slot.stop(Stop::HandOver);
+        assert_eq!(slot.take().stop, Some(Stop::HandOver));
+        slot.stop(Stop::Lost);
+        slot.stop(Stop::HandOver);
+        slot.notified().await;
+        assert_eq!(slot.take().stop, Some(Stop::Lost));
+        assert_eq!(slot.take().stop, Some(Stop::Lost));
+    }
+
+    #[test]
+    fn a_bound_of_another_history_bounds_everything() {
+        let one = LogId([1; 16]);
+        let flush = Flush {
+            log_id: one,
+            bound: Some(7),
+        };
+        assert_eq!(flush.within(one), Some(7));
+        assert_eq!(flush.within(LogId([2; 16])), Some(0));
+        assert_eq!(Flush::default().within(one), None);
+    }
+}
