@@ -289,6 +289,7 @@ mod tests {
             exists: count,
             folder_name: "INBOX".to_owned(),
             more: size < all.len(),
+            folders: vec![1, 2],
         }
     }
 
@@ -301,7 +302,7 @@ mod tests {
             let page = owner(&listing.ask, count);
             let answer = listing.answer(&request, page, cursor.clone(), ContentLevel::Headers);
             assert!(answer.messages.iter().all(|m| m.preview.is_empty()));
-            assert_eq!(answer.cursor, cursor);
+            assert_eq!((answer.cursor.clone(), answer.folders.len()), (cursor.clone(), 2));
             pages.push(answer.messages.iter().map(|m| m.uid).collect());
             if answer.next_page_token.is_empty() {
                 return pages;
@@ -318,14 +319,14 @@ mod tests {
         );
         assert_eq!(pages(Range::Newest(10), 3), [vec![1, 2, 3]]);
         assert_eq!(pages(Range::Newest(8), 4), [vec![1, 2, 3, 4]]);
-        assert_eq!(pages(Range::Newest(1), 0), [vec![]]);
+        assert_eq!(pages(Range::Newest(1), 0), [Vec::<u32>::new()]);
     }
 
     #[test]
     fn after_a_uid_goes_from_the_oldest_to_the_newest() {
         assert_eq!(pages(Range::AfterUid(0), 6), [vec![1, 2, 3, 4], vec![5, 6]]);
         assert_eq!(pages(Range::AfterUid(4), 6), [vec![5, 6]]);
-        assert_eq!(pages(Range::AfterUid(9), 6), [vec![]]);
+        assert_eq!(pages(Range::AfterUid(9), 6), [Vec::<u32>::new()]);
     }
 
     #[test]
