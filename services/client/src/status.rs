@@ -1,0 +1,90 @@
+//! What a client does about a status: the table of docs/protocol.md.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+use crate::{
+    error::Error,
+    event::{DisconnectReason, UnlistableReason},
+    session::ListFailure,
+};
+
+/// After a status that says that there is no room, at least so long.
+const OVERLOADED: Duration = Duration::from_secs(1);
+
+/// What follows the end of a stream.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Reconnect with back-off, but not sooner than this.
+    Reconnect(DisconnectReason, Duration),
+    /// Get a new token first.
+    Renew(String),
+    /// A person or a programmer must act.
+    Fatal(Error),
+}
+
+/// Judges the status of a stream.
+pub(crate) fn of_stream(status: &Status) -> Verdict {
+    let message = status.message().to_owned();
+    match status.code() {
+        Code::Ok => Verdict::Reconnect(DisconnectReason::Ended, Duration::ZERO),
+        Code::ResourceExhausted | Code::Aborted => {
+            Verdict::Reconnect(DisconnectReason::Overloaded, OVERLOADED)
+        }
+        Code::Unauthenticated => Verdict::Renew(message),
+        Code::PermissionDenied => Verdict::Fatal(Error::PermissionDenied(message)),
+        Code::NotFound => Verdict::Fatal(Error::NotFound(message)),
+        Code::InvalidArgument => Verdict::Fatal(Error::InvalidArgument(message)),
+        Code::Unimplemented => Verdict::Fatal(Error::Unimplemented(message)),
+        Code::DeadlineExceeded => Verdict::Reconnect(DisconnectReason::Silent, Duration::ZERO),
+        // Broken connections show as any of these.
+        Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled => {
+            Verdict::Reconnect(DisconnectReason::Unreachable, Duration::ZERO)
+        }
+        Code::AlreadyExists | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss => {
+            Verdict::Reconnect(DisconnectReason::Protocol, OVERLOADED)
+        }
+    }
+}
+
+/// Judges the status of a listing. ABORTED and UNAUTHENTICATED are answered where the listing is made; what gets here is tried
+/// again later.
+pub(crate) fn of_listing(status: &Status) -> ListFailure {
+    match status.code() {
+        Code::NotFound => ListFailure::Never(UnlistableReason::NotFound),
+        Code::PermissionDenied => ListFailure::Never(UnlistableReason::PermissionDenied),
+        Code::InvalidArgument | Code::Unimplemented => {
+            ListFailure::Never(UnlistableReason::Refused)
+        }
+        _ => ListFailure::Retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        for code in [Code::Ok, Code::Unavailable, Code::Unknown, Code::Internal] {
+            let verdict = of_stream(&Status::new(code, ""));
+            assert!(matches!(verdict, Verdict::Reconnect(_, Duration::ZERO)), "{code:?}");
+        }
+        for code in [Code::ResourceExhausted, Code::Aborted] {
+            let verdict = of_stream(&Status::new(code, ""));
+            assert!(matches!(verdict, Verdict::Reconnect(_, floor) if floor >= Duration::from_secs(1)));
+        }
+        assert!(matches!(of_stream(&Status::unauthenticated("")), Verdict::Renew(_)));
+        for code in [
+            Code::PermissionDenied,
+            Code::NotFound,
+            Code::InvalidArgument,
+            Code::Unimplemented,
+        ] {
+            assert!(matches!(of_stream(&Status::new(code, "")), Verdict::Fatal(_)), "{code:?}");
+            assert!(matches!(of_listing(&Status::new(code, "")), ListFailure::Never(_)));
+        }
+        assert_eq!(of_listing(&Status::unavailable("")), ListFailure::Retry);
+    }
+}
