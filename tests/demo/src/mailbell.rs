@@ -1,0 +1,177 @@
+//! The `mailbell` binary, run as a person would run it.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+/// A running `mailbell standalone`.
+#[derive(Debug)]
+pub(crate) struct Standalone {
+    binary: PathBuf,
+    state_dir: PathBuf,
+    process: Child,
+    push: SocketAddr,
+}
+
+impl Standalone {
+    /// Starts it on free ports and waits until it can be used.
+    pub(crate) async fn start(
+        binary: &Path,
+        state_dir: &Path,
+        imap_ca: Option<&Path>,
+    ) -> Result<Self> {
+        std::fs::create_dir_all(state_dir)?;
+        let log = state_dir.join("mailbell.log");
+        let mut command = Command::new(binary);
+        command
+            .arg("standalone")
+            .arg("--state-dir")
+            .arg(state_dir)
+            .args(["--push-listen", "127.0.0.1:0"])
+            .args(["--admin-listen", "127.0.0.1:0"])
+            .args(["--http-listen", "127.0.0.1:0"]);
+        if let Some(ca) = imap_ca {
+            command.arg("--imap-ca").arg(ca);
+        }
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            // Ctrl-C is for the demo, which stops it in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run {}", binary.display()))?;
+        let mut standalone = Self {
+            binary: binary.to_owned(),
+            state_dir: state_dir.to_owned(),
+            process,
+            push: SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
+        let started = tokio::time::timeout(Duration::from_secs(60), standalone.addresses()).await;
+        match started {
+            Ok(Ok(push)) => standalone.push = push,
+            Ok(Err(error)) => {
+                let said = std::fs::read_to_string(&log).unwrap_or_default();
+                return Err(error.context(format!("mailbell standalone did not start:\n{said}")));
+            }
+            Err(_) => bail!(
+                "mailbell standalone is not ready after a minute: see {}",
+                log.display()
+            ),
+        }
+        Ok(standalone)
+    }
+
+    /// Where devices connect, from the file that it writes when it listens.
+    async fn addresses(&mut self) -> Result<SocketAddr> {
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            tick.tick().await;
+            if let Some(status) = self.process.try_wait()? {
+                bail!("it ended with {status}");
+            }
+            let Ok(text) = std::fs::read_to_string(self.state_dir.join("addresses.json")) else {
+                continue;
+            };
+            let addresses: Value = serde_json::from_str(&text)?;
+            if addresses.get("pid").and_then(Value::as_u64) == self.process.id().map(u64::from) {
+                let push = addresses.get("push").and_then(Value::as_str);
+                return Ok(push.context("no address for devices")?.parse()?);
+            }
+        }
+    }
+
+    /// Where devices connect.
+    pub(crate) fn gateway(&self) -> SocketAddr {
+        self.push
+    }
+
+    /// A command of this installation.
+    pub(crate) fn command<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(arguments)
+            .env("MAILBELL_STATE_DIR", &self.state_dir)
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Adds an account and answers its id.
+    pub(crate) async fn add_account(&self, url: &str, password_file: &Path) -> Result<String> {
+        let output = self
+            .command(["account", "add", url, "--json", "--password-file"])
+            .arg(password_file)
+            .output()
+            .await?;
+        if !output.status.success() {
+            bail!(
+                "the account was not added: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        let account: Value = serde_json::from_slice(&output.stdout)?;
+        let id = account.get("id").and_then(Value::as_str);
+        Ok(id.context("an account without id")?.to_owned())
+    }
+
+    /// Stops it as a service manager would.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        crate::device::terminate(&mut self.process).await?;
+        Ok(())
+    }
+}
+
+/// Watches the reader's own mailbox until Ctrl-C. The account stays in the usual state directory.
+pub(crate) async fn run_own(binary: &Path, url: &str) -> Result<()> {
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    let state_dir = std::env::var_os("MAILBELL_STATE_DIR")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let base = std::env::var_os("XDG_STATE_HOME")
+                .map(PathBuf::from)
+                .or(home)?;
+            Some(base.join("mailbell"))
+        })
+        .context("HOME is not set: name a directory with MAILBELL_STATE_DIR")?;
+    let mailbell = Standalone::start(binary, &state_dir, None).await?;
+    // The second Ctrl-C, or one in the wrong moment: the children get it too, and end by themselves.
+    let mut interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let list = mailbell
+        .command(["account", "list", "--json"])
+        .stdin(Stdio::null())
+        .output()
+        .await?;
+    let known = String::from_utf8_lossy(&list.stdout)
+        .contains(&serde_json::to_string(url).unwrap_or_default());
+    let added = known
+        || mailbell
+            .command(["account", "add", url, "--external-id", url])
+            .status()
+            .await?
+            .success();
+    if added {
+        tokio::select! {
+            status = mailbell.command(["listen"]).status() => { status?; }
+            // `listen` has it too and ends cleanly; dropping it makes sure.
+            _ = interrupts.recv() => {}
+        }
+    }
+    mailbell.stop().await?;
+    if !added {
+        bail!("the account was not added");
+    }
+    Ok(())
+}
