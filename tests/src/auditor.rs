@@ -395,8 +395,9 @@ mod tests {
     fn a_planted_loss_is_found() {
         let seen = [arrived(1), arrived(3)];
         let lost = Fault::Lost(place(), mail(2));
-        assert_eq!(audit(&truth(&[1, 2, 3]), &seen), [lost.clone()]);
-        assert!(describe(&[lost]).contains("lost message 1002 (UID 2)"));
+        let faults = audit(&truth(&[1, 2, 3]), &seen);
+        assert_eq!(faults, [lost]);
+        assert!(describe(&faults).contains("lost message 1002 (UID 2)"));
         // A device that heard of nothing at all.
         assert_eq!(audit(&truth(&[1, 2, 3]), &[]).len(), 3);
     }

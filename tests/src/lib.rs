@@ -8,7 +8,14 @@
 //! * [`cli`] runs commands as a person types them; [`leaks`] looks for planted secrets in all that was printed.
 
 pub mod auditor;
+pub mod cli;
+pub mod device;
+pub mod http;
+pub mod installation;
+pub mod journal;
 pub mod leaks;
 pub mod load;
+pub mod logs;
 pub mod mailbox;
 pub mod process;
+pub mod world;

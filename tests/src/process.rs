@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 /// How often a condition of another process is looked at. Real time: no clock of ours moves another process.
 pub const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The binary `mailbell` of this build, with its failpoints: beside the running test's own executable.
+/// The binary `mailbell` of this build, with its failpoints: beside the running program's own executable.
 ///
 /// # Errors
 /// When it hasn't been built; the text has the command.
@@ -24,12 +24,13 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("MAILBELL_BIN") {
         return Ok(path.into());
     }
-    let test = std::env::current_exe()?;
-    // <target>/<profile>/deps/<test>-<hash>
-    let profile = test
+    let own = std::env::current_exe()?;
+    // <target>/<profile>/deps/<test>-<hash> or <target>/<profile>/<program>
+    let profile = own
         .ancestors()
-        .nth(2)
-        .context("the test runs from no target directory")?;
+        .skip(1)
+        .find(|directory| directory.file_name() != Some(OsStr::new("deps")))
+        .context("this runs from no target directory")?;
     let path = profile.join("mailbell");
     if !path.exists() {
         bail!(
@@ -176,6 +177,29 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill_all();
     }
+}
+
+/// Kills a process of which only the number is known.
+pub fn kill_pid(id: u32) {
+    if let Some(pid) = pid(id) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The child of a process that runs a program of this name.
+#[must_use]
+pub fn child_named(parent: u32, name: &str) -> Option<u32> {
+    let children = fs::read_dir(format!("/proc/{parent}/task")).ok()?.flatten();
+    children
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
+        .flat_map(|line| {
+            line.split_ascii_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .find(|id| {
+            fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm.trim() == name)
+        })
 }
 
 fn pid(id: u32) -> Option<Pid> {

@@ -1,0 +1,231 @@
+//! What the app of one device was told, in order.
+
+use std::collections::BTreeMap;
+
+use mailbell_client::event::{AppEvent, Connected};
+use mailbell_proto::push::v1::{AccountState, EventKey, Health, Message};
+
+use crate::{
+    auditor::{Mail, Place, Seen, Truth},
+    load::number_in,
+};
+
+/// Everything that came out behind the client crate.
+#[derive(Debug, Clone, Default)]
+pub struct Journal {
+    /// Facts, as the auditor wants them.
+    pub seen: Vec<Seen>,
+    /// How often a stream was opened.
+    pub connections: usize,
+    /// Of these, how often with a cursor.
+    pub resumed: usize,
+    /// How often a stream ended or could not be opened.
+    pub disconnections: usize,
+    /// Why the last one did.
+    pub last_disconnect: Option<String>,
+    /// Whether what was missed has been told on the stream that is open.
+    pub live: bool,
+    /// How often a folder's list was replaced.
+    pub replaced: usize,
+    /// Folders that could not be listed.
+    pub unlistable: usize,
+    /// The last state of each account.
+    pub states: BTreeMap<String, AccountState>,
+    /// The trace context of each message, by number.
+    pub traces: BTreeMap<u64, String>,
+    /// What ended the client for good, if something did.
+    pub ended: Option<String>,
+}
+
+impl Journal {
+    /// Notes one event.
+    pub fn note(&mut self, event: &AppEvent) {
+        match event {
+            AppEvent::Arrived(arrived) => {
+                let mail = mail(arrived.key.uid, arrived.message.as_ref());
+                self.traces.insert(mail.number, arrived.traceparent.clone());
+                self.seen.push(Seen::Arrived {
+                    place: place(&arrived.key),
+                    generation: arrived.key.generation,
+                    mail,
+                    alert: arrived.alert,
+                });
+            }
+            AppEvent::Gone(gone) => self.seen.push(Seen::Gone {
+                place: place(&gone.key),
+                generation: gone.key.generation,
+                uid: gone.key.uid,
+            }),
+            AppEvent::ReplaceFolder(replace) => {
+                self.replaced += 1;
+                let listed = |listed: &mailbell_client::event::Listed| {
+                    mail(listed.message.uid, Some(&listed.message))
+                };
+                self.seen.push(Seen::Replaced {
+                    place: Place {
+                        account: replace.account.clone(),
+                        folder: replace.folder,
+                    },
+                    generation: replace.generation,
+                    uids: replace.uids.clone(),
+                    mail: replace.messages.iter().map(listed).collect(),
+                    alerts: replace
+                        .alert_for()
+                        .map(|message| mail(message.uid, Some(message)).number)
+                        .collect(),
+                });
+            }
+            AppEvent::AccountState(state) => {
+                self.states.insert(state.account.clone(), state.clone());
+            }
+            AppEvent::Unlistable(_) => self.unlistable += 1,
+            AppEvent::Connected(Connected { resumed, .. }) => {
+                self.connections += 1;
+                self.resumed += usize::from(*resumed);
+                self.live = false;
+            }
+            AppEvent::Live => self.live = true,
+            AppEvent::Disconnected { reason, .. } => {
+                self.live = false;
+                self.disconnections += 1;
+                self.last_disconnect = Some(reason.to_string());
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the last thing told of a folder includes all of `truth`, in whatever order it was told.
+    #[must_use]
+    pub fn has_all(&self, place: &Place, truth: &Truth) -> bool {
+        let held = self.held(place, truth.generation);
+        truth.mail.iter().all(|mail| held.contains_key(&mail.uid))
+    }
+
+    /// UID and number of all that the device has of a folder.
+    #[must_use]
+    pub fn held(&self, wanted: &Place, wanted_generation: u32) -> BTreeMap<u32, u64> {
+        let mut held = BTreeMap::new();
+        for fact in &self.seen {
+            match fact {
+                Seen::Arrived {
+                    place,
+                    generation,
+                    mail,
+                    ..
+                } if place == wanted && *generation == wanted_generation => {
+                    held.insert(mail.uid, mail.number);
+                }
+                Seen::Gone {
+                    place,
+                    generation,
+                    uid,
+                } if place == wanted && *generation == wanted_generation => {
+                    held.remove(uid);
+                }
+                Seen::Replaced {
+                    place,
+                    generation,
+                    uids,
+                    mail,
+                    ..
+                } if place == wanted && *generation == wanted_generation => {
+                    held.retain(|uid, _| !uids.contains(uid));
+                    held.extend(mail.iter().map(|mail| (mail.uid, mail.number)));
+                }
+                Seen::Arrived { .. } | Seen::Gone { .. } | Seen::Replaced { .. } => {}
+            }
+        }
+        held
+    }
+
+    /// The numbers that came as arrivals, in order, without those of listings.
+    #[must_use]
+    pub fn arrivals(&self) -> Vec<u64> {
+        self.seen
+            .iter()
+            .filter_map(|fact| match fact {
+                Seen::Arrived { mail, .. } => Some(mail.number),
+                Seen::Gone { .. } | Seen::Replaced { .. } => None,
+            })
+            .collect()
+    }
+
+    /// How an account is doing: `watching`, `retrying`, `action-needed` and so on; empty if nothing was told.
+    #[must_use]
+    pub fn state_health(&self, account: &str) -> String {
+        let health = self
+            .states
+            .get(account)
+            .and_then(|state| Health::try_from(state.health).ok());
+        health.map_or_else(String::new, |health| {
+            health
+                .as_str_name()
+                .trim_start_matches("HEALTH_")
+                .to_lowercase()
+                .replace('_', "-")
+        })
+    }
+
+    /// The state of an account, in a stable word.
+    #[must_use]
+    pub fn state_code(&self, account: &str) -> Option<&str> {
+        self.states.get(account).map(|state| state.code.as_str())
+    }
+}
+
+fn place(key: &EventKey) -> Place {
+    Place {
+        account: key.account.clone(),
+        folder: key.folder,
+    }
+}
+
+fn mail(uid: u32, message: Option<&Message>) -> Mail {
+    let number = message
+        .and_then(|message| number_in(&message.subject))
+        .unwrap_or(0);
+    Mail { uid, number }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_replaces_what_is_held() {
+        let place = Place::inbox("a.b");
+        let arrived = |uid| Seen::Arrived {
+            place: place.clone(),
+            generation: 7,
+            mail: Mail { uid, number: 1 },
+            alert: true,
+        };
+        let journal = Journal {
+            seen: vec![
+                arrived(1),
+                arrived(2),
+                Seen::Replaced {
+                    place: place.clone(),
+                    generation: 7,
+                    uids: 2..=5,
+                    mail: vec![Mail { uid: 3, number: 1 }],
+                    alerts: Vec::new(),
+                },
+            ],
+            ..Journal::default()
+        };
+        let truth = |uids: &[u32]| Truth {
+            generation: 7,
+            mail: uids
+                .iter()
+                .map(|uid| Mail {
+                    uid: *uid,
+                    number: 1,
+                })
+                .collect(),
+        };
+        assert!(journal.has_all(&place, &truth(&[1, 3])));
+        assert!(!journal.has_all(&place, &truth(&[1, 2])));
+        assert_eq!(journal.arrivals(), [1, 1]);
+    }
+}

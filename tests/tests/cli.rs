@@ -1,0 +1,349 @@
+//! The commands, as a user types them, against a real installation and a real mail server.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use mailbell_tests::{
+    cli::{self, Said},
+    installation::{Installation, Options, Part, imap_url, text_field},
+    leaks, load,
+    process::until,
+    world::{SETTLE_LIMIT, World, WorldOptions, user},
+};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// Runs a command that must fail with this code, saying why in one line.
+async fn refused(installation: &Installation, code: i32, words: &str, args: &[&str]) -> Said {
+    let said = installation.cli(args).await.unwrap();
+    assert_eq!(said.code, Some(code), "{args:?}: {said:?}");
+    assert!(said.err.contains(words), "{args:?}: {said:?}");
+    assert!(said.out.is_empty(), "{args:?}: {said:?}");
+    assert_eq!(said.err.trim_end().lines().count(), 1, "{args:?}: {said:?}");
+    said
+}
+
+#[tokio::test]
+async fn the_life_of_an_account() {
+    let mut world = World::start(WorldOptions {
+        users: 0,
+        ..WorldOptions::default()
+    })
+    .await
+    .unwrap();
+    let name = user(7);
+    world
+        .dovecot
+        .set_password(&name, leaks::PASSWORD)
+        .await
+        .unwrap();
+    let installation = &world.installation;
+    let url = imap_url(&name, world.dovecot.imap_port());
+    let good = installation.password_file("good", leaks::PASSWORD).unwrap();
+    let bad = installation.password_file("bad", "not-this-one").unwrap();
+    let (good, bad) = (good.display().to_string(), bad.display().to_string());
+
+    let none = installation.cli(&["account", "list"]).await.unwrap();
+    assert!(none.ok().unwrap().contains("no accounts yet"));
+    // A wrong password is found out at once, and nothing is stored.
+    let said = refused(
+        installation,
+        77,
+        "password",
+        &["account", "add", &url, "--password-file", &bad],
+    )
+    .await;
+    assert!(!said.all().contains("not-this-one"));
+    let elsewhere = imap_url(&name, 1);
+    let add_elsewhere = ["account", "add", &elsewhere, "--password-file", &good];
+    refused(installation, 69, "refused", &add_elsewhere).await;
+    let folder = [
+        "account",
+        "add",
+        &url,
+        "--password-file",
+        &good,
+        "--folder",
+        "Nowhere",
+    ];
+    refused(installation, 65, "Nowhere", &folder).await;
+    let list = installation
+        .cli(&["account", "list", "--json"])
+        .await
+        .unwrap();
+    assert_eq!(list.ok().unwrap(), "");
+
+    let add = [
+        "account",
+        "add",
+        &url,
+        "--password-file",
+        &good,
+        "--external-id",
+        "42",
+        "--json",
+    ];
+    let added = json(&installation.cli(&add).await.unwrap().ok().unwrap());
+    assert_eq!(added["created"], true);
+    let id = added["id"].as_str().unwrap().to_owned();
+    let again = json(&installation.cli(&add).await.unwrap().ok().unwrap());
+    assert_eq!(
+        (&again["created"], &again["id"]),
+        (&Value::Bool(false), &added["id"])
+    );
+
+    until(SETTLE_LIMIT, "the account being watched", || async {
+        let shown = installation
+            .cli(&["account", "show", &id, "--json"])
+            .await
+            .unwrap();
+        json(&shown.ok().unwrap())["state"]["health"] == "watching"
+    })
+    .await
+    .unwrap();
+    let shown = installation.cli(&["account", "show", &id]).await.unwrap();
+    let shown = shown.ok().unwrap();
+    assert!(
+        shown.contains("watching") && shown.contains(&name),
+        "{shown}"
+    );
+    let checked = installation
+        .cli(&["account", "check", &id, "--json"])
+        .await
+        .unwrap();
+    assert_eq!(json(&checked.ok().unwrap())["ok"], true);
+    let listed = installation.cli(&["account", "list"]).await.unwrap();
+    assert!(listed.ok().unwrap().contains(&id));
+
+    let paused = installation
+        .cli(&["account", "update", &id, "--pause", "--json"])
+        .await
+        .unwrap();
+    assert_eq!(json(&paused.ok().unwrap())["paused"], true);
+    let resumed = installation
+        .cli(&["account", "update", &id, "--resume", "--json"])
+        .await
+        .unwrap();
+    assert_eq!(json(&resumed.ok().unwrap())["paused"], false);
+    let update = ["account", "update", &id, "--password-file", &bad];
+    refused(installation, 77, "password", &update).await;
+    refused(
+        installation,
+        64,
+        "nothing to change",
+        &["account", "update", &id],
+    )
+    .await;
+
+    let remove = installation
+        .cli(&["account", "remove", &id, "--yes"])
+        .await
+        .unwrap();
+    remove.ok().unwrap();
+    refused(installation, 66, "", &["account", "show", &id]).await;
+    world.search_leaks().await.unwrap();
+}
+
+#[tokio::test]
+async fn tokens_are_minted_listed_and_revoked() {
+    let world = World::start(WorldOptions::default()).await.unwrap();
+    let installation = &world.installation;
+    let id = world.account(0).id.clone();
+    let minted = installation
+        .cli(&[
+            "token",
+            "mint",
+            "--account",
+            &id,
+            "--ttl",
+            "2h",
+            "--label",
+            "phone",
+            "--json",
+        ])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    let token_id = text_field(&minted, "id").unwrap();
+    let plain = installation
+        .cli(&["token", "mint", "--account", &id])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    assert_eq!(
+        plain.trim().split('.').count(),
+        3,
+        "the token alone, as a JWT"
+    );
+    let list = installation
+        .cli(&["token", "list"])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    assert!(list.contains(&token_id) && list.contains("phone") && list.contains("good"));
+    let revoke = installation
+        .cli(&["token", "revoke", &token_id])
+        .await
+        .unwrap();
+    revoke.ok().unwrap();
+    let list = installation
+        .cli(&["token", "list", "--json"])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    let revoked: Vec<Value> = list
+        .lines()
+        .map(json)
+        .filter(|token| token["revoked"] == true)
+        .collect();
+    assert_eq!(revoked.len(), 1);
+    assert_eq!(revoked[0]["id"], token_id.as_str());
+    let nobody = "default.01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    let mint = ["token", "mint", "--account", nobody];
+    refused(installation, 66, "", &mint).await;
+}
+
+#[tokio::test]
+async fn listen_shows_what_arrives_and_goes_on_where_it_stopped() {
+    let world = World::start(WorldOptions::default()).await.unwrap();
+    let state = world.installation.state_dir();
+    let cursor = state.join("cursor").display().to_string();
+    let args = ["listen", "--json", "--count", "2", "--cursor-file", &cursor];
+    let mut child = cli::command(state, args).unwrap().spawn().unwrap();
+    // It says on standard error that it listens; what arrives from then on is shown.
+    let mut err = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut said = Vec::new();
+    while let Ok(Some(line)) = err.next_line().await {
+        said.push(line);
+        if said.last().unwrap().contains("listening") {
+            break;
+        }
+    }
+    assert!(
+        said.iter().any(|line| line.contains("listening")),
+        "{said:?}"
+    );
+    let numbers = world.deliver(0, 2).await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let out = String::from_utf8(output.stdout).unwrap();
+    let told: Vec<u64> = out
+        .lines()
+        .map(json)
+        .filter_map(|event| load::number_in(&event.to_string()))
+        .collect();
+    assert_eq!(told, numbers.clone().collect::<Vec<_>>(), "{out}");
+
+    // What came while nobody listened.
+    let missed = world.deliver(0, 3).await.unwrap();
+    let out = world
+        .installation
+        .cli(&["listen", "--count", "3", "--cursor-file", &cursor])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    for number in missed {
+        assert!(out.contains(&format!("#{number}#")), "{out}");
+    }
+    for number in numbers {
+        assert!(!out.contains(&format!("#{number}#")), "{out}");
+    }
+    assert!(
+        out.contains("Planted Sender") && out.contains(leaks::BODY),
+        "{out}"
+    );
+    // Nothing more comes: it ends by itself when asked to, and says so with its exit code.
+    let said = world
+        .installation
+        .cli(&["listen", "--exit-after", "1s", "--cursor-file", &cursor])
+        .await
+        .unwrap();
+    assert_eq!(said.code, Some(75), "{said:?}");
+}
+
+#[tokio::test]
+async fn the_doctor_finds_a_healthy_installation_and_a_dead_one() {
+    let mut world = World::start(WorldOptions::default()).await.unwrap();
+    let well = world.installation.cli(&["doctor"]).await.unwrap();
+    assert_eq!(well.code, Some(0), "{well:?}");
+    world.installation.stop().await.unwrap();
+    let ill = world.installation.cli(&["doctor"]).await.unwrap();
+    assert_ne!(ill.code, Some(0), "{ill:?}");
+    assert!(ill.all().contains("standalone"), "{ill:?}");
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_before_anything_is_done() {
+    let empty = tempfile::tempdir().unwrap();
+    let usage: [&[&str]; 5] = [
+        &["acount", "list"],
+        &["account", "add", "bob@example.org"],
+        &["account", "add", "imaps://bob:secret@example.org"],
+        &["token", "mint"],
+        &["listen", "--exit-after", "soon"],
+    ];
+    for args in usage {
+        let said = cli::run(empty.path(), args).await.unwrap();
+        assert_eq!(said.code, Some(64), "{args:?}: {said:?}");
+        assert!(!said.all().contains("secret@"), "{said:?}");
+    }
+    // No installation there.
+    let said = cli::run(empty.path(), ["account", "list"]).await.unwrap();
+    assert_ne!(said.code, Some(0));
+    assert!(said.err.contains("standalone"), "{said:?}");
+    let help = cli::run(empty.path(), ["--help"])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    for command in ["standalone", "account", "token", "listen", "doctor"] {
+        assert!(help.contains(command), "{help}");
+    }
+    let version = cli::run(empty.path(), ["--version"])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    assert!(version.starts_with("mailbell "), "{version}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = cli::run(empty.path(), ["completions", shell])
+            .await
+            .unwrap();
+        assert!(script.ok().unwrap().contains("standalone"));
+    }
+}
+
+#[tokio::test]
+async fn a_second_standalone_on_the_same_directory_is_refused() {
+    let first = Installation::start(Options::default()).await.unwrap();
+    let state = first.state_dir().display().to_string();
+    let args = [
+        "standalone",
+        "--state-dir",
+        &state,
+        "--push-listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
+    ];
+    let second = first.cli(&args).await.unwrap();
+    assert_eq!(second.code, Some(69), "{second:?}");
+    assert!(second.err.contains("in use by process"), "{second:?}");
+    assert!(
+        second
+            .err
+            .contains(&first.pid(Part::Standalone).to_string()),
+        "{second:?}"
+    );
+    assert!(first.is_ready().await);
+}
