@@ -1,0 +1,113 @@
+//! Logs that are cut, lost, or skip something: nobody is left with a silent hole.
+
+use mailbell_proto::push::v1::ResyncReason;
+
+use crate::support::{World, account, arrival, neighbour};
+
+#[tokio::test]
+async fn a_lost_log_is_a_resync_for_whom_it_concerns() {
+    let world = World::start().await;
+    let group = account(0).group();
+    let other = (1..).map(account).find(|a| a.group() != group).unwrap();
+    let mut concerned = world.device(&[account(0), other.clone()]).await;
+    let mut unconcerned = world.device(&[other.clone()]).await;
+    concerned.live().await;
+    unconcerned.live().await;
+    for uid in 1..=3 {
+        world.source.append(&arrival(&account(0), uid));
+    }
+    assert_eq!(concerned.uids(3).await, [1, 2, 3]);
+    concerned.cursor_at(&account(0), 3).await;
+    world.source.replace(group);
+    let resync = concerned.resync().await;
+    assert_eq!(resync.reason(), ResyncReason::LogChanged);
+    let scope = resync.scope.unwrap();
+    assert_eq!(
+        (scope.account, scope.everything),
+        (account(0).to_string(), false)
+    );
+    world.source.append(&arrival(&account(0), 4));
+    world.source.append(&arrival(&other, 5));
+    let mut both = concerned.uids(2).await;
+    both.sort_unstable();
+    assert_eq!(both, [4, 5]);
+    assert_eq!(unconcerned.uids(1).await, [5]);
+    // Its new cursor is good for the new history.
+    while world.source.last(group) != cursor_position(&concerned) {
+        concerned.try_next().await.unwrap();
+    }
+    world.source.append(&arrival(&account(0), 6));
+    let mut again = world.again(&concerned, &[account(0), other]).await;
+    assert_eq!(again.uids(1).await, [6]);
+    again.live().await;
+}
+
+fn cursor_position(device: &crate::support::Device) -> u64 {
+    let cursor = mailbell_core::cursor::Cursor::decode(&device.cursor).unwrap();
+    cursor.0[account(0).group()].position
+}
+
+#[tokio::test]
+async fn a_tail_that_was_cut_back_is_a_resync() {
+    let world = World::start().await;
+    let mut device = world.device(&[account(0)]).await;
+    device.live().await;
+    for uid in 1..=10 {
+        world.source.append(&arrival(&account(0), uid));
+    }
+    device.uids(10).await;
+    world.source.cut(account(0).group(), 6);
+    assert_eq!(device.resync().await.reason(), ResyncReason::LogChanged);
+    // Positions are given a second time: they are other facts.
+    world.source.append(&arrival(&account(0), 70));
+    assert_eq!(device.uids(1).await, [70]);
+    device.cursor_at(&account(0), 7).await;
+}
+
+#[tokio::test]
+async fn what_aged_out_unread_is_a_resync_and_a_purge_is_not() {
+    let world = World::start().await;
+    let other = neighbour(0);
+    let mut device = world.device(&[account(0)]).await;
+    device.live().await;
+    world.source.append(&arrival(&account(0), 1));
+    assert_eq!(device.uids(1).await, [1]);
+
+    world.source.disconnect();
+    for uid in 1..=5 {
+        world.source.append(&arrival(&other, uid));
+    }
+    world.source.purge(&other);
+    world.source.append(&arrival(&account(0), 2));
+    world.source.reconnect();
+    assert_eq!(device.uids(1).await, [2]);
+
+    world.source.disconnect();
+    for uid in 3..=9 {
+        world.source.append(&arrival(&account(0), uid));
+    }
+    // Up to 11 are gone: 8 to 11 of them unread.
+    world.source.expire(account(0).group(), 12);
+    world.source.reconnect();
+    assert_eq!(device.resync().await.reason(), ResyncReason::CursorTooOld);
+    world.source.append(&arrival(&account(0), 10));
+    assert_eq!(
+        device.event().await.key.unwrap().account,
+        account(0).to_string()
+    );
+}
+
+#[tokio::test]
+async fn consumers_that_are_made_anew_tell_nothing_twice_and_lose_nothing() {
+    let world = World::start().await;
+    let mut device = world.device(&[account(0)]).await;
+    device.live().await;
+    for uid in 1..=60 {
+        world.source.append(&arrival(&account(0), uid));
+        if uid % 7 == 0 {
+            world.source.remake_consumers();
+        }
+    }
+    let expected: Vec<u32> = (1..=60).collect();
+    assert_eq!(device.uids(60).await, expected);
+}
