@@ -142,6 +142,12 @@ impl Connection {
         self.session.dirty
     }
 
+    /// Forgets what was announced: the caller has taken note of it and will look when it can. Until then the connection
+    /// may wait for more.
+    pub fn acknowledge(&mut self) {
+        self.session.looked();
+    }
+
     /// When the first of what was announced since the last [`Connection::look`] began was read from the server.
     #[must_use]
     pub fn noticed_at(&self) -> Option<Instant> {
