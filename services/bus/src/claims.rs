@@ -197,10 +197,14 @@ impl Claims {
                     .collect();
             }
         };
-        let takes = partitions.iter().map(|&partition| {
-            let found = known.remove(&partition);
-            async move { (partition, shared.take(partition, found).await) }
-        });
+        // Gathered first: a future that holds the closure over borrowed partitions could not be spawned.
+        let takes: Vec<_> = partitions
+            .iter()
+            .map(|&partition| {
+                let found = known.remove(&partition);
+                async move { (partition, shared.take(partition, found).await) }
+            })
+            .collect();
         stream::iter(takes).buffered(AT_ONCE).collect().await
     }
 
