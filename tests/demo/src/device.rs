@@ -68,7 +68,7 @@ impl Device {
                     bail!("{} ended with {status}", self.name);
                 };
                 let value: Value = serde_json::from_str(&line)?;
-                if value.get("event").and_then(Value::as_str) == Some(kind) {
+                if value.get("kind").and_then(Value::as_str) == Some(kind) {
                     return Ok(value);
                 }
             }
@@ -100,13 +100,14 @@ impl Device {
         };
         let alert = Alert {
             device: self.name,
-            from: text("/from/0/name"),
-            subject: text("/subject"),
-            preview: text("/preview"),
+            from: text("/message/from/0/name"),
+            subject: text("/message/subject"),
+            preview: text("/message/preview"),
             latency_ms: value
-                .pointer("/latency_ms")
+                .pointer("/latency_us")
                 .and_then(Value::as_f64)
-                .context("an arrival without latency")?,
+                .context("an arrival without latency")?
+                / 1000.0,
         };
         self.subjects.push(alert.subject.clone());
         Ok(alert)

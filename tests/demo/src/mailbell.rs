@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::{Child, Command},
+};
 
 /// A running `mailbell standalone`.
 #[derive(Debug)]
@@ -84,9 +88,14 @@ impl Standalone {
                 continue;
             };
             let addresses: Value = serde_json::from_str(&text)?;
-            if addresses.get("pid").and_then(Value::as_u64) == self.process.id().map(u64::from) {
-                let push = addresses.get("push").and_then(Value::as_str);
-                return Ok(push.context("no address for devices")?.parse()?);
+            if addresses.get("pid").and_then(Value::as_u64) != self.process.id().map(u64::from) {
+                continue;
+            }
+            let address = |name| addresses.get(name).and_then(Value::as_str);
+            let push = address("push").context("no address for devices")?;
+            let http = address("http").context("no address for health")?;
+            if is_ready(http.parse()?).await {
+                return Ok(push.parse()?);
             }
         }
     }
@@ -132,6 +141,20 @@ impl Standalone {
         crate::device::terminate(&mut self.process).await?;
         Ok(())
     }
+}
+
+/// Whether `/readyz` says yes.
+async fn is_ready(http: SocketAddr) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(http).await?;
+        stream
+            .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer.starts_with(b"HTTP/1.1 200"))
+    };
+    ask.await.unwrap_or(false)
 }
 
 /// Watches the reader's own mailbox until Ctrl-C. The account stays in the usual state directory.

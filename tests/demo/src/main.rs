@@ -6,6 +6,7 @@
 
 #![expect(
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "a program that speaks to a person at a terminal"
 )]
 
@@ -14,12 +15,15 @@ mod mailbell;
 mod relay;
 
 use std::{
-    io::IsTerminal as _,
+    fs::OpenOptions,
+    io::{IsTerminal as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Parser;
 use mailbell_test_servers::{Dovecot, DovecotOptions};
 
@@ -41,15 +45,23 @@ struct Arguments {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match arguments.account {
+    let shown = match arguments.account {
         Some(account) => mailbell::run_own(&arguments.mailbell, &account).await,
         None => tokio::select! {
             // Whatever was started ends when its value is dropped.
             shown = demo(arguments.mailbell) => shown,
-            _ = tokio::signal::ctrl_c() => bail!("stopped"),
+            _ = tokio::signal::ctrl_c() => Err(anyhow!("stopped")),
         },
+    };
+    match shown {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of causes in one line; a back-trace would help nobody here.
+            eprintln!("\ndemo: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -82,7 +94,12 @@ async fn demo(binary: PathBuf) -> Result<()> {
         "3. An account: the login is tried, the password is sealed, the mailbox is watched from now on",
     );
     let password = directory.path().join("password");
-    std::fs::write(&password, dovecot.password("alice"))?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&password)?
+        .write_all(dovecot.password("alice").as_bytes())?;
     let url = format!("imaps://alice@localhost:{}", dovecot.imaps_port());
     let account = mailbell.add_account(&url, &password).await?;
     println!("   {account}");
