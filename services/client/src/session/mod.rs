@@ -42,7 +42,7 @@ pub use stored::{DecodeError, StoredState};
 use crate::event::{AppEvent, Arrived, Changed, Connected, DisconnectReason, Gone, Handed};
 use directory::Directory;
 use facts::{Facts, ListedUids};
-use pending::{Pending, PendingSet, Phase, Slot, StoredPending};
+use pending::{PendingSet, Phase, Slot, StoredPending};
 
 /// A cursor is opaque, but not without a bound.
 const MOST_CURSOR: usize = 4096;
