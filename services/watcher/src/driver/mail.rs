@@ -259,7 +259,7 @@ async fn wait(parked: Parked, mut park: Park) -> Done {
         let _ = (&mut park.interrupt).await;
     };
     let waited = parked.wait(Patience { until, quiet }, interrupt).await;
-    let (connection, wake) = match waited {
+    let (mut connection, wake) = match waited {
         Ok((connection, wake)) => (Box::new(connection), wake),
         Err(error) => return Done::failed(&error, ""),
     };
@@ -269,6 +269,8 @@ async fn wait(parked: Parked, mut park: Park) -> Done {
                 .noticed_at()
                 .map_or(Duration::ZERO, |at| at.elapsed());
             let noticed = SystemTime::now().checked_sub(ago);
+            // The session knows now. It may have to wait with the look, while NATS is away; the connection then waits too.
+            connection.acknowledge();
             Wake::Changed {
                 noticed_us: wall_us(noticed.unwrap_or_else(SystemTime::now)),
             }
@@ -466,10 +468,13 @@ pub(super) async fn fetch(mut connection: Box<Connection>, uids: Vec<u32>) -> Do
 
 pub(super) async fn poll(mut connection: Box<Connection>) -> Done {
     match connection.noop().await {
-        Ok(changed) => Done::Polled {
-            connection,
-            changed,
-        },
+        Ok(changed) => {
+            connection.acknowledge();
+            Done::Polled {
+                connection,
+                changed,
+            }
+        }
         Err(error) => Done::failed(&error, ""),
     }
 }

@@ -1,0 +1,218 @@
+//! NATS in memory: a log, a checkpoint, a status, with the failures that a test wants.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
+
+use mailbell_bus::{
+    BusError, Link,
+    state::{Cas, Versioned},
+};
+use mailbell_core::{
+    checkpoint::Checkpoint,
+    event::{Event, Fact},
+    ids::{AccountId, LogId, Position},
+    session::{Outcome, Tail},
+};
+use mailbell_proto::bus::v1::{AccountRecord, SealedCredential, StatusRecord};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
+
+use crate::ledger::{Boxed, Ledger};
+
+/// What becomes of the next append, or of the next store of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is stored and nobody says so.
+    StoredUnanswered,
+    /// It is not stored, and the connection broke.
+    Broken,
+}
+
+pub(super) const LOG: LogId = LogId([7; 16]);
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) events: Vec<Event>,
+    /// With the doubles that a log with a duplicate window would not hold.
+    pub(super) appends: usize,
+    pub(super) append_fates: VecDeque<Fate>,
+    pub(super) store_fates: VecDeque<Fate>,
+    pub(super) checkpoint: Option<(Checkpoint, u64)>,
+    pub(super) statuses: Vec<(Instant, StatusRecord)>,
+    pub(super) credential: Option<SealedCredential>,
+}
+
+/// Clones are the same one.
+#[derive(Debug, Clone)]
+pub(super) struct MemoryLog {
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) link: Arc<watch::Sender<Link>>,
+    /// How many changes there were.
+    changes: Arc<watch::Sender<u64>>,
+}
+
+impl MemoryLog {
+    pub(super) fn new() -> Self {
+        let up = Link::Up {
+            since: Instant::now(),
+            lame_duck: false,
+        };
+        Self {
+            state: Arc::default(),
+            link: Arc::new(watch::channel(up).0),
+            changes: Arc::new(watch::channel(0).0),
+        }
+    }
+
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state.lock().unwrap());
+        self.changes.send_modify(|count| *count += 1);
+        result
+    }
+
+    pub(super) fn set_up(&self, up: bool) {
+        let since = Instant::now();
+        self.link.send_replace(if up {
+            Link::Up {
+                since,
+                lame_duck: false,
+            }
+        } else {
+            Link::Down { since }
+        });
+    }
+
+    /// The UIDs that arrived, in the order of the log.
+    pub(super) fn arrived(&self) -> Vec<u32> {
+        let uid = |event: &Event| match event.fact {
+            Fact::Arrived { uid, .. } => Some(uid),
+            _ => None,
+        };
+        let state = self.state.lock().unwrap();
+        state.events.iter().filter_map(uid).collect()
+    }
+
+    pub(super) async fn until(&self, wanted: impl Fn(&State) -> bool) {
+        let mut changes = self.changes.subscribe();
+        let wait = changes.wait_for(|_| wanted(&self.state.lock().unwrap()));
+        tokio::time::timeout(Duration::from_secs(7200), wait)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    pub(super) async fn until_arrived(&self, uids: &[u32]) {
+        let all = |state: &State| {
+            let told = |uid: &u32| {
+                state.events.iter().any(
+                    |event| matches!(event.fact, Fact::Arrived { uid: found, .. } if found == *uid),
+                )
+            };
+            uids.iter().all(told)
+        };
+        self.until(all).await;
+        assert_eq!(self.arrived(), uids);
+    }
+}
+
+fn position(index: usize) -> Position {
+    u64::try_from(index).unwrap() + 1
+}
+
+impl Ledger for MemoryLog {
+    fn append(&self, event: Box<Event>) -> Boxed<(Box<Event>, Outcome)> {
+        let outcome = self.with(|state| {
+            let fate = state.append_fates.pop_front();
+            if fate == Some(Fate::Broken) {
+                return Outcome::Disconnected;
+            }
+            state.appends += 1;
+            let known = state
+                .events
+                .iter()
+                .position(|found| found.key() == event.key());
+            let index = known.unwrap_or_else(|| {
+                state.events.push((*event).clone());
+                state.events.len() - 1
+            });
+            match fate {
+                Some(_) => Outcome::NoAnswer,
+                None => Outcome::Stored {
+                    log_id: LOG,
+                    position: position(index),
+                },
+            }
+        });
+        Box::pin(async move { (event, outcome) })
+    }
+
+    fn tail(&self, _: AccountId, _: LogId, after: Position) -> Boxed<Option<Tail>> {
+        let tail = self.with(|state| Tail {
+            log_id: LOG,
+            events: state
+                .events
+                .iter()
+                .enumerate()
+                .map(|(index, event)| (position(index), event.clone()))
+                .filter(|(position, _)| *position > after)
+                .collect(),
+            read_to: position(state.events.len()) - 1,
+        });
+        Box::pin(async move { Some(tail) })
+    }
+
+    fn load(&self, _: AccountId) -> Boxed<Result<Option<Versioned<Checkpoint>>, BusError>> {
+        let found = self.with(|state| {
+            state
+                .checkpoint
+                .clone()
+                .map(|(value, revision)| Versioned { value, revision })
+        });
+        Box::pin(async move { Ok(found) })
+    }
+
+    fn store(
+        &self,
+        _: AccountId,
+        checkpoint: Checkpoint,
+        revision: u64,
+    ) -> Boxed<Result<Cas, BusError>> {
+        let outcome = self.with(|state| {
+            let fate = state.store_fates.pop_front();
+            if fate == Some(Fate::Broken) {
+                return Err(BusError::Disconnected);
+            }
+            if state.checkpoint.as_ref().map_or(0, |(_, found)| *found) != revision {
+                return Ok(Cas::Conflict);
+            }
+            state.checkpoint = Some((checkpoint, revision + 1));
+            match fate {
+                Some(_) => Err(BusError::Timeout(Duration::from_secs(5))),
+                None => Ok(Cas::Stored(revision + 1)),
+            }
+        });
+        Box::pin(async move { outcome })
+    }
+
+    fn credential(&self, _: AccountId) -> Boxed<Result<Option<SealedCredential>, BusError>> {
+        let credential = self.with(|state| state.credential.clone());
+        Box::pin(async move { Ok(credential) })
+    }
+
+    fn record(&self, _: AccountId) -> Boxed<Result<Option<AccountRecord>, BusError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn status(&self, _: AccountId, record: StatusRecord) -> Boxed<bool> {
+        self.with(|state| state.statuses.push((Instant::now(), record)));
+        Box::pin(async { true })
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+}

@@ -1,0 +1,522 @@
+//! A session's task on a paused clock, between a mail server and a log that do what the test says.
+
+mod log;
+mod server;
+
+use std::{sync::Arc, time::Duration};
+
+use mailbell_core::{
+    checkpoint::Checkpoint,
+    ids::AccountId,
+    seal::{Binding, KeyRing, seal},
+    session::{Known, Limits, Stop},
+    timing::Timing,
+};
+use mailbell_imap::{Settings, TlsSettings};
+use mailbell_proto::{
+    admin::v1::TlsMode,
+    bus::v1::{AccountRecord, ListPage, PageResult},
+    push::v1::Health,
+};
+use mailbell_test_servers::Certificate;
+use tokio::{
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use self::{
+    log::{Fate, LOG, MemoryLog},
+    server::Server,
+};
+use super::{Context, Driver, End};
+use crate::{
+    acquire::reload,
+    gate::Gate,
+    metrics::Metrics,
+    slot::{Flush, ListRequest, Slot},
+};
+
+struct Bench {
+    server: Server,
+    log: MemoryLog,
+    context: Arc<Context>,
+    slot: Arc<Slot>,
+    record: Arc<AccountRecord>,
+    task: JoinHandle<End>,
+}
+
+fn account() -> AccountId {
+    "default.01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap()
+}
+
+fn watching(uid_next: u32) -> Checkpoint {
+    let mut checkpoint = Checkpoint::first([("INBOX".to_owned(), 9, uid_next)], 0);
+    checkpoint.health = Health::Watching;
+    checkpoint
+}
+
+impl Bench {
+    /// A session of a mailbox whose messages up to `uids` are known.
+    fn new(uids: &[u32]) -> Self {
+        let log = MemoryLog::new();
+        let next = uids.last().map_or(1, |uid| uid + 1);
+        log.with(|state| state.checkpoint = Some((watching(next), 1)));
+        Self::start(Server::new(uids), log)
+    }
+
+    fn start(server: Server, log: MemoryLog) -> Self {
+        let record = Arc::new(AccountRecord {
+            host: "mail.test".to_owned(),
+            port: 143,
+            tls: TlsMode::Plaintext.into(),
+            user: "alice".to_owned(),
+            folders: vec!["inbox".to_owned()],
+            ..AccountRecord::default()
+        });
+        let mut ring = KeyRing::default();
+        let public = ring.add(0, &mut rand::rng()).unwrap();
+        let account = account();
+        let binding = Binding::of(&account, &record);
+        let sealed = seal(&public, &binding, b"secret", &mut rand::rng()).unwrap();
+        log.with(|state| state.credential = Some(sealed));
+        let authority = Certificate::localhost().authority_pem;
+        let mut imap = Settings::new(TlsSettings::only([authority.as_bytes()]).unwrap());
+        imap.allow_plaintext = true;
+        let context = Arc::new(Context {
+            ledger: Box::new(log.clone()),
+            connect: Box::new(server.clone()),
+            imap,
+            ring,
+            gate: Gate::new(1000, 1000, 16),
+            limits: Limits::default(),
+            timing: Timing::default(),
+            quiet: Duration::from_secs(480),
+            page_time: Duration::from_secs(30),
+            requests: 2,
+            metrics: Metrics::default(),
+            started: Instant::now(),
+            panics: std::sync::atomic::AtomicU32::new(0),
+        });
+        let slot = Arc::new(Slot::new(account, Flush::default()));
+        let task = tokio::spawn(run(
+            Arc::clone(&context),
+            Arc::clone(&slot),
+            Arc::clone(&record),
+        ));
+        Self {
+            server,
+            log,
+            context,
+            slot,
+            record,
+            task,
+        }
+    }
+
+    async fn idling(&self) {
+        self.server.until(|mailbox| mailbox.idling == 1).await;
+    }
+
+    fn list(
+        &self,
+        page: ListPage,
+    ) -> oneshot::Receiver<Result<PageResult, mailbell_proto::bus::v1::OwnerError>> {
+        let (reply, answer) = oneshot::channel();
+        let request = ListRequest { page, reply };
+        self.slot.request(request, 2).unwrap();
+        answer
+    }
+
+    async fn end(self) -> End {
+        timeout(Duration::from_secs(600), self.task)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+}
+
+async fn run(context: Arc<Context>, slot: Arc<Slot>, record: Arc<AccountRecord>) -> End {
+    let known: Known = reload(&context, &slot).await.unwrap();
+    Driver::new(context, slot, record, 1, known).run().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arrival_is_told_while_it_idles() {
+    let bench = Bench::new(&[1, 2]);
+    bench.idling().await;
+    bench.server.deliver(3);
+    bench.log.until_arrived(&[3]).await;
+    let event = bench
+        .log
+        .with(|state| state.events.last().cloned())
+        .unwrap();
+    assert!(event.alert && event.detected_us > 0 && event.detected_us <= event.fetched_us);
+    assert!(!event.traceparent.is_empty());
+    let message: mailbell_proto::push::v1::Message = prost::Message::decode(event.content).unwrap();
+    assert_eq!(
+        (message.subject.as_str(), message.preview.as_str()),
+        ("message 3", "text")
+    );
+    assert_eq!(bench.context.metrics.milestones("detected"), 1);
+    assert_eq!(bench.context.metrics.milestones("appended"), 1);
+    // It idles again, and the checkpoint follows.
+    bench.idling().await;
+    bench
+        .log
+        .until(|state| {
+            state
+                .checkpoint
+                .as_ref()
+                .is_some_and(|(checkpoint, _)| checkpoint.position == 1)
+        })
+        .await;
+    bench.slot.stop(Stop::HandOver);
+    let server = bench.server.clone();
+    assert_eq!(bench.end().await, End::HandedOver);
+    assert_eq!(server.look(|mailbox| mailbox.logouts), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stops_answering_is_found_out() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    let start = Instant::now();
+    bench.server.change(|mailbox| {
+        mailbox.mute = true;
+        mailbox.uids.push(2);
+    });
+    bench
+        .log
+        .until(|state| {
+            state.statuses.iter().any(|(_, status)| {
+                let state = status.state.as_ref().unwrap();
+                state.health() == Health::Retrying && state.code == "timeout"
+            })
+        })
+        .await;
+    let found_out = start.elapsed();
+    // Silence for 8 minutes, then 15 s for the end of IDLE.
+    assert!(
+        found_out <= Duration::from_secs(8 * 60 + 20),
+        "{found_out:?}"
+    );
+    bench.server.change(|mailbox| mailbox.mute = false);
+    bench.log.until_arrived(&[2]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_alone_is_no_reason_to_look_or_log_in() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    tokio::time::sleep(Duration::from_secs(20 * 60)).await;
+    let commands = bench.server.look(|mailbox| mailbox.commands.clone());
+    let count = |word: &str| {
+        commands
+            .iter()
+            .filter(|line| line.starts_with(word))
+            .count()
+    };
+    assert_eq!(
+        (count("AUTHENTICATE"), count("EXAMINE")),
+        (1, 1),
+        "{commands:?}"
+    );
+    // The link was tried after 8 and 16 minutes.
+    assert_eq!(count("IDLE"), 3, "{commands:?}");
+    bench.idling().await;
+    bench.server.deliver(2);
+    bench.log.until_arrived(&[2]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_answers_of_the_log_cost_nothing_and_repeat_nothing() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench.log.with(|state| {
+        state
+            .append_fates
+            .extend([Fate::StoredUnanswered, Fate::Broken, Fate::Broken]);
+    });
+    bench.server.deliver(2);
+    bench.server.deliver(3);
+    bench.log.until_arrived(&[2, 3]).await;
+    assert!(bench.context.metrics.milestones("retried") >= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn arrivals_while_nats_is_away_come_when_it_is_back() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench.log.set_up(false);
+    for uid in 2..40 {
+        bench.server.deliver(uid);
+    }
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    assert!(bench.log.arrived().is_empty());
+    assert_eq!(
+        bench.server.look(|mailbox| mailbox.logins),
+        1,
+        "the session stays"
+    );
+    bench.log.set_up(true);
+    let all: Vec<u32> = (2..40).collect();
+    bench.log.until_arrived(&all).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_was_stored_unheard_is_our_own() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench
+        .log
+        .with(|state| state.store_fates.push_back(Fate::StoredUnanswered));
+    bench.server.deliver(2);
+    bench.log.until_arrived(&[2]).await;
+    bench.log.until(|state| state.store_fates.is_empty()).await;
+    // Something else is known before the next try, so that the stored one is not what is to be stored.
+    bench.server.deliver(3);
+    bench
+        .log
+        .until(|state| {
+            state
+                .checkpoint
+                .as_ref()
+                .is_some_and(|(checkpoint, _)| checkpoint.position == 2)
+        })
+        .await;
+    assert_eq!(bench.slot.flush().log_id, LOG);
+    bench.slot.stop(Stop::HandOver);
+    assert_eq!(bench.end().await, End::HandedOver);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_owners_checkpoint_ends_the_session() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench
+        .log
+        .with(|state| state.checkpoint = Some((watching(100), 7)));
+    bench.server.deliver(2);
+    assert_eq!(bench.end().await, End::Conflict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_bound_until_the_checkpoint_is_stored() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench
+        .log
+        .with(|state| state.store_fates.extend([Fate::Broken; 3]));
+    bench.server.deliver(2);
+    bench.log.until_arrived(&[2]).await;
+    bench.log.until(|state| state.store_fates.len() == 1).await;
+    assert_eq!(bench.slot.flush().within(LOG), Some(0));
+    bench
+        .log
+        .until(|state| {
+            state
+                .checkpoint
+                .as_ref()
+                .is_some_and(|(_, revision)| *revision == 2)
+        })
+        .await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(bench.slot.flush().bound, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_are_listed_over_the_parked_connection() {
+    let uids: Vec<u32> = (1..=150).collect();
+    let bench = Bench::new(&uids);
+    bench.idling().await;
+    let page = |newest, first_uid, last_uid, limit| ListPage {
+        folder: 1,
+        first_uid,
+        last_uid,
+        limit,
+        newest,
+        generation: 9,
+    };
+    let listed = |page: PageResult| {
+        let uids = page.messages.iter().map(|message| message.uid);
+        (uids.collect::<Vec<_>>(), page.more)
+    };
+    let answer = bench.list(page(true, 0, 0, 100)).await.unwrap().unwrap();
+    assert_eq!((answer.exists, answer.uid_next), (150, 151));
+    assert_eq!(listed(answer), ((51..=150).collect(), true));
+    let answer = bench.list(page(true, 0, 50, 100)).await.unwrap().unwrap();
+    assert_eq!(listed(answer), ((1..=50).collect(), false));
+    let answer = bench.list(page(false, 141, 0, 100)).await.unwrap().unwrap();
+    assert_eq!(listed(answer), ((141..=150).collect(), false));
+    let answer = bench.list(page(false, 10, 12, 100)).await.unwrap().unwrap();
+    assert_eq!(listed(answer), ((10..=12).collect(), false));
+    let other = ListPage {
+        generation: 8,
+        ..page(true, 0, 0, 5)
+    };
+    let error = bench.list(other).await.unwrap().unwrap_err();
+    assert_eq!(
+        (error.code.as_str(), error.retry),
+        ("generation-changed", false)
+    );
+    let other = ListPage {
+        folder: 5,
+        ..page(true, 0, 0, 5)
+    };
+    let error = bench.list(other).await.unwrap().unwrap_err();
+    assert_eq!(error.code, "no-such-folder");
+    // It idles again, and hears what comes.
+    bench.idling().await;
+    bench.server.deliver(151);
+    bench.log.until_arrived(&[151]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn listing_without_end_does_not_keep_arrivals_from_being_told() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    let page = ListPage {
+        folder: 1,
+        limit: 10,
+        newest: true,
+        ..ListPage::default()
+    };
+    bench.server.deliver(2);
+    let mut pages = 0;
+    while bench.log.arrived().is_empty() {
+        let (first, second) = (bench.list(page), bench.list(page));
+        first.await.unwrap().unwrap();
+        second.await.unwrap().unwrap();
+        pages += 2;
+        assert!(pages < 50, "arrivals wait for listings");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_while_there_is_no_connection_is_told_to_try_again() {
+    let server = Server::new(&[1]);
+    server.change(|mailbox| mailbox.refuse = true);
+    let log = MemoryLog::new();
+    log.with(|state| state.checkpoint = Some((watching(2), 1)));
+    let bench = Bench::start(server, log);
+    bench
+        .log
+        .until(|state| {
+            state
+                .statuses
+                .iter()
+                .any(|(_, status)| status.state.as_ref().unwrap().health() == Health::ActionNeeded)
+        })
+        .await;
+    let error = bench.list(ListPage::default()).await.unwrap().unwrap_err();
+    assert_eq!((error.code.as_str(), error.retry), ("not-connected", true));
+    // The right password, and a new version of the credential: it logs in at once.
+    bench.server.change(|mailbox| mailbox.refuse = false);
+    let since = Instant::now();
+    bench.slot.change(Arc::new(AccountRecord {
+        credential_version: 2,
+        ..(*bench.record).clone()
+    }));
+    bench.idling().await;
+    assert!(since.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_idle_it_polls() {
+    let server = Server::new(&[1]);
+    server.change(|mailbox| mailbox.idle = false);
+    let log = MemoryLog::new();
+    log.with(|state| state.checkpoint = Some((watching(2), 1)));
+    let bench = Bench::start(server, log);
+    bench.server.until(|mailbox| mailbox.logins == 1).await;
+    bench.server.deliver(2);
+    bench.log.until_arrived(&[2]).await;
+    let polled = |commands: &[String]| commands.iter().any(|line| line == "NOOP");
+    assert!(bench.server.look(|mailbox| polled(&mailbox.commands)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_uid_is_told_too() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench.server.deliver(4);
+    bench.log.until_arrived(&[4]).await;
+    bench.server.change(|mailbox| mailbox.uids.insert(1, 3));
+    bench.log.until_arrived(&[4, 3]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_account_ends_at_once_even_if_the_server_is_mute() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench.server.change(|mailbox| mailbox.mute = true);
+    let since = Instant::now();
+    bench.slot.stop(Stop::Lost);
+    assert_eq!(bench.end().await, End::Lost);
+    assert_eq!(since.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_account_says_so_and_ends() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench.slot.stop(Stop::Removed);
+    let log = bench.log.clone();
+    assert_eq!(bench.end().await, End::Removed);
+    let last = log.with(|state| state.events.last().cloned()).unwrap();
+    let removed = mailbell_core::event::Fact::AccountState {
+        counter: 1 << 24,
+        health: Health::Removed,
+    };
+    assert_eq!(last.fact, removed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_is_written_at_most_once_a_second() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    for round in 0..20 {
+        bench.server.deliver(2 + round);
+        bench.server.break_connections();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let told: Vec<u32> = (2..22).collect();
+    bench.log.until_arrived(&told).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let statuses = bench.log.with(|state| state.statuses.clone());
+    let gaps: Vec<_> = statuses
+        .windows(2)
+        .map(|pair| pair[1].0.duration_since(pair[0].0))
+        .collect();
+    assert!(
+        gaps.iter().all(|gap| *gap >= Duration::from_secs(1)),
+        "{gaps:?}"
+    );
+    let last = statuses.last().unwrap().1.clone();
+    assert_eq!(last.state.unwrap().health(), Health::Watching);
+    assert!(last.last_arrival_ms > 0);
+}
+
+#[test]
+fn what_a_parked_account_costs_is_small() {
+    let parked = size_of::<Driver>();
+    assert!(parked < 2048, "{parked}");
+}
+
+#[tokio::test]
+async fn the_task_of_a_parked_account_is_small() {
+    let bench = Bench::new(&[1]);
+    let (context, slot) = (Arc::clone(&bench.context), Arc::clone(&bench.slot));
+    let driver = Driver::new(
+        context,
+        slot,
+        Arc::clone(&bench.record),
+        1,
+        Known::default(),
+    );
+    let task = driver.run();
+    let size = size_of_val(&task);
+    assert!(size < 4096, "{size}");
+    bench.task.abort();
+}
