@@ -69,6 +69,16 @@ pub(crate) struct Credential {
     key_id: Box<str>,
 }
 
+#[cfg(test)]
+impl Credential {
+    pub(crate) fn for_test(grant: Grant) -> Self {
+        Self {
+            grant,
+            key_id: "k1".into(),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Authority {

@@ -58,7 +58,12 @@ fn judge(at: Place, log_id: LogId, tail: LogTail, next: Position) -> Verdict {
     }
     // What lies between the known position and the first one that the log holds has aged out unread.
     if tail.first > at.position.saturating_add(1) {
-        return Verdict::Changed(going_on, ResyncReason::CursorTooOld);
+        let position = going_on.position.max(tail.first - 1);
+        let place = Place {
+            position,
+            ..going_on
+        };
+        return Verdict::Changed(place, ResyncReason::CursorTooOld);
     }
     Verdict::Whole
 }
@@ -186,11 +191,14 @@ impl FollowerTask {
                 self.changed(place, ResyncReason::LogChanged).await
             }
             Followed::Jump { from, to, tail } => {
-                let place = Place { position: to, ..at };
-                if tail.first > from {
+                let position = to.max(at.position);
+                let place = Place { position, ..at };
+                // What a consumer that was made anew has told of is no news.
+                if tail.first > from.max(at.position.saturating_add(1)) {
                     return self.changed(place, ResyncReason::CursorTooOld).await;
                 }
-                self.tell(Heard::Skipped(self.group, to)).await?;
+                let skipped = Heard::Skipped(self.group, place.position);
+                self.tell(skipped).await?;
                 Ok(place)
             }
             Followed::Entry(entry) => self.on_entry(entry, at).await,
@@ -267,7 +275,7 @@ mod tests {
         assert_eq!(judge(at, id, tail(21, 30), 21), Verdict::Whole);
         // All of it has aged out, and nothing came since.
         assert_eq!(judge(at, id, tail(21, 20), 21), Verdict::Whole);
-        let aged = Verdict::Changed(went_on(20, id), ResyncReason::CursorTooOld);
+        let aged = Verdict::Changed(went_on(21, id), ResyncReason::CursorTooOld);
         assert_eq!(judge(at, id, tail(22, 30), 21), aged);
         let cut = Verdict::Changed(went_on(20, id), ResyncReason::LogChanged);
         assert_eq!(judge(at, id, tail(1, 15), 21), cut);

@@ -194,7 +194,7 @@ async fn ask(
     listing: &Listing,
 ) -> Result<PageResult, Status> {
     let request = OwnerRequest {
-        request: Some(Request::List(listing.ask.clone())),
+        request: Some(Request::List(listing.ask)),
         ..OwnerRequest::default()
     };
     let timeout = shared.options.list_timeout;
@@ -302,7 +302,10 @@ mod tests {
             let page = owner(&listing.ask, count);
             let answer = listing.answer(&request, page, cursor.clone(), ContentLevel::Headers);
             assert!(answer.messages.iter().all(|m| m.preview.is_empty()));
-            assert_eq!((answer.cursor.clone(), answer.folders.len()), (cursor.clone(), 2));
+            assert_eq!(
+                (answer.cursor.clone(), answer.folders.len()),
+                (cursor.clone(), 2)
+            );
             pages.push(answer.messages.iter().map(|m| m.uid).collect());
             if answer.next_page_token.is_empty() {
                 return pages;

@@ -28,7 +28,7 @@ pub const DEVICES: &str = "gateway_devices";
 pub const BEHIND: &str = "gateway_devices_behind";
 /// `gateway_queued_frames`: frames that wait in the devices' queues.
 pub const DEPTH: &str = "gateway_queued_frames";
-/// `gateway_attaches_total{outcome}`: `live`, `replayed`, `resynced`, `refused`.
+/// `gateway_attaches_total{outcome}`: `live`, `replayed`, `resynced`.
 pub const ATTACHES: &str = "gateway_attaches";
 /// `gateway_refused_total{status}`: calls refused, by gRPC status in lower case with hyphens.
 pub const REFUSED: &str = "gateway_refused";

@@ -78,10 +78,6 @@ pub(crate) const fn status_word(code: Code) -> &'static str {
 }
 
 impl Shared {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "every field of the value, once, by the one place that makes it"
-    )]
     pub(crate) fn new(
         options: Arc<Options>,
         metrics: Metrics,

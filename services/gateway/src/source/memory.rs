@@ -19,6 +19,8 @@ use tokio::{sync::watch, time::Instant};
 use super::{Batch, Changes, Follow, Source};
 use crate::clock::now_us;
 
+/// How long a leader takes for an answer.
+const ANSWER: Duration = Duration::from_millis(5);
 /// Entries in one batch of a read.
 const BATCH: usize = 64;
 
@@ -45,6 +47,7 @@ struct World {
     owner: Arc<Owner>,
     histories: u8,
     reads: usize,
+    questions: usize,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -110,6 +113,7 @@ impl MemorySource {
             owner: Arc::new(|_, _| Err(AskError::NoOwner)),
             histories: 1,
             reads: 0,
+            questions: 0,
         };
         let since = Instant::now();
         let up = Link::Up {
@@ -228,6 +232,12 @@ impl MemorySource {
         self.world().reads
     }
 
+    /// How often a leader was asked where its log stands.
+    #[must_use]
+    pub fn questions(&self) -> usize {
+        self.world().questions
+    }
+
     /// Where a log ends.
     #[must_use]
     pub fn last(&self, group: Group) -> Position {
@@ -301,8 +311,11 @@ impl Source for MemorySource {
     }
 
     async fn log_state(&self, group: Group) -> Result<LogState, BusError> {
+        // An answer takes its time: others may ask meanwhile.
+        tokio::time::sleep(ANSWER).await;
         self.connected()?;
-        let world = self.world();
+        let mut world = self.world();
+        world.questions += 1;
         let log = &world.logs[group];
         Ok(LogState {
             log_id: log.id,

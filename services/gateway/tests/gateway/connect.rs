@@ -102,12 +102,15 @@ async fn a_new_token_prolongs_the_stream() {
     });
     let new = Said::Reauthenticate(Reauthenticate { token });
     way.send(said(new)).await.unwrap();
-    // The old one is over and revoked as well: neither ends the stream.
-    let tenant = "t".parse().unwrap();
+    // The old one is over, and then revoked as well: neither ends the stream.
     let past = now_s() + 3;
     while now_s() <= past {
         device.try_next().await.unwrap();
-        world.source.revoke(&tenant, "t1", (past + 60) * 1000);
+    }
+    let tenant = "t".parse().unwrap();
+    world.source.revoke(&tenant, "t1", (past + 60) * 1000);
+    for _ in 0..3 {
+        device.try_next().await.unwrap();
     }
     // The new one does.
     world.source.revoke(&tenant, "t2", (past + 60) * 1000);

@@ -7,7 +7,7 @@ use mailbell_proto::push::v1::{GoAway, SubscribeRequest, server_frame::Frame};
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::support::{Device, World, account, arrival, options};
+use crate::support::{Device, World, account, arrival, large, options};
 
 async fn end(mut device: Device, since: Instant) -> (GoAway, Code, Duration, usize) {
     let (frames, status) = device.rest().await;
@@ -68,10 +68,8 @@ async fn a_drain_is_bounded_whatever_devices_do() {
     let mut device = world.device(&[account(0)]).await;
     device.live().await;
     // It does not read any more, and is so far behind that its end does not fit into the buffers between.
-    for uid in 1..=2000 {
-        let mut event = arrival(&account(0), uid);
-        event.folder_name = "x".repeat(500);
-        world.source.append(&event);
+    for uid in 1..=100 {
+        world.source.append(&large(uid));
     }
     world
         .until("behind", || world.value("gateway_devices_behind") == 1.0)

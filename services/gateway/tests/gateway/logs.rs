@@ -60,6 +60,7 @@ async fn a_tail_that_was_cut_back_is_a_resync() {
     assert_eq!(device.resync().await.reason(), ResyncReason::LogChanged);
     // Positions are given a second time: they are other facts.
     world.source.append(&arrival(&account(0), 70));
+    device.cursor.clear();
     assert_eq!(device.uids(1).await, [70]);
     device.cursor_at(&account(0), 7).await;
 }

@@ -13,6 +13,8 @@ mod logs;
 mod nats;
 mod replay;
 mod slow;
+mod storm;
 mod streams;
 mod support;
+mod tls;
 mod tokens;

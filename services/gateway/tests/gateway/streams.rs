@@ -269,3 +269,25 @@ async fn a_log_that_repeats_itself_is_counted_and_told() {
     assert_eq!(device.uids(2).await, [1, 1]);
     assert_eq!(world.value("repeated_total"), 1.0);
 }
+
+#[tokio::test]
+async fn a_device_that_goes_leaves_nothing() {
+    let world = World::start().await;
+    let mut device = world.device(&[account(0)]).await;
+    device.live().await;
+    world
+        .until("attached", || world.value("gateway_devices") == 1.0)
+        .await;
+    drop(device);
+    world
+        .until("gone", || world.value("gateway_devices") == 0.0)
+        .await;
+    world.source.append(&arrival(&account(0), 1));
+    world
+        .until("received", || world.value("received_total") == 1.0)
+        .await;
+    assert_eq!(world.value("queued_total"), 0.0);
+    assert_eq!(world.value("gateway_queued_frames"), 0.0);
+    let why = "gateway_streams_ended_total{why=\"client\"}";
+    assert_eq!(world.value(why), 1.0);
+}

@@ -7,7 +7,7 @@ use mailbell_proto::push::v1::{SubscribeRequest, server_frame::Frame};
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::support::{Device, Minter, World, account, arrival, claims, now_s};
+use crate::support::{Device, Minter, World, account, arrival, claims, large, now_s};
 
 #[tokio::test]
 async fn a_stream_needs_a_good_token() {
@@ -92,10 +92,8 @@ async fn a_revoked_token_ends_its_streams_and_no_other() {
 async fn a_revoked_device_that_does_not_read_is_cut_off() {
     let world = World::start().await;
     let device = world.device(&[account(0)]).await;
-    for uid in 1..=2000 {
-        let mut event = arrival(&account(0), uid);
-        event.folder_name = "x".repeat(500);
-        world.source.append(&event);
+    for uid in 1..=100 {
+        world.source.append(&large(uid));
     }
     world
         .until("behind", || world.value("gateway_devices_behind") == 1.0)

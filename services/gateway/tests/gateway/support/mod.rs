@@ -24,10 +24,7 @@ use mailbell_proto::{
     },
 };
 use mailbell_runtime::{
-    drain::{Drain, DrainHandle},
-    health::Health,
-    incoming::IncomingMetrics,
-    listen, metrics,
+    drain::Drain, health::Health, incoming::IncomingMetrics, listen, metrics, tls::ReloadingCert,
 };
 use prost::Message as _;
 use tokio::{task::JoinHandle, time::timeout};
@@ -71,6 +68,19 @@ pub(crate) fn arrival(account: &AccountId, uid: u32) -> Event {
         fetched_us: 0,
         folder_name: "INBOX".to_owned(),
         content: message.encode_to_vec().into(),
+    }
+}
+
+/// An arrival of nearly the largest size.
+pub(crate) fn large(uid: u32) -> Event {
+    let message = Message {
+        uid,
+        preview: "x".repeat(6000),
+        ..Message::default()
+    };
+    Event {
+        content: message.encode_to_vec().into(),
+        ..arrival(&account(0), uid)
     }
 }
 
@@ -191,23 +201,31 @@ impl World {
 
 impl Running {
     pub(crate) fn start(source: Arc<dyn Source>, minter: Minter, options: Options) -> Self {
-        let (drain, handle) = Drain::new();
-        Self::start_with(source, minter, options, drain, handle)
+        Self::start_with(source, minter, options, None)
+    }
+
+    pub(crate) fn start_tls(
+        source: Arc<dyn Source>,
+        minter: Minter,
+        options: Options,
+        tls: Arc<ReloadingCert>,
+    ) -> Self {
+        Self::start_with(source, minter, options, Some(tls))
     }
 
     fn start_with(
         source: Arc<dyn Source>,
         minter: Minter,
         options: Options,
-        drain: Drain,
-        handle: DrainHandle,
+        tls: Option<Arc<ReloadingCert>>,
     ) -> Self {
+        let (drain, handle) = Drain::new();
         let mut metrics = metrics::Metrics::new("gateway");
         let health = Health::new();
         let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--listen").unwrap();
         let parts = Parts {
             listener,
-            tls: None,
+            tls,
             source,
             health: health.clone(),
             metrics: Metrics::register(metrics.registry()),
@@ -250,7 +268,11 @@ impl Running {
     }
 
     pub(crate) async fn client(&self) -> PushClient<Channel> {
-        let endpoint = Channel::from_shared(format!("http://{}", self.addr)).unwrap();
+        // Small windows, as on a phone: what does not fit waits at the gateway.
+        let endpoint = Channel::from_shared(format!("http://{}", self.addr))
+            .unwrap()
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(64 * 1024);
         PushClient::new(endpoint.connect().await.unwrap())
     }
 
