@@ -1,4 +1,9 @@
 //! Prints a line for each new message: `MAILBELL_TOKEN=... cargo run --example alerts -- https://push.example.org [authority.pem]`
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "printing is what it is for"
+)]
 
 use mailbell_client::{AppEvent, Client, FileState, proto::Message};
 

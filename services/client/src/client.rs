@@ -66,7 +66,7 @@ impl Default for Timing {
 #[derive(Clone)]
 pub(crate) enum Connections {
     /// A new one each time, so that names are resolved anew and nothing of a dead one stays.
-    New(Endpoint),
+    New(Box<Endpoint>),
     /// The app's own.
     Given(Channel),
 }
@@ -113,7 +113,6 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// Begins to set up a client of the gateway at `endpoint`, such as `https://push.example.org`.
-    #[must_use]
     pub fn builder(endpoint: impl Into<String>) -> Builder {
         Builder {
             endpoint: endpoint.into(),
@@ -205,7 +204,10 @@ impl Builder {
 
     /// With [`Builder::whole_tenant`]: accounts that the app knows of, so that a resync of everything lists them even if this
     /// client has never heard of them.
-    pub fn known_accounts<T: Into<String>>(mut self, accounts: impl IntoIterator<Item = T>) -> Self {
+    pub fn known_accounts<T: Into<String>>(
+        mut self,
+        accounts: impl IntoIterator<Item = T>,
+    ) -> Self {
         self.session.accounts = accounts.into_iter().map(Into::into).collect();
         self
     }
@@ -303,12 +305,12 @@ impl Builder {
         }
         let connections = match self.channel {
             Some(channel) => Connections::Given(channel),
-            None => Connections::New(endpoint(
+            None => Connections::New(Box::new(endpoint(
                 &self.endpoint,
                 &self.authorities,
                 self.plaintext,
                 &self.timing,
-            )?),
+            )?)),
         };
         Ok(Client {
             config: Config {
@@ -382,10 +384,18 @@ mod tests {
         for url in ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1"] {
             assert!(build(url).is_ok(), "{url}");
         }
-        for url in ["http://example.org", "http://127.0.0.1.example.org", "ftp://x", "x", ""] {
+        for url in [
+            "http://example.org",
+            "http://127.0.0.1.example.org",
+            "ftp://x",
+            "x",
+            "",
+        ] {
             assert!(matches!(build(url), Err(Error::Config(_))), "{url}");
         }
-        let allowed = Client::builder("http://example.org").token("t").allow_plaintext();
+        let allowed = Client::builder("http://example.org")
+            .token("t")
+            .allow_plaintext();
         assert!(allowed.build().is_ok());
     }
 
@@ -393,11 +403,32 @@ mod tests {
     async fn what_makes_no_sense_is_refused() {
         let url = "http://localhost:1";
         assert!(Client::builder(url).build().is_err());
-        let both = Client::builder(url).token("t").accounts(["a"]).whole_tenant();
+        let both = Client::builder(url)
+            .token("t")
+            .accounts(["a"])
+            .whole_tenant();
         assert!(both.build().is_err());
-        assert!(Client::builder(url).token("t").resync_depth(0).build().is_err());
-        assert!(Client::builder(url).token("t").resync_depth(10_001).build().is_err());
+        assert!(
+            Client::builder(url)
+                .token("t")
+                .resync_depth(0)
+                .build()
+                .is_err()
+        );
+        assert!(
+            Client::builder(url)
+                .token("t")
+                .resync_depth(10_001)
+                .build()
+                .is_err()
+        );
         let long = "x".repeat(129);
-        assert!(Client::builder(url).token("t").client_name(long).build().is_err());
+        assert!(
+            Client::builder(url)
+                .token("t")
+                .client_name(long)
+                .build()
+                .is_err()
+        );
     }
 }

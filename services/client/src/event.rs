@@ -238,7 +238,9 @@ impl fmt::Debug for Changed {
 
 impl fmt::Debug for Gone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gone").field("key", &Key(&self.key)).finish()
+        f.debug_struct("Gone")
+            .field("key", &Key(&self.key))
+            .finish()
     }
 }
 

@@ -51,7 +51,11 @@ pub struct MemoryState(Arc<Mutex<Option<StoredState>>>);
 
 impl StateStore for MemoryState {
     fn load(&self) -> Result<Option<StoredState>, StateError> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Ok(self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone())
     }
 
     fn store(&self, state: &StoredState) -> Result<(), StateError> {

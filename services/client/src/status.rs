@@ -69,21 +69,35 @@ mod tests {
     fn the_table() {
         for code in [Code::Ok, Code::Unavailable, Code::Unknown, Code::Internal] {
             let verdict = of_stream(&Status::new(code, ""));
-            assert!(matches!(verdict, Verdict::Reconnect(_, Duration::ZERO)), "{code:?}");
+            assert!(
+                matches!(verdict, Verdict::Reconnect(_, Duration::ZERO)),
+                "{code:?}"
+            );
         }
         for code in [Code::ResourceExhausted, Code::Aborted] {
             let verdict = of_stream(&Status::new(code, ""));
-            assert!(matches!(verdict, Verdict::Reconnect(_, floor) if floor >= Duration::from_secs(1)));
+            assert!(
+                matches!(verdict, Verdict::Reconnect(_, floor) if floor >= Duration::from_secs(1))
+            );
         }
-        assert!(matches!(of_stream(&Status::unauthenticated("")), Verdict::Renew(_)));
+        assert!(matches!(
+            of_stream(&Status::unauthenticated("")),
+            Verdict::Renew(_)
+        ));
         for code in [
             Code::PermissionDenied,
             Code::NotFound,
             Code::InvalidArgument,
             Code::Unimplemented,
         ] {
-            assert!(matches!(of_stream(&Status::new(code, "")), Verdict::Fatal(_)), "{code:?}");
-            assert!(matches!(of_listing(&Status::new(code, "")), ListFailure::Never(_)));
+            assert!(
+                matches!(of_stream(&Status::new(code, "")), Verdict::Fatal(_)),
+                "{code:?}"
+            );
+            assert!(matches!(
+                of_listing(&Status::new(code, "")),
+                ListFailure::Never(_)
+            ));
         }
         assert_eq!(of_listing(&Status::unavailable("")), ListFailure::Retry);
     }

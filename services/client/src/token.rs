@@ -49,7 +49,8 @@ pub enum TokenError {
     Never(String),
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Token, TokenError>> + Send>>;
+/// The answer to a request for a token, once it is there.
+pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Token, TokenError>> + Send>>;
 
 /// A token, or whoever is asked for one: before the first connection, when one was refused, and before one expires.
 pub(crate) enum TokenSource {

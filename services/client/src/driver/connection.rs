@@ -18,7 +18,7 @@ use super::listing::{self, Answer};
 use crate::{
     client::{Config, MOST_MESSAGE, Timing},
     session::ListRequest,
-    token::{Token, TokenError, TokenSource},
+    token::{self, Token, TokenError, TokenSource},
 };
 
 /// If the server names no heartbeat.
@@ -64,7 +64,7 @@ pub(super) struct Connection {
 struct Renewal {
     at: Option<Instant>,
     every: Duration,
-    asked: Option<std::pin::Pin<Box<dyn Future<Output = Result<Token, TokenError>> + Send>>>,
+    asked: Option<token::Answer>,
 }
 
 pub(super) fn authorized<T>(message: T, token: &Token) -> Result<Request<T>, Status> {

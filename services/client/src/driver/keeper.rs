@@ -70,7 +70,11 @@ impl Keeper {
         result
     }
 
-    pub(super) fn on_finished(&mut self, result: Result<(), StateError>, session: &mut ClientSession) {
+    pub(super) fn on_finished(
+        &mut self,
+        result: Result<(), StateError>,
+        session: &mut ClientSession,
+    ) {
         match result {
             Ok(()) => self.failing = false,
             Err(error) => {

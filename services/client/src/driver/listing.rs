@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mailbell_proto::push::v1::{ListMessagesRequest, list_messages_request, push_client::PushClient};
+use mailbell_proto::push::v1::{
+    ListMessagesRequest, list_messages_request, push_client::PushClient,
+};
 use tonic::{Code, Status, transport::Channel};
 
 use super::connection::authorized;

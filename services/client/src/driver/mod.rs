@@ -291,11 +291,7 @@ impl Driver {
     }
 
     /// Waits for `work`, and does what is always to be done beside it.
-    async fn meanwhile<T>(
-        &mut self,
-        to: &Queue,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Stop> {
+    async fn meanwhile<T>(&mut self, to: &Queue, work: impl Future<Output = T>) -> Result<T, Stop> {
         tokio::pin!(work);
         loop {
             tokio::select! {

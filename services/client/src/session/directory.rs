@@ -95,7 +95,12 @@ impl Directory {
         let mut all = Vec::new();
         for (account, known) in &mut self.accounts {
             known.list_new = true;
-            all.extend(known.folders.keys().map(|folder| (account.clone(), *folder)));
+            all.extend(
+                known
+                    .folders
+                    .keys()
+                    .map(|folder| (account.clone(), *folder)),
+            );
         }
         all
     }

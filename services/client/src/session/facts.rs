@@ -15,6 +15,9 @@ const GENERATIONS: usize = 4;
 /// Of so many messages the highest modseq is remembered.
 const MODSEQS: usize = 8192;
 
+/// UIDs of the last generations of a folder, the latest last.
+type Generations = Vec<(u32, Ranges)>;
+
 /// What has been told.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
@@ -25,7 +28,7 @@ pub(crate) struct Facts {
     alerted: RecentKeys,
     /// By account and folder: what its listings held. Apart from `recent`, which a listing would flush.
     /// Of the last generations, since the log may be behind the mailbox.
-    listed: BTreeMap<(String, u32), Vec<(u32, Ranges)>>,
+    listed: BTreeMap<(String, u32), Generations>,
 }
 
 /// As it is stored.
@@ -34,7 +37,7 @@ pub(crate) struct StoredFacts {
     recent: Vec<u64>,
     modseqs: Vec<(u64, u64)>,
     alerted: Vec<u64>,
-    listed: Vec<(String, u32, Vec<(u32, Ranges)>)>,
+    listed: Vec<(String, u32, Generations)>,
 }
 
 /// What a folder's listing held.

@@ -320,7 +320,10 @@ impl ClientSession {
                 let alert = alerts
                     && !known
                     && message.internal_date_ms >= after_ms
-                    && !message.flags.iter().any(|f| f.eq_ignore_ascii_case("\\Seen"))
+                    && !message
+                        .flags
+                        .iter()
+                        .any(|f| f.eq_ignore_ascii_case("\\Seen"))
                     && !content.is_some_and(|content| self.handed.has_alerted(content));
                 if alert && let Some(content) = content {
                     self.handed.insert_alerted(content);
@@ -380,6 +383,7 @@ impl ClientSession {
 
 /// By which copies of a message are known. `None` at content level KEY, where all would look the same.
 pub(super) fn content(message: &Message) -> Option<u64> {
-    let shown = !message.content_id.is_empty() || !message.message_id.is_empty() || message.size > 0;
+    let shown =
+        !message.content_id.is_empty() || !message.message_id.is_empty() || message.size > 0;
     shown.then(|| content_digest(message))
 }

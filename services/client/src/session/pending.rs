@@ -152,9 +152,7 @@ impl PendingSet {
         began_at: u64,
     ) {
         let phase = match self.all.entry(slot.clone()) {
-            Entry::Occupied(mut pending) => {
-                pending.get_mut().merge(range, since_ms, not_before)
-            }
+            Entry::Occupied(mut pending) => pending.get_mut().merge(range, since_ms, not_before),
             Entry::Vacant(place) => {
                 place
                     .insert(Pending::new(range, since_ms, not_before, began_at))

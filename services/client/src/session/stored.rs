@@ -104,7 +104,11 @@ mod hex {
         let text = String::deserialize(from)?;
         let digits: Option<Vec<u8>> = text
             .chars()
-            .map(|digit| digit.to_digit(16).and_then(|value| u8::try_from(value).ok()))
+            .map(|digit| {
+                digit
+                    .to_digit(16)
+                    .and_then(|value| u8::try_from(value).ok())
+            })
             .collect();
         let digits = digits.ok_or_else(|| D::Error::custom("not hexadecimal"))?;
         if digits.len() % 2 != 0 {
@@ -132,7 +136,11 @@ mod tests {
             assert_eq!(StoredState::decode(wrong), Err(DecodeError));
         }
         let text = String::from_utf8(state.encode()).unwrap();
-        for (from, to) in [("0001fe", "0001f"), ("0001fe", "0001zz"), ("\"version\":1", "\"version\":2")] {
+        for (from, to) in [
+            ("0001fe", "0001f"),
+            ("0001fe", "0001zz"),
+            ("\"version\":1", "\"version\":2"),
+        ] {
             assert_eq!(
                 StoredState::decode(text.replace(from, to).as_bytes()),
                 Err(DecodeError)

@@ -7,9 +7,7 @@ use mailbell_client::{
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use crate::gateway::{
-    ACCOUNT, Gateway, arrived, cursor, fact, live, nothing, uids,
-};
+use crate::gateway::{ACCOUNT, Gateway, arrived, cursor, fact, live, nothing, uids};
 
 async fn disconnected(events: &mut mailbell_client::Events) -> (DisconnectReason, Duration) {
     loop {
@@ -22,7 +20,12 @@ async fn disconnected(events: &mut mailbell_client::Events) -> (DisconnectReason
 #[tokio::test(start_paused = true)]
 async fn it_resumes_where_it_was_and_tells_nothing_twice() {
     let mut gateway = Gateway::start();
-    let mut events = gateway.client().accounts([ACCOUNT]).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .accounts([ACCOUNT])
+        .build()
+        .unwrap()
+        .into_stream();
     let visitor = gateway.visitor().await;
     assert_eq!(visitor.request.accounts, [ACCOUNT]);
     assert!(visitor.request.cursor.is_empty());
@@ -133,7 +136,10 @@ async fn the_back_off_grows_has_a_floor_and_ends_after_a_good_stream() {
         gateway.visitor().await.refuse(status);
         let (_, retry_in) = disconnected(&mut events).await;
         let floor = Duration::from_millis(if attempt % 2 == 0 { 100 } else { 1000 });
-        assert!(retry_in >= floor && retry_in <= Duration::from_secs(60), "{retry_in:?}");
+        assert!(
+            retry_in >= floor && retry_in <= Duration::from_secs(60),
+            "{retry_in:?}"
+        );
         longest = longest.max(retry_in);
     }
     assert!(longest > Duration::from_secs(5), "{longest:?}");
@@ -222,7 +228,12 @@ async fn what_was_taken_is_acknowledged_in_one_go() {
 #[tokio::test(start_paused = true)]
 async fn it_subscribes_if_asked_to() {
     let mut gateway = Gateway::start();
-    let mut events = gateway.client().without_acks().build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .without_acks()
+        .build()
+        .unwrap()
+        .into_stream();
     let visitor = gateway.visitor().await;
     assert!(visitor.from_client.is_none());
     let open = visitor.greet().await;

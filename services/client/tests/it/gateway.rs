@@ -5,11 +5,13 @@ use std::{sync::Arc, time::Duration};
 use mailbell_client::{
     AppEvent, Builder, Client, Events,
     proto::{
-        AccountState, Arrived, ClientFrame, Cursor, Event, EventKey, EventKind, FetchMessageRequest,
-        FetchMessageResponse, Hello, ListMessagesRequest, ListMessagesResponse, Live, Message,
-        Resync, ServerFrame, SubscribeRequest, client_frame, event::Body,
+        AccountState, Arrived, ClientFrame, Cursor, Event, EventKey, EventKind,
+        FetchMessageRequest, FetchMessageResponse, Hello, ListMessagesRequest,
+        ListMessagesResponse, Live, Message, Resync, ServerFrame, SubscribeRequest, client_frame,
+        event::Body,
         push_server::{Push, PushServer},
-        resync::Scope, server_frame::Frame,
+        resync::Scope,
+        server_frame::Frame,
     },
 };
 use tokio::{
@@ -66,7 +68,10 @@ impl Visitor {
 impl Open {
     pub(crate) async fn send(&self, frame: Frame) {
         let frame = ServerFrame { frame: Some(frame) };
-        self.frames.send(Ok(frame)).await.expect("the stream is open");
+        self.frames
+            .send(Ok(frame))
+            .await
+            .expect("the stream is open");
     }
 
     pub(crate) async fn end(self, status: Status) {
@@ -108,7 +113,11 @@ impl Gateway {
     pub(crate) fn start() -> Self {
         let (connections, incoming) = mpsc::channel::<Result<DuplexStream, std::io::Error>>(8);
         let (service, visitors, asked) = service();
-        tokio::spawn(serve(Server::builder(), service, ReceiverStream::new(incoming)));
+        tokio::spawn(serve(
+            Server::builder(),
+            service,
+            ReceiverStream::new(incoming),
+        ));
         let connector = tower::service_fn(move |_| {
             let connections = connections.clone();
             async move {
@@ -226,7 +235,8 @@ impl Push for Service {
         let Some(client_frame::Frame::Subscribe(subscribe)) = first else {
             panic!("the first frame is to subscribe");
         };
-        self.visit(subscribe, authorization, Some(from_client)).await
+        self.visit(subscribe, authorization, Some(from_client))
+            .await
     }
 
     async fn list_messages(

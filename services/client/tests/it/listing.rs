@@ -2,7 +2,10 @@ use std::time::Duration;
 
 use mailbell_client::{
     AppEvent, ReplaceFolder, UnlistableReason,
-    proto::{Event, EventKey, EventKind, Bulk, ListMessagesResponse, event::Body, list_messages_request::Range, server_frame::Frame},
+    proto::{
+        Bulk, Event, EventKey, EventKind, ListMessagesResponse, event::Body,
+        list_messages_request::Range, server_frame::Frame,
+    },
 };
 use tokio::time::Instant;
 use tonic::Status;
@@ -26,7 +29,9 @@ async fn replaced(events: &mut mailbell_client::Events) -> ReplaceFolder {
 
 fn listed(replace: &ReplaceFolder) -> Vec<(u32, bool)> {
     let messages = replace.messages.iter();
-    messages.map(|listed| (listed.message.uid, listed.known)).collect()
+    messages
+        .map(|listed| (listed.message.uid, listed.known))
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,7 +76,10 @@ async fn aborted_begins_with_the_first_page() {
     let asked = gateway.asked().await;
     assert!(asked.request.page_token.is_empty());
     asked.answer(Ok(page([3, 4], "next")));
-    let other = ListMessagesResponse { generation: 8, ..page([1, 2], "") };
+    let other = ListMessagesResponse {
+        generation: 8,
+        ..page([1, 2], "")
+    };
     gateway.asked().await.answer(Ok(other));
     let asked = gateway.asked().await;
     assert!(asked.request.page_token.is_empty());
@@ -89,7 +97,10 @@ async fn unavailable_is_tried_again_later() {
     gateway.asked().await.answer(Err(Status::unavailable("")));
     let asked = gateway.asked().await;
     let waited = start.elapsed();
-    assert!(waited >= Duration::from_secs(1) && waited <= Duration::from_secs(3), "{waited:?}");
+    assert!(
+        waited >= Duration::from_secs(1) && waited <= Duration::from_secs(3),
+        "{waited:?}"
+    );
     asked.answer(Ok(page([1], "")));
     assert_eq!(listed(&replaced(&mut events).await), [(1, false)]);
 }
@@ -156,7 +167,10 @@ async fn a_bulk_is_listed_from_its_first_message_to_its_last() {
     loop {
         let replace = replaced(&mut events).await;
         assert!(replace.messages.len() <= 1000);
-        assert_eq!(*replace.uids.start(), got.last().map_or(11, |last| last + 1));
+        assert_eq!(
+            *replace.uids.start(),
+            got.last().map_or(11, |last| last + 1)
+        );
         got.extend(listed(&replace).into_iter().map(|(uid, _)| uid));
         parts += 1;
         if replace.complete {
@@ -189,5 +203,8 @@ async fn a_listing_that_a_broken_stream_interrupts_is_made_again() {
     drop(hanging);
     let _open = visitor.greet().await;
     gateway.asked().await.answer(Ok(page([1, 3], "")));
-    assert_eq!(listed(&replaced(&mut events).await), [(1, false), (3, true)]);
+    assert_eq!(
+        listed(&replaced(&mut events).await),
+        [(1, false), (3, true)]
+    );
 }

@@ -9,20 +9,38 @@ use crate::gateway::{Gateway, arrived, cursor, fact, live, nothing, page, resync
 /// What was taken is stored a moment later.
 async fn stored(memory: &MemoryState, cursor: &str) {
     let found = async {
-        while memory.load().unwrap().is_none_or(|state| state.cursor() != cursor) {
+        while memory
+            .load()
+            .unwrap()
+            .is_none_or(|state| state.cursor() != cursor)
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(100), found).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(100), found)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_dies_hears_again_of_what_it_had_not_taken_and_of_nothing_else() {
     let memory = MemoryState::default();
     let mut gateway = Gateway::start();
-    let mut events = gateway.client().state(memory.clone()).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory.clone())
+        .build()
+        .unwrap()
+        .into_stream();
     let open = gateway.visitor().await.greet().await;
-    for frame in [live(), arrived(1), cursor("one"), arrived(2), arrived(3), cursor("three")] {
+    for frame in [
+        live(),
+        arrived(1),
+        cursor("one"),
+        arrived(2),
+        arrived(3),
+        cursor("three"),
+    ] {
         open.send(frame).await;
     }
     assert_eq!(uids(&mut events, 2).await, [1, 2]);
@@ -31,7 +49,12 @@ async fn who_dies_hears_again_of_what_it_had_not_taken_and_of_nothing_else() {
     drop(events);
     open.closed().await;
 
-    let mut events = gateway.client().state(memory.clone()).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory.clone())
+        .build()
+        .unwrap()
+        .into_stream();
     let visitor = gateway.visitor().await;
     assert_eq!(visitor.request.cursor, "one");
     let open = visitor.greet().await;
@@ -48,7 +71,12 @@ async fn who_dies_hears_again_of_what_it_had_not_taken_and_of_nothing_else() {
 async fn closing_takes_what_was_read_last() {
     let memory = MemoryState::default();
     let mut gateway = Gateway::start();
-    let mut events = gateway.client().state(memory.clone()).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory.clone())
+        .build()
+        .unwrap()
+        .into_stream();
     let open = gateway.visitor().await.greet().await;
     open.send(live()).await;
     open.send(cursor("zero")).await;
@@ -57,7 +85,12 @@ async fn closing_takes_what_was_read_last() {
     events.close().await;
     open.closed().await;
 
-    let mut events = gateway.client().state(memory).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory)
+        .build()
+        .unwrap()
+        .into_stream();
     let open = gateway.visitor().await.greet().await;
     open.send(arrived(1)).await;
     open.send(arrived(2)).await;
@@ -81,7 +114,12 @@ async fn explicit_acks_take_what_they_say() {
     events.acker().taken(first);
     events.close().await;
 
-    let mut events = gateway.client().state(memory).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory)
+        .build()
+        .unwrap()
+        .into_stream();
     let open = gateway.visitor().await.greet().await;
     for uid in 1..=3 {
         open.send(arrived(uid)).await;
@@ -93,14 +131,24 @@ async fn explicit_acks_take_what_they_say() {
 async fn who_dies_before_the_first_cursor_lists_everything() {
     let memory = MemoryState::default();
     let mut gateway = Gateway::start();
-    let mut events = gateway.client().state(memory.clone()).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory.clone())
+        .build()
+        .unwrap()
+        .into_stream();
     let open = gateway.visitor().await.greet().await;
     open.send(arrived(1)).await;
     assert_eq!(uids(&mut events, 1).await, [1]);
     drop(events);
     open.closed().await;
     // Something arrives that no stream tells.
-    let mut events = gateway.client().state(memory).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory)
+        .build()
+        .unwrap()
+        .into_stream();
     let visitor = gateway.visitor().await;
     assert!(visitor.request.cursor.is_empty());
     let _open = visitor.greet().await;
@@ -115,7 +163,12 @@ async fn who_dies_before_the_first_cursor_lists_everything() {
 async fn who_dies_while_listing_resumes_from_before_and_lists_again() {
     let memory = MemoryState::default();
     let mut gateway = Gateway::start();
-    let mut events = gateway.client().state(memory.clone()).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory.clone())
+        .build()
+        .unwrap()
+        .into_stream();
     let open = gateway.visitor().await.greet().await;
     open.send(live()).await;
     open.send(cursor("before")).await;
@@ -131,9 +184,17 @@ async fn who_dies_while_listing_resumes_from_before_and_lists_again() {
     events.close().await;
     drop(hanging);
     let state = memory.load().unwrap().unwrap();
-    assert_eq!((state.cursor().as_ref(), state.pending()), (&b"before"[..], 1));
+    assert_eq!(
+        (state.cursor().as_ref(), state.pending()),
+        (&b"before"[..], 1)
+    );
 
-    let mut events = gateway.client().state(memory.clone()).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(memory.clone())
+        .build()
+        .unwrap()
+        .into_stream();
     let visitor = gateway.visitor().await;
     assert_eq!(visitor.request.cursor, "before");
     let open = visitor.greet().await;
@@ -167,7 +228,12 @@ impl StateStore for Broken {
 #[tokio::test(start_paused = true)]
 async fn a_state_that_cannot_be_kept_is_an_error_from_the_start() {
     let mut gateway = Gateway::start();
-    let mut events = gateway.client().state(Broken).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .state(Broken)
+        .build()
+        .unwrap()
+        .into_stream();
     let _open = gateway.visitor().await.greet().await;
     let error = events.recv().await.unwrap().unwrap_err();
     assert!(matches!(error, Error::State(StateError::Other(why)) if why == "no room"));

@@ -11,17 +11,30 @@ async fn an_authority_of_ones_own_is_trusted_and_a_stranger_is_not() {
     let authority = certified.cert.pem();
     let identity = Identity::from_pem(&authority, certified.signing_key.serialize_pem());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let url = format!(
+        "https://localhost:{}",
+        listener.local_addr().unwrap().port()
+    );
     let server = Server::builder()
         .tls_config(ServerTlsConfig::new().identity(identity))
         .unwrap();
     let (service, mut visitors, _asked) = service();
     let serving = tokio::spawn(serve(server, service, TcpListenerStream::new(listener)));
 
-    let mut events = Client::builder(&url).token("secret").build().unwrap().into_stream();
+    let mut events = Client::builder(&url)
+        .token("secret")
+        .build()
+        .unwrap()
+        .into_stream();
     let event = events.recv().await.unwrap().unwrap();
     assert!(
-        matches!(event, AppEvent::Disconnected { reason: DisconnectReason::Unreachable, .. }),
+        matches!(
+            event,
+            AppEvent::Disconnected {
+                reason: DisconnectReason::Unreachable,
+                ..
+            }
+        ),
         "{event:?}"
     );
     drop(events);

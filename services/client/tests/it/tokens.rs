@@ -16,7 +16,10 @@ use tonic::Status;
 use crate::gateway::{Gateway, arrived, hello, uids};
 
 /// Gives `token-1`, `token-2` and so on.
-fn counting() -> (Arc<AtomicUsize>, impl Fn() -> std::future::Ready<Result<Token, TokenError>>) {
+fn counting() -> (
+    Arc<AtomicUsize>,
+    impl Fn() -> std::future::Ready<Result<Token, TokenError>>,
+) {
     let count = Arc::new(AtomicUsize::new(0));
     let shared = Arc::clone(&count);
     let source = move || {
@@ -30,7 +33,12 @@ fn counting() -> (Arc<AtomicUsize>, impl Fn() -> std::future::Ready<Result<Token
 async fn a_refused_token_is_replaced_at_once() {
     let mut gateway = Gateway::start();
     let (count, source) = counting();
-    let mut events = gateway.client().token_provider(source).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .token_provider(source)
+        .build()
+        .unwrap()
+        .into_stream();
     let visitor = gateway.visitor().await;
     assert_eq!(visitor.authorization, "Bearer token-1");
     let start = Instant::now();
@@ -52,10 +60,18 @@ async fn a_refused_token_is_replaced_at_once() {
 async fn a_source_without_good_tokens_ends_the_stream() {
     let mut gateway = Gateway::start();
     let (_, source) = counting();
-    let mut events = gateway.client().token_provider(source).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .token_provider(source)
+        .build()
+        .unwrap()
+        .into_stream();
     let refusing = tokio::spawn(async move {
         for _ in 0..5 {
-            gateway.visitor().await.refuse(Status::unauthenticated("no"));
+            gateway
+                .visitor()
+                .await
+                .refuse(Status::unauthenticated("no"));
         }
         gateway
     });
@@ -79,7 +95,10 @@ async fn a_source_without_good_tokens_ends_the_stream() {
 async fn the_only_token_refused_ends_the_stream() {
     let mut gateway = Gateway::start();
     let mut events = gateway.client().build().unwrap().into_stream();
-    gateway.visitor().await.refuse(Status::unauthenticated("revoked"));
+    gateway
+        .visitor()
+        .await
+        .refuse(Status::unauthenticated("revoked"));
     let error = events.recv().await.unwrap().unwrap_err();
     assert!(matches!(error, Error::Unauthenticated(why) if why == "revoked"));
 }
@@ -96,11 +115,22 @@ async fn a_source_may_have_none_for_now_or_for_ever() {
             TokenError::Retry("offline".to_owned())
         }))
     };
-    let mut events = gateway.client().token_provider(source).build().unwrap().into_stream();
+    let mut events = gateway
+        .client()
+        .token_provider(source)
+        .build()
+        .unwrap()
+        .into_stream();
     for _ in 0..2 {
         let event = events.recv().await.unwrap().unwrap();
         assert!(
-            matches!(event, AppEvent::Disconnected { reason: DisconnectReason::NoToken, .. }),
+            matches!(
+                event,
+                AppEvent::Disconnected {
+                    reason: DisconnectReason::NoToken,
+                    ..
+                }
+            ),
             "{event:?}"
         );
     }
@@ -112,7 +142,12 @@ async fn a_source_may_have_none_for_now_or_for_ever() {
 async fn a_new_token_is_sent_before_the_old_one_expires() {
     let mut gateway = Gateway::start();
     let (_, source) = counting();
-    let _events = gateway.client().token_provider(source).build().unwrap().into_stream();
+    let _events = gateway
+        .client()
+        .token_provider(source)
+        .build()
+        .unwrap()
+        .into_stream();
     let mut open = gateway.visitor().await.accept();
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let mut greeting = hello();

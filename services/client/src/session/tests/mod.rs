@@ -1,2 +1,3 @@
+mod app;
 mod model;
-use super::*;
+mod rules;

@@ -5,14 +5,16 @@
 //! * per account, first tellings come in the order of the log;
 //! * at the end the app holds exactly what the mailboxes hold.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use mailbell_core::event::message_id;
-use mailbell_proto::push::v1::{self as push, EventKey, EventKind, ResyncReason, event::Body};
+use mailbell_proto::push::v1::{
+    self as push, AccountState, Cursor, Event, EventKey, EventKind, Hello, Resync, ResyncReason,
+    event::Body, resync::Scope,
+};
 use proptest::prelude::*;
-use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use super::*;
+use super::{super::*, app::App};
 
 const ACCOUNTS: [&str; 2] = ["a.1", "a.2"];
 const ROOM: usize = 4;
@@ -27,22 +29,22 @@ struct Mailbox {
 }
 
 #[derive(Clone)]
-enum Entry {
-    Event(push::Event),
-    Resync(push::Resync),
+pub(super) enum Entry {
+    Event(Box<Event>),
+    Resync(Resync),
 }
 
 impl Entry {
-    fn key(&self) -> &EventKey {
+    pub(super) fn key(&self) -> &EventKey {
         match self {
             Self::Event(event) => event.key.as_ref().unwrap(),
             Self::Resync(resync) => resync.key.as_ref().unwrap(),
         }
     }
 
-    fn frame(&self) -> push::ServerFrame {
+    fn frame(&self) -> ServerFrame {
         frame(match self.clone() {
-            Self::Event(event) => Frame::Event(event),
+            Self::Event(event) => Frame::Event(*event),
             Self::Resync(resync) => Frame::Resync(resync),
         })
     }
@@ -57,7 +59,7 @@ struct Reading {
 
 struct Device {
     session: ClientSession,
-    wire: VecDeque<push::ServerFrame>,
+    wire: VecDeque<ServerFrame>,
     /// Next log entry to be sent; from where this stream began; whether `Live` was sent.
     stream: Option<(usize, usize, bool)>,
     channel: VecDeque<Handed>,
@@ -65,18 +67,6 @@ struct Device {
     /// Read, and on the way.
     answers: Vec<(u64, Result<Listing, ListFailure>)>,
     last_seen: u64,
-}
-
-#[derive(Default)]
-struct App {
-    view: HashMap<(String, u32), BTreeMap<(u32, u32), String>>,
-    told: HashSet<String>,
-    /// What it has seen since the state was last stored.
-    unsaved: HashSet<String>,
-    may_repeat: HashSet<String>,
-    modseqs: HashMap<(String, u32, u32, u32), u64>,
-    gone: HashSet<(String, u32, u32, u32)>,
-    last_in_log: HashMap<String, (u32, usize)>,
 }
 
 struct World {
@@ -177,14 +167,14 @@ impl World {
     }
 
     fn tell(&mut self, place: Place, uid: u32, kind: EventKind, modseq: u64, body: Body) {
-        let event = push::Event {
+        let event = Event {
             key: Some(self.key(place, uid, kind, modseq)),
             alert: false,
             body: Some(body),
-            ..push::Event::default()
+            ..Event::default()
         };
         let queue = self.unlogged.entry(place.0).or_default();
-        queue.push_back(Entry::Event(event));
+        queue.push_back(Entry::Event(Box::new(event)));
     }
 
     fn deliver(&mut self, place: Place) -> u32 {
@@ -219,9 +209,7 @@ impl World {
         let old = self.truth[&place].generation;
         // What was not logged of the old generation never will be.
         if let Some(queue) = self.unlogged.get_mut(place.0) {
-            queue.retain(|entry| {
-                entry.key().folder != place.1 || entry.key().generation != old
-            });
+            queue.retain(|entry| entry.key().folder != place.1 || entry.key().generation != old);
         }
         let mailbox = self.truth.get_mut(&place).unwrap();
         mailbox.generation += 1;
@@ -229,7 +217,7 @@ impl World {
         mailbox.messages = (1..).zip(kept).collect();
         mailbox.next_uid = u32::try_from(mailbox.messages.len()).unwrap() + 1;
         self.counter += 1;
-        let resync = push::Resync {
+        let resync = Resync {
             scope: Some(Scope {
                 account: place.0.to_owned(),
                 folder: place.1,
@@ -238,7 +226,7 @@ impl World {
             reason: ResyncReason::Generation.into(),
             generation: self.truth[&place].generation,
             key: Some(self.key(place, 0, EventKind::Resync, self.counter)),
-            ..push::Resync::default()
+            ..Resync::default()
         };
         let queue = self.unlogged.entry(place.0).or_default();
         queue.push_back(Entry::Resync(resync));
@@ -309,16 +297,16 @@ impl World {
             return;
         }
         let (cursor, digest) = self.device.session.resume_point();
-        let hello = push::Hello {
+        let hello = Hello {
             digest: Bytes::from_static(b"digest"),
             accounts: ACCOUNTS
                 .iter()
-                .map(|account| push::AccountState {
+                .map(|account| AccountState {
                     account: (*account).to_owned(),
-                    ..push::AccountState::default()
+                    ..AccountState::default()
                 })
                 .collect(),
-            ..push::Hello::default()
+            ..Hello::default()
         };
         self.device.wire.push_back(frame(Frame::Hello(hello)));
         let mut from = self.log.len();
@@ -366,10 +354,12 @@ impl World {
             self.device.wire.push_back(entry.frame());
         } else if !*live {
             *live = true;
-            self.device.wire.push_back(frame(Frame::Live(push::Live {})));
+            self.device
+                .wire
+                .push_back(frame(Frame::Live(push::Live {})));
         }
         if self.rng.random_ratio(1, 3) {
-            let cursor = push::Cursor {
+            let cursor = Cursor {
                 token: token(self.log_id, *next),
                 log_silent_since_ms: 0,
             };
@@ -454,7 +444,11 @@ impl World {
                 folder_name: String::new(),
                 folders: vec![1, 2],
                 exists: u32::try_from(mailbox.messages.len()).unwrap(),
-                messages: if more { messages[..2].to_vec() } else { messages },
+                messages: if more {
+                    messages[..2].to_vec()
+                } else {
+                    messages
+                },
                 more,
             })
         };
@@ -486,7 +480,8 @@ impl World {
 
     fn store(&mut self) {
         if let Some(state) = self.device.session.storable() {
-            self.trace.push(format!("stored {:?} {}", state.cursor(), state.pending()));
+            self.trace
+                .push(format!("stored {:?} {}", state.cursor(), state.pending()));
             self.stored = Some(state.encode());
             // All but what the app sees at this moment was taken before.
             self.app.unsaved.clear();
@@ -494,7 +489,7 @@ impl World {
     }
 
     fn crash(&mut self) {
-self.trace.push("crash".to_owned());
+        self.trace.push("crash".to_owned());
         self.app.may_repeat.extend(self.app.unsaved.drain());
         let stored = self
             .stored
@@ -515,9 +510,21 @@ self.trace.push("crash".to_owned());
                 if let Some(uid) = self.any_message(place) {
                     self.modseq += 1;
                     let modseq = self.modseq;
-                    self.truth.get_mut(&place).unwrap().messages.insert(uid, modseq);
-                    let changed = push::Changed { flags: flags(modseq) };
-                    self.tell(place, uid, EventKind::Changed, modseq, Body::Changed(changed));
+                    self.truth
+                        .get_mut(&place)
+                        .unwrap()
+                        .messages
+                        .insert(uid, modseq);
+                    let changed = push::Changed {
+                        flags: flags(modseq),
+                    };
+                    self.tell(
+                        place,
+                        uid,
+                        EventKind::Changed,
+                        modseq,
+                        Body::Changed(changed),
+                    );
                 }
             }
             12..15 => {
@@ -562,7 +569,10 @@ self.trace.push("crash".to_owned());
                 && self.device.wire.is_empty()
                 && self.device.channel.is_empty()
                 && !self.device.session.is_resyncing()
-                && self.device.stream.is_some_and(|(next, _, live)| live && next == self.log.len());
+                && self
+                    .device
+                    .stream
+                    .is_some_and(|(next, _, live)| live && next == self.log.len());
             if quiet {
                 self.device.session.on_taken(self.device.last_seen);
                 return;
@@ -573,7 +583,11 @@ self.trace.push("crash".to_owned());
 
     fn compare(&mut self, began: &BTreeMap<Place, (u32, u32)>) {
         for ((account, folder), mailbox) in &self.truth {
-            let view = self.app.view.remove(&((*account).to_owned(), *folder)).unwrap_or_default();
+            let view = self
+                .app
+                .view
+                .remove(&((*account).to_owned(), *folder))
+                .unwrap_or_default();
             // What was there before the client first connected is told only by a listing.
             let (generation, next_uid) = began[&(*account, *folder)];
             let old = |of: u32, uid: u32| of == generation && uid < next_uid;
@@ -610,110 +624,11 @@ impl Device {
     }
 }
 
-impl App {
-    /// A fact that was told before may only come again if a crash made the client forget it.
-    fn first(&mut self, key: &EventKey) -> bool {
-        let id = message_id(key);
-        if !self.told.insert(id.clone()) {
-            assert!(self.may_repeat.remove(&id), "{id} was told twice");
-            self.unsaved.insert(id);
-            return false;
-        }
-        self.unsaved.insert(id);
-        true
-    }
-
-    fn fact(&mut self, key: &EventKey, log_id: u32, log: &[Entry]) {
-        if !self.first(key) {
-            return;
-        }
-        // Of a log that is lost by now nothing can be said.
-        let last = self.last_in_log.entry(key.account.clone()).or_default();
-        if last.0 != log_id {
-            *last = (log_id, 0);
-        }
-        // The latest place: a fact may be in the log twice, and told by its second entry only.
-        if let Some(at) = log.iter().rposition(|entry| entry.key() == key) {
-            assert!(at >= last.1, "{} is out of order", message_id(key));
-            last.1 = log.iter().position(|entry| entry.key() == key).unwrap_or(at);
-        }
-    }
-
-    fn see(&mut self, handed: Handed, log_id: u32, log: &[Entry]) {
-        match handed.event {
-            AppEvent::Arrived(arrived) => {
-                let key = &arrived.key;
-                self.fact(key, log_id, log);
-                let flags = arrived.message.unwrap().flags.concat();
-                self.folder(key).entry((key.generation, key.uid)).or_insert(flags);
-            }
-            AppEvent::Changed(changed) => {
-                let key = &changed.key;
-                let message = (key.account.clone(), key.folder, key.generation, key.uid);
-                let highest = self.modseqs.get(&message).copied().unwrap_or_default();
-                let again = self.may_repeat.contains(&message_id(key));
-                assert!(again || key.modseq > highest, "an older change");
-                assert!(again || !self.gone.contains(&message), "a change after the end");
-                self.modseqs.insert(message, highest.max(key.modseq));
-                self.fact(key, log_id, log);
-                if let Some(flags) = self.folder(key).get_mut(&(key.generation, key.uid)) {
-                    *flags = changed.flags.concat();
-                }
-            }
-            AppEvent::Gone(gone) => {
-                let key = &gone.key;
-                let message = (key.account.clone(), key.folder, key.generation, key.uid);
-                self.gone.insert(message);
-                self.fact(key, log_id, log);
-                self.folder(key).remove(&(key.generation, key.uid));
-            }
-            AppEvent::ReplaceFolder(replace) => self.replace(replace),
-            AppEvent::Unlistable(_) => panic!("everything can be listed"),
-            _ => {}
-        }
-    }
-
-    fn folder(&mut self, key: &EventKey) -> &mut BTreeMap<(u32, u32), String> {
-        self.view.entry((key.account.clone(), key.folder)).or_default()
-    }
-
-    fn replace(&mut self, replace: crate::event::ReplaceFolder) {
-        let place = (replace.account.clone(), replace.folder);
-        self.view.entry(place.clone()).or_default().retain(|(generation, uid), _| {
-            *generation == replace.generation && !replace.uids.contains(uid)
-        });
-        for listed in replace.messages {
-            let uid = listed.message.uid;
-            assert!(replace.uids.contains(&uid));
-            let key = EventKey {
-                account: replace.account.clone(),
-                folder: replace.folder,
-                generation: replace.generation,
-                uid,
-                kind: EventKind::Arrived.into(),
-                modseq: 0,
-            };
-            let id = message_id(&key);
-            let repeat = self.may_repeat.contains(&id);
-            assert!(
-                repeat || listed.known == self.told.contains(&id),
-                "{id} is known: {}",
-                listed.known
-            );
-            if !listed.known {
-                self.first(&key);
-            }
-            let view = self.view.entry(place.clone()).or_default();
-            view.insert((replace.generation, uid), listed.message.flags.concat());
-        }
-    }
+fn frame(frame: Frame) -> ServerFrame {
+    ServerFrame { frame: Some(frame) }
 }
 
-fn frame(frame: Frame) -> push::ServerFrame {
-    push::ServerFrame { frame: Some(frame) }
-}
-
-fn shown(frame: &push::ServerFrame) -> String {
+fn shown(frame: &ServerFrame) -> String {
     match frame.frame.as_ref().unwrap() {
         Frame::Event(event) => format!("< {}", message_id(event.key.as_ref().unwrap())),
         Frame::Cursor(cursor) => format!("< {:?}", cursor.token),
@@ -723,14 +638,14 @@ fn shown(frame: &push::ServerFrame) -> String {
     }
 }
 
-fn everything() -> push::ServerFrame {
-    frame(Frame::Resync(push::Resync {
+fn everything() -> ServerFrame {
+    frame(Frame::Resync(Resync {
         scope: Some(Scope {
             everything: true,
             ..Scope::default()
         }),
         reason: ResyncReason::LogChanged.into(),
-        ..push::Resync::default()
+        ..Resync::default()
     }))
 }
 
@@ -754,7 +669,10 @@ fn live(seed: u64, steps: usize) {
     }));
     if let Err(panic) = result {
         let tail = world.trace.len().saturating_sub(200);
-        eprintln!("seed {seed}, {steps} steps:\n{}", world.trace[tail..].join("\n"));
+        eprintln!(
+            "seed {seed}, {steps} steps:\n{}",
+            world.trace[tail..].join("\n")
+        );
         std::panic::resume_unwind(panic);
     }
 }
