@@ -18,7 +18,7 @@ use mailbell_proto::bus::v1::{AccountRecord, SealedCredential, StatusRecord};
 use mailbell_runtime::failpoint;
 use tokio::sync::watch;
 
-use crate::failure;
+use crate::{failure, removal};
 
 /// A future on the heap: what a session awaits is not part of its task, so that a parked one stays small.
 pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -43,6 +43,8 @@ pub(crate) trait Ledger: Send + Sync + 'static {
     fn record(&self, account: AccountId) -> Boxed<Result<Option<AccountRecord>, BusError>>;
     /// Writes the status; whether it worked.
     fn status(&self, account: AccountId, record: StatusRecord) -> Boxed<bool>;
+    /// Deletes what is left of a removed account; goes on until it is done.
+    fn purge(&self, account: AccountId) -> Boxed<()>;
     /// How the connection is.
     fn link(&self) -> watch::Receiver<Link>;
 }
@@ -131,6 +133,10 @@ impl Ledger for BusLedger {
     fn status(&self, account: AccountId, record: StatusRecord) -> Boxed<bool> {
         let statuses = self.bus.statuses();
         Box::pin(async move { statuses.put(&account, &record).await.is_ok() })
+    }
+
+    fn purge(&self, account: AccountId) -> Boxed<()> {
+        Box::pin(removal::purge(self.clone(), account))
     }
 
     fn link(&self) -> watch::Receiver<Link> {

@@ -2,19 +2,21 @@
 
 use std::time::Duration;
 
-use mailbell_bus::{Bus, BusError};
+use mailbell_bus::BusError;
 use mailbell_core::{backoff::Backoff, ids::AccountId};
 use tokio::time::sleep;
 
+use crate::ledger::BusLedger;
+
 /// Purges log, checkpoint, credential and status. The tombstone stays: it makes readers skip what they had already read.
-pub(crate) async fn purge(bus: Bus, account: AccountId) {
+pub(crate) async fn purge(ledger: BusLedger, account: AccountId) {
     let mut backoff = Backoff::new(
         Duration::from_millis(200),
         Duration::from_secs(1),
         Duration::from_secs(60),
     );
     loop {
-        match attempt(&bus, &account).await {
+        match attempt(&ledger, &account).await {
             Ok(events) => {
                 tracing::info!(%account, events, "an account was removed");
                 return;
@@ -33,7 +35,8 @@ pub(crate) async fn purge(bus: Bus, account: AccountId) {
 }
 
 /// The checkpoint goes last: while it is there, the next start takes the removal up again.
-async fn attempt(bus: &Bus, account: &AccountId) -> Result<u64, BusError> {
+async fn attempt(ledger: &BusLedger, account: &AccountId) -> Result<u64, BusError> {
+    let BusLedger { bus, logs } = ledger;
     let (credentials, checkpoints) = (bus.credentials(), bus.checkpoints());
     let has_credential = credentials.get(account).await?.is_some();
     let has_checkpoint = checkpoints.load(account).await?.is_some();
@@ -44,7 +47,7 @@ async fn attempt(bus: &Bus, account: &AccountId) -> Result<u64, BusError> {
     if has_credential {
         credentials.delete(account).await?;
     }
-    let events = bus.logs().await?.purge_account(account).await?;
+    let events = logs.purge_account(account).await?;
     bus.statuses().delete(account).await?;
     if has_checkpoint {
         checkpoints.delete(account).await?;

@@ -212,7 +212,7 @@ impl Running {
             answers.clone().answer(account, request)
         });
         let mut running = Self {
-            accounts: Accounts::new(context, bus.clone(), Arc::clone(&registry)),
+            accounts: Accounts::new(context, Arc::clone(&registry)),
             changes: bus.accounts().watch(Group::all()),
             options,
             ledger,

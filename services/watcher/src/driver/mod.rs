@@ -629,4 +629,4 @@ fn config_of(context: &Context, slot: &Slot, record: &AccountRecord, epoch: Owne
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! NATS in memory: a log, a checkpoint, a status, with the failures that a test wants.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
 };
 
@@ -25,38 +25,38 @@ use crate::ledger::{Boxed, Ledger};
 
 /// What becomes of the next append, or of the next store of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// It is stored and nobody says so.
     StoredUnanswered,
     /// It is not stored, and the connection broke.
     Broken,
 }
 
-pub(super) const LOG: LogId = LogId([7; 16]);
+pub(crate) const LOG: LogId = LogId([7; 16]);
 
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) events: Vec<Event>,
+pub(crate) struct State {
+    pub(crate) events: Vec<Event>,
     /// With the doubles that a log with a duplicate window would not hold.
-    pub(super) appends: usize,
-    pub(super) append_fates: VecDeque<Fate>,
-    pub(super) store_fates: VecDeque<Fate>,
-    pub(super) checkpoint: Option<(Checkpoint, u64)>,
-    pub(super) statuses: Vec<(Instant, StatusRecord)>,
-    pub(super) credential: Option<SealedCredential>,
+    pub(crate) appends: usize,
+    pub(crate) append_fates: VecDeque<Fate>,
+    pub(crate) store_fates: VecDeque<Fate>,
+    pub(crate) checkpoint: Option<(Checkpoint, u64)>,
+    pub(crate) statuses: Vec<(Instant, StatusRecord)>,
+    pub(crate) credential: Option<SealedCredential>,
 }
 
 /// Clones are the same one.
 #[derive(Debug, Clone)]
-pub(super) struct MemoryLog {
-    pub(super) state: Arc<Mutex<State>>,
-    pub(super) link: Arc<watch::Sender<Link>>,
+pub(crate) struct MemoryLog {
+    pub(crate) state: Arc<Mutex<State>>,
+    pub(crate) link: Arc<watch::Sender<Link>>,
     /// How many changes there were.
     changes: Arc<watch::Sender<u64>>,
 }
 
 impl MemoryLog {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let up = Link::Up {
             since: Instant::now(),
             lame_duck: false,
@@ -68,13 +68,13 @@ impl MemoryLog {
         }
     }
 
-    pub(super) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.state.lock().unwrap());
         self.changes.send_modify(|count| *count += 1);
         result
     }
 
-    pub(super) fn set_up(&self, up: bool) {
+    pub(crate) fn set_up(&self, up: bool) {
         let since = Instant::now();
         self.link.send_replace(if up {
             Link::Up {
@@ -87,7 +87,7 @@ impl MemoryLog {
     }
 
     /// The UIDs that arrived, in the order of the log.
-    pub(super) fn arrived(&self) -> Vec<u32> {
+    pub(crate) fn arrived(&self) -> Vec<u32> {
         let uid = |event: &Event| match event.fact {
             Fact::Arrived { uid, .. } => Some(uid),
             _ => None,
@@ -96,7 +96,7 @@ impl MemoryLog {
         state.events.iter().filter_map(uid).collect()
     }
 
-    pub(super) async fn until(&self, wanted: impl Fn(&State) -> bool) {
+    pub(crate) async fn until(&self, wanted: impl Fn(&State) -> bool) {
         let mut changes = self.changes.subscribe();
         let wait = changes.wait_for(|_| wanted(&self.state.lock().unwrap()));
         tokio::time::timeout(Duration::from_secs(7200), wait)
@@ -105,7 +105,7 @@ impl MemoryLog {
             .unwrap();
     }
 
-    pub(super) async fn until_arrived(&self, uids: &[u32]) {
+    pub(crate) async fn until_arrived(&self, uids: &[u32]) {
         let all = |state: &State| {
             let told = |uid: &u32| {
                 state.events.iter().any(
@@ -212,7 +212,65 @@ impl Ledger for MemoryLog {
         Box::pin(async { true })
     }
 
+    fn purge(&self, _: AccountId) -> Boxed<()> {
+        self.with(|state| *state = State::default());
+        Box::pin(async {})
+    }
+
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+}
+
+/// A log for each account.
+#[derive(Debug, Clone)]
+pub(crate) struct Logs(pub(crate) HashMap<AccountId, MemoryLog>);
+
+impl Logs {
+    fn of(&self, account: &AccountId) -> &MemoryLog {
+        self.0.get(account).unwrap()
+    }
+}
+
+impl Ledger for Logs {
+    fn append(&self, event: Box<Event>) -> Boxed<(Box<Event>, Outcome)> {
+        self.of(&event.account).append(event)
+    }
+
+    fn tail(&self, account: AccountId, log_id: LogId, after: Position) -> Boxed<Option<Tail>> {
+        self.of(&account).tail(account, log_id, after)
+    }
+
+    fn load(&self, account: AccountId) -> Boxed<Result<Option<Versioned<Checkpoint>>, BusError>> {
+        self.of(&account).load(account)
+    }
+
+    fn store(
+        &self,
+        account: AccountId,
+        checkpoint: Checkpoint,
+        revision: u64,
+    ) -> Boxed<Result<Cas, BusError>> {
+        self.of(&account).store(account, checkpoint, revision)
+    }
+
+    fn credential(&self, account: AccountId) -> Boxed<Result<Option<SealedCredential>, BusError>> {
+        self.of(&account).credential(account)
+    }
+
+    fn record(&self, account: AccountId) -> Boxed<Result<Option<AccountRecord>, BusError>> {
+        self.of(&account).record(account)
+    }
+
+    fn status(&self, account: AccountId, record: StatusRecord) -> Boxed<bool> {
+        self.of(&account).status(account, record)
+    }
+
+    fn purge(&self, account: AccountId) -> Boxed<()> {
+        self.of(&account).purge(account)
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        self.0.values().next().unwrap().link()
     }
 }

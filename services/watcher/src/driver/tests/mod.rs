@@ -1,7 +1,7 @@
 //! A session's task on a paused clock, between a mail server and a log that do what the test says.
 
-mod log;
-mod server;
+pub(crate) mod log;
+pub(crate) mod server;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use self::{
-    log::{Fate, LOG, MemoryLog},
+    log::{Fate, LOG, Logs, MemoryLog},
     server::Server,
 };
 use super::{Context, Driver, End};
@@ -50,7 +50,48 @@ fn account() -> AccountId {
     "default.01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap()
 }
 
-fn watching(uid_next: u32) -> Checkpoint {
+pub(crate) fn record() -> AccountRecord {
+    AccountRecord {
+        host: "mail.test".to_owned(),
+        port: 143,
+        tls: TlsMode::Plaintext.into(),
+        user: "alice".to_owned(),
+        folders: vec!["inbox".to_owned()],
+        ..AccountRecord::default()
+    }
+}
+
+/// For sessions of [`record`] under each account of `logs`, which gets a credential.
+pub(crate) fn context(server: &Server, logs: Logs) -> Arc<Context> {
+    let mut ring = KeyRing::default();
+    let public = ring.add(0, &mut rand::rng()).unwrap();
+    for (account, log) in &logs.0 {
+        let record = record();
+        let binding = Binding::of(account, &record);
+        let sealed = seal(&public, &binding, b"secret", &mut rand::rng()).unwrap();
+        log.with(|state| state.credential = Some(sealed));
+    }
+    let authority = Certificate::localhost().authority_pem;
+    let mut imap = Settings::new(TlsSettings::only([authority.as_bytes()]).unwrap());
+    imap.allow_plaintext = true;
+    Arc::new(Context {
+        ledger: Box::new(logs),
+        connect: Box::new(server.clone()),
+        imap,
+        ring,
+        gate: Gate::new(1000, 1000, 16),
+        limits: Limits::default(),
+        timing: Timing::default(),
+        quiet: Duration::from_secs(480),
+        page_time: Duration::from_secs(30),
+        requests: 2,
+        metrics: Metrics::default(),
+        started: Instant::now(),
+        panics: std::sync::atomic::AtomicU32::new(0),
+    })
+}
+
+pub(crate) fn watching(uid_next: u32) -> Checkpoint {
     let mut checkpoint = Checkpoint::first([("INBOX".to_owned(), 9, uid_next)], 0);
     checkpoint.health = Health::Watching;
     checkpoint
@@ -66,38 +107,10 @@ impl Bench {
     }
 
     fn start(server: Server, log: MemoryLog) -> Self {
-        let record = Arc::new(AccountRecord {
-            host: "mail.test".to_owned(),
-            port: 143,
-            tls: TlsMode::Plaintext.into(),
-            user: "alice".to_owned(),
-            folders: vec!["inbox".to_owned()],
-            ..AccountRecord::default()
-        });
-        let mut ring = KeyRing::default();
-        let public = ring.add(0, &mut rand::rng()).unwrap();
         let account = account();
-        let binding = Binding::of(&account, &record);
-        let sealed = seal(&public, &binding, b"secret", &mut rand::rng()).unwrap();
-        log.with(|state| state.credential = Some(sealed));
-        let authority = Certificate::localhost().authority_pem;
-        let mut imap = Settings::new(TlsSettings::only([authority.as_bytes()]).unwrap());
-        imap.allow_plaintext = true;
-        let context = Arc::new(Context {
-            ledger: Box::new(log.clone()),
-            connect: Box::new(server.clone()),
-            imap,
-            ring,
-            gate: Gate::new(1000, 1000, 16),
-            limits: Limits::default(),
-            timing: Timing::default(),
-            quiet: Duration::from_secs(480),
-            page_time: Duration::from_secs(30),
-            requests: 2,
-            metrics: Metrics::default(),
-            started: Instant::now(),
-            panics: std::sync::atomic::AtomicU32::new(0),
-        });
+        let record = Arc::new(record());
+        let logs = Logs([(account.clone(), log.clone())].into());
+        let context = context(&server, logs);
         let slot = Arc::new(Slot::new(account, Flush::default()));
         let task = tokio::spawn(run(
             Arc::clone(&context),

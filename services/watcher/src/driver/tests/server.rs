@@ -18,34 +18,34 @@ use crate::driver::Connect;
 
 /// What a test changes and looks at.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Mailbox {
+pub(crate) struct Mailbox {
     /// Ascending.
-    pub(super) uids: Vec<u32>,
-    pub(super) generation: u32,
-    pub(super) idle: bool,
+    pub(crate) uids: Vec<u32>,
+    pub(crate) generation: u32,
+    pub(crate) idle: bool,
     /// Says nothing any more, on any connection that is open now or later.
-    pub(super) mute: bool,
+    pub(crate) mute: bool,
     /// Refuses every login.
-    pub(super) refuse: bool,
-    pub(super) logins: u32,
-    pub(super) logouts: u32,
+    pub(crate) refuse: bool,
+    pub(crate) logins: u32,
+    pub(crate) logouts: u32,
     /// Connections that idle now.
-    pub(super) idling: u32,
+    pub(crate) idling: u32,
     /// Commands in the order in which they came, without tags.
-    pub(super) commands: Vec<String>,
+    pub(crate) commands: Vec<String>,
 }
 
 /// The server. Clones are the same one.
 #[derive(Debug, Clone)]
-pub(super) struct Server {
-    pub(super) mailbox: Arc<watch::Sender<Mailbox>>,
+pub(crate) struct Server {
+    pub(crate) mailbox: Arc<watch::Sender<Mailbox>>,
     /// Connections break when it changes.
     breaks: Arc<watch::Sender<u32>>,
     tasks: Arc<Mutex<tokio::task::JoinSet<()>>>,
 }
 
 impl Server {
-    pub(super) fn new(uids: &[u32]) -> Self {
+    pub(crate) fn new(uids: &[u32]) -> Self {
         let (mailbox, _) = watch::channel(Mailbox {
             uids: uids.to_vec(),
             generation: 9,
@@ -59,20 +59,20 @@ impl Server {
         }
     }
 
-    pub(super) fn change(&self, change: impl FnOnce(&mut Mailbox)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Mailbox)) {
         self.mailbox.send_modify(change);
     }
 
-    pub(super) fn deliver(&self, uid: u32) {
+    pub(crate) fn deliver(&self, uid: u32) {
         self.change(|mailbox| mailbox.uids.push(uid));
     }
 
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Mailbox) -> T) -> T {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Mailbox) -> T) -> T {
         look(&self.mailbox.borrow())
     }
 
     /// Waits until the mailbox is as `wanted` says.
-    pub(super) async fn until(&self, wanted: impl FnMut(&Mailbox) -> bool) {
+    pub(crate) async fn until(&self, wanted: impl FnMut(&Mailbox) -> bool) {
         let mut changes = self.mailbox.subscribe();
         tokio::time::timeout(Duration::from_secs(7200), changes.wait_for(wanted))
             .await
@@ -80,7 +80,7 @@ impl Server {
             .unwrap();
     }
 
-    pub(super) fn break_connections(&self) {
+    pub(crate) fn break_connections(&self) {
         self.breaks.send_modify(|count| *count += 1);
     }
 }
