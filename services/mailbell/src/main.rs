@@ -1,5 +1,7 @@
 //! Push e-mail for ordinary IMAP mailboxes.
 
-mod standalone;
+use std::process::ExitCode;
 
-fn main() {}
+fn main() -> ExitCode {
+    mailbell::main()
+}

@@ -131,9 +131,19 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, NatsChildError> {
     }
 }
 
+/// Whether a server of this version, such as `2.15.1`, has all that is needed.
+#[must_use]
+pub fn is_new_enough(text: &str) -> bool {
+    numbers(text).is_some_and(|version| version >= OLDEST)
+}
+
 /// `nats-server: v2.15.1` -> (2, 15)
 fn version(said: &str) -> Option<(u32, u32)> {
-    let mut numbers = said.strip_prefix("nats-server: v")?.split('.');
+    numbers(said.strip_prefix("nats-server: v")?)
+}
+
+fn numbers(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
@@ -392,6 +402,7 @@ mod tests {
         assert_eq!(version("nats-server: v2.15.1"), Some((2, 15)));
         assert_eq!(version("nats-server: v2.9.0-beta"), Some((2, 9)));
         assert_eq!(version("redis-server 7"), None);
+        assert!(is_new_enough("2.11.0") && !is_new_enough("2.10.29") && !is_new_enough("x"));
     }
 
     #[test]

@@ -1,0 +1,112 @@
+//! `mailbell doctor`: what is wrong, and what to do.
+
+mod local;
+mod mailboxes;
+mod nats;
+mod report;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use mailbell_runtime::limits;
+
+pub use report::{Finding, Report, Verdict};
+
+use crate::{
+    admin_client::AdminArgs,
+    failure::Failure,
+    roles::nats::NatsArgs,
+    standalone::addresses::Addresses,
+    terminal::{Paint, done},
+};
+
+/// What is looked at.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "\
+Looks at a standalone installation from outside, or with --nats-url and the NATS user of `mailbell setup` at one in a cluster.
+Changes nothing, but logs in to each mailbox once (at most 50 of them).
+
+Exit codes: 0 all is well, or there are only warnings; 69 something is wrong.
+
+Examples:
+  mailbell doctor
+  mailbell doctor --json | jq -r '.findings[] | select(.verdict == \"fail\") | .advice'")]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not log in to the mailboxes
+    #[arg(long)]
+    pub no_mailboxes: bool,
+
+    /// How to reach the admin API.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+
+    /// How to reach NATS.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the report cannot be written.
+pub async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let report = examine(&args).await?;
+    let mut out = io::stdout().lock();
+    done(if args.json {
+        writeln!(out, "{}", report.json())
+    } else {
+        report.print(&mut out, Paint::stdout())
+    })?;
+    Ok(if report.worst() == Verdict::Fail {
+        mailbell_runtime::ExitCode::Unavailable.into()
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+async fn examine(args: &Args) -> Result<Report, Failure> {
+    let mut report = Report::default();
+    let directory = args.admin.state.path()?;
+    // A cluster has no state directory.
+    let remote = !args.nats.nats_url.is_empty();
+    let addresses = if remote {
+        None
+    } else {
+        local::directory(&mut report, &directory);
+        local::process(&mut report, &directory).await
+    };
+    files(&mut report);
+    if remote || addresses.is_some() {
+        nats::examine(&mut report, args, &directory, addresses.as_ref()).await;
+    }
+    if addresses.is_some() || args.admin.admin_url.is_some() {
+        mailboxes::examine(&mut report, &args.admin, !args.no_mailboxes).await;
+    }
+    Ok(report)
+}
+
+/// A mailbox and a device cost a descriptor each.
+const FEW_FILES: u64 = 4096;
+
+fn files(report: &mut Report) {
+    // What services raise their limit to.
+    match limits::raise_open_files().map(|limit| limit.soft) {
+        Ok(Some(limit)) if limit < FEW_FILES => report.warn(
+            "open files",
+            format!("a process may open {limit} files; each mailbox and each device needs one"),
+            "raise the hard limit: `LimitNOFILE=65536` in the unit, or `ulimit -Hn` before the start",
+        ),
+        Ok(Some(limit)) => report.ok("open files", format!("a process may open {limit}")),
+        Ok(None) => report.ok("open files", "without a limit"),
+        Err(error) => report.warn("open files", error.to_string(), "look at /proc/self/limits"),
+    }
+}
+
+/// For the modules of this one.
+type Where<'a> = Option<&'a Addresses>;

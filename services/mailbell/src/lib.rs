@@ -1,0 +1,108 @@
+//! The one binary of Mailbell: every role, and the commands that a person types.
+//!
+//! [`main`] parses, [`cli`] says what there is, and each command is a module of its own:
+//!
+//! * [`standalone`]: everything on one machine; [`roles`]: one role a process, for a cluster;
+//! * [`account`], [`token`]: the admin API for people; [`listen`]: what a device sees; [`doctor`]: what is wrong and what to do;
+//! * [`reference`](mod@reference): `docs/reference.md`, generated from [`cli`].
+
+pub mod account;
+pub mod admin_client;
+pub mod cli;
+pub mod doctor;
+pub mod duration;
+pub mod failure;
+pub mod listen;
+pub mod reference;
+pub mod roles;
+pub mod standalone;
+pub mod terminal;
+pub mod token;
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser as _};
+use mailbell_runtime::tls;
+
+use cli::{Cli, Command};
+use failure::Failure;
+use standalone::nats_child;
+
+/// What the process does, from its arguments to its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(cli) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Help and version are no errors; everything else that clap says is a usage error of our own number.
+fn usage(error: &clap::Error) -> ExitCode {
+    // A closed pipe is no reason for another error.
+    let _ = error.print();
+    if error.use_stderr() {
+        mailbell_runtime::ExitCode::Usage.into()
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    // Before any thread: this one becomes another program.
+    let command = match cli.command {
+        Command::NatsServerGuard(guard) => {
+            let error = nats_child::guard(guard.parent, &guard.binary, &guard.arguments);
+            return Err(Failure::unavailable(format!(
+                "cannot run {}: {error}",
+                guard.binary.display()
+            )));
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "mailbell", &mut script);
+            return print(&script);
+        }
+        Command::Reference => return print(reference::text().as_bytes()),
+        command => command,
+    };
+    tls::install_crypto_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::internal(format!("cannot start: {error}")))?;
+    let telemetry = cli.telemetry;
+    let result = runtime.block_on(async move {
+        match command {
+            Command::Standalone(args) => Box::pin(standalone::run(*args, &telemetry)).await,
+            Command::Watcher(args) => Box::pin(roles::watcher::run(*args, &telemetry)).await,
+            Command::Gateway(args) => Box::pin(roles::gateway::run(*args, &telemetry)).await,
+            Command::Admin(args) => Box::pin(roles::admin::run(*args, &telemetry)).await,
+            Command::Setup(args) => Box::pin(roles::setup::run(*args)).await,
+            Command::Account(args) => Box::pin(account::run(args)).await,
+            Command::Token(args) => Box::pin(token::run(args)).await,
+            Command::Listen(args) => Box::pin(listen::run(*args, &telemetry)).await,
+            Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
+            Command::Completions { .. } | Command::Reference | Command::NatsServerGuard(_) => {
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    });
+    // A blocking read of a terminal that nobody answers must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+fn print(text: &[u8]) -> Result<ExitCode, Failure> {
+    match std::io::stdout().lock().write_all(text) {
+        // Who reads only the beginning has had enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::unavailable(format!("cannot write: {error}")))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,163 @@
+//! `mailbell admin`, and what standalone shares with it.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use mailbell_admin::{Options, Policy, Service, SigningKey, TokenHash};
+use mailbell_bus::{Bus, Role};
+use mailbell_runtime::{
+    listen, secretfile,
+    telemetry::TelemetryArgs,
+    tls::{ALPN_H2, server_config},
+};
+
+use super::{
+    nats::NatsArgs,
+    process::{Process, ProcessArgs, Work},
+    tls::TlsArgs,
+};
+use crate::failure::Failure;
+
+/// How long a drain may take: the calls that run.
+const WINDOW: Duration = Duration::from_secs(25);
+
+/// The admin API.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "\
+Serves mailbell.admin.v1 (gRPC). Callers send `authorization: Bearer <admin token>`; the file holds one token a line, made for
+instance by `echo mba_$(openssl rand -base64 32)`. The signing key is made if its file does not exist.
+
+Accounts name mail servers, and watchers connect to them: whoever holds an admin token can make watchers reach any address that
+they can reach. Where strangers add accounts, leave --allow-private-hosts out and bound the watchers by a network policy too.
+
+Example:
+  mailbell admin --admin-listen 0.0.0.0:7444 --tls-cert /tls/tls.crt --tls-key /tls/tls.key \\
+    --admin-token-file /run/secrets/admin-tokens --signing-key-file /run/secrets/signing.pem --nats-url tls://nats:4222")]
+pub struct Args {
+    /// Where the admin API is served
+    #[arg(
+        long,
+        env = "MAILBELL_ADMIN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:7444"
+    )]
+    pub admin_listen: SocketAddr,
+
+    /// File with the admin tokens, one a line, mode 0600
+    #[arg(long, env = "MAILBELL_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: PathBuf,
+
+    /// File with the Ed25519 key (PKCS#8, PEM, mode 0600) that signs device tokens; made if it does not exist
+    #[arg(long, env = "MAILBELL_SIGNING_KEY_FILE", value_name = "FILE")]
+    pub signing_key_file: PathBuf,
+
+    /// Allow mail servers on loopback, private and link-local addresses
+    #[arg(long, env = "MAILBELL_ALLOW_PRIVATE_HOSTS")]
+    pub allow_private_hosts: bool,
+
+    /// Allow mail servers without TLS (imap+plaintext://)
+    #[arg(long, env = "MAILBELL_ALLOW_PLAINTEXT_IMAP")]
+    pub allow_plaintext_imap: bool,
+
+    /// The certificate.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
+    /// How to reach NATS.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+
+    /// Metrics, health and the end.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// Runs the role.
+///
+/// # Errors
+/// What it cannot start with, or failed of.
+pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
+    let mut process = Process::begin("admin", &args.process, telemetry, WINDOW)?;
+    let listener = listen::bind(args.admin_listen, "--admin-listen")?;
+    let tls = args
+        .tls
+        .load(listener.addr(), "--admin-listen", process.drain())?;
+    let tokens: Vec<TokenHash> = secretfile::read_text(&args.admin_token_file)?
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(TokenHash::of)
+        .collect();
+    if tokens.is_empty() {
+        return Err(Failure::usage(format!(
+            "{} holds no admin token",
+            args.admin_token_file.display()
+        )));
+    }
+    let signing = signing_key(&args.signing_key_file)?;
+    let policy = Policy {
+        plaintext: args.allow_plaintext_imap,
+        private_hosts: args.allow_private_hosts,
+    };
+    let mut options = Options::new(listener, tokens, signing);
+    options.tls = tls
+        .map(|cert| server_config(cert, &[ALPN_H2]))
+        .transpose()?;
+    options.policy = policy;
+    let bus_options =
+        args.nats
+            .options(Role::Admin, "admin".to_owned(), process.bus_metrics.clone())?;
+    let connect = async { Ok(Bus::connect(bus_options).await?) };
+    let Some(bus) = process.unless_stopped(connect).await? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut work = Work::new();
+    start(&mut process, &mut work, options, bus.clone());
+    process
+        .run(work, |_| {}, async move { bus.close().await })
+        .await
+}
+
+/// Starts the service as a part of this process.
+pub fn start(process: &mut Process, work: &mut Work, options: Options, bus: Bus) {
+    tracing::info!(addr = %options.listener.addr(), tls = options.tls.is_some(), "admin API");
+    let service = Service::new(
+        options,
+        bus,
+        process.metrics.registry(),
+        process.incoming.clone(),
+        process.health.clone(),
+    );
+    let drain = process.drain();
+    work.spawn(async move { Ok(service.run(drain).await?) });
+}
+
+/// Reads the signing key, or makes it.
+///
+/// # Errors
+/// When the file cannot be read or written, or holds something else.
+pub fn signing_key(file: &Path) -> Result<SigningKey, Failure> {
+    if file.try_exists().unwrap_or(true) {
+        let pem = secretfile::read_text(file)?;
+        return Ok(SigningKey::from_pem(&pem)?);
+    }
+    let key = SigningKey::generate(&mut rand::rng())?;
+    secretfile::write(file, key.to_pem().as_bytes())?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_signing_key_is_made_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("signing.pem");
+        let made = signing_key(&file).unwrap();
+        assert_eq!(signing_key(&file).unwrap().kid(), made.kid());
+    }
+}

@@ -1,0 +1,9 @@
+//! One role a process, for a cluster.
+
+pub mod admin;
+pub mod gateway;
+pub mod nats;
+pub mod process;
+pub mod setup;
+pub mod tls;
+pub mod watcher;

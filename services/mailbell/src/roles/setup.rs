@@ -1,0 +1,76 @@
+//! `mailbell setup`: the streams and buckets of an installation.
+
+use std::{io, process::ExitCode};
+
+use mailbell_bus::{Bus, Metrics, Role, SetupReport};
+
+use super::nats::NatsArgs;
+use crate::{failure::Failure, terminal::done};
+
+/// What an installation stores in NATS.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "\
+Creates what is missing, and puts right what differs unless that would lose data. Safe to run again, and needed before the first
+role of a cluster starts (standalone does it by itself). Its NATS user is the only one that may make streams.
+
+Example:
+  mailbell setup --nats-url tls://nats:4222 --nats-user setup --nats-password-file /run/secrets/nats-setup --replicas 3")]
+pub struct Args {
+    /// Replicas of each stream: 1 on a single server, 3 in a cluster
+    #[arg(long, env = "MAILBELL_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub replicas: u8,
+
+    /// Only look, and say what differs
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// How to reach NATS.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What NATS said.
+pub async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let mut options = args
+        .nats
+        .options(Role::Setup, "setup".to_owned(), Metrics::default())?;
+    options.replicas = args.replicas;
+    let bus = Bus::connect(options).await?;
+    let report = if args.dry_run {
+        bus.verify().await
+    } else {
+        bus.setup().await
+    };
+    bus.close().await;
+    let report = report?;
+    done(print(&mut io::stdout().lock(), &report))?;
+    Ok(if report.drift.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        mailbell_runtime::ExitCode::Data.into()
+    })
+}
+
+fn print(out: &mut impl io::Write, report: &SetupReport) -> io::Result<()> {
+    for stream in &report.created {
+        writeln!(out, "created  {stream}")?;
+    }
+    for (word, drifts) in [("changed", &report.changed), ("differs", &report.drift)] {
+        for drift in drifts {
+            writeln!(
+                out,
+                "{word}  {} {}: {} -> {}",
+                drift.stream, drift.field, drift.found, drift.wanted
+            )?;
+        }
+    }
+    let untouched =
+        report.created.is_empty() && report.changed.is_empty() && report.drift.is_empty();
+    if untouched {
+        writeln!(out, "everything is as it should be")?;
+    }
+    Ok(())
+}

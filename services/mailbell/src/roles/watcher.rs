@@ -1,0 +1,183 @@
+//! `mailbell watcher`, and what standalone shares with it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use mailbell_bus::{Bus, Role};
+use mailbell_core::seal::KeyRing;
+use mailbell_imap::{Settings, TlsSettings};
+use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
+use mailbell_watcher::{Metrics, Options, Watcher};
+
+use super::{
+    nats::NatsArgs,
+    process::{Process, ProcessArgs, Work},
+};
+use crate::{failure::Failure, standalone::identity::key_ring};
+
+/// Sessions end, checkpoints are written, claims are released.
+const WINDOW: Duration = Duration::from_secs(25);
+
+/// Mail servers.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Mail servers")]
+pub struct MailArgs {
+    /// File of root certificates (PEM) of mail servers, beside the system's
+    #[arg(long, env = "MAILBELL_IMAP_CA", value_name = "FILE")]
+    pub imap_ca: Option<PathBuf>,
+
+    /// Allow mail servers without TLS (imap+plaintext://)
+    #[arg(long, env = "MAILBELL_ALLOW_PLAINTEXT_IMAP")]
+    pub allow_plaintext_imap: bool,
+}
+
+impl MailArgs {
+    /// What all connections to mail servers have in common.
+    ///
+    /// # Errors
+    /// When the file cannot be used, or nobody is trusted at all.
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        let extra = match &self.imap_ca {
+            None => None,
+            Some(file) => Some(fs::read(file).map_err(|error| {
+                Failure::new(
+                    Code::NoInput,
+                    format!("cannot read {}: {error}", file.display()),
+                )
+            })?),
+        };
+        let tls = TlsSettings::system(extra.as_deref())
+            .map_err(|error| Failure::new(Code::Data, error.to_string()))?;
+        let mut settings = Settings::new(tls);
+        settings.allow_plaintext = self.allow_plaintext_imap;
+        Ok(settings)
+    }
+}
+
+/// The connections to mail servers.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "\
+Owns a share of the accounts, and holds one connection to the mail server of each. On SIGTERM it ends its sessions, writes what it
+knows, and lets others take over.
+
+Example:
+  mailbell watcher --key-ring-file /run/secrets/key.ring --nats-url tls://nats:4222 \\
+    --nats-user watcher --nats-password-file /run/secrets/nats")]
+pub struct Args {
+    /// File with the keys that open stored passwords, mode 0600; made if it does not exist. Every watcher has the same
+    #[arg(long, env = "MAILBELL_KEY_RING_FILE", value_name = "FILE")]
+    pub key_ring_file: PathBuf,
+
+    /// The name by which it owns accounts: the same after a restart, and no other watcher's [default: the host's name]
+    #[arg(long, env = "MAILBELL_MEMBER", value_name = "NAME")]
+    pub member: Option<String>,
+
+    /// Mail servers.
+    #[command(flatten)]
+    pub mail: MailArgs,
+
+    /// How to reach NATS.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+
+    /// Metrics, health and the end.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+impl From<mailbell_watcher::Error> for Failure {
+    fn from(error: mailbell_watcher::Error) -> Self {
+        match error {
+            mailbell_watcher::Error::Bus(error) => error.into(),
+            error => Self::new(Code::Data, error.to_string()),
+        }
+    }
+}
+
+/// Runs the role.
+///
+/// # Errors
+/// What it cannot start with, or failed of.
+pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
+    let mut process = Process::begin("watcher", &args.process, telemetry, WINDOW)?;
+    let ring = key_ring(&args.key_ring_file)?;
+    let settings = args.mail.settings()?;
+    let member = match args.member {
+        Some(member) => member,
+        None => host_name()?,
+    };
+    let bus_options = args.nats.options(
+        Role::Watcher,
+        format!("watcher {member}"),
+        process.bus_metrics.clone(),
+    )?;
+    let connect = async { Ok(Bus::connect(bus_options).await?) };
+    let Some(bus) = process.unless_stopped(connect).await? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut work = Work::new();
+    start(
+        &mut process,
+        &mut work,
+        &member,
+        settings,
+        ring,
+        bus.clone(),
+    )?;
+    process
+        .run(work, |_| {}, async move { bus.close().await })
+        .await
+}
+
+/// Starts the watcher as a part of this process.
+///
+/// # Errors
+/// When it has no key.
+pub fn start(
+    process: &mut Process,
+    work: &mut Work,
+    member: &str,
+    settings: Settings,
+    ring: KeyRing,
+    bus: Bus,
+) -> Result<(), Failure> {
+    let incarnation = format!("{:016x}", rand::random::<u64>());
+    let metrics = Metrics::register(process.metrics.registry());
+    let (watcher, _handle) = Watcher::new(
+        Options::new(member, incarnation),
+        bus,
+        settings,
+        ring,
+        metrics,
+        process.health.clone(),
+    )?;
+    let drain = process.drain();
+    work.spawn(async move { Ok(watcher.run(drain).await?) });
+    Ok(())
+}
+
+/// In a pod, the pod's name.
+fn host_name() -> Result<String, Failure> {
+    let text = fs::read_to_string(Path::new("/proc/sys/kernel/hostname")).unwrap_or_default();
+    let name: String = text
+        .trim()
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    if name.is_empty() {
+        return Err(Failure::usage(
+            "this host has no name: name the watcher with --member",
+        ));
+    }
+    Ok(name)
+}

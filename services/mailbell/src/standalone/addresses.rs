@@ -1,0 +1,144 @@
+//! `addresses.json`: where a standalone installation listens, for the commands that look for it.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use mailbell_runtime::{ExitCode, secretfile};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+/// The file's name in the state directory.
+pub const FILE: &str = "addresses.json";
+/// No file of ours is larger.
+const MAX_BYTES: u64 = 64 * 1024;
+
+/// Where a standalone installation listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Devices.
+    pub push: SocketAddr,
+    /// Whether devices speak TLS.
+    pub push_tls: bool,
+    /// The admin API.
+    pub admin: SocketAddr,
+    /// Whether the admin API speaks TLS.
+    pub admin_tls: bool,
+    /// Metrics and health.
+    pub http: SocketAddr,
+    /// NATS.
+    pub nats: Vec<String>,
+}
+
+impl Addresses {
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn write(&self, directory: &Path) -> Result<(), Failure> {
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Failure::internal(error.to_string()))?;
+        Ok(secretfile::write(&directory.join(FILE), &text)?)
+    }
+
+    /// Reads the file. It may be stale: a process that was killed leaves it behind.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn read(directory: &Path) -> Result<Self, Failure> {
+        let path = directory.join(FILE);
+        let large = fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_BYTES);
+        let text = match fs::read(&path) {
+            Ok(text) if !large => text,
+            Ok(_) => Vec::new(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Failure::unavailable(format!(
+                    "no standalone installation runs on {}: start one with `mailbell standalone`, or say where the service is",
+                    directory.display()
+                )));
+            }
+            Err(error) => {
+                return Err(Failure::new(
+                    ExitCode::NoInput,
+                    format!("cannot read {}: {error}", path.display()),
+                ));
+            }
+        };
+        serde_json::from_slice(&text).map_err(|_| {
+            Failure::new(
+                ExitCode::Data,
+                format!(
+                    "{} is not understood: start the installation again",
+                    path.display()
+                ),
+            )
+        })
+    }
+
+    /// For the command line on the same machine.
+    #[must_use]
+    pub fn admin_url(&self) -> String {
+        url(self.admin_tls, self.admin)
+    }
+
+    /// For devices on the same machine.
+    #[must_use]
+    pub fn push_url(&self) -> String {
+        url(self.push_tls, self.push)
+    }
+}
+
+fn url(tls: bool, addr: SocketAddr) -> String {
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{}", reachable(addr))
+}
+
+/// "Every address" is no address to connect to.
+fn reachable(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let failure = Addresses::read(directory.path()).unwrap_err();
+        assert_eq!(failure.code, ExitCode::Unavailable);
+        assert!(failure.message.contains("mailbell standalone"));
+        let addresses = Addresses {
+            pid: 1,
+            version: "0.1.0".to_owned(),
+            push: "0.0.0.0:7443".parse().unwrap(),
+            push_tls: true,
+            admin: "[::]:7444".parse().unwrap(),
+            admin_tls: false,
+            http: "127.0.0.1:7445".parse().unwrap(),
+            nats: vec!["nats://127.0.0.1:4222".to_owned()],
+        };
+        addresses.write(directory.path()).unwrap();
+        let read = Addresses::read(directory.path()).unwrap();
+        assert_eq!(read, addresses);
+        assert_eq!(read.push_url(), "https://127.0.0.1:7443");
+        assert_eq!(read.admin_url(), "http://[::1]:7444");
+        fs::write(directory.path().join(FILE), "{").unwrap();
+        assert_eq!(
+            Addresses::read(directory.path()).unwrap_err().code,
+            ExitCode::Data
+        );
+    }
+}
