@@ -12,6 +12,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
+use zeroize::Zeroizing;
 
 use crate::{
     Auth, BusError, BusOptions, Metrics, Role,
@@ -83,7 +84,9 @@ struct Events {
     metrics: Metrics,
     client: OnceLock<Client>,
     closed: CancellationToken,
+    /// Whether there may be another server to go to: one of ours, or one that the server names.
     several_servers: bool,
+    discovers: bool,
 }
 
 impl Events {
@@ -133,7 +136,8 @@ impl Events {
         let Some(client) = self.client.get().cloned() else {
             return;
         };
-        if self.several_servers || client.server_info().connect_urls.len() > 1 {
+        let named = self.discovers && client.server_info().connect_urls.len() > 1;
+        if self.several_servers || named {
             let closed = self.closed.clone();
             tokio::spawn(async move {
                 tokio::select! {
@@ -241,9 +245,11 @@ async fn connect_options(options: &BusOptions, tls: bool) -> Result<ConnectOptio
             let text =
                 tokio::task::spawn_blocking(move || mailbell_runtime::secretfile::read_text(&path))
                     .await;
+            // The client finds the seed only with a line's end behind the file's last line.
             let text = text
                 .map_err(|_| BusError::Closed)?
                 .map_err(|error| BusError::Options(error.to_string()))?;
+            let text = Zeroizing::new(format!("{}\n", *text));
             connect.credentials(&text).map_err(|_| {
                 BusError::Options("the NATS credentials file cannot be read".to_owned())
             })?
@@ -289,6 +295,7 @@ impl Bus {
             client: OnceLock::new(),
             closed: closed.clone(),
             several_servers: options.urls.len() > 1,
+            discovers: tls || options.allow_plain,
         });
         let (for_events, for_delay) = (Arc::clone(&events), Arc::clone(&events));
         let client = connect_options(&options, tls)

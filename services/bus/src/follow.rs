@@ -63,6 +63,8 @@ pub enum Followed {
 /// One ordered consumer of a log. Reads only as fast as [`Follower::next`] is called: the server waits.
 #[derive(Debug)]
 pub struct Follower {
+    /// A follower is a handle to the bus too.
+    _bus: Bus,
     rx: mpsc::Receiver<Followed>,
 }
 
@@ -83,7 +85,10 @@ impl Follower {
             next,
         };
         tokio::spawn(following.run(tx));
-        Self { rx }
+        Self {
+            _bus: bus.clone(),
+            rx,
+        }
     }
 
     /// What comes next; `None` once the bus is closed. Cancel-safe.

@@ -2,7 +2,10 @@
 
 use std::{fmt, path::PathBuf};
 
-use mailbell_core::{ids::Installation, timing::Timing};
+use mailbell_core::{
+    ids::{GROUPS, Installation},
+    timing::Timing,
+};
 use zeroize::Zeroizing;
 
 use crate::metrics::Metrics;
@@ -91,36 +94,66 @@ impl Role {
 }
 
 /// How much an installation may store, in bytes. A full log drops its oldest events (devices that were away for longer are told
-/// to resync); a full bucket refuses writes.
+/// to resync); a full bucket refuses writes. The server sets all of it aside when the streams are made, so its own limit
+/// (`max_file_store`, by default a part of the free disk) must be at least [`StorageLimits::total`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StorageLimits {
-    /// Per log (16 of them). Default 1 GiB: a million events of the typical 1 KiB.
+    /// Per log (16 of them). Default 256 MiB: a quarter of a million events of the typical 1 KiB.
     pub log_bytes: u64,
-    /// Per bucket of account records and states (16). Default 256 MiB.
+    /// Per bucket of account records and states (16). Default 64 MiB.
     pub state_bytes: u64,
-    /// Per bucket of checkpoints (16). Default 256 MiB.
+    /// Per bucket of checkpoints (16). Default 64 MiB.
     pub checkpoint_bytes: u64,
-    /// Per bucket of sealed credentials (16). Default 128 MiB.
+    /// Per bucket of sealed credentials (16). Default 32 MiB.
     pub credential_bytes: u64,
-    /// Of the bucket of tokens, external ids and what is fixed. Default 512 MiB.
+    /// Of the bucket of tokens, external ids and what is fixed. Default 128 MiB.
     pub control_bytes: u64,
-    /// Of the bucket of claims. Default 64 MiB.
+    /// Of the bucket of claims. Default 32 MiB.
     pub live_bytes: u64,
-    /// Of the bucket of revocations. Default 128 MiB.
+    /// Of the bucket of revocations. Default 32 MiB.
     pub revoked_bytes: u64,
+}
+
+impl StorageLimits {
+    /// What a server must be able to store.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        let per_group =
+            self.log_bytes + self.state_bytes + self.checkpoint_bytes + self.credential_bytes;
+        per_group * GROUPS as u64 + self.control_bytes + self.live_bytes + self.revoked_bytes
+    }
+
+    /// The defaults in the same proportion, so that they fit into `bytes`.
+    #[must_use]
+    pub fn fitting(bytes: u64) -> Self {
+        let default = Self::default();
+        let share = |part: u64| {
+            let scaled = u128::from(part) * u128::from(bytes) / u128::from(default.total());
+            u64::try_from(scaled).unwrap_or(u64::MAX)
+        };
+        Self {
+            log_bytes: share(default.log_bytes),
+            state_bytes: share(default.state_bytes),
+            checkpoint_bytes: share(default.checkpoint_bytes),
+            credential_bytes: share(default.credential_bytes),
+            control_bytes: share(default.control_bytes),
+            live_bytes: share(default.live_bytes),
+            revoked_bytes: share(default.revoked_bytes),
+        }
+    }
 }
 
 impl Default for StorageLimits {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
         Self {
-            log_bytes: 1024 * MIB,
-            state_bytes: 256 * MIB,
-            checkpoint_bytes: 256 * MIB,
-            credential_bytes: 128 * MIB,
-            control_bytes: 512 * MIB,
-            live_bytes: 64 * MIB,
-            revoked_bytes: 128 * MIB,
+            log_bytes: 256 * MIB,
+            state_bytes: 64 * MIB,
+            checkpoint_bytes: 64 * MIB,
+            credential_bytes: 32 * MIB,
+            control_bytes: 128 * MIB,
+            live_bytes: 32 * MIB,
+            revoked_bytes: 32 * MIB,
         }
     }
 }
@@ -171,6 +204,21 @@ impl BusOptions {
             storage: StorageLimits::default(),
             concurrent_reads: 8,
             metrics: Metrics::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_fit_into_what_there_is() {
+        let default = StorageLimits::default();
+        assert_eq!(StorageLimits::fitting(default.total()), default);
+        for bytes in [1 << 20, 1 << 30, 1 << 40] {
+            let limits = StorageLimits::fitting(bytes);
+            assert!(limits.total() <= bytes && limits.total() > bytes - 1024);
         }
     }
 }

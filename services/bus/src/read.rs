@@ -146,29 +146,23 @@ impl RangeReader {
                 }
                 Err(error) => return Err(error),
             };
-            // Each answer names the one before it: one that was lost shows.
+            // Each answer names the one before it: one that was lost shows, and it is read on from there. If the first one was,
+            // the leader is asked for it.
             let before = number(answer.headers.as_ref(), "Nats-Last-Sequence");
             let last = messages.last().map_or(0, |message| message.sequence);
             match answer.status.map(|status| status.as_u16()) {
                 None | Some(200) => {
                     if before.is_some_and(|before| before != last) {
-                        return if messages.is_empty() {
-                            Err(BusError::Garbled("a batch without its beginning"))
-                        } else {
-                            Ok(Batch {
-                                messages,
-                                more: true,
-                            })
-                        };
+                        return Ok(Batch {
+                            messages,
+                            more: true,
+                        });
                     }
                     messages.push(direct_message(answer)?);
                 }
                 Some(204) => {
                     let pending = number(answer.headers.as_ref(), "Nats-Num-Pending").unwrap_or(0);
                     let whole = before.is_none_or(|before| before == last);
-                    if !whole && messages.is_empty() {
-                        return Err(BusError::Garbled("a batch without its messages"));
-                    }
                     return Ok(Batch {
                         messages,
                         more: pending > 0 || !whole,

@@ -83,6 +83,8 @@ pub fn refuse(code: &str, sentence: &str, retry: bool) -> OwnerResponse {
 /// Serves requests for the partitions it is told to own. Ends when dropped; what has begun is finished.
 #[derive(Debug)]
 pub struct OwnerService {
+    /// A service is a handle to the bus too.
+    _bus: Bus,
     shared: Arc<Shared>,
     serving: Mutex<HashMap<Partition, Serving>>,
     _end: DropGuard,
@@ -162,6 +164,7 @@ impl Bus {
         let running = options.concurrency.max(1);
         let end = self.wire().closed().child_token();
         OwnerService {
+            _bus: self.clone(),
             shared: Arc::new(Shared {
                 wire: Arc::clone(&self.inner.wire),
                 names: self.names().clone(),
@@ -254,8 +257,12 @@ async fn serve(
             },
         }
     }
-    let _ = tokio::time::timeout(shared.wire.patience(), requests.unsubscribe()).await;
-    // What had come is told so at once, instead of being waited for.
+    // Not `unsubscribe`, which would drop what is on its way. What had come is told so at once, instead of being waited for.
+    let draining = tokio::time::timeout(shared.wire.patience(), requests.drain()).await;
+    if !matches!(draining, Ok(Ok(()))) {
+        let _ = done.send(());
+        return;
+    }
     while let Some(message) = requests.next().await {
         shared
             .answer(

@@ -52,6 +52,8 @@ pub enum Change<K, V> {
 /// A watch over records. Reads only as fast as it is asked.
 #[derive(Debug)]
 pub struct Watch<K, V> {
+    /// A watch is a handle to the bus too.
+    _bus: Bus,
     rx: mpsc::Receiver<Change<K, V>>,
 }
 
@@ -115,7 +117,10 @@ impl<K: Send + 'static, V: Send + 'static> Watched<K, V> {
             };
             tokio::spawn(watching.run(tx.clone()));
         }
-        Watch { rx }
+        Watch {
+            _bus: bus.clone(),
+            rx,
+        }
     }
 }
 

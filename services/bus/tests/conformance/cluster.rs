@@ -1,0 +1,166 @@
+//! What changes with three nodes.
+
+use mailbell_bus::{Bus, BusOptions, Filter, Followed, Link, Role};
+use mailbell_test_servers::{NatsCluster, NatsOptions};
+use serde_json::{Value, json};
+
+use crate::world::{PASSWORD, account, api, event, followed, insist, options, soon, uid, users};
+
+async fn cluster() -> NatsCluster {
+    let cluster = NatsCluster::start_with(
+        3,
+        NatsOptions {
+            config: users(),
+            ..NatsOptions::default()
+        },
+    )
+    .await
+    .unwrap();
+    let setup = connect(&cluster, Role::Setup).await;
+    soon(async {
+        // A cluster that has just begun places no stream.
+        while let Err(error) = setup.setup().await {
+            assert!(error.is_retryable(), "{error}");
+        }
+    })
+    .await;
+    assert_eq!(setup.verify().await.unwrap().drift, []);
+    cluster
+}
+
+async fn connect(cluster: &NatsCluster, role: Role) -> Bus {
+    Bus::connect(BusOptions {
+        replicas: 3,
+        ..options(&cluster.url(), role)
+    })
+    .await
+    .unwrap()
+}
+
+async fn operator(cluster: &NatsCluster) -> async_nats::Client {
+    let options = async_nats::ConnectOptions::new()
+        .user_and_password("operator".to_owned(), PASSWORD.to_owned());
+    options
+        .connect(
+            cluster
+                .url()
+                .split(',')
+                .map(ToOwned::to_owned)
+                .collect::<Vec<_>>(),
+        )
+        .await
+        .unwrap()
+}
+
+async fn leader(client: &async_nats::Client, stream: &str) -> usize {
+    let info: Value = api(client, &format!("STREAM.INFO.{stream}"), json!({})).await;
+    let name = info["cluster"]["leader"].as_str().unwrap();
+    name.trim_start_matches('n').parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_leader_is_killed() {
+    let mut cluster = cluster().await;
+    let watcher = connect(&cluster, Role::Watcher).await;
+    let logs = watcher.logs().await.unwrap();
+    let gateway = connect(&cluster, Role::Gateway).await.logs().await.unwrap();
+    let group = account(5, 0).group();
+    let id = logs.ids().get(group);
+    let mut follower = gateway.follow(group, 1);
+    for uid in 1..=50 {
+        insist(&logs, &event(&account(5, 0), uid)).await;
+    }
+    let killed = leader(&operator(&cluster).await, "MB_main_LOG_5").await;
+    cluster.nodes[killed].kill();
+    for uid in 51..=100 {
+        insist(&logs, &event(&account(5, 0), uid)).await;
+    }
+    // Every one, in order; one that was stored twice lies there twice.
+    let mut seen = Vec::new();
+    while seen.last() != Some(&100) {
+        match followed(&mut follower).await {
+            Followed::Entry(entry) => seen.push(uid(&entry.event.unwrap())),
+            Followed::Made { log_id, .. } => assert_eq!(log_id, id, "the same history"),
+            other => panic!("{other:?}"),
+        }
+    }
+    seen.dedup();
+    assert_eq!(seen, (1..=100).collect::<Vec<_>>());
+    // The node comes back and may lag: reads are complete all the same.
+    cluster.nodes[killed].restart().await.unwrap();
+    insist(&logs, &event(&account(5, 0), 101)).await;
+    for _ in 0..20 {
+        let tail = soon(async {
+            loop {
+                if let Ok(tail) = gateway.tail(group).await {
+                    return tail;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let read = gateway
+            .read(group, Filter::Account(account(5, 0)), 0, tail.last)
+            .all()
+            .await
+            .unwrap();
+        let mut uids: Vec<_> = read
+            .iter()
+            .map(|entry| uid(entry.event.as_ref().unwrap()))
+            .collect();
+        uids.dedup();
+        assert_eq!(uids, (1..=101).collect::<Vec<_>>());
+    }
+    assert_eq!(logs.ids().check(group).await.unwrap().0, id);
+}
+
+#[tokio::test]
+async fn a_server_in_lame_duck_mode_is_left() {
+    let cluster = cluster().await;
+    // It learns of the others from the one that will leave.
+    let node = &cluster.nodes[0];
+    let options = BusOptions {
+        allow_plain: true,
+        ..options(&node.url(), Role::Watcher)
+    };
+    let bus = Bus::connect(options).await.unwrap();
+    let logs = bus.logs().await.unwrap();
+    let mut link = bus.link();
+    let Link::Up {
+        since: first,
+        lame_duck: false,
+    } = *link.borrow_and_update()
+    else {
+        panic!("not up")
+    };
+    let pid = node.pid().unwrap().to_string();
+    tokio::process::Command::new("kill")
+        .args(["-USR2", &pid])
+        .status()
+        .await
+        .unwrap();
+    let noticed = *soon(link.wait_for(|link| {
+        !matches!(
+            link,
+            Link::Up {
+                lame_duck: false,
+                ..
+            }
+        )
+    }))
+    .await
+    .unwrap();
+    assert_eq!(
+        noticed,
+        Link::Up {
+            since: first,
+            lame_duck: true
+        }
+    );
+    assert!(!bus.ready());
+    // The server would keep the connection for longer; it takes no new one.
+    let elsewhere =
+        |link: &Link| matches!(link, Link::Up { since, lame_duck: false } if *since != first);
+    soon(link.wait_for(elsewhere)).await.unwrap();
+    insist(&logs, &event(&account(5, 0), 1)).await;
+}

@@ -1,0 +1,22 @@
+//! What the bus promises, against real servers: one node, and where it matters three.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
+
+mod append;
+mod auth;
+mod claims;
+mod cluster;
+mod fake;
+mod follow;
+mod log_ids;
+mod permissions;
+mod proxy;
+mod read;
+mod requests;
+mod setup;
+mod state;
+mod world;

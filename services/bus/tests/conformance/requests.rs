@@ -1,0 +1,272 @@
+//! Requests to the owner of an account.
+
+use std::{sync::Arc, time::Duration};
+
+use mailbell_bus::{AskError, Bus, OwnerService, Role, ServeOptions, refuse};
+use mailbell_core::ids::{AccountId, Partition};
+use mailbell_proto::bus::v1::{
+    CheckResult, ListPage, OwnerRequest, OwnerResponse, owner_request::Request,
+    owner_response::Response,
+};
+use prost::Message as _;
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use crate::world::{World, account, partition, soon};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn question() -> OwnerRequest {
+    OwnerRequest {
+        request: Some(Request::List(ListPage {
+            limit: 5,
+            ..ListPage::default()
+        })),
+        ..OwnerRequest::default()
+    }
+}
+
+fn answer(text: &str) -> OwnerResponse {
+    let result = CheckResult {
+        ok: true,
+        code: text.to_owned(),
+        ..CheckResult::default()
+    };
+    OwnerResponse {
+        response: Some(Response::Check(result)),
+    }
+}
+
+/// The code of an answer, good or bad.
+fn code(response: OwnerResponse) -> String {
+    match response.response {
+        Some(Response::Check(result)) => result.code,
+        Some(Response::Error(error)) => error.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// An owner that says its name and whom it was asked for.
+fn named(bus: &Bus, name: &'static str) -> OwnerService {
+    bus.serve(
+        ServeOptions::default(),
+        move |account: AccountId, request: OwnerRequest| async move {
+            assert_eq!(request.account, account.to_string());
+            assert_eq!(request.request, question().request);
+            answer(&format!("{name} {account}"))
+        },
+    )
+}
+
+#[tokio::test]
+async fn nobody_owns_it_and_then_somebody_does() {
+    let world = World::start().await;
+    let gateway = world.bus(Role::Gateway).await;
+    let id = account(5, 0);
+    assert_eq!(
+        gateway.ask(&id, question(), PATIENCE).await,
+        Err(AskError::NoOwner)
+    );
+    let watcher = world.bus(Role::Watcher).await;
+    let owner = named(&watcher, "one");
+    let all: Vec<Partition> = Partition::all().collect();
+    owner.own(&all).await.unwrap();
+    for asker in [&gateway, &world.bus(Role::Admin).await] {
+        assert_eq!(
+            code(asker.ask(&id, question(), PATIENCE).await.unwrap()),
+            format!("one {id}")
+        );
+    }
+    owner.disown(&all).await;
+    assert_eq!(soon(until_no_owner(&gateway, &id)).await, AskError::NoOwner);
+}
+
+async fn until_no_owner(asker: &Bus, id: &AccountId) -> AskError {
+    loop {
+        if let Err(error) = asker.ask(id, question(), PATIENCE).await {
+            return error;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hand_over_has_an_answer_for_everybody() {
+    let world = World::start().await;
+    let gateway = world.bus(Role::Gateway).await;
+    let id = account(5, 0);
+    let (one, two) = (
+        world.bus(Role::Watcher).await,
+        world.bus(Role::Watcher).await,
+    );
+    let (first, second) = (named(&one, "one"), named(&two, "two"));
+    first.own(&[partition(5)]).await.unwrap();
+    let asking = async {
+        let mut from_one = 0;
+        loop {
+            match gateway.ask(&id, question(), PATIENCE).await {
+                Ok(response) => match code(response).split(' ').next().unwrap() {
+                    "one" => from_one += 1,
+                    "two" => return from_one,
+                    "not-owner" => {}
+                    other => panic!("{other}"),
+                },
+                Err(AskError::NoOwner) => {}
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    };
+    let handing = async {
+        first.disown(&[partition(5)]).await;
+        second.own(&[partition(5)]).await.unwrap();
+    };
+    let (_from_one, ()) = soon(async { tokio::join!(asking, handing) }).await;
+}
+
+#[tokio::test]
+async fn busy() {
+    let world = World::start().await;
+    let (gateway, watcher) = (
+        world.bus(Role::Gateway).await,
+        world.bus(Role::Watcher).await,
+    );
+    let (go, began) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let (gate, begins) = (Arc::clone(&go), Arc::clone(&began));
+    let owner = watcher.serve(
+        ServeOptions {
+            concurrency: 1,
+            queue: 1,
+        },
+        move |_, _| {
+            let (gate, begins) = (Arc::clone(&gate), Arc::clone(&begins));
+            async move {
+                begins.notify_one();
+                gate.acquire().await.unwrap().forget();
+                answer("done")
+            }
+        },
+    );
+    owner.own(&[partition(5)]).await.unwrap();
+    let ask = || {
+        let gateway = gateway.clone();
+        tokio::spawn(async move {
+            gateway
+                .ask(&account(5, 0), question(), PATIENCE)
+                .await
+                .map(code)
+        })
+    };
+    let running = ask();
+    soon(began.notified()).await;
+    // Of two more one waits and one is refused, whichever comes first.
+    let (mut two, mut three) = (ask(), ask());
+    let two_first = soon(async {
+        tokio::select! {
+            refused = &mut two => Ok(refused),
+            refused = &mut three => Err(refused),
+        }
+    })
+    .await;
+    let (refused, waits) = match two_first {
+        Ok(refused) => (refused, three),
+        Err(refused) => (refused, two),
+    };
+    assert_eq!(refused.unwrap().unwrap(), "busy");
+    go.add_permits(2);
+    assert_eq!(soon(running).await.unwrap().unwrap(), "done");
+    assert_eq!(soon(waits).await.unwrap().unwrap(), "done");
+}
+
+#[tokio::test]
+async fn who_gives_up_is_worked_for_no_longer() {
+    let world = World::start().await;
+    let (gateway, watcher) = (
+        world.bus(Role::Gateway).await,
+        world.bus(Role::Watcher).await,
+    );
+    let (dropped, mut drops) = mpsc::channel(1);
+    struct OnDrop(mpsc::Sender<()>);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            let _ = self.0.try_send(());
+        }
+    }
+    let owner = watcher.serve(ServeOptions::default(), move |_, _| {
+        let guard = OnDrop(dropped.clone());
+        async move {
+            let _guard = guard;
+            std::future::pending().await
+        }
+    });
+    owner.own(&[partition(5)]).await.unwrap();
+    let asked = gateway
+        .ask(&account(5, 0), question(), Duration::from_millis(300))
+        .await;
+    assert_eq!(asked, Err(AskError::Timeout));
+    soon(drops.recv()).await.unwrap();
+}
+
+#[tokio::test]
+async fn answers_and_questions_that_make_no_sense() {
+    let world = World::start().await;
+    let (gateway, watcher) = (
+        world.bus(Role::Gateway).await,
+        world.bus(Role::Watcher).await,
+    );
+    let owner = watcher.serve(ServeOptions::default(), |_, _| async {
+        refuse("large", &"x".repeat(2 << 20), false)
+    });
+    owner.own(&[partition(5)]).await.unwrap();
+    // An answer that NATS does not take.
+    assert_eq!(
+        code(
+            gateway
+                .ask(&account(5, 0), question(), PATIENCE)
+                .await
+                .unwrap()
+        ),
+        "too-large"
+    );
+    // A question that NATS does not take.
+    let mut large = question();
+    large.traceparent = "x".repeat(2 << 20);
+    assert_eq!(
+        gateway.ask(&account(5, 0), large, PATIENCE).await,
+        Err(AskError::TooLarge)
+    );
+    let foreign = OwnerRequest {
+        account: account(6, 0).to_string(),
+        timeout_ms: 1000,
+        ..question()
+    };
+    let raw = world.raw("gateway").await;
+    for (payload, expected) in [
+        (foreign.encode_to_vec(), "no-such-account"),
+        (vec![0xff], "unreadable"),
+    ] {
+        let answer = soon(raw.request("mb.main.req.5", payload.into()))
+            .await
+            .unwrap();
+        assert_eq!(
+            code(OwnerResponse::decode(answer.payload).unwrap()),
+            expected
+        );
+    }
+}
+
+#[tokio::test]
+async fn only_who_may_asks_and_answers() {
+    let world = World::start().await;
+    let watcher = world.bus(Role::Watcher).await;
+    assert_eq!(
+        watcher.ask(&account(5, 0), question(), PATIENCE).await,
+        Err(AskError::Denied)
+    );
+    // A gateway that claims to own a partition is never asked.
+    let gateway = world.bus(Role::Gateway).await;
+    let owner = named(&gateway, "gateway");
+    let _ = owner.own(&[partition(5)]).await;
+    let admin = world.bus(Role::Admin).await;
+    assert_eq!(
+        admin.ask(&account(5, 0), question(), PATIENCE).await,
+        Err(AskError::NoOwner)
+    );
+}
