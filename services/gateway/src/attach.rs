@@ -102,6 +102,9 @@ async fn register(
             Attached::Unproven(groups) => shared.ask_leaders(&groups, &mut logs).await?,
             Attached::Changing => break,
             Attached::Refused(refusal) => return Err(shared.refuse(refusal)),
+            Attached::TooMany => {
+                return Err(Status::resource_exhausted("too many streams here"));
+            }
             Attached::Draining => return Err(draining()),
         }
     }

@@ -16,6 +16,8 @@ pub struct Options {
     pub bounds: Bounds,
     /// Streams that one connection may carry. Default 100: an app back end multiplexes, a phone has one.
     pub streams_per_connection: u32,
+    /// Streams of all connections together. Default 200,000; one more is refused with RESOURCE_EXHAUSTED.
+    pub devices: usize,
     /// Bounds of one device's queue. Default 16 frames, 64 KiB.
     pub queue: QueueLimits,
     /// Bounds of the recent window of each of the 16 logs. Default 4096 entries, 4 MiB: a device that reconnects within it
@@ -52,6 +54,7 @@ impl Default for Options {
                 ..Bounds::default()
             },
             streams_per_connection: 100,
+            devices: 200_000,
             queue: QueueLimits {
                 frames: 16,
                 bytes: 64 * 1024,
@@ -82,6 +85,7 @@ impl Options {
                 "streams per connection",
                 self.streams_per_connection as usize,
             ),
+            ("devices", self.devices),
             ("frames of a queue", self.queue.frames),
             ("replays", self.replays),
             ("listings", self.listings),

@@ -51,6 +51,8 @@ pub(crate) enum Attached {
     Changing,
     /// The token is no longer good.
     Refused(Refusal),
+    /// This gateway holds as many devices as it may.
+    TooMany,
     /// This gateway is about to end.
     Draining,
 }
@@ -82,6 +84,9 @@ impl Dispatcher {
     ) -> Result<delivery::From, Attached> {
         if self.draining.is_some() {
             return Err(Attached::Draining);
+        }
+        if self.outbox.seats.len() >= self.parts.options.devices {
+            return Err(Attached::TooMany);
         }
         // Again, in this task: a revocation that came since the token was verified has either been seen here, or this device
         // is among those that are looked at when it is.

@@ -10,7 +10,7 @@ async fn a_lost_log_is_a_resync_for_whom_it_concerns() {
     let group = account(0).group();
     let other = (1..).map(account).find(|a| a.group() != group).unwrap();
     let mut concerned = world.device(&[account(0), other.clone()]).await;
-    let mut unconcerned = world.device(&[other.clone()]).await;
+    let mut unconcerned = world.device(std::slice::from_ref(&other)).await;
     concerned.live().await;
     unconcerned.live().await;
     for uid in 1..=3 {

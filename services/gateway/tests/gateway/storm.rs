@@ -3,6 +3,7 @@
 use mailbell_core::delivery::WindowLimits;
 use mailbell_gateway::Options;
 use mailbell_proto::push::v1::SubscribeRequest;
+use tonic::Code;
 
 use crate::support::{Device, World, account, arrival, bearer, options};
 
@@ -63,4 +64,24 @@ async fn a_storm_asks_each_leader_a_few_times_and_serves_everybody() {
     assert!(asked < DEVICES, "{asked} questions");
     let bad = client.subscribe(SubscribeRequest::default()).await;
     assert!(bad.is_err());
+}
+
+#[tokio::test]
+async fn one_device_too_many_is_refused_until_another_has_gone() {
+    let options = Options {
+        devices: 2,
+        ..options()
+    };
+    let world = World::with(options).await;
+    let first = world.device(&[account(0)]).await;
+    let _second = world.device(&[account(0)]).await;
+    let token = world.minter.token(&[account(0)]);
+    let request = SubscribeRequest::default();
+    let refused = world.refused(request.clone(), &token).await;
+    assert_eq!(refused, Code::ResourceExhausted);
+    drop(first);
+    world
+        .until("gone", || world.value("gateway_devices") == 1.0)
+        .await;
+    assert_eq!(world.refused(request, &token).await, Code::Ok);
 }

@@ -349,7 +349,7 @@ impl Device {
     /// The next frame, or how the stream ends.
     pub(crate) async fn try_next(&mut self) -> Result<Frame, Status> {
         let frame = timeout(LIMIT, self.stream.message()).await;
-        let Some(frame) = frame.expect("a frame in time")? else {
+        let Some(frame) = frame.unwrap()? else {
             return Err(Status::ok("the end"));
         };
         let frame = frame.frame.unwrap();
