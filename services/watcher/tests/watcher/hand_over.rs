@@ -1,0 +1,216 @@
+//! Ends and beginnings: SIGTERM, crashes, removal.
+
+use std::time::Duration;
+
+use mailbell_bus::{AskError, Role, Take};
+use mailbell_core::{event::Fact, ids::Partition};
+use mailbell_proto::{
+    bus::v1::{AccountRecord, OwnerRequest},
+    push::v1::Health,
+};
+
+use crate::world::{World, assert_no_repeats, mail};
+
+#[tokio::test]
+async fn a_drain_stores_releases_and_logs_out() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    for number in 0..5 {
+        let message = mail(&format!("n{number}"));
+        world.dovecot.deliver_lmtp("alice", &message).await.unwrap();
+    }
+    world.until_arrived(&account, 5).await;
+    assert_eq!(world.drain(Duration::from_secs(20)).await, Ok(()));
+    let (last, _) = world.events(&account).await.pop().unwrap();
+    let stored = world
+        .admin
+        .checkpoints()
+        .load(&account)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(stored.value.position, last);
+    assert!(
+        world.dovecot.log().contains("Logged out"),
+        "{}",
+        world.dovecot.log()
+    );
+    // Nobody answers, and anybody may take over at once, knowing that all of it is stored.
+    let asked = world
+        .admin
+        .ask(&account, OwnerRequest::default(), Duration::from_secs(5))
+        .await;
+    assert_eq!(asked.unwrap_err(), AskError::NoOwner);
+    let other = world.bus(Role::Watcher).await;
+    let (claims, _lost) = other.claims("pod-1", "x").await.unwrap();
+    let all: Vec<Partition> = Partition::all().collect();
+    for (partition, take) in claims.take(&all).await {
+        let Ok(Take::Taken(taken)) = take else {
+            panic!("{partition}: {take:?}");
+        };
+        let before = taken.before.unwrap();
+        assert!(before.released);
+        if partition == account.partition() {
+            assert!(before.flushed >= last, "{before:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drain_is_bounded_when_nats_is_away() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    world.nats.kill();
+    let begun = tokio::time::Instant::now();
+    let _ = world.drain(Duration::from_secs(4)).await;
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn mail_of_a_pause_between_two_watchers_is_told_once() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    let mut count = 0;
+    for round in 0..3 {
+        world
+            .dovecot
+            .deliver_lmtp("alice", &mail(&format!("seen{round}")))
+            .await
+            .unwrap();
+        count += 1;
+        world.until_arrived(&account, count).await;
+        if round == 1 {
+            world.crash().await;
+        } else {
+            world.drain(Duration::from_secs(20)).await.unwrap();
+        }
+        world
+            .dovecot
+            .deliver_lmtp("alice", &mail(&format!("missed{round}")))
+            .await
+            .unwrap();
+        count += 1;
+        world.start().await;
+        world.until_arrived(&account, count).await;
+    }
+    let subjects = world.until_arrived(&account, count).await;
+    assert_eq!(
+        subjects,
+        ["seen0", "missed0", "seen1", "missed1", "seen2", "missed2"]
+    );
+    assert_no_repeats(&world.events(&account).await);
+}
+
+#[tokio::test]
+async fn a_crash_in_the_middle_of_a_burst_loses_and_repeats_nothing() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    let messages: Vec<_> = (0..200).map(|number| mail(&format!("n{number}"))).collect();
+    for part in messages.chunks(40) {
+        let already = world.events(&account).await.len();
+        world
+            .dovecot
+            .deliver_many("alice", part.iter().map(Vec::as_slice))
+            .await
+            .unwrap();
+        world
+            .until_events(&account, |events| events.len() > already)
+            .await;
+        world.crash().await;
+        world.start().await;
+    }
+    let subjects = world.until_arrived(&account, 200).await;
+    let expected: Vec<_> = (0..200).map(|number| format!("n{number}")).collect();
+    assert_eq!(subjects, expected);
+    assert_no_repeats(&world.events(&account).await);
+}
+
+#[tokio::test]
+async fn a_lost_checkpoint_is_rebuilt_from_the_log() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("one"))
+        .await
+        .unwrap();
+    world.until_arrived(&account, 1).await;
+    world.drain(Duration::from_secs(20)).await.unwrap();
+    world.admin.checkpoints().delete(&account).await.unwrap();
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("two"))
+        .await
+        .unwrap();
+    world.start().await;
+    // All of it was flushed, so nothing but the mailbox itself can say where to begin: devices list it.
+    world
+        .until_events(&account, |events| {
+            events
+                .iter()
+                .any(|event| matches!(event.fact, Fact::Resync { uid_next: 3, .. }))
+        })
+        .await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("three"))
+        .await
+        .unwrap();
+    assert_eq!(world.until_arrived(&account, 2).await, ["one", "three"]);
+}
+
+#[tokio::test]
+async fn a_removed_account_ends_and_leaves_nothing() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    let other = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    world.until_watching(&other).await;
+    let tombstone = AccountRecord {
+        removed_at_ms: 1,
+        ..world.record(&["INBOX"])
+    };
+    world.write(&account, tombstone, None).await;
+    // Its checkpoint goes last.
+    let begun = tokio::time::Instant::now();
+    while world
+        .admin
+        .checkpoints()
+        .load(&account)
+        .await
+        .unwrap()
+        .is_some()
+    {
+        assert!(begun.elapsed() < crate::world::LIMIT, "{}", world.metrics());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(world.events(&account).await.is_empty());
+    assert!(
+        world
+            .admin
+            .statuses()
+            .get(&account)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("after"))
+        .await
+        .unwrap();
+    assert_eq!(world.until_arrived(&other, 1).await, ["after"]);
+    assert!(world.events(&account).await.is_empty());
+    // The next start leaves it at that.
+    world.drain(Duration::from_secs(20)).await.unwrap();
+    world.start().await;
+    world
+        .until_status(&other, |_, health| health == Health::Watching)
+        .await;
+    assert!(world.events(&account).await.is_empty());
+}

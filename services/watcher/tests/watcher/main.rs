@@ -1,0 +1,13 @@
+//! The watcher between a real Dovecot and a real nats-server.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
+
+mod arrivals;
+mod hand_over;
+mod mailboxes;
+mod requests;
+mod world;

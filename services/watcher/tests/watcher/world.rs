@@ -1,0 +1,387 @@
+//! A real Dovecot, a real nats-server, and a watcher between them.
+
+use std::{sync::Arc, time::Duration};
+
+use mailbell_bus::{Bus, BusOptions, Filter, Followed, Role, state::Cas};
+use mailbell_core::{
+    checkpoint::Checkpoint,
+    event::{Event, Fact},
+    ids::{AccountId, Position, Tenant},
+    seal::{Binding, KeyRing, PublicKey, seal},
+    timing::Timing,
+};
+use mailbell_imap::{Settings, TlsSettings};
+use mailbell_proto::{
+    admin::v1::TlsMode,
+    bus::v1::{
+        AccountRecord, CheckLogin, CheckResult, ListPage, OwnerError, OwnerRequest, PageResult,
+        SealedCredential, StatusRecord, owner_request::Request, owner_response::Response,
+    },
+    push::v1::{Health, Message},
+};
+use mailbell_runtime::{
+    drain::{Drain, Undrained},
+    health::Health as ProcessHealth,
+    metrics::Metrics as Registry,
+};
+use mailbell_test_servers::{Dovecot, DovecotOptions, NatsOptions, NatsServer};
+use mailbell_watcher::{Error, Handle, Metrics, Options, Watcher};
+use prost::Message as _;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use ulid::Ulid;
+
+/// Two cores are shared with many other tests.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+const USER: &str = "alice";
+
+pub(crate) struct World {
+    pub(crate) nats: NatsServer,
+    pub(crate) dovecot: Dovecot,
+    /// Does what the admin API and the gateway do.
+    pub(crate) admin: Bus,
+    gateway: Bus,
+    ring: String,
+    key: PublicKey,
+    timing: Timing,
+    running: Option<Running>,
+    incarnation: u32,
+}
+
+struct Running {
+    drain: Drain,
+    task: JoinHandle<Result<(), Error>>,
+    handle: Handle,
+    registry: Arc<Registry>,
+    health: ProcessHealth,
+}
+
+/// As a mail server would deliver it.
+pub(crate) fn mail(subject: &str) -> Vec<u8> {
+    format!(
+        "From: Bob <bob@example.org>\r\nTo: alice@example.org\r\nSubject: {subject}\r\n\
+         Message-ID: <{}@example.org>\r\nDate: Mon, 23 Nov 2026 10:00:00 +0000\r\n\r\nHello from {subject}\r\n",
+        Ulid::generate()
+    )
+    .into_bytes()
+}
+
+async fn connect(nats: &NatsServer, role: Role, timing: Timing) -> Bus {
+    let mut options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
+    options.timing = timing;
+    Bus::connect(options).await.unwrap()
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::with(DovecotOptions::default()).await
+    }
+
+    pub(crate) async fn with(options: DovecotOptions) -> Self {
+        let timing = Timing {
+            checkpoint_delay: Duration::from_millis(200),
+            claim_refresh: Duration::from_secs(2),
+            ..Timing::default()
+        };
+        let (nats, dovecot) = tokio::join!(
+            NatsServer::start(NatsOptions::default()),
+            Dovecot::start(options)
+        );
+        let (nats, dovecot) = (nats.unwrap(), dovecot.unwrap());
+        let setup = connect(&nats, Role::Setup, timing).await;
+        setup.setup().await.unwrap();
+        let mut ring = KeyRing::default();
+        let key = ring.add(0, &mut rand::rng()).unwrap();
+        let mut world = Self {
+            admin: connect(&nats, Role::Admin, timing).await,
+            gateway: connect(&nats, Role::Gateway, timing).await,
+            nats,
+            dovecot,
+            ring: ring.to_text().to_string(),
+            key,
+            timing,
+            running: None,
+            incarnation: 0,
+        };
+        world.start().await;
+        world
+    }
+
+    /// Starts a watcher: always the same member, each time another incarnation.
+    pub(crate) async fn start(&mut self) {
+        self.launch().await;
+        let running = self.running.as_mut().unwrap();
+        let ready = timeout(LIMIT, running.handle.ready()).await;
+        assert_eq!(ready, Ok(true), "{:?}", running.handle.progress());
+        assert_eq!(running.handle.progress().partitions, 1024);
+        assert!(running.health.readiness().ok);
+    }
+
+    async fn launch(&mut self) {
+        self.incarnation += 1;
+        let bus = connect(&self.nats, Role::Watcher, self.timing).await;
+        let mut options = Options::new("pod-0", format!("start-{}", self.incarnation));
+        options.limits.poll_least = Duration::from_millis(500);
+        options.limits.tell_after = Duration::from_secs(2);
+        options.limits.sweep = Duration::from_secs(2);
+        options.limits.permanent_retry = Duration::from_secs(5);
+        options.limits.reconnect_most = Duration::from_secs(3);
+        options.limits.append_most = Duration::from_secs(2);
+        options.retake = Duration::from_secs(1);
+        let authority = self.dovecot.certificate().authority_pem.clone();
+        let mut imap = Settings::new(TlsSettings::only([authority.as_bytes()]).unwrap());
+        imap.allow_plaintext = true;
+        let mut registry = Registry::new("watcher");
+        let metrics = Metrics::register(registry.registry());
+        let health = ProcessHealth::new();
+        let ring = KeyRing::from_text(&self.ring).unwrap();
+        let (watcher, handle) =
+            Watcher::new(options, bus, imap, ring, metrics, health.clone()).unwrap();
+        let (drain, drained) = Drain::new();
+        let task = tokio::spawn(watcher.run(drained));
+        self.running = Some(Running {
+            drain,
+            task,
+            handle,
+            registry: Arc::new(registry),
+            health,
+        });
+    }
+
+    /// As SIGTERM does.
+    pub(crate) async fn drain(&mut self, window: Duration) -> Result<(), Undrained> {
+        let running = self.running.take().unwrap();
+        let drained = running.drain.drain_with_timeout(window).await;
+        if drained.is_ok() {
+            timeout(LIMIT, running.task)
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
+        }
+        drained
+    }
+
+    /// As a crash does: nothing is stored, nothing is released, the connections to the mail server break.
+    pub(crate) async fn crash(&mut self) {
+        let running = self.running.take().unwrap();
+        running.task.abort();
+        let _ = running.task.await;
+    }
+
+    /// Another connection.
+    pub(crate) async fn bus(&self, role: Role) -> Bus {
+        connect(&self.nats, role, self.timing).await
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        self.running.as_ref().unwrap().registry.encode().unwrap()
+    }
+
+    /// The value of a line of the metrics that begins so.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics();
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            .unwrap_or(0.0)
+    }
+
+    pub(crate) fn record(&self, folders: &[&str]) -> AccountRecord {
+        AccountRecord {
+            schema: 1,
+            host: "localhost".to_owned(),
+            port: self.dovecot.imaps_port().into(),
+            tls: TlsMode::Implicit.into(),
+            user: USER.to_owned(),
+            folders: folders.iter().map(|name| (*name).to_owned()).collect(),
+            credential_version: 1,
+            ..AccountRecord::default()
+        }
+    }
+
+    pub(crate) fn sealed(
+        &self,
+        account: &AccountId,
+        record: &AccountRecord,
+        password: &str,
+    ) -> SealedCredential {
+        let binding = Binding::of(account, record);
+        seal(&self.key, &binding, password.as_bytes(), &mut rand::rng()).unwrap()
+    }
+
+    /// Adds an account as the admin API does: the login is checked first, and what was found is the first checkpoint.
+    pub(crate) async fn add(&self, folders: &[&str]) -> AccountId {
+        let account = AccountId::new(Tenant::default(), Ulid::generate());
+        let record = self.record(folders);
+        let sealed = self.sealed(&account, &record, "secret");
+        let check = CheckLogin {
+            account: Some(record.clone()),
+            credential: Some(sealed.clone()),
+        };
+        let result = self.check(&account, check).await.unwrap();
+        assert!(result.ok, "{result:?}");
+        let looked = result
+            .folders
+            .into_iter()
+            .map(|folder| (folder.name, folder.generation, folder.uid_next));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now_us = i64::try_from(now.unwrap().as_micros()).unwrap();
+        let checkpoint = Checkpoint::first(looked, now_us);
+        let stored = self
+            .admin
+            .checkpoints()
+            .store(&account, &checkpoint, 0)
+            .await;
+        assert!(matches!(stored, Ok(Cas::Stored(_))), "{stored:?}");
+        self.write(&account, record, Some(sealed)).await;
+        account
+    }
+
+    /// Writes credential and record, whatever was there.
+    pub(crate) async fn write(
+        &self,
+        account: &AccountId,
+        record: AccountRecord,
+        sealed: Option<SealedCredential>,
+    ) {
+        if let Some(sealed) = sealed {
+            self.admin
+                .credentials()
+                .put(account, &sealed)
+                .await
+                .unwrap();
+        }
+        let accounts = self.admin.accounts();
+        let written = match accounts.get(account).await.unwrap() {
+            Some(found) => accounts.update(account, &record, found.revision).await,
+            None => accounts.create(account, &record).await,
+        };
+        assert!(matches!(written, Ok(Cas::Stored(_))), "{written:?}");
+    }
+
+    pub(crate) async fn check(
+        &self,
+        account: &AccountId,
+        check: CheckLogin,
+    ) -> Result<CheckResult, OwnerError> {
+        match self.ask(&self.admin, account, Request::Check(check)).await {
+            Response::Check(result) => Ok(result),
+            Response::Error(error) => Err(error),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn list(
+        &self,
+        account: &AccountId,
+        page: ListPage,
+    ) -> Result<PageResult, OwnerError> {
+        match self.ask(&self.gateway, account, Request::List(page)).await {
+            Response::Page(page) => Ok(page),
+            Response::Error(error) => Err(error),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn ask(&self, bus: &Bus, account: &AccountId, request: Request) -> Response {
+        let request = OwnerRequest {
+            request: Some(request),
+            ..OwnerRequest::default()
+        };
+        let answer = bus.ask(account, request, LIMIT).await.unwrap();
+        answer.response.unwrap()
+    }
+
+    /// The account's log as it is now.
+    pub(crate) async fn events(&self, account: &AccountId) -> Vec<(Position, Event)> {
+        let logs = self.admin.logs().await.unwrap();
+        let group = account.group();
+        let tail = logs.tail(group).await.unwrap();
+        let filter = Filter::Account(account.clone());
+        let entries = logs.read(group, filter, 0, tail.last).all().await.unwrap();
+        entries
+            .into_iter()
+            .map(|entry| (entry.position, entry.event.unwrap()))
+            .collect()
+    }
+
+    /// Reads the account's log from its beginning, and on as it grows, until it is as `wanted` says.
+    pub(crate) async fn until_events(
+        &self,
+        account: &AccountId,
+        mut wanted: impl FnMut(&[Event]) -> bool,
+    ) -> Vec<Event> {
+        let logs = self.gateway.logs().await.unwrap();
+        let mut follower = logs.follow(account.group(), 1);
+        let mut events = Vec::new();
+        let found = timeout(LIMIT, async {
+            while !wanted(&events) {
+                if let Followed::Entry(entry) = follower.next().await.unwrap()
+                    && entry.account == *account
+                {
+                    events.extend(entry.event);
+                }
+            }
+        });
+        if found.await.is_err() {
+            panic!("not within {LIMIT:?}: {events:?}\n{}", self.metrics());
+        }
+        events
+    }
+
+    /// Waits until so many messages arrived; the subjects in the order of the log.
+    pub(crate) async fn until_arrived(&self, account: &AccountId, count: usize) -> Vec<String> {
+        let events = self
+            .until_events(account, |events| arrivals(events).len() >= count)
+            .await;
+        arrivals(&events)
+            .into_iter()
+            .map(|message| message.subject)
+            .collect()
+    }
+
+    /// Waits until the account's status is as `wanted` says.
+    pub(crate) async fn until_status(
+        &self,
+        account: &AccountId,
+        wanted: impl Fn(&StatusRecord, Health) -> bool,
+    ) -> StatusRecord {
+        let begun = Instant::now();
+        loop {
+            let found = self.admin.statuses().get(account).await.unwrap();
+            if let Some(found) = &found
+                && let Some(state) = &found.value.state
+                && wanted(&found.value, state.health())
+            {
+                return found.value.clone();
+            }
+            assert!(begun.elapsed() < LIMIT, "{found:?}\n{}", self.metrics());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub(crate) async fn until_watching(&self, account: &AccountId) {
+        self.until_status(account, |_, health| health == Health::Watching)
+            .await;
+    }
+}
+
+/// The messages that arrived, in the order of the log.
+pub(crate) fn arrivals(events: &[Event]) -> Vec<Message> {
+    events
+        .iter()
+        .filter(|event| matches!(event.fact, Fact::Arrived { .. }))
+        .map(|event| Message::decode(event.content.clone()).unwrap())
+        .collect()
+}
+
+/// No fact was told twice, by its key.
+pub(crate) fn assert_no_repeats(events: &[(Position, Event)]) {
+    let mut keys: Vec<String> = events.iter().map(|(_, event)| event.message_id()).collect();
+    keys.sort();
+    let all = keys.len();
+    keys.dedup();
+    assert_eq!(keys.len(), all);
+}
