@@ -351,7 +351,8 @@ pub struct GoAway {
     /// Reconnect after this time; it differs from stream to stream so that the reconnects are spread.
     #[prost(uint32, tag = "1")]
     pub reconnect_after_ms: u32,
-    /// For logs: `drain`, `token-expired`, `token-revoked`, `too-slow`.
+    /// For logs: `drain`, `age`, `token-expired`, `token-revoked`, `too-slow`, `resync-untold` (the queue was too full for a Resync:
+    /// the next stream begins with it).
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
