@@ -313,7 +313,14 @@ impl World {
         account: &AccountId,
         mut wanted: impl FnMut(&[Event]) -> bool,
     ) -> Vec<Event> {
-        let logs = self.gateway.logs().await.unwrap();
+        let logs = loop {
+            // A server that was just restarted may still be refused.
+            match self.gateway.logs().await {
+                Ok(logs) => break logs,
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+            sleep(Duration::from_millis(50)).await;
+        };
         let mut follower = logs.follow(account.group(), 1);
         let mut events = Vec::new();
         let found = timeout(LIMIT, async {
