@@ -13,6 +13,18 @@ use crate::{
 /// After a status that says that there is no room, at least so long.
 const OVERLOADED: Duration = Duration::from_secs(1);
 
+/// The metadata by which a server says when to try again, in milliseconds (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// A server that wants us to wait longer is not believed.
+pub(crate) const MOST_WAIT: Duration = Duration::from_secs(300);
+
+fn pushback(status: &Status) -> Duration {
+    let wait = status.metadata().get(PUSHBACK);
+    let wait = wait.and_then(|wait| wait.to_str().ok()?.parse().ok());
+    wait.map_or(Duration::ZERO, Duration::from_millis)
+        .min(MOST_WAIT)
+}
+
 /// What follows the end of a stream.
 #[derive(Debug)]
 pub(crate) enum Verdict {
@@ -26,6 +38,15 @@ pub(crate) enum Verdict {
 
 /// Judges the status of a stream.
 pub(crate) fn of_stream(status: &Status) -> Verdict {
+    match by_code(status) {
+        Verdict::Reconnect(reason, floor) => {
+            Verdict::Reconnect(reason, floor.max(pushback(status)))
+        }
+        verdict => verdict,
+    }
+}
+
+fn by_code(status: &Status) -> Verdict {
     let message = status.message().to_owned();
     match status.code() {
         Code::Ok => Verdict::Reconnect(DisconnectReason::Ended, Duration::ZERO),
@@ -57,7 +78,10 @@ pub(crate) fn of_listing(status: &Status) -> ListFailure {
         Code::InvalidArgument | Code::Unimplemented => {
             ListFailure::Never(UnlistableReason::Refused)
         }
-        _ => ListFailure::Retry,
+        _ => match pushback(status) {
+            Duration::ZERO => ListFailure::Retry,
+            wait => ListFailure::RetryAfter(wait),
+        },
     }
 }
 
@@ -100,5 +124,10 @@ mod tests {
             ));
         }
         assert_eq!(of_listing(&Status::unavailable("")), ListFailure::Retry);
+        let mut busy = Status::unavailable("");
+        busy.metadata_mut().insert(PUSHBACK, 2000.into());
+        let wait = Duration::from_secs(2);
+        assert_eq!(of_listing(&busy), ListFailure::RetryAfter(wait));
+        assert!(matches!(of_stream(&busy), Verdict::Reconnect(_, floor) if floor == wait));
     }
 }

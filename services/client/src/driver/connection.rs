@@ -18,13 +18,12 @@ use super::listing::{self, Answer};
 use crate::{
     client::{Config, MOST_MESSAGE, Timing},
     session::ListRequest,
+    status::MOST_WAIT,
     token::{self, Token, TokenError, TokenSource},
 };
 
 /// If the server names no heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// A server that wants us to wait longer is not believed.
-const MOST_WAIT: Duration = Duration::from_secs(300);
 const MOST_HEARTBEAT: Duration = Duration::from_secs(600);
 
 /// What happened on a connection.

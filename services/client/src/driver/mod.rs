@@ -12,7 +12,7 @@ use std::{
 
 use mailbell_core::backoff::Backoff;
 use mailbell_proto::push::v1::{ServerFrame, server_frame::Frame};
-use rand::{SeedableRng as _, rngs::SmallRng};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -176,6 +176,8 @@ impl Driver {
                 }
             },
         };
+        // Who was told the same wait does not come back at the same moment.
+        let floor = floor.mul_f64(1.0 + self.rng.random::<f64>() / 4.0);
         Ok((reason, self.backoff.next(&mut self.rng).max(floor)))
     }
 

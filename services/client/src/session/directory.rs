@@ -64,11 +64,6 @@ impl Directory {
         list
     }
 
-    /// Whether an account is known.
-    pub(crate) fn knows(&self, account: &str) -> bool {
-        self.accounts.contains_key(account)
-    }
-
     /// A message of this folder alerted, so the folder is one that people read.
     pub(crate) fn note_alert(&mut self, account: &str, folder: u32) {
         if let Some(alerts) = self

@@ -15,13 +15,20 @@ const MOST_CURSOR: usize = 4096;
 /// An account id or a folder's name that is longer is not of this protocol.
 const MOST_NAME: usize = 1024;
 
+/// Of so many accounts it is known which state was told last; of more it may be told again at a reconnect.
+const MOST_STATES: usize = 100_000;
+
 impl ClientSession {
     pub(super) fn on_hello(&mut self, hello: Hello, now: Now, out: &mut Vec<Output>) {
         self.stream = Stream::Replaying;
         self.digest = hello.digest;
         let resumed = self.newest.is_some();
         for state in &hello.accounts {
-            self.note(&state.account, 0, now.wall_ms, now.elapsed);
+            if state.health() == Health::Removed {
+                self.forget_account(&state.account);
+            } else {
+                self.note(&state.account, 0, now.wall_ms, now.elapsed);
+            }
         }
         if !self.began {
             self.began = true;
@@ -210,34 +217,36 @@ impl ClientSession {
             self.counters.malformed += 1;
             return;
         }
-        let Some(key) = state.key.clone() else {
-            self.note(&state.account, 0, self.as_of_ms, now.elapsed);
-            self.hand_state(state, Flight::Status, out);
-            return;
+        let flight = match state.key.clone() {
+            Some(key) if self.handed.knows(&key) => {
+                self.counters.repeats += 1;
+                return;
+            }
+            Some(key) => {
+                self.handed.insert(&key);
+                self.counters.facts += 1;
+                Flight::Fact { key, alerted: None }
+            }
+            None => Flight::Status,
         };
-        if self.handed.knows(&key) {
-            self.counters.repeats += 1;
-            return;
-        }
-        self.handed.insert(&key);
-        self.counters.facts += 1;
         if state.health() == Health::Removed {
-            self.directory.forget_account(&state.account);
-            self.pending.forget_account(&state.account);
-            self.handed.forget_account(&state.account);
-            self.taken.forget_account(&state.account);
-            self.unsaved = Unsaved::Facts;
+            self.forget_account(&state.account);
         } else {
             self.note(&state.account, 0, self.as_of_ms, now.elapsed);
         }
-        let alerted = None;
-        self.hand_state(state, Flight::Fact { key, alerted }, out);
+        self.hand_state(state, flight, out);
+    }
+
+    fn forget_account(&mut self, account: &str) {
+        self.directory.forget_account(account);
+        self.pending.forget_account(account);
+        self.handed.forget_account(account);
+        self.taken.forget_account(account);
+        self.unsaved = Unsaved::Facts;
     }
 
     fn hand_state(&mut self, state: AccountState, flight: Flight, out: &mut Vec<Output>) {
-        if state.health() == Health::Removed {
-            self.states.remove(&state.account);
-        } else if self.directory.knows(&state.account) {
+        if self.states.len() < MOST_STATES || self.states.contains_key(&state.account) {
             self.states.insert(state.account.clone(), state.clone());
         }
         self.hand(AppEvent::AccountState(state), flight, out);

@@ -82,6 +82,8 @@ impl std::fmt::Debug for Listing {
 pub enum ListFailure {
     /// For a passing reason.
     Retry,
+    /// The same, and the server says that it will last at least so long.
+    RetryAfter(Duration),
     /// There will never be one.
     Never(UnlistableReason),
 }
@@ -220,7 +222,8 @@ impl ClientSession {
         if let Some((slot, first)) = self.pending.by_ticket(ticket) {
             match answer {
                 Ok(listing) => self.on_listing(&slot, first, listing, now, &mut out),
-                Err(ListFailure::Retry) => self.list_later(&slot, now),
+                Err(ListFailure::Retry) => self.list_later(&slot, Duration::ZERO, now),
+                Err(ListFailure::RetryAfter(wait)) => self.list_later(&slot, wait, now),
                 Err(ListFailure::Never(reason)) => self.give_up(&slot, reason, &mut out),
             }
         }
@@ -228,9 +231,9 @@ impl ClientSession {
         out
     }
 
-    fn list_later(&mut self, slot: &Slot, now: Now) {
+    fn list_later(&mut self, slot: &Slot, wait: Duration, now: Now) {
         if let Some(pending) = self.pending.get_mut(slot) {
-            let delay = pending.backoff.next(&mut self.rng);
+            let delay = pending.backoff.next(&mut self.rng).max(wait);
             self.pending
                 .set_phase(slot, Phase::Waiting(now.elapsed + delay));
         }
@@ -294,7 +297,7 @@ impl ClientSession {
         };
         messages.retain(|uid, _| uids.contains(uid));
         if !overlay.apply(listing.generation, &uids, &mut messages) {
-            return self.list_later(slot, now);
+            return self.list_later(slot, Duration::ZERO, now);
         }
         let mut listed_uids = ListedUids {
             account: slot.account.clone(),

@@ -499,6 +499,38 @@ fn a_removed_account_is_forgotten() {
 }
 
 #[test]
+fn an_account_that_hello_calls_removed_is_not_listed() {
+    let mut client = Client::live();
+    client
+        .session
+        .on_disconnected(DisconnectReason::Ended, Duration::ZERO);
+    let hello = Hello {
+        accounts: vec![AccountState {
+            account: ACCOUNT.to_owned(),
+            health: Health::Removed.into(),
+            ..AccountState::default()
+        }],
+        ..Hello::default()
+    };
+    assert_eq!(client.frame(Frame::Hello(hello)).len(), 2);
+    client.frame(resync(Scope {
+        everything: true,
+        ..Scope::default()
+    }));
+    assert!(client.listing().is_none());
+}
+
+#[test]
+fn a_listing_waits_as_long_as_the_server_says() {
+    let mut client = Client::live();
+    client.frame(resync(of_account(1)));
+    let (ticket, ..) = client.listing().unwrap();
+    let wait = Duration::from_secs(60);
+    client.answer(ticket, Err(ListFailure::RetryAfter(wait)));
+    assert_eq!(client.session.next_listing_at(), Some(wait));
+}
+
+#[test]
 fn hello_tells_a_state_only_if_it_is_news() {
     let mut client = Client::live();
     let reconnect = |client: &mut Client| {
