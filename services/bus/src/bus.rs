@@ -112,6 +112,9 @@ impl Events {
                 if let Some(subject) = denied_publish(&text) {
                     tracing::warn!(subject, "NATS denies a publish");
                     self.pending.deny(subject);
+                } else {
+                    // A denied subscription, among others.
+                    tracing::warn!(%text, "NATS refuses");
                 }
             }
             Event::SlowConsumer(_) => tracing::warn!("a NATS subscription overran"),

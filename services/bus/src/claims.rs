@@ -13,7 +13,7 @@ use mailbell_proto::bus::v1::Claim;
 use prost::Message as _;
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -201,23 +201,26 @@ impl Claims {
         let takes: Vec<_> = partitions
             .iter()
             .map(|&partition| {
-                let found = known.remove(&partition);
+                let found = known.as_mut().map(|known| known.remove(&partition));
                 async move { (partition, shared.take(partition, found).await) }
             })
             .collect();
         stream::iter(takes).buffered(AT_ONCE).collect().await
     }
 
-    /// All claims, if so many are wanted that one by one would take longer. Old ones do no harm: taking compares.
-    async fn read_all(&self, wanted: usize) -> Result<HashMap<Partition, StreamMessage>, BusError> {
+    /// All claims, unless only one is wanted: then it is not worth it. Old ones do no harm: taking compares.
+    async fn read_all(
+        &self,
+        wanted: usize,
+    ) -> Result<Option<HashMap<Partition, StreamMessage>>, BusError> {
         if wanted <= 1 {
-            return Ok(HashMap::new());
+            return Ok(None);
         }
         let claims = self.bus.kv_all(Bucket::Live, "claim.*").await?;
         let claims = claims
             .into_iter()
             .filter_map(|claim| Some((self.shared.partition_of(&claim.subject)?, claim)));
-        Ok(claims.collect())
+        Ok(Some(claims.collect()))
     }
 
     /// Notes that every checkpoint of the partition covers the log up to `position`; call it after their acknowledgements.
@@ -289,6 +292,15 @@ fn next_epoch(last: OwnerEpoch) -> OwnerEpoch {
     now.max(last + 1)
 }
 
+/// What is known of what lies before an ownership: nothing, as long as nobody has flushed anything.
+fn known_before(log_id: LogId, flushed: Position, released: bool) -> Option<Before> {
+    (log_id != LogId::default()).then_some(Before {
+        log_id,
+        flushed,
+        released,
+    })
+}
+
 impl Shared {
     fn held(&self) -> MutexGuard<'_, BTreeMap<Partition, Held>> {
         // Nothing that holds the lock can leave it half changed.
@@ -317,23 +329,19 @@ impl Shared {
     async fn take(
         &self,
         partition: Partition,
-        mut found: Option<StreamMessage>,
+        mut found: Option<Option<StreamMessage>>,
     ) -> Result<Take, BusError> {
         if let Some(held) = self.held().get(&partition) {
-            let before = Before {
-                log_id: held.log_id,
-                flushed: held.flushed,
-                released: false,
-            };
-            return Ok(Take::Taken(Taken {
-                epoch: held.epoch,
-                before: Some(before),
-            }));
+            let before = known_before(held.log_id, held.flushed, false);
+            let epoch = held.epoch;
+            return Ok(Take::Taken(Taken { epoch, before }));
         }
-        for attempt in 0..TRIES {
-            if attempt > 0 || found.is_none() {
-                found = self.read(partition).await?;
-            }
+        for _ in 0..TRIES {
+            let found = match found.take() {
+                Some(found) => found,
+                // Not read yet, or it was an old one.
+                None => self.read(partition).await?,
+            };
             let (claim, revision) = match &found {
                 None => (None, 0),
                 Some(message) if message.removes => (None, message.sequence),
@@ -355,11 +363,7 @@ impl Shared {
             }
             let before = claim.as_ref().and_then(|claim| {
                 let log_id = LogId::from_slice(&claim.log_id)?;
-                Some(Before {
-                    log_id,
-                    flushed: claim.flushed,
-                    released: claim.released,
-                })
+                known_before(log_id, claim.flushed, claim.released)
             });
             let epoch = next_epoch(claim.as_ref().map_or(0, |claim| claim.owner_epoch));
             let held = Held {
@@ -371,8 +375,6 @@ impl Shared {
             };
             if let Cas::Stored(revision) = self.put(partition, held, false).await? {
                 self.held().insert(partition, Held { revision, ..held });
-                // Nothing was flushed yet by anybody: as good as nothing known.
-                let before = before.filter(|before| before.log_id != LogId::default());
                 return Ok(Take::Taken(Taken { epoch, before }));
             }
         }
@@ -517,17 +519,27 @@ enum Renewed {
 }
 
 async fn renew(shared: Arc<Shared>, period: Duration, end: CancellationToken) {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.reset();
+    let mut link = shared.wire.link();
+    let mut next = Instant::now() + period;
     loop {
         tokio::select! {
             () = end.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = sleep_until(next) => {}
+            // After an outage at once: they have aged meanwhile.
+            changed = link.changed() => match changed {
+                Ok(()) if link.borrow_and_update().is_up() => {}
+                Ok(()) => continue,
+                Err(_gone) => return,
+            },
         }
-        if let Err(error) = shared.write(|_| true).await {
-            tracing::warn!(%error, "claims were not renewed");
-        }
+        let wait = match shared.write(|_| true).await {
+            Ok(()) => period,
+            Err(error) => {
+                tracing::warn!(%error, "claims were not renewed");
+                period / 4
+            }
+        };
+        next = Instant::now() + wait;
     }
 }
 

@@ -296,3 +296,33 @@ async fn appends_of_many_accounts_at_once() {
         assert_eq!(logs.tail(account.group()).await.unwrap().last, 20);
     }
 }
+
+#[tokio::test]
+async fn what_happened_is_counted() {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let world = World::start().await;
+    let metrics = mailbell_bus::Metrics::register(&mut registry);
+    let bus = |role| {
+        Bus::connect(BusOptions {
+            metrics: metrics.clone(),
+            ..world.options(role)
+        })
+    };
+    let logs = bus(Role::Watcher).await.unwrap().logs().await.unwrap();
+    let gateway = bus(Role::Gateway).await.unwrap().logs().await.unwrap();
+    append_all(&logs, &account(5, 0), 1..=3).await;
+    append(&logs, &event(&account(5, 0), 3)).await;
+    gateway.append(&event(&account(5, 0), 4)).await;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "bus_appends_total{outcome=\"stored\"} 3",
+        "bus_appends_total{outcome=\"duplicate\"} 1",
+        "bus_appends_total{outcome=\"refused-denied\"} 1",
+        "bus_append_seconds_count 4",
+        "bus_connects_total 2",
+        "bus_pending 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}

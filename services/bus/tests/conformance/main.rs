@@ -17,6 +17,7 @@ mod permissions;
 mod proxy;
 mod read;
 mod requests;
+mod send;
 mod setup;
 mod state;
 mod world;

@@ -279,12 +279,10 @@ async fn nobody_listens_to_what_is_said_to_others() {
         .1
         .unwrap();
     // What would have been heard comes before this.
-    world
-        .operator()
-        .await
-        .publish("mb.main.inbox.gateway.mine", "now".into())
-        .await
-        .unwrap();
+    let operator = world.operator().await;
+    let subject = "mb.main.inbox.gateway.mine";
+    operator.publish(subject, "now".into()).await.unwrap();
+    operator.flush().await.unwrap();
     soon(own.next()).await.unwrap();
     for subscription in &mut heard {
         assert!(
