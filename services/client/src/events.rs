@@ -4,7 +4,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -20,18 +20,24 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::Error,
     event::{AppEvent, Handed},
+    session::Counters,
 };
 
-/// How far the app is.
+/// What the app and its client tell each other beside the events: how far the app is, and what the client counts.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     position: AtomicU64,
     pub(crate) changed: Notify,
+    counters: Mutex<Counters>,
 }
 
 impl Taken {
     pub(crate) fn position(&self) -> u64 {
         self.position.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn count(&self, counters: Counters) {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 
     fn raise(&self, position: u64) {
@@ -93,6 +99,13 @@ impl Events {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.last
+    }
+
+    /// What the client has counted since it was started: facts, repeats, resyncs. For metrics.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let counters = self.taken.counters.lock();
+        *counters.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says what the app is done with, from wherever that happens.

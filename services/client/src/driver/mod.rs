@@ -261,6 +261,7 @@ impl Driver {
                     Output::Hand(_) | Output::Persist => {}
                 }
             }
+            self.taken.count(self.session.counters());
             if let Err(stop) = self.output(out).await {
                 return stop.into();
             }

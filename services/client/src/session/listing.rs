@@ -280,9 +280,13 @@ impl ClientSession {
         let mut messages: BTreeMap<u32, Message> = listing
             .messages
             .into_iter()
-            .filter(|message| message.uid != 0)
+            .filter(|message| message.uid >= first.max(1))
             .map(|message| (message.uid, message))
             .collect();
+        if range.is_some() && listing.more && messages.is_empty() {
+            // More, and nothing of what was asked for: with such an answer there would be no end.
+            return self.list_later(slot, Duration::ZERO, now);
+        }
         let lowest = messages.first_key_value().map_or(1, |(uid, _)| *uid);
         let highest = messages.last_key_value().map(|(uid, _)| *uid);
         let (uids, complete) = match (range, highest) {

@@ -45,6 +45,8 @@ async fn it_resumes_where_it_was_and_tells_nothing_twice() {
         open.send(frame).await;
     }
     assert_eq!(uids(&mut events, 2).await, [3, 4]);
+    let counters = events.counters();
+    assert_eq!((counters.facts, counters.repeats), (4, 2));
 }
 
 #[tokio::test(start_paused = true)]

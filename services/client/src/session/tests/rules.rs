@@ -452,6 +452,35 @@ fn a_range_of_a_folder_that_was_made_anew_is_a_listing_of_the_folder() {
 }
 
 #[test]
+fn a_range_comes_to_an_end_whatever_the_server_answers() {
+    let mut client = Client::live();
+    client.frame(resync(Scope {
+        first_uid: 10,
+        last_uid: 99,
+        ..of_account(1)
+    }));
+    let mut said = listing(vec![message(3, 0)]);
+    said.more = true;
+    let (ticket, ..) = client.listing().unwrap();
+    assert!(client.answer(ticket, Ok(said)).is_empty());
+    assert!(client.listing().is_none(), "not at once again");
+    client.pass(1000);
+    let (ticket, ..) = client.listing().unwrap();
+    let mut said = listing(vec![message(10, 0)]);
+    said.more = true;
+    client.answer(ticket, Ok(said));
+    client.take_all();
+    let (_, _, span) = client.listing().unwrap();
+    assert_eq!(
+        span,
+        Span::Uids {
+            first: 11,
+            last: 99
+        }
+    );
+}
+
+#[test]
 fn an_answer_to_a_stream_that_has_ended_is_not_heard() {
     let mut client = Client::live();
     client.frame(resync(of_account(1)));
