@@ -63,7 +63,7 @@ fn runs_with(pid: Pid, config: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
@@ -79,14 +79,14 @@ mod tests {
 
     fn sleeper(argument: &Path) -> Sleeper {
         let mut command = Command::new("/bin/sh");
-        Sleeper(
-            command
-                .args(["-c", "read _ ; :", "x"])
-                .arg(argument)
-                .stdin(std::process::Stdio::piped())
-                .spawn()
-                .unwrap(),
-        )
+        command.args(["-c", "read _ ; :", "x"]).arg(argument);
+        let sleeper = Sleeper(command.stdin(Stdio::piped()).spawn().unwrap());
+        // The kernel lets the parent go on a moment before the child's arguments can be read.
+        let pid = Pid::from_child(&sleeper.0);
+        while !runs_with(pid, argument) {
+            std::thread::yield_now();
+        }
+        sleeper
     }
 
     #[tokio::test]

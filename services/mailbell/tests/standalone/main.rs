@@ -1,0 +1,11 @@
+//! `mailbell standalone` as a person runs it: the real binary, with a real nats-server.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
+mod commands;
+mod lives;
+mod machine;
