@@ -200,7 +200,25 @@ impl Accounts {
         self.context.metrics.partitions.set(count);
     }
 
-    /// These partitions are somebody else's: their sessions end at once and write nothing.
+    /// A partition is ours by another claim, and nobody had it in between: what runs goes on.
+    pub(crate) fn renew(&mut self, partition: Partition, epoch: OwnerEpoch) {
+        let mut served = self
+            .registry
+            .partitions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        served.insert(partition, epoch);
+        drop(served);
+        self.context.metrics.claims_kept.inc();
+        let sessions = self.registry.sessions.read();
+        for (account, slot) in sessions.unwrap_or_else(PoisonError::into_inner).iter() {
+            if account.partition() == partition {
+                slot.renew(epoch);
+            }
+        }
+    }
+
+    /// A partition is somebody else's: its sessions end at once and write nothing.
     pub(crate) fn lose(&mut self, partition: Partition, epoch: OwnerEpoch) -> bool {
         {
             let mut served = self

@@ -1,6 +1,10 @@
 //! Taking partitions: the claim, then what is stored, then what the log has beyond it.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use mailbell_bus::{Before, BusError, Claims, Filter, Take, Taken};
 use mailbell_core::{
@@ -29,29 +33,36 @@ pub(crate) struct Acquired {
     pub(crate) partitions: Vec<(Partition, OwnerEpoch)>,
     /// Everything that is stored, or in the log, of their accounts.
     pub(crate) known: HashMap<AccountId, Known>,
+    /// Claims of ours that had aged out and that nobody took meanwhile: what runs goes on.
+    pub(crate) kept: Vec<(Partition, OwnerEpoch)>,
     /// Held by other members.
-    pub(crate) foreign: usize,
+    pub(crate) foreign: Vec<Partition>,
     /// Not answered; to be tried again.
     pub(crate) failed: usize,
 }
 
 /// Takes what can be taken of these partitions, and loads it. Goes on until everything that was taken is loaded: nobody else
-/// would.
+/// would. The sessions of `expired` ones run: they need no load if nobody had the partition since.
 pub(crate) async fn acquire(
     ledger: BusLedger,
     claims: Claims,
     partitions: Vec<Partition>,
+    expired: HashSet<Partition>,
 ) -> Acquired {
     let mut acquired = Acquired::default();
     let mut groups: HashMap<Group, Vec<(Partition, Taken)>> = HashMap::new();
     for (partition, outcome) in claims.take(&partitions).await {
         match outcome {
+            // Whoever had it would have left a claim. (One that aged out as well left checkpoints, which end our sessions.)
+            Ok(Take::Taken(taken)) if expired.contains(&partition) && taken.before.is_none() => {
+                acquired.kept.push((partition, taken.epoch));
+            }
             Ok(Take::Taken(taken)) => {
                 acquired.partitions.push((partition, taken.epoch));
                 let group = groups.entry(partition.group()).or_default();
                 group.push((partition, taken));
             }
-            Ok(Take::Foreign { .. }) => acquired.foreign += 1,
+            Ok(Take::Foreign { .. }) => acquired.foreign.push(partition),
             Err(error) => {
                 tracing::debug!(%partition, %error, "a claim could not be taken");
                 acquired.failed += 1;
@@ -132,6 +143,15 @@ async fn load(
         })
         .collect();
     let logs = &ledger.logs;
+    // What was stored proves that the log had come so far, newer than what is written of it lazily: a log that is shorter now was
+    // cut, and must not grow over the positions that devices hold.
+    for before in ours.values().filter_map(|taken| taken.before) {
+        logs.ids().note_seen(group, before.log_id, before.flushed);
+    }
+    for Known { checkpoint, .. } in known.values() {
+        logs.ids()
+            .note_seen(group, checkpoint.log_id, checkpoint.position);
+    }
     let (log_id, tail) = logs.ids().check(group).await?;
     let mut begins: HashMap<Partition, Position> = HashMap::new();
     for (partition, taken) in &ours {

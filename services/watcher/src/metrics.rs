@@ -26,6 +26,8 @@ pub const CONTENT_BYTES: &str = "watcher_content_bytes";
 pub const ENDED: &str = "watcher_sessions_ended";
 /// `watcher_partitions`: partitions that are owned.
 pub const PARTITIONS: &str = "watcher_partitions";
+/// `watcher_claims_kept_total`: claims that aged out while NATS was away and were taken anew, with their sessions running.
+pub const CLAIMS_KEPT: &str = "watcher_claims_kept";
 /// `watcher_requests_total{kind, outcome}`: `check`, `list`, `unknown`; `ok`, `refused`.
 pub const REQUESTS: &str = "watcher_requests";
 /// `watcher_checkpoints_total{outcome}`: `stored`, `conflict`, `failed`.
@@ -80,6 +82,7 @@ pub struct Metrics {
     checkpoints: Family<Outcome, Counter>,
     pub(crate) content_bytes: Counter,
     pub(crate) partitions: Gauge,
+    pub(crate) claims_kept: Counter,
 }
 
 impl Default for Metrics {
@@ -95,6 +98,7 @@ impl Default for Metrics {
             checkpoints: Family::default(),
             content_bytes: Counter::default(),
             partitions: Gauge::default(),
+            claims_kept: Counter::default(),
         }
     }
 }
@@ -150,6 +154,11 @@ impl Metrics {
             PARTITIONS,
             "Partitions that are owned",
             metrics.partitions.clone(),
+        );
+        registry.register(
+            CLAIMS_KEPT,
+            "Claims that aged out and were taken anew",
+            metrics.claims_kept.clone(),
         );
         metrics
     }

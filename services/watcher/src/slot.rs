@@ -9,7 +9,7 @@ use std::{
 };
 
 use mailbell_core::{
-    ids::{AccountId, LogId, Position},
+    ids::{AccountId, LogId, OwnerEpoch, Position},
     session::{Session, Stop},
 };
 use mailbell_proto::{
@@ -66,6 +66,7 @@ impl Flush {
 pub(crate) struct Told {
     pub(crate) stop: Option<Stop>,
     pub(crate) record: Option<Arc<AccountRecord>>,
+    pub(crate) epoch: Option<OwnerEpoch>,
     pub(crate) requested: bool,
 }
 
@@ -73,6 +74,7 @@ pub(crate) struct Told {
 struct State {
     stop: Option<Stop>,
     record: Option<Arc<AccountRecord>>,
+    epoch: Option<OwnerEpoch>,
     requests: VecDeque<ListRequest>,
     flush: Flush,
     health: Health,
@@ -96,6 +98,7 @@ impl Slot {
             state: Mutex::new(State {
                 stop: None,
                 record: None,
+                epoch: None,
                 requests: VecDeque::new(),
                 flush,
                 health: Health::Starting,
@@ -132,6 +135,12 @@ impl Slot {
         self.notify.notify_one();
     }
 
+    /// The partition is ours by another claim.
+    pub(crate) fn renew(&self, epoch: OwnerEpoch) {
+        self.state().epoch = Some(epoch);
+        self.notify.notify_one();
+    }
+
     /// Asks for a page; hands the request back if `most` wait already or the session is over.
     pub(crate) fn request(&self, request: ListRequest, most: usize) -> Result<(), ListRequest> {
         let mut state = self.state();
@@ -160,6 +169,7 @@ impl Slot {
         Told {
             stop: state.stop,
             record: state.record.take(),
+            epoch: state.epoch.take(),
             requested: !state.requests.is_empty(),
         }
     }

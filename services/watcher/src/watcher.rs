@@ -1,9 +1,14 @@
 //! The watcher as a component: it starts, keeps what it owns, and hands everything over when it drains.
 
-use std::{collections::HashSet, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
 
 use mailbell_bus::{
-    Bus, Claims, Lost, LostClaims, OwnerService, ServeOptions,
+    Bus, Claims, Lost, LostClaims, LostReason, OwnerService, ServeOptions,
     state::{Change, Watch},
 };
 use mailbell_core::{
@@ -154,6 +159,8 @@ struct Running {
     service: Arc<OwnerService>,
     changes: Watch<AccountId, AccountRecord>,
     acquiring: Option<JoinHandle<Acquired>>,
+    /// Claims of ours that aged out while NATS was away. Their sessions go on until somebody else has them.
+    expired: HashMap<Partition, OwnerEpoch>,
     flushing: Option<JoinHandle<()>>,
     health: Health,
     ready: Arc<watch::Sender<bool>>,
@@ -221,6 +228,7 @@ impl Running {
             lost,
             service: Arc::new(service),
             acquiring: None,
+            expired: HashMap::new(),
             flushing: None,
             health,
             ready: Arc::new(ready),
@@ -258,7 +266,7 @@ impl Running {
                 biased;
                 draining = drain.signaled() => return Ok(draining),
                 lost = self.lost.recv() => self.on_lost(lost.ok_or(Error::Closed)?).await,
-                acquired = finished(&mut self.acquiring) => self.on_acquired(acquired),
+                acquired = finished(&mut self.acquiring) => self.on_acquired(acquired).await,
                 ended = self.accounts.ended() => self.accounts.on_ended(ended),
                 change = self.changes.next() => self.on_change(change.ok_or(Error::Closed)?),
                 () = finished(&mut self.flushing) => {}
@@ -287,7 +295,17 @@ impl Running {
             epoch,
             reason,
         } = lost;
-        tracing::warn!(%partition, epoch, ?reason, "a partition was lost");
+        if reason == LostReason::Expired && self.registry.serves(partition) {
+            tracing::debug!(%partition, epoch, "a claim aged out; it is taken again");
+            self.expired.insert(partition, epoch);
+        } else {
+            tracing::warn!(%partition, epoch, ?reason, "a partition was lost");
+            self.lose(partition, epoch).await;
+        }
+    }
+
+    async fn lose(&mut self, partition: Partition, epoch: OwnerEpoch) {
+        self.expired.remove(&partition);
         if self.accounts.lose(partition, epoch) {
             self.service.disown(&[partition]).await;
         }
@@ -298,23 +316,46 @@ impl Running {
             return;
         }
         let missing: Vec<Partition> = Partition::all()
-            .filter(|partition| !self.registry.serves(*partition))
+            .filter(|partition| {
+                !self.registry.serves(*partition) || self.expired.contains_key(partition)
+            })
             .collect();
         if !missing.is_empty() {
             let (ledger, claims) = (self.ledger.clone(), self.claims.clone());
-            self.acquiring = Some(tokio::spawn(acquire(ledger, claims, missing)));
+            let expired = self.expired.keys().copied().collect();
+            self.acquiring = Some(tokio::spawn(acquire(ledger, claims, missing, expired)));
         }
     }
 
-    fn on_acquired(&mut self, acquired: Acquired) {
+    async fn on_acquired(&mut self, acquired: Acquired) {
         let Acquired {
             mut partitions,
             known,
+            kept,
             foreign,
             failed,
         } = acquired;
         // Some may have been lost while they were loaded.
         partitions.retain(|(partition, epoch)| self.claims.epoch(*partition) == Some(*epoch));
+        if !kept.is_empty() {
+            tracing::info!(
+                partitions = kept.len(),
+                "claims that had aged out are ours again"
+            );
+        }
+        for (partition, epoch) in kept {
+            self.expired.remove(&partition);
+            self.accounts.renew(partition, epoch);
+        }
+        // Somebody had these in between, or has them now.
+        let taken = partitions.iter().map(|(partition, _)| partition);
+        let others: Vec<(Partition, OwnerEpoch)> = taken
+            .chain(&foreign)
+            .filter_map(|partition| Some((*partition, *self.expired.get(partition)?)))
+            .collect();
+        for (partition, epoch) in others {
+            self.lose(partition, epoch).await;
+        }
         if !partitions.is_empty() {
             self.accounts.begin(&partitions, known);
             let progress = self.registry.count();
@@ -331,13 +372,17 @@ impl Running {
             ));
         }
         let state = match self.registry.partitions().len() {
-            0 if foreign > 0 => Err("all partitions are held by other watchers"),
+            0 if !foreign.is_empty() => Err("all partitions are held by other watchers"),
             0 => Err("no partition could be claimed"),
             _ => Ok(()),
         };
         self.health.set(CHECK, state);
-        if foreign + failed > 0 {
-            tracing::debug!(foreign, failed, "partitions are not ours yet");
+        if foreign.len() + failed > 0 {
+            tracing::debug!(
+                foreign = foreign.len(),
+                failed,
+                "partitions are not ours yet"
+            );
         }
     }
 

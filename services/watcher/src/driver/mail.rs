@@ -10,8 +10,8 @@ use std::{
 
 use mailbell_bus::Link;
 use mailbell_core::{
-    checkpoint::Checkpoint,
-    ids::{AccountId, INBOX},
+    checkpoint::{Checkpoint, Folder},
+    ids::{AccountId, FolderId, INBOX},
     seal::{Binding, open as open_secret},
     session::{Failure, Look, Op, Wake},
 };
@@ -20,7 +20,7 @@ use mailbell_imap::{
 };
 use mailbell_proto::{
     admin::v1::TlsMode as WireTls,
-    bus::v1::{AccountRecord, SealedCredential},
+    bus::v1::{AccountRecord, PageResult, SealedCredential},
     push::v1::Message,
 };
 use tokio::{
@@ -499,10 +499,24 @@ pub(super) fn name_folders(requests: Vec<ListRequest>, checkpoint: &Checkpoint) 
         .collect()
 }
 
+/// The numbers of the folders that are watched, of those that have one: a client that lists an account anew asks for each.
+pub(super) fn watched_folders(names: &[String], checkpoint: &Checkpoint) -> Vec<FolderId> {
+    let is_watched = |folder: &Folder| {
+        folder.id == INBOX || names.iter().any(|name| *name == folder.name)
+    };
+    checkpoint
+        .folders
+        .iter()
+        .filter(|folder| is_watched(folder))
+        .map(|folder| folder.id)
+        .collect()
+}
+
 /// Answers requests one after the other. What fails on the connection's side ends it, and all that wait are told to try again.
 pub(super) async fn serve(
     mut connection: Box<Connection>,
     requests: Vec<Named>,
+    watched: Vec<FolderId>,
     page_time: Duration,
 ) -> Done {
     let mut broken: Option<Failure> = None;
@@ -520,7 +534,10 @@ pub(super) async fn serve(
         };
         let page = list::page(&mut connection, &folder, &request.page);
         let answer = match timeout(page_time, page).await {
-            Ok(Ok(page)) => Ok(page),
+            Ok(Ok(page)) => Ok(PageResult {
+                folders: watched.clone(),
+                ..page
+            }),
             Ok(Err(Problem::Refused(code))) => Err(failure::refused(code)),
             Ok(Err(Problem::Mail(error @ imap::Error::NoSuchFolder))) => {
                 Err(failure::refuse(&failure::of_mail(&error, &folder)))

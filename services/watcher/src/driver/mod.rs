@@ -265,9 +265,11 @@ impl Driver {
                 self.asked = false;
                 self.held = true;
                 let requests = self.slot.take_requests();
-                let named = mail::name_folders(requests, self.session.checkpoint());
+                let checkpoint = self.session.checkpoint();
+                let named = mail::name_folders(requests, checkpoint);
+                let watched = mail::watched_folders(&self.record.folders, checkpoint);
                 return self.with_connection(op, |connection, context| {
-                    Box::pin(mail::serve(connection, named, context.page_time))
+                    Box::pin(mail::serve(connection, named, watched, context.page_time))
                 });
             }
             Effect::RefuseRequests => {
@@ -358,6 +360,10 @@ impl Driver {
         if let Some(record) = told.record {
             self.on_record(record);
         }
+        if let Some(epoch) = told.epoch {
+            self.epoch = epoch;
+            self.reconfigure();
+        }
         if let Some(stop) = told.stop
             && self.stop != Some(stop)
         {
@@ -391,13 +397,17 @@ impl Driver {
         };
         let relogin = login(&old) != login(new);
         if old.paused != new.paused || old.folders != new.folders {
-            let config = config_of(&self.context, &self.slot, new, self.epoch);
-            let config = Box::new(config);
-            self.give(Input::Reconfigure { config });
+            self.reconfigure();
         }
         if relogin {
             self.give(Input::Relogin);
         }
+    }
+
+    fn reconfigure(&mut self) {
+        let config = config_of(&self.context, &self.slot, &self.record, self.epoch);
+        let config = Box::new(config);
+        self.give(Input::Reconfigure { config });
     }
 
     fn on_link(&mut self) {

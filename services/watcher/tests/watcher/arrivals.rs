@@ -1,9 +1,11 @@
 //! New mail ends up in the log.
 
+use std::time::Duration;
+
 use mailbell_core::{event::Fact, ids::INBOX};
 use mailbell_proto::push::v1::Health;
 
-use crate::world::{World, arrivals, assert_no_repeats, mail};
+use crate::world::{World, arrivals, assert_no_repeats, assert_numbered, mail};
 
 #[tokio::test]
 async fn delivered_and_appended_mail_is_told_with_what_it_says() {
@@ -91,14 +93,7 @@ async fn a_burst_comes_whole_and_in_order() {
     let events = world
         .until_events(&account, |events| arrivals(events).len() >= 500)
         .await;
-    let told = arrivals(&events);
-    // In the order of the mailbox. (Dovecot may give two deliveries their UIDs the other way round.)
-    assert!(told.is_sorted_by_key(|message| message.uid));
-    let mut subjects: Vec<_> = told.into_iter().map(|message| message.subject).collect();
-    subjects.sort();
-    let mut expected: Vec<_> = (0..500).map(|number| format!("n{number}")).collect();
-    expected.sort();
-    assert_eq!(subjects, expected);
+    assert_numbered(&events, 500);
     assert_no_repeats(&world.events(&account).await);
 }
 
@@ -156,5 +151,40 @@ async fn arrivals_while_nats_is_away_are_told_when_it_is_back() {
     expected.extend((0..20).map(|number| format!("away{number}")));
     expected.push("after".to_owned());
     assert_eq!(subjects, expected);
+    assert_no_repeats(&world.events(&account).await);
+}
+
+#[tokio::test]
+async fn sessions_outlive_claims_that_age_out_while_nats_is_away() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    let logins = |world: &World| world.metric("mailbell_watcher_logins_total{outcome=\"ok\"}");
+    let before = logins(&world);
+    world.nats.kill();
+    // Claims live for four renewals of two seconds; the server drops them when it is back.
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("away"))
+        .await
+        .unwrap();
+    world.nats.restart().await.unwrap();
+    assert_eq!(world.until_arrived(&account, 1).await, ["away"]);
+    world
+        .until_metric("mailbell_watcher_claims_kept_total", 1024.0)
+        .await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("after"))
+        .await
+        .unwrap();
+    assert_eq!(world.until_arrived(&account, 2).await, ["away", "after"]);
+    assert_eq!(logins(&world), before, "the session stayed");
+    let page = mailbell_proto::bus::v1::ListPage {
+        folder: 1,
+        ..Default::default()
+    };
+    assert_eq!(world.list(&account, page).await.unwrap().exists, 2);
     assert_no_repeats(&world.events(&account).await);
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mailbell_bus::{Bus, BusOptions, Filter, Followed, Role, state::Cas};
+use mailbell_bus::{Bus, BusOptions, Filter, Followed, Logs, Role, state::Cas};
 use mailbell_core::{
     checkpoint::Checkpoint,
     event::{Event, Fact},
@@ -171,6 +171,15 @@ impl World {
         let _ = running.task.await;
     }
 
+    /// Waits until a metric has this value.
+    pub(crate) async fn until_metric(&self, name: &str, value: f64) {
+        let begun = Instant::now();
+        while self.metric(name) != value {
+            assert!(begun.elapsed() < LIMIT, "{name}\n{}", self.metrics());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Another connection.
     pub(crate) async fn bus(&self, role: Role) -> Bus {
         connect(&self.nats, role, self.timing).await
@@ -294,9 +303,20 @@ impl World {
         answer.response.unwrap()
     }
 
+    /// Also soon after NATS was restarted, when this connection may not be back yet.
+    async fn logs(&self) -> Logs {
+        loop {
+            match self.gateway.logs().await {
+                Ok(logs) => return logs,
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// The account's log as it is now.
     pub(crate) async fn events(&self, account: &AccountId) -> Vec<(Position, Event)> {
-        let logs = self.admin.logs().await.unwrap();
+        let logs = self.logs().await;
         let group = account.group();
         let tail = logs.tail(group).await.unwrap();
         let filter = Filter::Account(account.clone());
@@ -313,14 +333,7 @@ impl World {
         account: &AccountId,
         mut wanted: impl FnMut(&[Event]) -> bool,
     ) -> Vec<Event> {
-        let logs = loop {
-            // A server that was just restarted may still be refused.
-            match self.gateway.logs().await {
-                Ok(logs) => break logs,
-                Err(error) => assert!(error.is_retryable(), "{error}"),
-            }
-            sleep(Duration::from_millis(50)).await;
-        };
+        let logs = self.logs().await;
         let mut follower = logs.follow(account.group(), 1);
         let mut events = Vec::new();
         let found = timeout(LIMIT, async {
@@ -382,6 +395,19 @@ pub(crate) fn arrivals(events: &[Event]) -> Vec<Message> {
         .filter(|event| matches!(event.fact, Fact::Arrived { .. }))
         .map(|event| Message::decode(event.content.clone()).unwrap())
         .collect()
+}
+
+/// `n0`, `n1` and so on were told, each once, in the order of the mailbox. (Dovecot may give two deliveries that follow each
+/// other closely their UIDs the other way round.)
+pub(crate) fn assert_numbered(events: &[Event], count: usize) {
+    let told = arrivals(events);
+    let uids: Vec<u32> = told.iter().map(|message| message.uid).collect();
+    assert!(uids.is_sorted(), "{uids:?}");
+    let mut subjects: Vec<_> = told.into_iter().map(|message| message.subject).collect();
+    subjects.sort();
+    let mut expected: Vec<_> = (0..count).map(|number| format!("n{number}")).collect();
+    expected.sort();
+    assert_eq!(subjects, expected);
 }
 
 /// No fact was told twice, by its key.

@@ -357,6 +357,7 @@ async fn pages_are_listed_over_the_parked_connection() {
     };
     let answer = bench.list(page(true, 0, 0, 100)).await.unwrap().unwrap();
     assert_eq!((answer.exists, answer.uid_next), (150, 151));
+    assert_eq!(answer.folders, [1]);
     assert_eq!(listed(answer), ((51..=150).collect(), true));
     let answer = bench.list(page(true, 0, 50, 100)).await.unwrap().unwrap();
     assert_eq!(listed(answer), ((1..=50).collect(), false));
