@@ -3,6 +3,7 @@
 //! Everything that is awaited lies in a box of its own and is gone when it is over. While the connection is parked, that is the
 //! parked stream: so what an account costs then is this struct, the session and the stream.
 
+mod context;
 mod mail;
 mod status;
 mod store;
@@ -45,46 +46,6 @@ use crate::{
     metrics::Metrics,
     slot::{Flush, Slot},
 };
-
-/// What all sessions of a watcher share.
-pub(crate) struct Context {
-    pub(crate) ledger: Box<dyn Ledger>,
-    pub(crate) connect: Box<dyn Connect>,
-    pub(crate) imap: mailbell_imap::Settings,
-    pub(crate) ring: KeyRing,
-    pub(crate) gate: Gate,
-    pub(crate) limits: Limits,
-    pub(crate) timing: Timing,
-    pub(crate) quiet: Duration,
-    pub(crate) page_time: Duration,
-    pub(crate) requests: usize,
-    pub(crate) metrics: Metrics,
-    /// The beginning of the monotonic clock that sessions see.
-    pub(crate) started: Instant,
-    /// How many session tasks a test makes panic.
-    #[cfg(test)]
-    pub(crate) panics: std::sync::atomic::AtomicU32,
-}
-
-impl Context {
-    pub(crate) fn now(&self) -> Now {
-        Now {
-            mono: self.started.elapsed(),
-            wall_us: wall_us(SystemTime::now()),
-        }
-    }
-}
-
-fn wall_us(time: SystemTime) -> i64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_micros()).ok())
-        .unwrap_or_default()
-}
-
-fn time_of(us: i64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(us).unwrap_or_default())
-}
 
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -602,40 +563,6 @@ async fn finished<T>(future: &mut Option<Boxed<T>>) -> T {
         Poll::Ready(output)
     })
     .await
-}
-
-/// Folders that are watched at most; each costs a look every sweep.
-const MAX_FOLDERS: usize = 64;
-
-fn config_of(context: &Context, slot: &Slot, record: &AccountRecord, epoch: OwnerEpoch) -> Config {
-    let mut folders: Vec<String> = Vec::new();
-    for name in &record.folders {
-        // INBOX has one spelling here; other names are the server's own.
-        let name = if name.eq_ignore_ascii_case("INBOX") {
-            "INBOX"
-        } else {
-            name
-        };
-        if !name.is_empty() && !folders.iter().any(|known| known == name) {
-            folders.push(name.to_owned());
-        }
-    }
-    // The first is held open, so it is the one of which news comes at once.
-    if let Some(inbox) = folders.iter().position(|name| name == "INBOX") {
-        folders.swap(0, inbox);
-    }
-    folders.truncate(MAX_FOLDERS);
-    if folders.is_empty() {
-        folders.push("INBOX".to_owned());
-    }
-    Config {
-        account: slot.account.clone(),
-        folders,
-        paused: record.paused || record.removed_at_ms > 0,
-        owner_epoch: epoch,
-        limits: context.limits,
-        timing: context.timing,
-    }
 }
 
 #[cfg(test)]

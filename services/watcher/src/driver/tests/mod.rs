@@ -479,11 +479,14 @@ async fn a_removed_account_says_so_and_ends() {
     let log = bench.log.clone();
     assert_eq!(bench.end().await, End::Removed);
     let last = log.with(|state| state.events.last().cloned()).unwrap();
-    let removed = mailbell_core::event::Fact::AccountState {
-        counter: 1 << 24,
-        health: Health::Removed,
-    };
-    assert_eq!(last.fact, removed);
+    let removed = matches!(
+        last.fact,
+        mailbell_core::event::Fact::AccountState {
+            health: Health::Removed,
+            ..
+        }
+    );
+    assert!(removed, "{last:?}");
 }
 
 #[tokio::test(start_paused = true)]
