@@ -1,0 +1,76 @@
+//! What must be true once everything is healed and at rest.
+
+use crate::world::World;
+use mailbell_core::checkpoint::Checkpoint;
+
+impl World {
+    /// What is missing for all to be at rest and complete.
+    pub(crate) fn unrest(&mut self) -> Option<String> {
+        self.partitions_unrest()
+            .or_else(|| (0..self.devices.len()).find_map(|device| self.is_busy(device)))
+            .or_else(|| (0..self.devices.len()).find_map(|device| self.lacks(device)))
+    }
+
+    fn partitions_unrest(&self) -> Option<String> {
+        for (partition, claim) in self.claims.iter().enumerate() {
+            let Some(owner) = claim.owner else {
+                return Some(format!("partition {partition} has no owner"));
+            };
+            let log = crate::scenario::LOG_OF[partition];
+            let identity = &self.identities[log];
+            if identity.history != self.logs[log].history {
+                return Some(format!("nobody saw that log {log} is another"));
+            }
+            if claim.log_id != identity.log_id || claim.flushed != self.logs[log].last {
+                return Some(format!("the claim of partition {partition} does not move on"));
+            }
+            for account in 0..self.places.len() {
+                if self.places[account].partition != partition || self.removed[account] {
+                    continue;
+                }
+                let Some(run) = self.owners[owner].runs.get(&account) else {
+                    return Some(format!("account {account} has no session"));
+                };
+                let run = &self.runs[*run];
+                let stored = self.checkpoints[account].as_ref();
+                let stored = stored.map(|stored| Checkpoint::from_record(&stored.record));
+                if !run.alive || run.append.is_some() {
+                    return Some(format!("the session of account {account} is busy"));
+                }
+                // One that was lost is written anew with the next thing that is told.
+                if stored.is_some_and(|stored| !stored.same_told(run.session.checkpoint())) {
+                    return Some(format!("the checkpoint of account {account} is old"));
+                }
+            }
+        }
+        None
+    }
+
+    /// A message that a device should have and has not.
+    fn lacks(&self, device: usize) -> Option<String> {
+        let state = &self.devices[device];
+        let since = state.app.since?;
+        for (account, place) in self.places.iter().enumerate() {
+            if !state.subject.covers(&place.account) || self.removed[account] {
+                continue;
+            }
+            let id = place.account.to_string();
+            for folder in &self.mailboxes[account].folders {
+                let missing = folder
+                    .messages
+                    .iter()
+                    .filter(|(_, message)| message.arrived >= since)
+                    .find(|(uid, _)| {
+                        !state.app.holds(&id, folder.name, folder.generation, **uid)
+                    });
+                if let Some((uid, message)) = missing {
+                    return Some(format!(
+                        "device {device} lacks uid {uid} of {} of account {account}, arrived at {:?}",
+                        folder.name, message.arrived
+                    ));
+                }
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,304 @@
+//! What goes wrong, and what arrives, while there is chaos.
+
+use std::time::Duration;
+
+use mailbell_core::session::{Input, Stop};
+use rand::RngExt as _;
+
+use crate::{
+    drive::Ev,
+    scenario::{LOGS, PARTITIONS},
+    world::{MS, S, World},
+};
+
+/// One thing that happens to the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Arrival,
+    Burst,
+    Flood,
+    Hidden,
+    LateLower,
+    Expunge,
+    NewGeneration,
+    CutMail,
+    MailDown,
+    WrongPassword,
+    KillWatcher,
+    StealPartition,
+    HandOver,
+    BreakWatcher,
+    BreakGateway,
+    LogAway,
+    LogRefuses,
+    LogLost,
+    LogCut,
+    CheckpointLost,
+    KillGateway,
+    CutStream,
+    CrashDevice,
+    SlowDevice,
+    Resubscribe,
+    Pause,
+    Relogin,
+    Remove,
+}
+
+impl Fault {
+    /// All of them, with how often each comes among the others.
+    pub(crate) const ALL: &[(Self, u32)] = &[
+        (Self::Arrival, 30),
+        (Self::Burst, 10),
+        (Self::Flood, 2),
+        (Self::Hidden, 4),
+        (Self::LateLower, 4),
+        (Self::Expunge, 5),
+        (Self::NewGeneration, 1),
+        (Self::CutMail, 5),
+        (Self::MailDown, 2),
+        (Self::WrongPassword, 1),
+        (Self::KillWatcher, 2),
+        (Self::StealPartition, 2),
+        (Self::HandOver, 2),
+        (Self::BreakWatcher, 3),
+        (Self::BreakGateway, 3),
+        (Self::LogAway, 2),
+        (Self::LogRefuses, 1),
+        (Self::LogLost, 1),
+        (Self::LogCut, 1),
+        (Self::CheckpointLost, 1),
+        (Self::KillGateway, 2),
+        (Self::CutStream, 5),
+        (Self::CrashDevice, 4),
+        (Self::SlowDevice, 3),
+        (Self::Resubscribe, 1),
+        (Self::Pause, 1),
+        (Self::Relogin, 1),
+        (Self::Remove, 1),
+    ];
+}
+
+impl World {
+    /// Something happens; the next thing is planned.
+    pub(crate) fn on_fault(&mut self) {
+        if !self.chaos {
+            return;
+        }
+        let pace = self.scenario.pace;
+        let next = self.between(pace / 10, 2 * pace);
+        self.after(next, Ev::Fault);
+        let sum = self.scenario.faults.iter().map(|(_, weight)| weight).sum::<u32>();
+        if sum == 0 {
+            return;
+        }
+        let mut left = self.rng.random_range(0..sum);
+        let mut chosen = Fault::Arrival;
+        for (fault, weight) in &self.scenario.faults {
+            if left < *weight {
+                chosen = *fault;
+                break;
+            }
+            left -= weight;
+        }
+        self.strike(chosen);
+    }
+
+    fn some_folder(&mut self) -> (usize, usize) {
+        let account = self.below(self.places.len());
+        let folder = self.below(self.places[account].folders.len());
+        (account, folder)
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        let (account, folder) = self.some_folder();
+        let watchers = self.watchers();
+        let partition = self.below(PARTITIONS);
+        let log = self.below(LOGS);
+        let device = self.below(self.devices.len());
+        match fault {
+            Fault::Arrival => self.arrive(account, folder, 1),
+            Fault::Burst => {
+                let many = 2 + self.below(6);
+                self.arrive(account, folder, many);
+            }
+            Fault::Flood => {
+                // Some are wider than what a checkpoint takes for a gap that may be filled later.
+                let wide = if self.chance(0.3) { 260 } else { 0 };
+                let many = self.scenario.limits.flood as usize + 1 + wide + self.below(30);
+                self.count("flood");
+                self.arrive(account, folder, many);
+            }
+            Fault::Hidden => {
+                // EXISTS comes before the message can be fetched.
+                self.count("exists before fetchable");
+                let hidden = self.between(50 * MS, 3 * S);
+                self.deliver(account, folder, hidden);
+                self.changed(account, folder);
+            }
+            Fault::LateLower => {
+                self.count("late lower uid");
+                let hidden = self.between(50 * MS, 8 * S);
+                self.deliver(account, folder, hidden);
+                self.arrive(account, folder, 1);
+            }
+            Fault::Expunge => self.expunge(account, folder),
+            // Where SEARCH names what cannot be fetched yet, nobody can say what was there when a folder began anew: a message
+            // that is so at that moment is in no listing, and is not told. Not modelled.
+            Fault::NewGeneration | Fault::CheckpointLost if self.mailboxes[account].search_ahead => {}
+            Fault::NewGeneration => {
+                self.count("generation change");
+                self.new_generation(account, folder);
+            }
+            Fault::CutMail => {
+                let live: Vec<_> = (0..self.conns.len())
+                    .filter(|conn| self.conns[*conn].alive)
+                    .collect();
+                if let Some(conn) = self.pick(&live) {
+                    self.count("mail connection cut");
+                    self.cut_conn(conn);
+                }
+            }
+            Fault::MailDown => {
+                self.count("mail server down");
+                self.mailboxes[account].up = false;
+                for conn in 0..self.conns.len() {
+                    if self.conns[conn].account == account {
+                        self.cut_conn(conn);
+                    }
+                }
+                let lasts = self.between(S, 20 * S);
+                self.after(lasts, Ev::MailUp { account });
+            }
+            Fault::WrongPassword => {
+                self.mailboxes[account].password_right = false;
+                let lasts = self.between(S, 20 * S);
+                self.after(lasts, Ev::PasswordRight { account });
+            }
+            Fault::KillWatcher => {
+                if let Some(process) = self.pick(&watchers) {
+                    self.kill(process);
+                }
+            }
+            Fault::StealPartition => self.on_take(partition),
+            Fault::HandOver => {
+                if let Some(owner) = self.claims[partition].owner {
+                    self.hand_over(owner);
+                }
+            }
+            Fault::BreakWatcher => {
+                if let Some(process) = self.pick(&watchers) {
+                    let lasts = self.outage();
+                    self.break_link(process, lasts);
+                }
+            }
+            Fault::BreakGateway => {
+                let ready = self.ready_gateways();
+                if let Some(gateway) = self.pick(&ready) {
+                    let lasts = self.outage();
+                    self.break_link(self.gateways[gateway].process, lasts);
+                }
+            }
+            Fault::LogAway => {
+                self.count("log away");
+                self.logs[log].away = true;
+                let lasts = self.outage();
+                self.after(lasts, Ev::LogBack { log });
+            }
+            Fault::LogRefuses => {
+                self.logs[log].refuses = true;
+                let lasts = self.outage();
+                self.after(lasts, Ev::LogBack { log });
+            }
+            Fault::LogLost => self.lose_log(log, true),
+            Fault::LogCut => self.lose_log(log, false),
+            Fault::CheckpointLost => {
+                self.count("checkpoint lost");
+                self.say(|| format!("checkpoint of account {account} lost"));
+                self.checkpoints[account] = None;
+                self.mailboxes_told[account].acked.clear();
+            }
+            Fault::KillGateway => {
+                let ready = self.ready_gateways();
+                if let Some(gateway) = self.pick(&ready) {
+                    self.kill(self.gateways[gateway].process);
+                }
+            }
+            Fault::CutStream => {
+                if let Some(stream) = self.devices[device].stream {
+                    self.count("stream cut");
+                    self.cut_stream(stream);
+                }
+            }
+            Fault::CrashDevice => {
+                self.count("device crash");
+                self.crash_device(device, None);
+            }
+            Fault::SlowDevice => {
+                self.devices[device].slow ^= true;
+                self.count("slow device");
+            }
+            Fault::Resubscribe => {
+                self.count("subscription change");
+                let subject = self.below(5);
+                let subject = self.subject(subject);
+                self.crash_device(device, Some(subject));
+            }
+            Fault::Pause => self.pause(account, !self.paused[account]),
+            Fault::Relogin => {
+                for run in self.live_runs(account) {
+                    self.give(run, Input::Relogin);
+                }
+            }
+            // The last account of the first partition, so that its sibling goes on.
+            Fault::Remove => self.remove(1),
+        }
+    }
+
+    fn arrive(&mut self, account: usize, folder: usize, many: usize) {
+        for _ in 0..many {
+            self.deliver(account, folder, Duration::ZERO);
+            if self.chance(0.3) {
+                self.changed(account, folder);
+            }
+        }
+        self.changed(account, folder);
+    }
+
+    fn live_runs(&self, account: usize) -> Vec<usize> {
+        let live = |run: &usize| self.runs[*run].alive && self.runs[*run].account == account;
+        (0..self.runs.len()).filter(live).collect()
+    }
+
+    pub(crate) fn pause(&mut self, account: usize, paused: bool) {
+        if self.paused[account] == paused {
+            return;
+        }
+        self.count("paused or resumed");
+        self.paused[account] = paused;
+        for run in self.live_runs(account) {
+            let config = Box::new(self.config(self.runs[run].owner, account));
+            self.give(run, Input::Reconfigure { config });
+        }
+    }
+
+    /// An account is removed: its session says so, then all that is stored of it goes.
+    fn remove(&mut self, account: usize) {
+        if std::mem::replace(&mut self.removed[account], true) {
+            return;
+        }
+        self.count("account removed");
+        let runs = self.live_runs(account);
+        if runs.is_empty() {
+            return self.forget_account(account);
+        }
+        for run in runs {
+            self.give(run, Input::Stop(Stop::Removed));
+        }
+    }
+
+    pub(crate) fn forget_account(&mut self, account: usize) {
+        self.checkpoints[account] = None;
+        self.mailboxes_told[account].acked.clear();
+        self.purge(account);
+    }
+}

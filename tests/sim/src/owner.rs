@@ -1,0 +1,446 @@
+//! Ownership of partitions: claims, take-overs with the fold-in, the flushed position, hand-overs, old owners that go on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use mailbell_core::{
+    checkpoint::Checkpoint,
+    event::Fact,
+    ids::{LogId, OwnerEpoch, Position},
+    session::{Config, Input, Known, Stop},
+};
+
+use crate::{
+    bus::Stand,
+    drive::Ev,
+    read::{Job, Purpose, Range},
+    scenario::LOG_OF,
+    session::Acked,
+    world::{MS, S, World},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Loading,
+    Running,
+    HandingOver,
+    Gone,
+}
+
+/// One ownership of a partition, by one process under one epoch.
+pub(crate) struct Owner {
+    pub(crate) process: usize,
+    pub(crate) partition: usize,
+    pub(crate) epoch: OwnerEpoch,
+    pub(crate) phase: Phase,
+    /// What the owner before left.
+    before: (LogId, Position),
+    /// The log does not reach back to what was flushed.
+    folds_none: bool,
+    /// Session by account; an account that is being loaded is not there.
+    pub(crate) runs: BTreeMap<usize, usize>,
+    loaded: BTreeMap<usize, (Option<u64>, Checkpoint)>,
+}
+
+impl World {
+    pub(crate) fn config(&self, owner: usize, account: usize) -> Config {
+        let place = &self.places[account];
+        Config {
+            account: place.account.clone(),
+            folders: place.folders.iter().map(|name| (*name).to_owned()).collect(),
+            paused: self.paused[account],
+            owner_epoch: self.owners[owner].epoch,
+            limits: self.scenario.limits,
+            timing: self.scenario.timing,
+        }
+    }
+
+    /// A live watcher takes a partition.
+    pub(crate) fn on_take(&mut self, partition: usize) {
+        let live: Vec<usize> = (0..self.processes.len())
+            .filter(|process| self.processes[*process].gateway.is_none() && self.is_up(*process))
+            .collect();
+        let Some(process) = self.pick(&live) else {
+            return self.after(500 * MS, Ev::Take { partition });
+        };
+        let number = self.owners.len();
+        let seconds = u64::try_from(self.wall_us() / 1_000_000).unwrap();
+        let claim = &mut self.claims[partition];
+        let old = claim.owner.replace(number);
+        // As the bus numbers ownerships: not below the seconds since 1970.
+        claim.epoch = seconds.max(claim.epoch + 1);
+        let owner = Owner {
+            process,
+            partition,
+            epoch: claim.epoch,
+            phase: Phase::Loading,
+            before: (claim.log_id, claim.flushed),
+            folds_none: false,
+            runs: BTreeMap::new(),
+            loaded: BTreeMap::new(),
+        };
+        self.owners.push(owner);
+        self.count("take-over");
+        self.say(|| format!("owner {number}: process {process} takes partition {partition}"));
+        if let Some(old) = old
+            && self.owners[old].phase != Phase::Gone
+        {
+            self.count("zombie");
+            let notice = self.between(MS, self.scenario.zombie);
+            self.after(notice, Ev::ClaimLost { owner: old });
+        }
+        self.soon(Ev::Load { owner: number, only: None });
+    }
+
+    fn is_owner(&self, owner: usize) -> bool {
+        let state = &self.owners[owner];
+        state.phase != Phase::Gone && self.claims[state.partition].owner == Some(owner)
+    }
+
+    /// An old owner sees that it is one.
+    pub(crate) fn on_claim_lost(&mut self, owner: usize) {
+        if self.owners[owner].phase == Phase::Gone {
+            return;
+        }
+        if !self.is_up(self.owners[owner].process) {
+            return self.after(500 * MS, Ev::ClaimLost { owner });
+        }
+        self.say(|| format!("owner {owner}: lost"));
+        self.owners[owner].phase = Phase::Gone;
+        for run in self.owners[owner].runs.clone().into_values() {
+            self.give(run, Input::Stop(Stop::Lost));
+        }
+    }
+
+    /// Loads checkpoints, and begins to fold in the log after what was flushed.
+    pub(crate) fn on_load(&mut self, owner: usize, only: Option<usize>) {
+        let (process, partition) = (self.owners[owner].process, self.owners[owner].partition);
+        if !self.is_owner(owner) || !self.processes[process].alive {
+            return;
+        }
+        let log = LOG_OF[partition];
+        let Some(stand) = self.look_at_log(process, log) else {
+            return self.fold_in_later(owner, only);
+        };
+        let accounts: BTreeSet<usize> = (0..self.places.len())
+            .filter(|account| self.places[*account].partition == partition)
+            .filter(|account| only.is_none_or(|only| only == *account))
+            .filter(|account| !self.removed[*account])
+            .collect();
+        for account in &accounts {
+            let stored = self.checkpoints[*account].as_ref();
+            let loaded = stored.map_or((None, Checkpoint::default()), |stored| {
+                let checkpoint = Checkpoint::from_record(&stored.record);
+                (Some(stored.revision), checkpoint)
+            });
+            self.owners[owner].loaded.insert(*account, loaded);
+        }
+        let (log_id, known) = match only {
+            None => self.owners[owner].before,
+            // Loaded again, alone: from where its checkpoint stands.
+            Some(account) => {
+                let (_, checkpoint) = &self.owners[owner].loaded[&account];
+                (checkpoint.log_id, checkpoint.position)
+            }
+        };
+        let after = if log_id != stand.log_id {
+            // Positions of another history: all that there is is folded in, which repeats are harmless to.
+            stand.first - 1
+        } else if known + 1 < stand.first && only.is_none() {
+            // What aged out the mailbox itself tells.
+            self.count("flushed beyond the log");
+            self.owners[owner].folds_none = true;
+            stand.last
+        } else {
+            known.clamp(stand.first - 1, stand.last)
+        };
+        let range = Range {
+            log,
+            accounts,
+            log_id: stand.log_id,
+            after,
+            up_to: stand.last,
+        };
+        self.read(process, range, Purpose::FoldIn { owner, only });
+    }
+
+    pub(crate) fn fold_in_later(&mut self, owner: usize, only: Option<usize>) {
+        let delay = self.between(200 * MS, S);
+        self.after(delay, Ev::Load { owner, only });
+    }
+
+    /// The log after what was flushed was read: sessions begin.
+    pub(crate) fn folded_in(&mut self, job: Job) {
+        let Purpose::FoldIn { owner, .. } = job.purpose else {
+            return;
+        };
+        if !self.is_owner(owner) {
+            return;
+        }
+        self.check_whole(&job, "the fold-in");
+        for account in job.accounts.iter().copied() {
+            let Some((revision, stored)) = self.owners[owner].loaded.remove(&account) else {
+                continue;
+            };
+            let mut checkpoint = stored.clone();
+            let mut unstored_from = None;
+            for entry in job.entries.iter().filter(|entry| entry.account == account) {
+                let known = checkpoint.position;
+                let same = checkpoint.log_id == job.log_id;
+                checkpoint.fold(job.log_id, entry.position, &entry.event);
+                if !same || checkpoint.position != known {
+                    unstored_from.get_or_insert(entry.position);
+                    self.count("event folded in");
+                }
+            }
+            if self.owners[owner].folds_none {
+                self.mailboxes_told[account].acked.clear();
+            }
+            self.check_nothing_forgotten(account, &checkpoint, job.read_to());
+            let known = Known {
+                checkpoint,
+                revision,
+                unstored_from,
+            };
+            self.start_run(owner, account, known);
+        }
+        if self.owners[owner].phase == Phase::Loading {
+            self.owners[owner].phase = Phase::Running;
+            self.after(S, Ev::Flush { owner });
+        }
+    }
+
+    /// Whatever was acknowledged to an owner before, and is still in the log, is known after the fold-in.
+    fn check_nothing_forgotten(&mut self, account: usize, checkpoint: &Checkpoint, to: Position) {
+        let log = &self.logs[self.places[account].log];
+        let mut again = checkpoint.clone();
+        // What was told before a folder began anew says nothing of it now.
+        let begun = |acked: &Acked| {
+            let of = (account, acked.event.folder);
+            log.after(acked.position)
+                .filter(|stored| (stored.account, stored.event.folder) == of)
+                .any(|stored| matches!(stored.event.fact, Fact::Resync { .. }))
+        };
+        for acked in &self.mailboxes_told[account].acked {
+            // What an old owner appends after the tail was named is told again, and harmless.
+            let there = acked.history == log.history && log.holds(acked.position);
+            let range = self.mailboxes_told[account].forgiven + 1..=to;
+            if there && range.contains(&acked.position) && !begun(acked) {
+                // Another log each time, so that nothing counts as known by its position.
+                let mut other = LogId([0xaa; 16]);
+                other.0[0] = u8::from(again.log_id == other);
+                again.fold(other, acked.position, &acked.event);
+            }
+        }
+        again.alerted.clone_from(&checkpoint.alerted);
+        if !again.same_told(checkpoint) {
+            self.fail(format!(
+                "the fold-in of account {account} forgot what was acknowledged: {checkpoint:?} and not {again:?}"
+            ));
+        }
+    }
+
+    /// Nothing that the leader holds within the range was left out.
+    pub(crate) fn check_whole(&mut self, job: &Job, what: &str) {
+        let missing = self.logs[job.log]
+            .after(job.after)
+            .take_while(|stored| stored.position <= job.read_to())
+            .filter(|stored| job.accounts.contains(&stored.account))
+            .find(|stored| {
+                let read = |entry: &std::rc::Rc<crate::bus::Stored>| entry.position == stored.position;
+                !job.entries.iter().any(read)
+            })
+            .map(|stored| stored.position);
+        // A history that changed meanwhile says nothing.
+        let same = self.identities[job.log].log_id == job.log_id
+            && self.identities[job.log].history == self.logs[job.log].history;
+        if let Some(position) = missing
+            && same
+        {
+            self.fail(format!("{what} lacks position {position} of log {}", job.log));
+        }
+    }
+
+    /// The claim moves on: the tail first, then what the sessions lack, then the claim.
+    pub(crate) fn on_flush(&mut self, owner: usize) {
+        let state = &self.owners[owner];
+        if !self.is_owner(owner) || !self.processes[state.process].alive {
+            return;
+        }
+        let (process, log) = (state.process, LOG_OF[state.partition]);
+        if state.phase == Phase::Running
+            && let Some(stand) = self.look_at_log(process, log)
+        {
+            return self.soon(Ev::FlushBound { owner, stand });
+        }
+        self.after(S, Ev::Flush { owner });
+    }
+
+    pub(crate) fn on_flush_bound(&mut self, owner: usize, stand: Stand) {
+        if self.is_owner(owner)
+            && self.owners[owner].phase == Phase::Running
+            && let Some(flushed) = self.flush_bound(owner, stand)
+        {
+            self.soon(Ev::ClaimWrite {
+                owner,
+                log_id: stand.log_id,
+                flushed,
+            });
+        }
+        self.after(2 * S, Ev::Flush { owner });
+    }
+
+    /// Up to where the checkpoints of all accounts cover the log. `None`: one of them is not known now.
+    fn flush_bound(&self, owner: usize, stand: Stand) -> Option<Position> {
+        let state = &self.owners[owner];
+        let mut bound = stand.last;
+        for account in 0..self.places.len() {
+            if self.places[account].partition != state.partition || self.removed[account] {
+                continue;
+            }
+            let run = *state.runs.get(&account)?;
+            let session = &self.runs[run].session;
+            bound = match session.flush_bound() {
+                // What is in flight may lie anywhere in a history that the session does not know yet: as the watcher has it.
+                Some(_) if session.checkpoint().log_id != stand.log_id => 0,
+                own => bound.min(own.unwrap_or(bound)),
+            };
+        }
+        Some(bound)
+    }
+
+    pub(crate) fn on_claim_write(&mut self, owner: usize, log_id: LogId, flushed: Position) {
+        if !self.is_owner(owner) || !self.processes[self.owners[owner].process].up {
+            return;
+        }
+        let claim = &mut self.claims[self.owners[owner].partition];
+        if claim.log_id != log_id || flushed > claim.flushed {
+            claim.log_id = log_id;
+            claim.flushed = flushed;
+            self.say(|| format!("owner {owner}: flushed to {flushed}"));
+            self.count("claim flushed");
+        }
+    }
+
+    /// The owner gives its partition away.
+    pub(crate) fn hand_over(&mut self, owner: usize) {
+        if self.owners[owner].phase != Phase::Running || !self.is_owner(owner) {
+            return;
+        }
+        self.say(|| format!("owner {owner}: hands over"));
+        self.count("hand-over");
+        self.owners[owner].phase = Phase::HandingOver;
+        for run in self.owners[owner].runs.clone().into_values() {
+            self.give(run, Input::Stop(Stop::HandOver));
+        }
+        self.after(30 * S, Ev::HandOverLate { owner });
+        self.try_release(owner);
+    }
+
+    /// The time for a hand-over is over: what is left is dropped.
+    pub(crate) fn on_hand_over_late(&mut self, owner: usize) {
+        if self.owners[owner].phase != Phase::HandingOver {
+            return;
+        }
+        self.count("hand-over cut short");
+        self.release(owner, None);
+    }
+
+    fn try_release(&mut self, owner: usize) {
+        let state = &self.owners[owner];
+        if state.phase != Phase::HandingOver || state.runs.values().any(|run| self.runs[*run].alive) {
+            return;
+        }
+        let stand = self.look_at_log(state.process, LOG_OF[state.partition]);
+        self.release(owner, stand);
+    }
+
+    fn release(&mut self, owner: usize, stand: Option<Stand>) {
+        for run in self.owners[owner].runs.clone().into_values() {
+            if self.runs[run].alive {
+                self.end_run(run);
+            }
+        }
+        if !self.is_owner(owner) {
+            self.owners[owner].phase = Phase::Gone;
+            return;
+        }
+        if let Some(stand) = stand
+            && let Some(flushed) = self.flush_bound(owner, stand)
+        {
+            self.on_claim_write(owner, stand.log_id, flushed);
+        }
+        let partition = self.owners[owner].partition;
+        self.owners[owner].phase = Phase::Gone;
+        self.claims[partition].owner = None;
+        let delay = self.between(MS, S);
+        self.after(delay, Ev::Take { partition });
+    }
+
+    /// A session said that it is over.
+    pub(crate) fn run_stopped(&mut self, run: usize) {
+        self.end_run(run);
+        let (owner, account) = (self.runs[run].owner, self.runs[run].account);
+        if self.removed[account] {
+            self.forget_account(account);
+        }
+        match self.owners[owner].phase {
+            Phase::HandingOver => self.try_release(owner),
+            // Somebody else wrote its checkpoint, and the claim is ours: what is known is loaded again.
+            Phase::Running if self.is_owner(owner) && !self.removed[account] => {
+                self.count("session loaded again");
+                self.owners[owner].runs.remove(&account);
+                let only = Some(account);
+                self.soon(Ev::Load { owner, only });
+            }
+            _ => {}
+        }
+    }
+
+    /// All that a watcher held is free for others, once they notice.
+    pub(crate) fn watcher_died(&mut self, process: usize) {
+        self.count("watcher killed");
+        for run in self.runs_of(process) {
+            self.end_run(run);
+        }
+        for owner in 0..self.owners.len() {
+            if self.owners[owner].process != process || self.owners[owner].phase == Phase::Gone {
+                continue;
+            }
+            let partition = self.owners[owner].partition;
+            self.owners[owner].phase = Phase::Gone;
+            if self.claims[partition].owner == Some(owner) {
+                self.claims[partition].owner = None;
+                let delay = self.between(10 * MS, 4 * S);
+                self.after(delay, Ev::Take { partition });
+            }
+        }
+        self.after(self.scenario.pace, Ev::Spawn { gateway: None });
+    }
+
+    pub(crate) fn watchers(&self) -> Vec<usize> {
+        let watcher = |process: &usize| {
+            self.processes[*process].alive && self.processes[*process].gateway.is_none()
+        };
+        (0..self.processes.len()).filter(watcher).collect()
+    }
+
+    /// Owners that serve, in the order in which they came.
+    pub(crate) fn owners_of(&self, partition: usize) -> Vec<usize> {
+        (0..self.owners.len())
+            .filter(|owner| self.owners[*owner].partition == partition)
+            .filter(|owner| self.owners[*owner].phase == Phase::Running)
+            .collect()
+    }
+
+    /// How long a process stays away.
+    pub(crate) fn outage(&mut self) -> Duration {
+        match self.below(4) {
+            0 => self.between(10 * MS, 500 * MS),
+            1 | 2 => self.between(S, 6 * S),
+            _ => self.between(20 * S, 50 * S),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A process with its link to NATS: a watcher or a gateway.
+
+use std::time::Duration;
+
+use mailbell_core::{
+    ids::{LogId, Position},
+    session::{Input, Outcome},
+};
+
+use crate::{
+    drive::Ev,
+    scenario::LOGS,
+    world::{MS, S, World},
+};
+
+/// What a process knows of a log's identity.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct View {
+    pub(crate) log_id: LogId,
+    pub(crate) highest: Position,
+}
+
+/// See the module.
+pub(crate) struct Process {
+    pub(crate) alive: bool,
+    /// `None`: a watcher.
+    pub(crate) gateway: Option<usize>,
+    pub(crate) up: bool,
+    /// Counts the connections: what was sent on an old one is not answered.
+    pub(crate) link: u64,
+    pub(crate) views: [View; LOGS],
+    /// How far its wall clock is off.
+    pub(crate) skew_us: i64,
+}
+
+impl World {
+    /// A new process, linked.
+    pub(crate) fn spawn(&mut self, gateway: Option<usize>) -> usize {
+        let views = std::array::from_fn(|log| View {
+            log_id: self.identities[log].log_id,
+            highest: self.identities[log].highest,
+        });
+        let skew = self.between(Duration::ZERO, 2 * S);
+        self.processes.push(Process {
+            alive: true,
+            gateway,
+            up: true,
+            link: 0,
+            views,
+            skew_us: i64::try_from(skew.as_micros()).unwrap(),
+        });
+        self.processes.len() - 1
+    }
+
+    pub(crate) fn is_up(&self, process: usize) -> bool {
+        self.processes[process].alive && self.processes[process].up
+    }
+
+    /// Breaks the link for a while.
+    pub(crate) fn break_link(&mut self, process: usize, lasts: Duration) {
+        let state = &mut self.processes[process];
+        if !state.alive {
+            return;
+        }
+        state.link += 1;
+        state.up = false;
+        let link = state.link;
+        self.say(|| format!("process {process}: link broken for {lasts:?}"));
+        self.count("link broken");
+        if lasts > self.scenario.timing.duplicate_window {
+            self.count("away beyond the window");
+        }
+        let notice = self.between(MS, 200 * MS);
+        self.after(notice.min(lasts), Ev::LinkDown { process, link });
+        self.after(lasts, Ev::LinkUp { process, link });
+    }
+
+    pub(crate) fn on_link_down(&mut self, process: usize, link: u64) {
+        let state = &self.processes[process];
+        if !state.alive || state.link != link {
+            return;
+        }
+        for run in self.runs_of(process) {
+            if let Some((op, _)) = self.runs[run].append.clone() {
+                let outcome = Outcome::Disconnected;
+                self.give(run, Input::Appended { op, outcome });
+            }
+            self.give(run, Input::Bus { up: false });
+        }
+    }
+
+    pub(crate) fn on_link_up(&mut self, process: usize, link: u64) {
+        let state = &mut self.processes[process];
+        if !state.alive || state.link != link {
+            return;
+        }
+        state.up = true;
+        self.say(|| format!("process {process}: linked"));
+        // The histories are looked at before anything is built on them.
+        for log in 0..LOGS {
+            let _ = self.look_at_log(process, log);
+        }
+        match self.processes[process].gateway {
+            Some(gateway) => self.follow_anew(gateway),
+            None => {
+                for run in self.runs_of(process) {
+                    self.give(run, Input::Bus { up: true });
+                }
+            }
+        }
+    }
+
+    /// The process dies, between any two steps.
+    pub(crate) fn kill(&mut self, process: usize) {
+        self.say(|| format!("process {process}: killed"));
+        self.processes[process].alive = false;
+        self.processes[process].up = false;
+        self.jobs.retain(|_, job| job.process != process);
+        match self.processes[process].gateway {
+            Some(gateway) => self.gateway_died(gateway),
+            None => self.watcher_died(process),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Thousands of histories, none of which may break a rule.
+#![expect(clippy::print_stdout, reason = "what was covered is for people to read")]
+
+use std::{
+    num::NonZero,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use mailbell_sim::{Coverage, Failure, run};
+
+const TRACE_LINES: usize = 400;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Plays many seeds on all cores; the failure of the lowest seed, if any fails.
+fn play(first: u64, many: u64) -> Result<Coverage, Failure> {
+    let next = AtomicU64::new(first);
+    let stop = AtomicBool::new(false);
+    let all = Mutex::new((Coverage::default(), None::<u64>));
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut mine = Coverage::default();
+                let mut failed = None;
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + many {
+                        break;
+                    }
+                    match run(seed, 0) {
+                        Ok(covered) => mine.merge(&covered),
+                        Err(_) => {
+                            stop.store(true, Ordering::Relaxed);
+                            failed = Some(seed);
+                        }
+                    }
+                }
+                if let Ok(mut all) = all.lock() {
+                    all.0.merge(&mine);
+                    all.1 = [all.1, failed].into_iter().flatten().min();
+                }
+            });
+        }
+    });
+    let (coverage, failed) = all.into_inner().unwrap_or_else(|poison| poison.into_inner());
+    match failed {
+        // Once more, with a trace.
+        Some(seed) => run(seed, TRACE_LINES).map(|_| coverage),
+        None => Ok(coverage),
+    }
+}
+
+#[test]
+fn no_history_breaks_a_rule() -> Result<(), String> {
+    if let Some(seed) = number("MAILBELL_SIM_SEED") {
+        let lines = number("MAILBELL_SIM_TRACE").and_then(|lines| usize::try_from(lines).ok());
+        return match run(seed, lines.unwrap_or(TRACE_LINES)) {
+            Ok(coverage) => {
+                println!("{coverage}");
+                Ok(())
+            }
+            Err(failure) => Err(said(&failure)),
+        };
+    }
+    let many = number("MAILBELL_SIM_SEEDS").unwrap_or(2000);
+    let first = number("MAILBELL_SIM_FIRST").unwrap_or(0);
+    let coverage = play(first, many).map_err(|failure| said(&failure))?;
+    println!("{many} histories:\n{coverage}");
+    Ok(())
+}
+
+fn said(failure: &Failure) -> String {
+    println!("{failure}");
+    failure.what.clone()
+}
