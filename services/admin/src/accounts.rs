@@ -5,8 +5,10 @@
 //!   it belongs to an id that nobody knows but the external id's entry, and the next call with that external id goes on with it.
 //! * A change: credential, record. In between the credential fits no settings; a session that is open goes on, and the same call
 //!   again repairs it.
-//! * A removal: tombstone, external id, credential, checkpoint. The tombstone decides: the owning watcher ends the session and
-//!   appends `AccountState` REMOVED. The rest is repeated by the next call and at each start of an admin process (see `sweep`).
+//! * A removal: tombstone, external id, credential. The tombstone decides: the owning watcher ends the session, appends
+//!   `AccountState` REMOVED, and purges log, status and checkpoint, the last of which is its mark that this is still to be done.
+//!   The password goes here, at once, also if no watcher runs. What a crash leaves is repeated by the next call and at each start
+//!   of an admin process (see `sweep`).
 
 mod create;
 mod update;
@@ -235,7 +237,7 @@ fn changed() -> Error {
     )
 }
 
-/// What remains of a removed account but its tombstone. Repeatable.
+/// Frees what a removed account must not keep. Repeatable. Its checkpoint, status and log are the owning watcher's to purge.
 pub(crate) async fn purge(bus: &Bus, id: &AccountId, external_id: &str) -> Result<(), Error> {
     if !external_id.is_empty() {
         let tenant: &Tenant = id.tenant();
@@ -245,7 +247,6 @@ pub(crate) async fn purge(bus: &Bus, id: &AccountId, external_id: &str) -> Resul
         }
     }
     bus.credentials().delete(id).await?;
-    bus.checkpoints().delete(id).await?;
     Ok(())
 }
 

@@ -64,6 +64,8 @@ async fn sweep(bus: &Bus, mirror: &Mirror, first: bool) -> Result<(), Error> {
 }
 
 async fn forget(bus: &Bus, mirror: &Mirror, account: &AccountId) -> Result<(), Error> {
+    // The owning watcher did so long ago, unless there was none in all that time.
+    bus.checkpoints().delete(account).await?;
     bus.statuses().delete(account).await?;
     bus.accounts().delete(account).await?;
     mirror.forget_account(account);

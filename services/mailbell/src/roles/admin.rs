@@ -111,7 +111,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         args.nats
             .options(Role::Admin, "admin".to_owned(), process.bus_metrics.clone())?;
     let connect = async { Ok(Bus::connect(bus_options).await?) };
-    let Some(bus) = process.unless_stopped(connect).await? else {
+    let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
         return Ok(ExitCode::SUCCESS);
     };
     let mut work = Work::new();

@@ -7,11 +7,14 @@ use std::{
     time::Duration,
 };
 
-use mailbell_bus::{Bus, Role};
+use mailbell_bus::{Bus, Link, Role};
 use mailbell_core::seal::KeyRing;
 use mailbell_imap::{Settings, TlsSettings};
-use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
+use mailbell_runtime::{
+    ExitCode as Code, drain::DrainHandle, health::Health, telemetry::TelemetryArgs,
+};
 use mailbell_watcher::{Metrics, Options, Watcher};
+use tokio::sync::watch;
 
 use super::{
     nats::NatsArgs,
@@ -19,6 +22,8 @@ use super::{
 };
 use crate::{failure::Failure, standalone::identity::key_ring};
 
+/// The name of the readiness check of the connection to NATS.
+const NATS_CHECK: &str = "watcher-nats";
 /// Sessions end, checkpoints are written, claims are released.
 const WINDOW: Duration = Duration::from_secs(25);
 
@@ -116,7 +121,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         process.bus_metrics.clone(),
     )?;
     let connect = async { Ok(Bus::connect(bus_options).await?) };
-    let Some(bus) = process.unless_stopped(connect).await? else {
+    let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
         return Ok(ExitCode::SUCCESS);
     };
     let mut work = Work::new();
@@ -147,6 +152,7 @@ pub fn start(
 ) -> Result<(), Failure> {
     let incarnation = format!("{:016x}", rand::random::<u64>());
     let metrics = Metrics::register(process.metrics.registry());
+    let link = bus.link();
     let (watcher, _handle) = Watcher::new(
         Options::new(member, incarnation),
         bus,
@@ -155,9 +161,30 @@ pub fn start(
         metrics,
         process.health.clone(),
     )?;
+    process.health.set(NATS_CHECK, Err("starting"));
+    tokio::spawn(watch_link(link, process.health.clone(), process.drain()));
     let drain = process.drain();
     work.spawn(async move { Ok(watcher.run(drain).await?) });
     Ok(())
+}
+
+/// Without NATS the sessions stay, but nothing is told of what they see.
+async fn watch_link(mut link: watch::Receiver<Link>, health: Health, mut drain: DrainHandle) {
+    loop {
+        let up = link.borrow_and_update().is_up();
+        let value = if up {
+            Ok(())
+        } else {
+            Err("not connected to NATS")
+        };
+        health.set(NATS_CHECK, value);
+        tokio::select! {
+            biased;
+            // First: readiness is off for good then.
+            _ = drain.signaled() => return,
+            changed = link.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 /// In a pod, the pod's name.

@@ -111,8 +111,9 @@ impl Machine {
         if let Ok(Some(status)) = child.try_wait() {
             panic!("it ended with {status}\n{}", self.said());
         }
-        self.addresses()
-            .is_some_and(|addresses| ready(addresses["http"].as_str().unwrap()).unwrap_or(false))
+        self.addresses().is_some_and(|addresses| {
+            ready(addresses.get("http").and_then(Value::as_str).unwrap()).unwrap_or(false)
+        })
     }
 
     pub(crate) fn addresses(&self) -> Option<Value> {
