@@ -2,19 +2,16 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use mailbell_core::{
     backoff::Backoff,
-    ids::{AccountId, Group, LogId, OwnerEpoch, Partition, Position},
+    ids::{AccountId, Group, OwnerEpoch, Partition},
     session::{Known, Stop},
 };
-use mailbell_proto::{bus::v1::AccountRecord, push::v1::Health};
+use mailbell_proto::bus::v1::AccountRecord;
 use tokio::{
     task::{Id, JoinError, JoinSet},
     time::Instant,
@@ -23,6 +20,7 @@ use tokio::{
 use crate::{
     acquire::reload,
     driver::{Context, Driver, End},
+    registry::Registry,
     slot::{Flush, Slot},
 };
 
@@ -30,93 +28,6 @@ use crate::{
 const QUARANTINE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// A session that ran for so long has recovered.
 const RECOVERED: Duration = Duration::from_secs(900);
-
-/// What is shared with the tasks that answer requests and let claims move on.
-#[derive(Debug, Default)]
-pub(crate) struct Registry {
-    sessions: RwLock<HashMap<AccountId, Arc<Slot>>>,
-    /// Partitions whose sessions have all begun.
-    partitions: RwLock<HashMap<Partition, OwnerEpoch>>,
-    draining: AtomicBool,
-}
-
-impl Registry {
-    pub(crate) fn session(&self, account: &AccountId) -> Option<Arc<Slot>> {
-        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        sessions.get(account).cloned()
-    }
-
-    fn insert(&self, slot: Arc<Slot>) {
-        let mut sessions = self
-            .sessions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        sessions.insert(slot.account.clone(), slot);
-    }
-
-    fn remove(&self, account: &AccountId) {
-        let mut sessions = self
-            .sessions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        sessions.remove(account);
-    }
-
-    pub(crate) fn serves(&self, partition: Partition) -> bool {
-        self.epoch(partition).is_some()
-    }
-
-    fn epoch(&self, partition: Partition) -> Option<OwnerEpoch> {
-        let partitions = self
-            .partitions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        partitions.get(&partition).copied()
-    }
-
-    /// Partitions whose sessions have all begun.
-    pub(crate) fn partitions(&self) -> Vec<Partition> {
-        let partitions = self
-            .partitions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        partitions.keys().copied().collect()
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_draining(&self) {
-        self.draining.store(true, Ordering::Release);
-    }
-
-    /// For each partition that has any, the lowest bound of its sessions in these histories.
-    pub(crate) fn bounds(&self, log_id: impl Fn(Group) -> LogId) -> HashMap<Partition, Position> {
-        let mut bounds = HashMap::new();
-        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        for (account, slot) in sessions.iter() {
-            let partition = account.partition();
-            if let Some(bound) = slot.flush().within(log_id(partition.group())) {
-                bounds
-                    .entry(partition)
-                    .and_modify(|lowest: &mut Position| *lowest = bound.min(*lowest))
-                    .or_insert(bound);
-            }
-        }
-        bounds
-    }
-
-    /// How many sessions there are, and how many of them watch.
-    pub(crate) fn count(&self) -> (usize, usize) {
-        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let watching = sessions
-            .values()
-            .filter(|slot| slot.health() == Health::Watching)
-            .count();
-        (sessions.len(), watching)
-    }
-}
 
 #[derive(Debug)]
 enum State {
@@ -190,50 +101,27 @@ impl Accounts {
             let known = known.remove(&account);
             self.start(&account, epoch, known);
         }
-        let mut served = self
-            .registry
-            .partitions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        served.extend(ours);
-        let count = i64::try_from(served.len()).unwrap_or(i64::MAX);
+        let served = self.registry.serve(ours);
+        self.count(served);
+    }
+
+    fn count(&self, partitions: usize) {
+        let count = i64::try_from(partitions).unwrap_or(i64::MAX);
         self.context.metrics.partitions.set(count);
     }
 
     /// A partition is ours by another claim, and nobody had it in between: what runs goes on.
     pub(crate) fn renew(&mut self, partition: Partition, epoch: OwnerEpoch) {
-        let mut served = self
-            .registry
-            .partitions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        served.insert(partition, epoch);
-        drop(served);
         self.context.metrics.claims_kept.inc();
-        let sessions = self.registry.sessions.read();
-        for (account, slot) in sessions.unwrap_or_else(PoisonError::into_inner).iter() {
-            if account.partition() == partition {
-                slot.renew(epoch);
-            }
-        }
+        self.registry.renew(partition, epoch);
     }
 
     /// A partition is somebody else's: its sessions end at once and write nothing.
     pub(crate) fn lose(&mut self, partition: Partition, epoch: OwnerEpoch) -> bool {
-        {
-            let mut served = self
-                .registry
-                .partitions
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            if served.get(&partition).is_some_and(|ours| *ours > epoch) {
-                // Of an earlier ownership; we have it again.
-                return false;
-            }
-            served.remove(&partition);
-            let count = i64::try_from(served.len()).unwrap_or(i64::MAX);
-            self.context.metrics.partitions.set(count);
-        }
+        let Some(left) = self.registry.lose(partition, epoch) else {
+            return false;
+        };
+        self.count(left);
         for (account, entry) in &mut self.entries {
             if account.partition() != partition {
                 continue;
@@ -491,172 +379,4 @@ async fn run(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering::SeqCst;
-
-    use super::*;
-    use crate::driver::tests::{
-        context,
-        log::{Logs, MemoryLog},
-        record,
-        server::Server,
-        watching,
-    };
-
-    struct World {
-        accounts: Accounts,
-        context: Arc<Context>,
-        registry: Arc<Registry>,
-        server: Server,
-        logs: Logs,
-    }
-
-    /// Two accounts that share one mailbox, so that both hear of the same arrivals.
-    async fn world() -> (World, AccountId, AccountId) {
-        let ids = [
-            "default.01ARZ3NDEKTSV4RRFFQ69G5FAV",
-            "acme.01ARZ3NDEKTSV4RRFFQ69G5FAV",
-        ];
-        let [one, two] = ids.map(|id| id.parse::<AccountId>().unwrap());
-        let logs = Logs(
-            [&one, &two]
-                .into_iter()
-                .map(|account| {
-                    let log = MemoryLog::new();
-                    log.with(|state| state.checkpoint = Some((watching(2), 1)));
-                    (account.clone(), log)
-                })
-                .collect(),
-        );
-        let server = Server::new(&[1]);
-        let context = context(&server, logs.clone());
-        let registry = Arc::new(Registry::default());
-        let mut accounts = Accounts::new(Arc::clone(&context), Arc::clone(&registry));
-        accounts.put(one.clone(), record());
-        accounts.put(two.clone(), record());
-        assert_eq!(
-            accounts.running(),
-            0,
-            "nothing begins before its partition is ours"
-        );
-        accounts.begin(
-            &[(one.partition(), 1), (two.partition(), 1)],
-            HashMap::new(),
-        );
-        server.until(|mailbox| mailbox.idling == 2).await;
-        let world = World {
-            accounts,
-            context,
-            registry,
-            server,
-            logs,
-        };
-        (world, one, two)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_panic_is_quarantined_and_leaves_neighbours_alone() {
-        let (mut world, one, two) = world().await;
-        let mut pauses = Vec::new();
-        for round in 1..=6 {
-            world.context.panics.store(1, SeqCst);
-            let slot = world.registry.session(&one).unwrap();
-            slot.change(Arc::new(record()));
-            let ended = world.accounts.ended().await;
-            assert!(ended.as_ref().is_err_and(JoinError::is_panic));
-            world.accounts.on_ended(ended);
-            let until = world.accounts.quarantine_ends().unwrap();
-            pauses.push(until.saturating_duration_since(Instant::now()));
-            // Meanwhile the neighbour hears what comes, over the connection that it had.
-            let uid = 1 + round;
-            world.server.deliver(uid);
-            let told: Vec<u32> = (2..=uid).collect();
-            world.logs.0[&two].until_arrived(&told).await;
-            assert_eq!(world.server.look(|mailbox| mailbox.logins), 1 + round);
-            tokio::time::sleep_until(until).await;
-            world.accounts.end_quarantines();
-            world.logs.0[&one].until_arrived(&told).await;
-            world.server.until(|mailbox| mailbox.idling == 2).await;
-        }
-        assert!(
-            pauses.iter().all(|pause| *pause >= Duration::from_secs(1)),
-            "{pauses:?}"
-        );
-        assert!(
-            pauses.iter().any(|pause| *pause > Duration::from_secs(2)),
-            "{pauses:?}"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lost_partition_takes_only_its_own_sessions() {
-        let (mut world, one, two) = world().await;
-        assert_ne!(one.partition(), two.partition());
-        assert!(
-            !world.accounts.lose(one.partition(), 0),
-            "of an earlier ownership"
-        );
-        assert!(world.accounts.lose(one.partition(), 1));
-        assert!(world.registry.session(&one).is_none() && world.registry.session(&two).is_some());
-        let ended = world.accounts.ended().await;
-        assert_eq!(ended.as_ref().unwrap().1, End::Lost);
-        world.accounts.on_ended(ended);
-        assert_eq!(
-            (world.accounts.running(), world.accounts.quarantine_ends()),
-            (1, None)
-        );
-        // It is ours again.
-        world
-            .accounts
-            .begin(&[(one.partition(), 3)], HashMap::new());
-        world.server.deliver(2);
-        world.logs.0[&one].until_arrived(&[2]).await;
-        world.logs.0[&two].until_arrived(&[2]).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_tombstone_purges_and_stays_purged() {
-        let (mut world, one, two) = world().await;
-        let tombstone = || AccountRecord {
-            removed_at_ms: 5,
-            ..record()
-        };
-        world.accounts.put(one.clone(), tombstone());
-        let ended = world.accounts.ended().await;
-        assert_eq!(ended.as_ref().unwrap().1, End::Removed);
-        world.accounts.on_ended(ended);
-        assert!(world.logs.0[&one].with(|state| state.checkpoint.is_none()));
-        world.accounts.put(one.clone(), tombstone());
-        assert_eq!(world.accounts.running(), 1);
-        assert!(world.registry.session(&one).is_none() && world.registry.session(&two).is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_claim_is_bound_over_a_crash() {
-        let (mut world, one, _) = world().await;
-        let log = world.logs.0[&one].clone();
-        log.with(|state| {
-            state
-                .store_fates
-                .extend([crate::driver::tests::log::Fate::Broken; 99])
-        });
-        world.server.deliver(2);
-        log.until_arrived(&[2]).await;
-        // Its checkpoint is not stored: nobody may call the event flushed, whatever becomes of the session.
-        let bound = |registry: &Registry| {
-            let log_id = crate::driver::tests::log::LOG;
-            registry.bounds(|_| log_id).get(&one.partition()).copied()
-        };
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(bound(&world.registry), Some(0));
-        world.context.panics.store(1, SeqCst);
-        let slot = world.registry.session(&one).unwrap();
-        slot.change(Arc::new(record()));
-        let ended = world.accounts.ended().await;
-        world.accounts.on_ended(ended);
-        assert_eq!(bound(&world.registry), Some(0));
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        world.accounts.end_quarantines();
-        assert_eq!(bound(&world.registry), Some(0));
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use mailbell_bus::{BusError, Claims, Logs};
 use mailbell_core::ids::{Group, LogId, Position};
 
-use crate::accounts::Registry;
+use crate::registry::Registry;
 
 /// Notes for each partition that is served how far it is flushed. The claims are written with their next renewal.
 pub(crate) async fn flush(

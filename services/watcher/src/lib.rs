@@ -21,6 +21,7 @@ mod ledger;
 mod message;
 pub mod metrics;
 mod options;
+mod registry;
 mod removal;
 mod requests;
 mod slot;

@@ -12,7 +12,7 @@ use prometheus_client::{
 
 /// `watcher_milestones_total{milestone}`: messages that were `detected`, `fetched`, `appended`; appends that were `retried`.
 pub const MILESTONES: &str = "watcher_milestones";
-/// `watcher_hop_seconds{hop}`: `fetch` (detected -> fetched), `append` (fetched -> appended).
+/// `watcher_hop_seconds{hop}`: `detected-fetched`, `fetched-appended`.
 pub const HOPS: &str = "watcher_hop";
 /// `watcher_sessions{health}`: `starting`, `watching`, `retrying`, `action-needed`, `paused`, `removed`.
 pub const SESSIONS: &str = "watcher_sessions";

@@ -29,12 +29,13 @@ use tokio::{
 
 use crate::{
     Error, Metrics, Options,
-    accounts::{Accounts, Registry},
+    accounts::Accounts,
     acquire::{Acquired, acquire},
     driver::{Context, Dial},
     flush::flush,
     gate::Gate,
     ledger::BusLedger,
+    registry::Registry,
     requests::Answers,
 };
 

@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Context, wall_us};
+use super::context::{Context, wall_us};
 use crate::{
     failure,
     ledger::Boxed,
@@ -501,9 +501,7 @@ pub(super) fn name_folders(requests: Vec<ListRequest>, checkpoint: &Checkpoint) 
 
 /// The numbers of the folders that are watched, of those that have one: a client that lists an account anew asks for each.
 pub(super) fn watched_folders(names: &[String], checkpoint: &Checkpoint) -> Vec<FolderId> {
-    let is_watched = |folder: &Folder| {
-        folder.id == INBOX || names.iter().any(|name| *name == folder.name)
-    };
+    let is_watched = |folder: &Folder| folder.id == INBOX || names.contains(&folder.name);
     checkpoint
         .folders
         .iter()

@@ -9,20 +9,13 @@ mod status;
 mod store;
 mod traces;
 
-use std::{
-    future::poll_fn,
-    sync::Arc,
-    task::Poll,
-    time::{Duration, SystemTime},
-};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::SystemTime};
 
 use mailbell_bus::Link;
 use mailbell_core::{
     event::{Event, Fact},
     ids::OwnerEpoch,
-    seal::KeyRing,
-    session::{Config, Effect, Input, Known, Limits, Now, Op, Outcome, Session, Stop},
-    timing::Timing,
+    session::{Effect, Input, Known, Op, Outcome, Session, Stop},
 };
 use mailbell_proto::bus::v1::AccountRecord;
 use mailbell_runtime::failpoint;
@@ -32,18 +25,18 @@ use tokio::{
 };
 
 use self::{
+    context::{config_of, wall_us},
     mail::{Done, Mail},
     status::StatusWriter,
     store::Stored,
     traces::Traces,
 };
+pub(crate) use context::Context;
 pub(crate) use mail::{Connect, Dial, connect};
 
 use crate::{
     failure,
-    gate::Gate,
-    ledger::{Boxed, Ledger},
-    metrics::Metrics,
+    ledger::Boxed,
     slot::{Flush, Slot},
 };
 
@@ -506,8 +499,8 @@ impl Driver {
         metrics.milestone("appended", 1);
         let bytes = u64::try_from(event.content.len()).unwrap_or(u64::MAX);
         metrics.content_bytes.inc_by(bytes);
-        metrics.hop("fetch", event.detected_us, event.fetched_us);
-        metrics.hop("append", event.fetched_us, now_us);
+        metrics.hop("detected-fetched", event.detected_us, event.fetched_us);
+        metrics.hop("fetched-appended", event.fetched_us, now_us);
         self.traces.end(event, sent_us, now_us);
     }
 

@@ -6,7 +6,7 @@ use mailbell_core::{event::Event, session::Fetched};
 use mailbell_proto::push::v1::Message;
 use mailbell_runtime::trace::{TraceContext, record_root, record_span, record_span_as};
 
-use super::time_of;
+use super::context::time_of;
 
 /// A page of messages may wait while another is fetched; what is dropped and fetched anew gets a new trace.
 const MOST: usize = 128;

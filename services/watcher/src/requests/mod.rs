@@ -12,7 +12,7 @@ use mailbell_proto::bus::v1::{
 };
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::{accounts::Registry, driver::Context, failure, slot::ListRequest};
+use crate::{driver::Context, failure, registry::Registry, slot::ListRequest};
 
 /// Answers requests; cheap to clone.
 #[derive(Clone)]

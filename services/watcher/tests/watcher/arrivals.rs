@@ -66,7 +66,7 @@ async fn delivered_and_appended_mail_is_told_with_what_it_says() {
         ("watcher_milestones_total{milestone=\"detected\"}", 2.0),
         ("watcher_milestones_total{milestone=\"fetched\"}", 2.0),
         ("watcher_milestones_total{milestone=\"appended\"}", 2.0),
-        ("watcher_hop_seconds_count{hop=\"append\"}", 2.0),
+        ("watcher_hop_seconds_count{hop=\"fetched-appended\"}", 2.0),
         ("watcher_sessions{health=\"watching\"}", 1.0),
         ("watcher_logins_total{outcome=\"ok\"}", 2.0),
     ] {

@@ -1,0 +1,95 @@
+//! What all sessions of a watcher share, and what one is about.
+
+use std::time::{Duration, SystemTime};
+
+use mailbell_core::{
+    ids::OwnerEpoch,
+    seal::KeyRing,
+    session::{Config, Limits, Now},
+    timing::Timing,
+};
+use mailbell_proto::bus::v1::AccountRecord;
+use tokio::time::Instant;
+
+use super::Connect;
+use crate::{gate::Gate, ledger::Ledger, metrics::Metrics, slot::Slot};
+
+/// What all sessions of a watcher share.
+pub(crate) struct Context {
+    pub(crate) ledger: Box<dyn Ledger>,
+    pub(crate) connect: Box<dyn Connect>,
+    pub(crate) imap: mailbell_imap::Settings,
+    pub(crate) ring: KeyRing,
+    pub(crate) gate: Gate,
+    pub(crate) limits: Limits,
+    pub(crate) timing: Timing,
+    pub(crate) quiet: Duration,
+    pub(crate) page_time: Duration,
+    pub(crate) requests: usize,
+    pub(crate) metrics: Metrics,
+    /// The beginning of the monotonic clock that sessions see.
+    pub(crate) started: Instant,
+    /// How many session tasks a test makes panic.
+    #[cfg(test)]
+    pub(crate) panics: std::sync::atomic::AtomicU32,
+}
+
+impl Context {
+    pub(crate) fn now(&self) -> Now {
+        Now {
+            mono: self.started.elapsed(),
+            wall_us: wall_us(SystemTime::now()),
+        }
+    }
+}
+
+pub(super) fn wall_us(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_micros()).ok())
+        .unwrap_or_default()
+}
+
+pub(super) fn time_of(us: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(us).unwrap_or_default())
+}
+
+/// Folders that are watched at most; each costs a look every sweep.
+const MAX_FOLDERS: usize = 64;
+
+/// What a session is about, from the account's record.
+pub(super) fn config_of(
+    context: &Context,
+    slot: &Slot,
+    record: &AccountRecord,
+    epoch: OwnerEpoch,
+) -> Config {
+    let mut folders: Vec<String> = Vec::new();
+    for name in &record.folders {
+        // INBOX has one spelling here; other names are the server's own.
+        let name = if name.eq_ignore_ascii_case("INBOX") {
+            "INBOX"
+        } else {
+            name
+        };
+        if !name.is_empty() && !folders.iter().any(|known| known == name) {
+            folders.push(name.to_owned());
+        }
+    }
+    // The first is held open, so it is the one of which news comes at once.
+    if let Some(inbox) = folders.iter().position(|name| name == "INBOX") {
+        folders.swap(0, inbox);
+    }
+    folders.truncate(MAX_FOLDERS);
+    if folders.is_empty() {
+        folders.push("INBOX".to_owned());
+    }
+    Config {
+        account: slot.account.clone(),
+        folders,
+        paused: record.paused || record.removed_at_ms > 0,
+        owner_epoch: epoch,
+        limits: context.limits,
+        timing: context.timing,
+    }
+}
