@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use mailbell_test_servers::{Dovecot, free_port};
+use mailbell_test_servers::{Dovecot, free_port, nats::nats_binary};
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -83,7 +83,7 @@ pub struct Options {
     pub plaintext_imap: bool,
     /// A NATS server to use in place of an own one; needed for [`Layout::Roles`].
     pub nats_url: Option<String>,
-    /// Replicas of each stream.
+    /// Replicas of each stream, for [`Layout::Roles`].
     pub replicas: u8,
     /// Further arguments of every process.
     pub args: Vec<String>,
@@ -238,7 +238,11 @@ impl Installation {
                 add("--push-listen", push);
                 add("--admin-listen", admin);
             }
-            Part::Watcher => add("--key-ring-file", file("keys.json")),
+            Part::Watcher => {
+                add("--key-ring-file", file("key.ring"));
+                // Two installations of one machine, each with a NATS server of its own.
+                add("--member", "watcher-0".to_owned());
+            }
             Part::Gateway => add("--push-listen", push),
             Part::Admin => {
                 add("--admin-listen", admin);
@@ -246,11 +250,13 @@ impl Installation {
                 add("--signing-key-file", file("signing.pem"));
             }
         }
-        if part != Part::Standalone || self.options.nats_url.is_some() {
-            add("--nats-url", self.nats_url()?.to_owned());
-        }
-        if part == Part::Standalone && self.options.replicas > 1 {
-            add("--replicas", self.options.replicas.to_string());
+        match &self.options.nats_url {
+            Some(url) => add("--nats-url", url.clone()),
+            // Its own: the one that the tests use too, unless only the PATH knows it.
+            None if nats_binary().is_absolute() => {
+                add("--nats-server", nats_binary().display().to_string());
+            }
+            None => {}
         }
         if part == Part::Admin {
             args.push("--allow-private-hosts".to_owned());

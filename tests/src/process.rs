@@ -206,20 +206,14 @@ fn pid(id: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(id).ok()?)
 }
 
-/// Takes every `MAILBELL_*` and `OTEL_*` variable away, so that a test depends on nothing of its environment but where
-/// `nats-server` is.
+/// Takes every `MAILBELL_*` and `OTEL_*` variable away, so that a test depends on nothing of its environment.
 pub fn clean_environment(command: &mut Command) {
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
-        let ours = name.starts_with("MAILBELL_") || name.starts_with("OTEL_");
-        if ours && key != OsStr::new("MAILBELL_NATS_SERVER") {
+        if name.starts_with("MAILBELL_") || name.starts_with("OTEL_") {
             command.env_remove(&key);
         }
     }
-    command.env(
-        "MAILBELL_NATS_SERVER",
-        mailbell_test_servers::nats::nats_binary(),
-    );
 }
 
 /// Resident memory of a process, in bytes; 0 if it is gone.

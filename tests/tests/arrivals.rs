@@ -2,7 +2,7 @@
 
 use mailbell_test_servers::{DovecotOptions, NatsCluster, NatsOptions, NatsServer};
 use mailbell_tests::{
-    installation::{Options, Part},
+    installation::{Layout, Options, Part},
     load, process,
     world::{SETTLE_LIMIT, World, WorldOptions, alerted_once},
 };
@@ -208,6 +208,7 @@ async fn on_three_nats_nodes_of_which_one_is_killed() {
     let mut cluster = NatsCluster::start(3).await.unwrap();
     let mut world = World::start(WorldOptions {
         installation: Options {
+            layout: Layout::Roles,
             nats_url: Some(cluster.url()),
             replicas: 3,
             ..Options::default()

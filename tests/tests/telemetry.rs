@@ -155,7 +155,7 @@ async fn without_nats_nobody_is_ready_and_everybody_alive() {
         .await
         .unwrap_or_else(|error| panic!("{part:?}: {error}"));
         let (_, body) = status(part, "/readyz").await;
-        assert!(body.contains("nats"), "{part:?}: {body}");
+        assert!(body.contains("NATS"), "{part:?}: {body}");
         assert_eq!(status(part, "/healthz").await.0, 200, "{part:?}");
     }
     // The device's stream stays, and what arrives meanwhile comes when NATS is back.

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use mailbell_runtime::telemetry::TelemetryArgs;
 
-use crate::{account, doctor, listen, roles, standalone, token};
+use crate::{account, bench, doctor, listen, roles, standalone, token};
 
 /// Push e-mail for ordinary IMAP mailboxes
 #[derive(Debug, Parser)]
@@ -58,6 +58,8 @@ pub enum Command {
     Listen(Box<listen::Args>),
     /// Say what is wrong, and what to do
     Doctor(Box<doctor::Args>),
+    /// Measure a running installation
+    Bench(bench::Args),
     /// Print the completion script of a shell
     #[command(after_long_help = "\
 Examples:

@@ -8,6 +8,7 @@
 
 pub mod account;
 pub mod admin_client;
+pub mod bench;
 pub mod cli;
 pub mod doctor;
 pub mod duration;
@@ -21,7 +22,10 @@ pub mod token;
 
 use std::{io::Write as _, process::ExitCode};
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::{
+    CommandFactory as _, Parser as _,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use mailbell_runtime::tls;
 
 use cli::{Cli, Command};
@@ -44,12 +48,30 @@ pub fn main() -> ExitCode {
 /// Help and version are no errors; everything else that clap says is a usage error of our own number.
 fn usage(error: &clap::Error) -> ExitCode {
     // A closed pipe is no reason for another error.
-    let _ = error.print();
+    let _ = match refused_value(error) {
+        // clap would repeat the value, which may have a password in it that was typed where none belongs.
+        Some(text) => writeln!(
+            std::io::stderr(),
+            "error: {text}\n\nFor more information, try '--help'."
+        ),
+        None => error.print(),
+    };
     if error.use_stderr() {
         mailbell_runtime::ExitCode::Usage.into()
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// What is wrong with a value that a parser of ours has refused.
+fn refused_value(error: &clap::Error) -> Option<String> {
+    let refused = error.kind() == ErrorKind::ValueValidation;
+    let reason = std::error::Error::source(error).filter(|_| refused)?;
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.as_str(),
+        _ => "an argument",
+    };
+    Some(format!("{argument}: {reason}"))
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
@@ -87,6 +109,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Token(args) => Box::pin(token::run(args)).await,
             Command::Listen(args) => Box::pin(listen::run(*args, &telemetry)).await,
             Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
+            Command::Bench(args) => Box::pin(bench::run(args)).await,
             Command::Completions { .. } | Command::Reference | Command::NatsServerGuard(_) => {
                 Ok(ExitCode::SUCCESS)
             }

@@ -20,7 +20,9 @@ use opentelemetry_sdk::{
 use prometheus_client::registry::Registry;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry as Subscriber, filter::Targets, layer::SubscriberExt as _,
+    EnvFilter, Layer, Registry as Subscriber,
+    filter::{FilterExt as _, Targets},
+    layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
 
@@ -46,7 +48,8 @@ static SET_UP: AtomicBool = AtomicBool::new(false);
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Telemetry")]
 pub struct TelemetryArgs {
-    /// What is logged: a level (error, warn, info, debug, trace), or directives such as `info,mailbell_imap=debug`
+    /// What is logged: a level (error, warn, info, debug, trace), or directives such as `info,mailbell_imap=debug`.
+    /// Libraries never say more than info: what they would print can be mail
     #[arg(
         long = "log",
         env = "MAILBELL_LOG",
@@ -152,7 +155,7 @@ impl Telemetry {
             .as_ref()
             .map(|provider| provider.tracer("mailbell"));
         tracing_subscriber::registry()
-            .with(log_layer(args.log_format).with_filter(filter))
+            .with(log_layer(args.log_format).with_filter(filter.and(discreet())))
             .with(tracer.clone().map(span_layer))
             .try_init()
             .map_err(|_set_by_someone_else| Error::TelemetryTwice)?;
@@ -204,6 +207,14 @@ fn log_layer(format: LogFormat) -> Box<dyn Layer<Subscriber> + Send + Sync> {
             .with_span_list(false)
             .boxed(),
     }
+}
+
+/// Whatever the user asks for, the libraries below us say nothing finer than INFO: at TRACE the NATS client prints whole messages,
+/// mail and addresses included, and HTTP/2 prints headers.
+fn discreet() -> Targets {
+    Targets::new()
+        .with_target("mailbell", LevelFilter::TRACE)
+        .with_default(LevelFilter::INFO)
 }
 
 fn span_layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
@@ -269,6 +280,17 @@ mod tests {
 
     use super::*;
     use crate::ExitCode;
+
+    #[test]
+    fn libraries_are_kept_from_printing_what_they_carry() {
+        use tracing::Level;
+        let filter = discreet();
+        assert!(filter.would_enable("mailbell_watcher::driver", &Level::TRACE));
+        assert!(filter.would_enable("async_nats", &Level::INFO));
+        for library in ["async_nats::connection", "h2::codec", "hyper", "rustls"] {
+            assert!(!filter.would_enable(library, &Level::DEBUG), "{library}");
+        }
+    }
 
     #[derive(Debug, clap::Parser)]
     struct Cli {
