@@ -21,6 +21,9 @@ pub const SCHEMA: u32 = 1;
 pub const MAX_HOLES: usize = 32;
 /// A gap wider than this is no late message but the work of a server that skips UIDs.
 pub const MAX_HOLE_WIDTH: u32 = 256;
+/// So many UIDs below where a folder begins anew, or below the end of a range that was told as one, count as not told: one of
+/// them may show up after devices have listed. Those that are there by then need not be told.
+pub const UNSETTLED: u32 = 64;
 /// How many alerted messages are remembered.
 pub const MAX_ALERTED: usize = 16;
 
@@ -31,7 +34,7 @@ pub struct Hole {
     pub first: Uid,
     /// The highest UID.
     pub last: Uid,
-    /// When the higher one was detected, in microseconds since the epoch.
+    /// When the higher one was fetched, in microseconds since the epoch. Not when it was noticed: it may have waited for long.
     pub noticed_us: i64,
 }
 
@@ -63,13 +66,31 @@ impl Folder {
                 .any(|hole| (hole.first..=hole.last).contains(&uid))
     }
 
-    fn tell(&mut self, uid: Uid, detected_us: i64) {
+    /// UIDs up to `last` were told as one, from `first` on.
+    fn tell_range(&mut self, first: Uid, last: Uid, fetched_us: i64) {
+        if last < first || last == 0 {
+            return;
+        }
+        self.holes.push(Hole {
+            first: last.saturating_sub(UNSETTLED - 1).max(first).max(1),
+            last,
+            noticed_us: fetched_us,
+        });
+        self.forget_surplus();
+    }
+
+    fn forget_surplus(&mut self) {
+        let surplus = self.holes.len().saturating_sub(MAX_HOLES);
+        self.holes.drain(..surplus);
+    }
+
+    fn tell(&mut self, uid: Uid, fetched_us: i64) {
         if uid >= self.uid_next {
             if uid > self.uid_next && uid - self.uid_next <= MAX_HOLE_WIDTH {
                 self.holes.push(Hole {
                     first: self.uid_next,
                     last: uid - 1,
-                    noticed_us: detected_us,
+                    noticed_us: fetched_us,
                 });
             }
             self.uid_next = uid.saturating_add(1);
@@ -98,8 +119,7 @@ impl Folder {
                 );
             }
         }
-        let surplus = self.holes.len().saturating_sub(MAX_HOLES);
-        self.holes.drain(..surplus);
+        self.forget_surplus();
     }
 }
 
@@ -180,10 +200,16 @@ impl Checkpoint {
         self.folders.iter_mut().find(|folder| folder.id == id)
     }
 
-    /// The counter of the next fact without UID that this owner tells.
+    /// The counter of the next fact without UID that this owner tells. It is at least a number of the ownership (which is not
+    /// below the seconds since 1970 when that began) and of the hundredths of a second since then: an owner that loses
+    /// checkpoint and log and begins anew never gives a counter, and so a key, a second time.
     #[must_use]
-    pub fn next_counter(&self, owner_epoch: OwnerEpoch) -> u64 {
-        self.counter.saturating_add(1).max(owner_epoch << 24)
+    pub fn next_counter(&self, owner_epoch: OwnerEpoch, now_us: i64) -> u64 {
+        let began = i64::try_from(owner_epoch.saturating_mul(100)).unwrap_or(i64::MAX);
+        let hundredths = (now_us / 10_000).saturating_sub(began).max(0);
+        let within = u32::try_from(hundredths).unwrap_or(u32::MAX);
+        let least = owner_epoch.saturating_mul(1 << 32) | u64::from(within);
+        self.counter.saturating_add(1).max(least)
     }
 
     /// Takes in the event at `position` of this account's log, unless it is in already.
@@ -208,20 +234,26 @@ impl Checkpoint {
                 if folder.told(uid) {
                     return;
                 }
-                folder.tell(uid, event.detected_us);
+                folder.tell(uid, event.fetched_us);
                 if event.alert && !self.alerted.contains(&digest) {
                     self.alerted.push(digest);
                     let surplus = self.alerted.len().saturating_sub(MAX_ALERTED);
                     self.alerted.drain(..surplus);
                 }
             }
-            Fact::Bulk { counter, last, .. } => {
+            Fact::Bulk {
+                counter,
+                first,
+                last,
+            } => {
                 if self.counts(counter)
                     && let Some(folder) = self
                         .folder_mut(event.folder)
                         .filter(|folder| folder.generation == event.generation)
+                    && last >= folder.uid_next
                 {
-                    folder.uid_next = folder.uid_next.max(last.saturating_add(1));
+                    folder.tell_range(first.max(folder.uid_next), last, event.fetched_us);
+                    folder.uid_next = last.saturating_add(1);
                 }
             }
             Fact::Resync {
@@ -249,20 +281,26 @@ impl Checkpoint {
 
     fn start(&mut self, event: &Event, uid_next: Uid) {
         self.next_folder = self.next_folder.max(event.folder.saturating_add(1));
-        if self.folder(event.folder).is_none() {
-            self.folders.push(Folder {
+        let begin = |folder: &mut Folder| {
+            folder.generation = event.generation;
+            folder.uid_next = uid_next;
+            folder.holes.clear();
+            folder.tell_range(1, uid_next.saturating_sub(1), event.fetched_us);
+        };
+        if let Some(folder) = self.folder_mut(event.folder) {
+            begin(folder);
+        } else {
+            let mut folder = Folder {
                 id: event.folder,
                 name: event.folder_name.clone(),
                 generation: event.generation,
                 uid_next,
                 holes: Vec::new(),
                 last_look_us: event.detected_us,
-            });
+            };
+            begin(&mut folder);
+            self.folders.push(folder);
             self.folders.sort_by_key(|folder| folder.id);
-        } else if let Some(folder) = self.folder_mut(event.folder) {
-            folder.generation = event.generation;
-            folder.uid_next = uid_next;
-            folder.holes.clear();
         }
     }
 
@@ -410,8 +448,8 @@ mod tests {
     #[test]
     fn an_old_owner_changes_nothing_after_its_successor() {
         let mut checkpoint = start();
-        let old = checkpoint.next_counter(1);
-        let new = checkpoint.next_counter(2);
+        let old = checkpoint.next_counter(1, 0);
+        let new = checkpoint.next_counter(2, 0);
         let resync = |generation, counter| {
             let reason = ResyncReason::Generation;
             event(

@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{Limits, Now};
-use crate::{event::Event, ids::Uid};
+use crate::{
+    event::Event,
+    ids::{Generation, Uid},
+};
 
 /// A look that will be repeated because something should be there and is not yet: EXISTS may come before a message can be
 /// fetched, and a lower UID may show up late.
@@ -37,7 +40,15 @@ pub(super) struct Watch {
     pub(super) looked_us: Option<i64>,
     /// When it was last looked at.
     pub(super) looked_at: Duration,
+    /// When it was last examined anew.
+    pub(super) examined_at: Duration,
     recheck: Option<Recheck>,
+    /// What the last look said UIDNEXT was.
+    uid_next: Uid,
+    /// The folder is about to begin anew, in this generation: what there is from this UID on is asked for first.
+    pub(super) begins: Option<(Generation, Uid)>,
+    /// What was there when it was told as a whole, of the newest. Devices find it when they list.
+    settled: (Generation, Vec<Uid>),
 }
 
 impl Watch {
@@ -53,7 +64,11 @@ impl Watch {
             noticed_us: None,
             looked_us: None,
             looked_at: Duration::ZERO,
+            examined_at: Duration::ZERO,
             recheck: None,
+            uid_next: 0,
+            begins: None,
+            settled: (0, Vec::new()),
         }
     }
 
@@ -75,9 +90,15 @@ impl Watch {
     ) {
         const FIRST: Duration = Duration::from_millis(500);
         if !expect_more {
-            self.recheck = None;
+            // Remembered until what was found is fetched: see `missed_some`.
+            self.recheck = self.recheck.filter(|old| old.uid_next == uid_next);
+            if let Some(old) = &mut self.recheck {
+                old.at = Duration::MAX;
+            }
+            self.uid_next = uid_next;
             return;
         }
+        self.uid_next = uid_next;
         let fresh = Recheck {
             uid_next,
             since: now.mono,
@@ -101,6 +122,21 @@ impl Watch {
             at: if over { Duration::MAX } else { next.at },
             ..next
         });
+    }
+
+    /// These are there while the folder, or a range of it, is told as a whole.
+    pub(super) fn settle(&mut self, generation: Generation, uids: impl IntoIterator<Item = Uid>) {
+        self.settled = (generation, uids.into_iter().collect());
+    }
+
+    /// Whether this message was there when it was told as part of a whole.
+    pub(super) fn is_settled(&self, generation: Generation, uid: Uid) -> bool {
+        self.settled.0 == generation && self.settled.1.contains(&uid)
+    }
+
+    /// Messages that a look found could not be fetched. Looks again soon, for a while.
+    pub(super) fn missed_some(&mut self, now: Now, limits: &Limits) {
+        self.plan_recheck(now, limits, self.uid_next, true);
     }
 
     /// When the next planned look is due.

@@ -183,14 +183,21 @@ impl Session {
         if condition.telling == Some(health) || !self.bus_up {
             return;
         }
-        if condition.telling.is_none() && self.checkpoint.health == health {
+        // What devices hear last, once everything that waits is in the log.
+        let told = self
+            .outbox
+            .events()
+            .filter_map(|event| match event.fact {
+                Fact::AccountState { health, .. } => Some(health),
+                _ => None,
+            })
+            .last()
+            .unwrap_or(self.checkpoint.health);
+        if told == health {
             self.condition.telling = Some(health);
             return;
         }
-        let waits = self.outbox.events().any(
-            |event| matches!(event.fact, Fact::AccountState { health: told, .. } if told == health),
-        );
-        if self.stop == Some(Stop::HandOver) || waits {
+        if self.stop == Some(Stop::HandOver) {
             return;
         }
         if health == Health::Removed {
@@ -198,7 +205,7 @@ impl Session {
             self.outbox.queue.clear();
         }
         self.condition.telling = Some(health);
-        let counter = self.next_counter();
+        let counter = self.next_counter(now);
         let removed = health == Health::Removed;
         let content = AccountState {
             account: self.config.account.to_string(),
@@ -240,10 +247,10 @@ impl Session {
     }
 
     /// A counter that no fact of this account has.
-    pub(super) fn next_counter(&mut self) -> u64 {
+    pub(super) fn next_counter(&mut self, now: Now) -> u64 {
         let next = self
             .checkpoint
-            .next_counter(self.config.owner_epoch)
+            .next_counter(self.config.owner_epoch, now.wall_us)
             .max(self.counter_given.saturating_add(1));
         self.counter_given = next;
         next

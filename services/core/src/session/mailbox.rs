@@ -5,14 +5,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use mailbell_proto::push::v1::{Bulk, Resync, ResyncReason, resync::Scope};
 use prost::Message as _;
-use rand::Rng;
+use rand::{Rng, RngExt as _};
 
 use super::{Effect, Failure, Fetched, Look, Now, Op, Session, Severity, Wake};
 use crate::{
+    checkpoint::{Folder, Hole, UNSETTLED},
     event::{Event, Fact, content_digest, fit_message},
     ids::{FolderId, Generation, Uid},
     plant,
 };
+
+/// A connection that was well for so long is a success: the next failure begins with the shortest delay.
+const WELL_AFTER: Duration = Duration::from_secs(30);
+/// How long a look waits after many that found nothing: at first, and at most.
+const LOOK_PACE_FIRST: Duration = Duration::from_millis(100);
+/// See [`LOOK_PACE_FIRST`]. Looks further apart than twice this are no flood.
+const LOOK_PACE_MOST: Duration = Duration::from_secs(5);
 
 /// What the one connection of a session does.
 #[derive(Debug)]
@@ -29,8 +37,12 @@ pub(super) enum Connection {
 pub(super) enum Work {
     Open,
     Look(usize),
-    Fetch(usize),
-    Park { idle: bool, interrupted: bool },
+    /// Of this folder, so many messages.
+    Fetch(usize, usize),
+    Park {
+        idle: bool,
+        interrupted: bool,
+    },
     Poll,
     Serve,
     Close,
@@ -61,6 +73,8 @@ impl Session {
     }
 
     fn lost(&mut self, retry_at: Duration) {
+        self.well_since = None;
+        self.served_last = false;
         self.connection = Connection::Down { retry_at };
         for watch in &mut self.watches {
             watch.look_again();
@@ -121,12 +135,19 @@ impl Session {
             effects.push(Effect::Drop);
         }
         let act = self.condition.failed(now, &failure);
-        let delay = self.reconnect.next(&mut &mut *rng);
-        let delay = if act {
-            delay.max(self.config.limits.permanent_retry)
-        } else {
-            delay
-        };
+        // A look that works and a fetch or an IDLE that fails, again and again, must not become a loop of logins.
+        if self
+            .well_since
+            .is_some_and(|since| now.mono.saturating_sub(since) >= WELL_AFTER)
+        {
+            self.reconnect.reset();
+        }
+        let mut delay = self.reconnect.next(&mut &mut *rng);
+        if act {
+            let retry = self.config.limits.permanent_retry;
+            // Spread: many accounts of one provider may have failed together.
+            delay = delay.max(retry + retry.mul_f64(0.25 * (&mut *rng).random::<f64>()));
+        }
         self.lost(now.mono + delay);
         if self.requests > 0 {
             self.requests = 0;
@@ -173,6 +194,10 @@ impl Session {
             if changed {
                 home.dirty = true;
                 home.noticed_us.get_or_insert(now.wall_us);
+            } else if now.mono.saturating_sub(home.examined_at) >= limits.idle {
+                // A server may answer NOOP and never say anything: now and then the look is a whole one.
+                home.dirty = true;
+                home.select = true;
             }
         }
     }
@@ -181,10 +206,14 @@ impl Session {
         if self.answered(op).is_none() {
             return;
         }
-        // Another folder may be selected, and notices may have been read on the way.
-        if let Some(home) = self.watches.first_mut() {
-            home.dirty = true;
-            home.select = true;
+        self.served_last = true;
+        // Another folder may be selected, and notices may have been read on the way: what a look found before is found again,
+        // or its UIDs would be fetched from the wrong folder.
+        for (index, watch) in self.watches.iter_mut().enumerate() {
+            if index == 0 || !watch.backlog.is_empty() {
+                watch.look_again();
+                watch.select = true;
+            }
         }
     }
 
@@ -283,7 +312,9 @@ impl Session {
             effects.push(Effect::Close { op });
             return;
         }
-        if self.requests > 0 {
+        // What a look found is fetched first, and between two listings there is a look: neither keeps the other waiting.
+        let look_first = self.may_look() && self.served_last;
+        if self.requests > 0 && !self.has_backlog() && !look_first {
             self.requests = 0;
             let op = self.op();
             self.busy(op, Work::Serve);
@@ -311,6 +342,9 @@ impl Session {
             {
                 self.outbox.queue.push_back(bulk);
                 self.advance_append(now, effects);
+                return;
+            }
+            if self.paced_until().is_some_and(|until| until > now.mono) {
                 return;
             }
             // Home comes last, so that it is the one that is selected when the connection parks.
@@ -346,6 +380,16 @@ impl Session {
         effects.push(Effect::Park { op, idle, most });
     }
 
+    /// A server that announces something with each answer and has nothing new must not set the pace: until when the next look
+    /// waits.
+    pub(super) fn paced_until(&self) -> Option<Duration> {
+        const FREE: u32 = 8;
+        let over = self.empty_looks.checked_sub(FREE)?;
+        let home = self.watches.first()?;
+        let pace = LOOK_PACE_FIRST * (1 << over.min(6));
+        Some(home.looked_at + pace.min(LOOK_PACE_MOST))
+    }
+
     /// Marks what is due by time.
     fn mark_due(&mut self, now: Now) {
         let sweep = self.config.limits.sweep;
@@ -372,21 +416,29 @@ impl Session {
         };
         watch.dirty = false;
         watch.looked_us = Some(now.wall_us);
+        let select = std::mem::take(&mut watch.select);
+        if select {
+            watch.examined_at = now.mono;
+        }
+        let (from, most) = match watch.begins {
+            Some((_, from)) => (Some(from), UNSETTLED),
+            None => (None, self.config.limits.flood),
+        };
         let id = self.checkpoint.folder_id(&watch.name);
         let known = self.checkpoint.folder(id);
-        let oldest_us = now.wall_us - as_us(self.config.limits.hole_age);
+        let age = self.config.limits.hole_age;
         let effect = Effect::Look {
             op,
             folder: watch.name.clone(),
-            select: std::mem::take(&mut watch.select),
-            from: known.map_or(Uid::MAX, |folder| folder.uid_next),
-            most: self.config.limits.flood,
+            select,
+            from: from.unwrap_or_else(|| known.map_or(Uid::MAX, |folder| folder.uid_next)),
+            most,
             holes: known
                 .map(|folder| {
                     folder
                         .holes
                         .iter()
-                        .filter(|hole| hole.noticed_us >= oldest_us)
+                        .filter(|hole| is_open(folder, hole, age))
                         .map(|hole| (hole.first, hole.last))
                         .collect()
                 })
@@ -404,7 +456,7 @@ impl Session {
         };
         let size = page.min(watch.backlog.len());
         let uids = watch.backlog.drain(..size).collect();
-        self.busy(op, Work::Fetch(index));
+        self.busy(op, Work::Fetch(index, size));
         effects.push(Effect::Fetch { op, uids });
     }
 
@@ -412,10 +464,16 @@ impl Session {
         let Some(Work::Look(index)) = self.answered(op) else {
             return;
         };
-        self.condition.watching(now);
-        self.reconnect.reset();
+        self.served_last = false;
         let Some(watch) = self.watches.get_mut(index) else {
             return;
+        };
+        let quick = now.mono.saturating_sub(watch.looked_at) < LOOK_PACE_MOST * 2;
+        let nothing = look.uids.is_empty() && look.late.is_empty();
+        self.empty_looks = if quick && nothing {
+            self.empty_looks.saturating_add(1)
+        } else {
+            0
         };
         watch.looked_at = now.mono;
         if std::mem::take(&mut watch.missing) {
@@ -435,8 +493,23 @@ impl Session {
             Some((_, true)) => Some(ResyncReason::Baseline),
             Some(_) => None,
         };
+        let watch_begins = watch.begins.take();
+        if watch_begins.is_some() && reason.is_none() {
+            // The folder is the known one again, and this look was not about what is new in it.
+            watch.dirty = true;
+            return;
+        }
         if let Some(reason) = reason {
-            let counter = self.next_counter();
+            let from = look.uid_next.saturating_sub(UNSETTLED).max(1);
+            if look.uid_next > 1 && watch_begins.is_none_or(|(of, _)| of != look.generation) {
+                // Once more, for what of the newest is there: the rest may show up after devices have listed.
+                watch.begins = Some((look.generation, from));
+                watch.dirty = true;
+                return;
+            }
+            watch.settle(look.generation, look.uids.iter().copied());
+            watch.plan_recheck(now, &self.config.limits, look.uid_next, look.uid_next > 1);
+            let counter = self.next_counter(now);
             let fact = Fact::Resync {
                 counter,
                 uid_next: look.uid_next,
@@ -471,7 +544,7 @@ impl Session {
             && first_told > folder.uid_next
         {
             let (first, last) = (folder.uid_next, first_told - 1);
-            let counter = self.next_counter();
+            let counter = self.next_counter(now);
             let count = look.total_new.saturating_sub(cap);
             let fact = Fact::Bulk {
                 counter,
@@ -499,8 +572,8 @@ impl Session {
             .uids
             .last()
             .map_or(folder.uid_next, |last| last.saturating_add(1));
-        let oldest_us = now.wall_us - as_us(self.config.limits.hole_age);
-        let young = folder.holes.iter().any(|hole| hole.noticed_us >= oldest_us);
+        let age = self.config.limits.hole_age;
+        let open = folder.holes.iter().any(|hole| is_open(folder, hole, age));
         let gap_now = look
             .uids
             .first()
@@ -509,13 +582,14 @@ impl Session {
                 .uids
                 .windows(2)
                 .any(|pair| matches!(pair, [a, b] if *b > *a + 1));
-        let expect_more = young || gap_now || (look.uid_next_exact && look.uid_next > expected);
+        let expect_more = open || gap_now || (look.uid_next_exact && look.uid_next > expected);
         let backlog = look
             .late
             .iter()
             .chain(&look.uids)
             .copied()
             .filter(|uid| !folder.told(*uid))
+            .filter(|uid| !self.is_settled(index, look.generation, *uid))
             .collect();
         if let Some(watch) = self.watches.get_mut(index) {
             watch.backlog = backlog;
@@ -523,13 +597,23 @@ impl Session {
         }
     }
 
+    fn is_settled(&self, index: usize, generation: Generation, uid: Uid) -> bool {
+        self.watches
+            .get(index)
+            .is_some_and(|watch| watch.is_settled(generation, uid))
+    }
+
     pub(super) fn on_fetched(&mut self, now: Now, op: Op, messages: Vec<Fetched>) {
-        let Some(Work::Fetch(index)) = self.answered(op) else {
+        let Some(Work::Fetch(index, asked)) = self.answered(op) else {
             return;
         };
-        let Some(watch) = self.watches.get(index) else {
+        let Some(watch) = self.watches.get_mut(index) else {
             return;
         };
+        if messages.len() < asked {
+            // Expunged since, or the server names messages before it gives them.
+            watch.missed_some(now, &self.config.limits);
+        }
         let id = self.checkpoint.folder_id(&watch.name);
         let Some(folder) = self.checkpoint.folder(id) else {
             return;
@@ -610,7 +694,7 @@ impl Session {
         let looking = matches!(
             self.connection,
             Connection::Busy {
-                work: Work::Look(_) | Work::Fetch(_),
+                work: Work::Look(_) | Work::Fetch(..),
                 ..
             }
         );
@@ -618,7 +702,7 @@ impl Session {
             return;
         }
         const STORED_AT_LEAST_EVERY_US: i64 = 10 * 60 * 1_000_000;
-        for watch in &mut self.watches {
+        for (index, watch) in self.watches.iter_mut().enumerate() {
             if !watch.backlog.is_empty() || watch.bulk_later.is_some() {
                 continue;
             }
@@ -629,6 +713,10 @@ impl Session {
                 continue;
             };
             watch.noticed_us = None;
+            if index == 0 {
+                self.condition.watching(now);
+                self.well_since.get_or_insert(now.mono);
+            }
             let id = self.checkpoint.folder_id(&watch.name);
             if let Some(folder) = self.checkpoint.folder_mut(id) {
                 if looked_us - folder.last_look_us >= STORED_AT_LEAST_EVERY_US {
@@ -639,6 +727,11 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether a gap is still looked into: until a look that came after its time, however long there was none.
+fn is_open(folder: &Folder, hole: &Hole, age: Duration) -> bool {
+    folder.last_look_us <= hole.noticed_us.saturating_add(as_us(age))
 }
 
 fn as_us(period: Duration) -> i64 {

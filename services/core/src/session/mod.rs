@@ -57,7 +57,7 @@ pub struct Session {
     append_backoff: Backoff,
     bus_up: bool,
     /// The store in flight, and up to where it covers.
-    storing: Option<(Op, Position)>,
+    storing: Option<(Op, LogId, Position)>,
     /// When what is known should be stored.
     store_due: Option<Duration>,
     /// The first position that the stored checkpoint lacks.
@@ -74,6 +74,12 @@ pub struct Session {
     stopped: bool,
     /// The last attempt to store failed: wait for `store_due`, whatever the hurry.
     store_failed: bool,
+    /// Since when this connection is known to work as a whole.
+    well_since: Option<Duration>,
+    /// A listing was served, and no look came after it yet.
+    served_last: bool,
+    /// Looks in quick succession that found nothing.
+    empty_looks: u32,
     next_op: u64,
     counter_given: u64,
 }
@@ -115,6 +121,9 @@ impl Session {
             stop: None,
             stopped: false,
             store_failed: false,
+            well_since: None,
+            served_last: false,
+            empty_looks: 0,
             next_op: 1,
             counter_given: 0,
             config,
@@ -142,6 +151,12 @@ impl Session {
     pub fn flush_bound(&self) -> Option<Position> {
         let unstored = self.unstored_from.map(|from| from.saturating_sub(1));
         [unstored, self.outbox.floor].into_iter().flatten().min()
+    }
+
+    /// How many events wait to be appended or are in flight: at most a page and a few facts beside it.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.outbox.events().count()
     }
 
     /// Whether [`Effect::Stopped`] was given.
@@ -174,7 +189,7 @@ impl Session {
             Input::TailRead { op, tail } => self.on_tail(now, rng, op, tail),
             Input::CheckpointStored { op, revision } => self.on_stored(now, op, revision),
             Input::CheckpointConflict { op } => {
-                if self.storing.is_some_and(|(awaited, _)| awaited == op) {
+                if self.storing.is_some_and(|(awaited, ..)| awaited == op) {
                     self.stop = Some(Stop::Lost);
                 }
             }
@@ -266,6 +281,7 @@ impl Session {
                 },
                 ..
             } => self.next_look(),
+            Connection::Free if self.outbox.is_empty() => self.paced_until(),
             _ => None,
         };
         let removed = self.stop == Some(Stop::Removed);
@@ -456,7 +472,7 @@ impl Session {
             return;
         }
         let op = self.op();
-        self.storing = Some((op, self.checkpoint.position));
+        self.storing = Some((op, self.checkpoint.log_id, self.checkpoint.position));
         self.store_due = None;
         effects.push(Effect::StoreCheckpoint {
             op,
@@ -466,7 +482,7 @@ impl Session {
     }
 
     fn on_stored(&mut self, now: Now, op: Op, revision: Option<u64>) {
-        let Some((awaited, covers)) = self.storing else {
+        let Some((awaited, log_id, covers)) = self.storing else {
             return;
         };
         if awaited != op {
@@ -478,7 +494,10 @@ impl Session {
         match revision {
             Some(revision) => {
                 self.revision = Some(revision);
-                if self.checkpoint.position <= covers {
+                if self.checkpoint.log_id != log_id {
+                    // The log was replaced meanwhile: what it holds is not covered.
+                    self.store_due.get_or_insert(again);
+                } else if self.checkpoint.position <= covers {
                     self.unstored_from = None;
                 } else {
                     self.unstored_from = Some(covers + 1);

@@ -194,6 +194,8 @@ fn without_a_checkpoint_it_starts_at_uidnext_and_says_so() {
     let mut bench = Bench::new(Known::default());
     bench.open();
     bench.look(look(&[]));
+    bench.appends();
+    bench.look(look(&[9]));
     let facts = bench.appends();
     assert!(
         matches!(facts[0], Fact::Resync { uid_next: 10, .. }),
@@ -245,12 +247,14 @@ fn a_flood_is_bulk_and_then_the_newest() {
 fn another_generation_is_one_resync() {
     let mut bench = Bench::watching();
     bench.appends();
-    bench.look(Look {
+    let anew = Look {
         generation: 11,
         uid_next: 4,
         uid_next_exact: true,
         ..Look::default()
-    });
+    };
+    bench.look(anew.clone());
+    bench.look(anew);
     let facts = bench.appends();
     assert!(
         facts
@@ -383,4 +387,89 @@ fn a_hand_over_stores_what_is_known_first() {
         revision: Some(2),
     });
     assert!(bench.session.is_stopped());
+}
+
+#[test]
+fn a_listing_does_not_come_between_a_look_and_its_fetch() {
+    let mut bench = Bench::watching();
+    let op = bench.take(|effect| match effect {
+        Effect::Look { op, .. } => Some(*op),
+        _ => None,
+    });
+    bench.give(Input::Request);
+    let found = look(&[10, 11, 12]);
+    bench.give(Input::Looked { op, look: found });
+    // The UIDs are INBOX's: another folder must not be selected before they are fetched.
+    assert!(!bench.has(|effect| matches!(effect, Effect::Serve { .. })));
+    assert_eq!(bench.fetch(), [10, 11]);
+    bench.appends();
+    assert_eq!(bench.fetch(), [12]);
+    bench.appends();
+    let op = bench.take(|effect| match effect {
+        Effect::Serve { op } => Some(*op),
+        _ => None,
+    });
+    // The next listing waits for a look in turn.
+    bench.give(Input::Request);
+    bench.give(Input::Served { op });
+    assert!(!bench.has(|effect| matches!(effect, Effect::Serve { .. })));
+    assert!(bench.has(|effect| matches!(effect, Effect::Look { select: true, .. })));
+}
+
+#[test]
+fn a_fetch_that_fails_again_and_again_is_no_loop_of_logins() {
+    let mut bench = Bench::watching();
+    let mut waited = Duration::ZERO;
+    for _ in 0..20 {
+        bench.look(look(&[10]));
+        let op = bench.take(|effect| match effect {
+            Effect::Fetch { op, .. } => Some(*op),
+            _ => None,
+        });
+        let begin = bench.now.mono;
+        bench.give(Input::Failed {
+            op,
+            failure: Failure {
+                code: "disconnected",
+                sentence: "The mail server closed the connection.".to_owned(),
+                severity: Severity::Transient,
+            },
+        });
+        while !bench.has(|effect| matches!(effect, Effect::Open { .. })) {
+            bench.now.mono += Duration::from_millis(100);
+            bench.give(Input::Tick);
+            // Devices are told of a long failure.
+            bench.appends();
+        }
+        waited = waited.max(bench.now.mono - begin);
+        bench.open();
+    }
+    assert!(
+        waited > Duration::from_secs(60),
+        "the delay grows: {waited:?}"
+    );
+}
+
+#[test]
+fn a_server_that_announces_nothing_new_does_not_set_the_pace() {
+    let mut bench = Bench::watching();
+    let mut looks = 0;
+    let begin = bench.now.mono;
+    while bench.now.mono - begin < Duration::from_secs(60) {
+        if bench.has(|effect| matches!(effect, Effect::Look { .. })) {
+            looks += 1;
+            bench.look(look(&[]));
+        } else if bench.has(|effect| matches!(effect, Effect::Park { .. })) {
+            let op = bench.take(|effect| match effect {
+                Effect::Park { op, .. } => Some(*op),
+                _ => None,
+            });
+            let wake = Wake::Changed { noticed_us: 1 };
+            bench.give(Input::Woke { op, wake });
+        } else {
+            bench.now.mono += Duration::from_millis(50);
+            bench.give(Input::Tick);
+        }
+    }
+    assert!(looks < 40, "{looks} looks in a minute");
 }
