@@ -12,6 +12,9 @@ pub enum Error {
     /// The key ring holds no key: no credential could ever be opened.
     #[error("the key ring is empty: no stored password can be opened with it")]
     NoKey,
+    /// Another process of the same member has taken over: this one is a leftover, and would only take the partitions back.
+    #[error("another process runs as {0}: give each watcher a name of its own")]
+    Replaced(String),
     /// The bus was closed under the watcher.
     #[error("the connection to NATS was closed")]
     Closed,

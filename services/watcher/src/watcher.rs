@@ -143,9 +143,18 @@ impl Watcher {
             _ = drain.signaled() => return Ok(()),
             running = Running::start(self) => running?,
         };
-        let draining = running.keep(&mut drain).await?;
-        running.hand_over(draining).await;
-        Ok(())
+        match running.keep(&mut drain).await {
+            Ok(draining) => {
+                running.hand_over(draining).await;
+                Ok(())
+            }
+            Err(error) => {
+                // Whatever runs is not ours to finish.
+                running.registry.set_draining();
+                running.accounts.abort().await;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -266,7 +275,7 @@ impl Running {
                 // stays where it is.
                 biased;
                 draining = drain.signaled() => return Ok(draining),
-                lost = self.lost.recv() => self.on_lost(lost.ok_or(Error::Closed)?).await,
+                lost = self.lost.recv() => self.on_lost(lost.ok_or(Error::Closed)?).await?,
                 acquired = finished(&mut self.acquiring) => self.on_acquired(acquired).await,
                 ended = self.accounts.ended() => self.accounts.on_ended(ended),
                 change = self.changes.next() => self.on_change(change.ok_or(Error::Closed)?),
@@ -290,7 +299,7 @@ impl Running {
         }
     }
 
-    async fn on_lost(&mut self, lost: Lost) {
+    async fn on_lost(&mut self, lost: Lost) -> Result<(), Error> {
         let Lost {
             partition,
             epoch,
@@ -302,6 +311,12 @@ impl Running {
         } else {
             tracing::warn!(%partition, epoch, ?reason, "a partition was lost");
             self.lose(partition, epoch).await;
+        }
+        match reason {
+            LostReason::Taken { member } if member == self.options.member => {
+                Err(Error::Replaced(member))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -9,6 +9,8 @@ use mailbell_proto::{
     push::v1::Health,
 };
 
+use mailbell_watcher::Error;
+
 use crate::world::{World, arrivals, assert_no_repeats, assert_numbered, mail};
 
 #[tokio::test]
@@ -127,6 +129,31 @@ async fn a_crash_in_the_middle_of_a_burst_loses_and_repeats_nothing() {
         .until_events(&account, |events| arrivals(events).len() >= 200)
         .await;
     assert_numbered(&events, 200);
+    assert_no_repeats(&world.events(&account).await);
+}
+
+#[tokio::test]
+async fn another_process_of_the_same_name_takes_over_and_the_first_one_ends() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("one"))
+        .await
+        .unwrap();
+    world.until_arrived(&account, 1).await;
+    let first = world.leave();
+    world.start().await;
+    let ended = tokio::time::timeout(crate::world::LIMIT, first).await;
+    let error = ended.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Replaced(_)), "{error}");
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("two"))
+        .await
+        .unwrap();
+    assert_eq!(world.until_arrived(&account, 2).await, ["one", "two"]);
     assert_no_repeats(&world.events(&account).await);
 }
 

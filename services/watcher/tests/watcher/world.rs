@@ -185,6 +185,15 @@ impl World {
         connect(&self.nats, role, self.timing).await
     }
 
+    /// Leaves the running watcher to itself; its end.
+    pub(crate) fn leave(&mut self) -> JoinHandle<Result<(), Error>> {
+        let Running { drain, task, .. } = self.running.take().unwrap();
+        tokio::spawn(async move {
+            let _held = drain;
+            task.await.unwrap()
+        })
+    }
+
     pub(crate) fn metrics(&self) -> String {
         self.running.as_ref().unwrap().registry.encode().unwrap()
     }
