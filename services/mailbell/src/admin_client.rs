@@ -31,7 +31,7 @@ pub struct AdminArgs {
     #[command(flatten)]
     pub state: StateArgs,
 
-    /// The admin API, for example https://admin.example.org:7444 [default: the standalone installation of the state directory]
+    /// The admin API, for example `https://admin.example.org:7444` [default: the standalone installation of the state directory]
     #[arg(long, env = "MAILBELL_ADMIN_URL", value_name = "URL")]
     pub admin_url: Option<String>,
 
@@ -123,7 +123,13 @@ async fn connect(url: &str, ca: Option<&Path>) -> Result<Channel, Failure> {
         .user_agent(concat!("mailbell/", env!("CARGO_PKG_VERSION")))
         .map_err(|error| wrong(error.to_string()))?;
     match endpoint.uri().scheme_str() {
-        Some("http") => {}
+        // The admin token, and passwords of mailboxes, go over it.
+        Some("http") if is_loopback(endpoint.uri().host()) => {}
+        Some("http") => {
+            return Err(wrong(
+                "without TLS the admin API is only spoken to on this machine: use https://, or forward its port".to_owned(),
+            ));
+        }
         Some("https") => {
             let tls = match ca {
                 None => ClientTlsConfig::new().with_native_roots(),

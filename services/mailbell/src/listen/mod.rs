@@ -78,7 +78,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     pub content: Option<Content>,
 
-    /// The service for devices, such as https://push.example.org [default: the standalone installation of the state directory]
+    /// The service for devices, such as `https://push.example.org` [default: the standalone installation of the state directory]
     #[arg(long, env = "MAILBELL_PUSH_URL", value_name = "URL")]
     pub url: Option<String>,
 
