@@ -146,7 +146,7 @@ impl Session {
         if act {
             let retry = self.config.limits.permanent_retry;
             // Spread: many accounts of one provider may have failed together.
-            delay = delay.max(retry + retry.mul_f64(0.25 * (&mut *rng).random::<f64>()));
+            delay = delay.max(retry + retry.mul_f64(0.25 * rng.random::<f64>()));
         }
         self.lost(now.mono + delay);
         if self.requests > 0 {
