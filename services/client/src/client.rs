@@ -30,7 +30,8 @@ pub struct Timing {
     pub backoff_floor: Duration,
     /// The first back-off is at most so long; each further one may be twice as long. 1 s.
     pub backoff_first: Duration,
-    /// No back-off is longer. 60 s.
+    /// No back-off is longer. 60 s; 5 s if the endpoint is on this host and no timing is set: somebody is likely to sit before
+    /// a service that was restarted, and it has no crowd of clients to be spared.
     pub backoff_most: Duration,
     /// A stream that has lasted so long was a good one: the next back-off begins anew. 30 s.
     pub healthy: Duration,
@@ -61,6 +62,9 @@ impl Default for Timing {
         }
     }
 }
+
+/// [`Timing::backoff_most`] for a service on this host.
+const BACKOFF_MOST_LOOPBACK: Duration = Duration::from_secs(5);
 
 /// Where connections come from.
 #[derive(Clone)]
@@ -129,7 +133,7 @@ impl Client {
             acks: true,
             queue: 64,
             explicit: false,
-            timing: Timing::default(),
+            timing: None,
         }
     }
 
@@ -169,7 +173,7 @@ pub struct Builder {
     acks: bool,
     queue: usize,
     explicit: bool,
-    timing: Timing,
+    timing: Option<Timing>,
 }
 
 impl Builder {
@@ -273,15 +277,16 @@ impl Builder {
         self
     }
 
-    /// An event counts as taken when the app says so by [`crate::Acker::taken`], and not when it asks for the next one.
+    /// An event counts as taken when the app says so by [`crate::Acker::taken`], and not when it asks for the next one. With
+    /// 4096 events read and not taken the client stops reading until the app says more: say it at least that often.
     pub fn explicit_acks(mut self) -> Self {
         self.explicit = true;
         self
     }
 
-    /// How long to wait for what.
+    /// How long to wait for what. Unset: [`Timing::default`], with a shorter [`Timing::backoff_most`] for a service on this host.
     pub fn timing(mut self, timing: Timing) -> Self {
-        self.timing = timing;
+        self.timing = Some(timing);
         self
     }
 
@@ -303,14 +308,17 @@ impl Builder {
         if !(1..=crate::session::MOST_DEPTH).contains(&self.session.resync_depth) {
             return wrong("the resync depth is 1 to 10,000");
         }
+        let mut timing = self.timing.unwrap_or_default();
         let connections = match self.channel {
             Some(channel) => Connections::Given(channel),
-            None => Connections::New(Box::new(endpoint(
-                &self.endpoint,
-                &self.authorities,
-                self.plaintext,
-                &self.timing,
-            )?)),
+            None => {
+                let endpoint =
+                    endpoint(&self.endpoint, &self.authorities, self.plaintext, &timing)?;
+                if self.timing.is_none() && endpoint.uri().host().is_some_and(is_loopback) {
+                    timing.backoff_most = BACKOFF_MOST_LOOPBACK;
+                }
+                Connections::New(Box::new(endpoint))
+            }
         };
         Ok(Client {
             config: Config {
@@ -322,7 +330,7 @@ impl Builder {
                 acks: self.acks,
                 queue: self.queue.max(1),
                 explicit: self.explicit,
-                timing: self.timing,
+                timing,
             },
         })
     }
@@ -397,6 +405,31 @@ mod tests {
             .token("t")
             .allow_plaintext();
         assert!(allowed.build().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_service_on_this_host_is_tried_again_within_seconds() {
+        let longest = |client: Client| client.config.timing.backoff_most.as_secs();
+        for (url, seconds) in [
+            ("http://127.0.0.1:1", 5),
+            ("http://[::1]:1", 5),
+            ("https://localhost:1", 5),
+            ("https://example.org", 60),
+            ("https://127.0.0.1.example.org", 60),
+        ] {
+            assert_eq!(longest(build(url).unwrap()), seconds, "{url}");
+        }
+        // Whoever says how long means it.
+        let timed = Client::builder("http://localhost:1")
+            .token("t")
+            .timing(Timing::default());
+        assert_eq!(longest(timed.build().unwrap()), 60);
+        // Where an app's own channel leads is not known.
+        let channel = Endpoint::from_static("http://localhost:1").connect_lazy();
+        let given = Client::builder("http://localhost:1")
+            .token("t")
+            .channel(channel);
+        assert_eq!(longest(given.build().unwrap()), 60);
     }
 
     #[tokio::test]

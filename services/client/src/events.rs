@@ -155,7 +155,7 @@ impl Drop for Events {
 pub struct Acker(Arc<Taken>);
 
 impl Acker {
-    /// The app is done with every event up to this position, see [`Events::position`].
+    /// The app is done with every event up to this position, see [`Events::position`]. To be said at least every 4096 events.
     pub fn taken(&self, position: u64) {
         self.0.raise(position);
     }

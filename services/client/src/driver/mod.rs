@@ -32,7 +32,7 @@ use crate::{
 use connection::{Connection, Occurrence, at};
 use keeper::Keeper;
 
-/// A source whose tokens are refused so often in a row has none that are good.
+/// A source whose tokens are refused so often, without a good stream between, has none that are good.
 const MOST_REFUSALS: u32 = 5;
 
 type Queue = mpsc::Sender<Result<Handed, Error>>;
@@ -115,12 +115,19 @@ struct Driver {
     backoff: Backoff,
     rng: SmallRng,
     token: Option<Token>,
+    /// Since the last good stream. That a gateway says Hello proves nothing: it may refuse the token a moment later.
     refusals: u32,
 }
 
 impl Driver {
     async fn live(&mut self, to: &Queue) -> Stop {
         loop {
+            // Who is behind needs no stream: without this, an app that takes nothing is kept a `Disconnected` for each attempt.
+            while !self.reading() {
+                if let Some(stop) = self.turn(to).await {
+                    return stop;
+                }
+            }
             let mut good = false;
             let end = match self.open(to).await {
                 Ok(mut connection) => {
@@ -138,8 +145,9 @@ impl Driver {
             };
             if good {
                 self.backoff.reset();
+                self.refusals = 0;
             }
-            let (reason, retry_in) = match self.judge(end) {
+            let (reason, retry_in) = match self.judge(end, good) {
                 Ok(verdict) => verdict,
                 Err(stop) => return stop,
             };
@@ -154,11 +162,17 @@ impl Driver {
         }
     }
 
-    /// When to reconnect, if at all.
-    fn judge(&mut self, end: End) -> Result<(DisconnectReason, Duration), Stop> {
+    /// When to reconnect, if at all. After a stream that was not `good` never without back-off, whatever the server says: one
+    /// that greets everybody and sends them away would be hammered.
+    fn judge(&mut self, end: End, good: bool) -> Result<(DisconnectReason, Duration), Stop> {
         let (reason, floor) = match end {
             End::Stop(stop) => return Err(stop),
-            End::Away(wait) => return Ok((DisconnectReason::GoAway, wait)),
+            End::Away(wait) if good => return Ok((DisconnectReason::GoAway, wait)),
+            End::Away(wait) => {
+                // The wait differs from stream to stream by itself.
+                let backoff = self.backoff.next(&mut self.rng);
+                return Ok((DisconnectReason::GoAway, backoff.max(wait)));
+            }
             End::Lost(reason) => (reason, Duration::ZERO),
             End::Status(status) => match status::of_stream(&status) {
                 Verdict::Reconnect(reason, floor) => (reason, floor),
@@ -209,7 +223,7 @@ impl Driver {
     async fn follow(&mut self, to: &Queue, connection: &mut Connection) -> End {
         loop {
             connection.renew(&self.config.tokens);
-            let reading = self.outbox.is_empty();
+            let reading = self.reading();
             if reading && let Some(request) = self.session.start_listing(self.now()) {
                 connection.list(request);
                 continue;
@@ -273,9 +287,13 @@ impl Driver {
         if let Some(Frame::Hello(hello)) = &frame.frame {
             tracing::debug!(session = hello.session, "connected");
             connection.on_hello(hello, now.wall_ms, &self.config.tokens);
-            self.refusals = 0;
         }
         self.session.on_frame(frame, now)
+    }
+
+    /// Whether the app keeps up: it reads, and says what it is done with.
+    fn reading(&self) -> bool {
+        self.outbox.is_empty() && self.session.has_room()
     }
 
     async fn output(&mut self, out: Vec<Output>) -> Result<(), Stop> {

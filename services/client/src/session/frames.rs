@@ -8,7 +8,10 @@ use mailbell_proto::push::v1::{
 };
 
 use super::{ClientSession, Flight, Now, Output, ResumePoint, Stream, Unsaved, listing};
-use crate::event::{AppEvent, Arrived, Changed, Connected, Gone};
+use crate::{
+    event::{AppEvent, Arrived, Changed, Connected, Gone},
+    status::MOST_WAIT,
+};
 
 /// A cursor is opaque, but not without a bound.
 const MOST_CURSOR: usize = 4096;
@@ -39,6 +42,17 @@ impl ClientSession {
             // The stream before this one ended before its first Cursor frame, and what came since is told by nobody.
             self.list_everything(self.as_of_ms, now.elapsed);
         }
+        let due = self
+            .pending
+            .next()
+            .is_some_and(|(at, _)| *at <= now.elapsed);
+        if self.was_open && due {
+            // Whatever ended the last stream may have ended those of many clients, and all of them are back now.
+            let spread = self.spread.mul_f64(self.jitter());
+            let delay = self.interrupted.next(&mut self.rng).max(spread);
+            self.pending.postpone(now.elapsed + delay);
+        }
+        self.was_open = true;
         let connected = Connected {
             session: hello.session,
             resumed,
@@ -162,6 +176,9 @@ impl ClientSession {
             }
         }
         let wait = Duration::from_millis(resync.retry_after_ms.into());
+        // An hour-long wish is kept for this resync, and not for what a broken stream leaves behind.
+        let earlier = self.spread * u32::from(self.pending.len() > 0);
+        self.spread = wait.min(MOST_WAIT).max(earlier);
         let not_before = now.elapsed + wait.mul_f64(1.0 + self.jitter() / 2.0);
         let since_ms = self.as_of_ms;
         let everything = Scope {

@@ -376,6 +376,7 @@ impl ClientSession {
         let position = self.next_position;
         if let Some(pending) = self.pending.get_mut(slot) {
             pending.backoff.reset();
+            self.interrupted.reset();
             let phase = if last && !pending.again {
                 Phase::Handed(position)
             } else {

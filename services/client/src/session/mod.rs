@@ -30,6 +30,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use mailbell_core::backoff::Backoff;
 use mailbell_proto::push::v1::{AccountState, EventKey, ServerFrame, server_frame::Frame};
 use rand::{SeedableRng as _, rngs::SmallRng};
 
@@ -54,7 +55,8 @@ pub struct SessionOptions {
     pub accounts: Vec<String>,
     /// How many of a folder's newest messages a resync lists. 1 to 10,000.
     pub resync_depth: u32,
-    /// How many keys are remembered. The unit of the memory and of the stored state: 8 to 20 bytes each.
+    /// How many keys are remembered. The unit of the memory and of the stored state: 8 to 20 bytes each. Half as many events
+    /// may be handed and not taken, see [`ClientSession::has_room`].
     pub recent_keys: usize,
     /// How many listings are under way, or handed and not taken, at a time: bounds what they take in memory.
     pub listings: usize,
@@ -153,6 +155,8 @@ pub struct ClientSession {
     options: SessionOptions,
     rng: SmallRng,
     stream: Stream,
+    /// A stream was open in this run.
+    was_open: bool,
     digest: Bytes,
     /// A stream was open once, in this run or in the one that stored the state.
     began: bool,
@@ -160,7 +164,11 @@ pub struct ClientSession {
     taken: Facts,
     directory: Directory,
     pending: PendingSet,
-    /// What was handed and not taken, and the cursors between; bounded by what the app's queue holds.
+    /// How long listings wait that the end of a stream left behind: longer each time, until one is answered.
+    interrupted: Backoff,
+    /// The same for the first time, as the server wished it for the resyncs that are pending.
+    spread: Duration,
+    /// What was handed and not taken, and the cursors between; bounded by [`ClientSession::has_room`].
     in_flight: VecDeque<(u64, Flight)>,
     next_position: u64,
     taken_to: u64,
@@ -201,12 +209,15 @@ impl ClientSession {
         let mut session = Self {
             rng: SmallRng::seed_from_u64(seed),
             stream: Stream::Off,
+            was_open: false,
             digest: Bytes::new(),
             began,
             handed: taken.clone(),
             taken,
             directory: state.directory,
             pending,
+            interrupted: pending::backoff(),
+            spread: Duration::ZERO,
             in_flight: VecDeque::new(),
             next_position: 1,
             taken_to: 0,
@@ -272,6 +283,15 @@ impl ClientSession {
         let event = AppEvent::Disconnected { reason, retry_in };
         self.hand(event, Flight::Status, &mut out);
         out
+    }
+
+    /// Whether more may be read: fewer events than half of [`SessionOptions::recent_keys`] are handed and not taken. Else an
+    /// app that reads and never says what it is done with takes memory without end.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let out = self.next_position - 1 - self.taken_to;
+        let most = (self.options.recent_keys / 2).max(1);
+        out < u64::try_from(most).unwrap_or(u64::MAX)
     }
 
     /// The app is done with everything up to this position.

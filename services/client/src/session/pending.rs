@@ -80,6 +80,15 @@ pub(crate) struct StoredPending {
     pub(crate) since_ms: i64,
 }
 
+/// 2 s, 4 s, 8 s .. 5 min, with jitter: as long as a mail server may be away.
+pub(crate) fn backoff() -> Backoff {
+    Backoff::new(
+        Duration::from_secs(1),
+        Duration::from_secs(2),
+        Duration::from_secs(300),
+    )
+}
+
 impl Pending {
     pub(crate) fn new(
         range: Option<Range>,
@@ -94,12 +103,7 @@ impl Pending {
             since_ms,
             again: false,
             overlay: Overlay::default(),
-            // 2 s, 4 s, 8 s .. 5 min, with jitter: as long as a mail server may be away.
-            backoff: Backoff::new(
-                Duration::from_secs(1),
-                Duration::from_secs(2),
-                Duration::from_secs(300),
-            ),
+            backoff: backoff(),
             began_at,
         }
     }
@@ -247,7 +251,17 @@ impl PendingSet {
         }
     }
 
-    /// Nobody will answer the listings that are under way: they begin anew.
+    /// Nothing is listed before this time, neither what was under way nor what waited for it.
+    pub(crate) fn postpone(&mut self, until: Duration) {
+        while let Some((at, slot)) = self.waiting.first().cloned()
+            && at < until
+        {
+            self.set_phase(&slot, Phase::Waiting(until));
+        }
+    }
+
+    /// Nobody will answer the listings that are under way: they begin anew, once there is a stream, see
+    /// [`PendingSet::postpone`].
     pub(crate) fn interrupt(&mut self) {
         for slot in std::mem::take(&mut self.listing).into_values() {
             self.set_phase(&slot, Phase::Waiting(Duration::ZERO));

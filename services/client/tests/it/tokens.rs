@@ -13,7 +13,7 @@ use mailbell_client::{
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::gateway::{Gateway, arrived, hello, uids};
+use crate::gateway::{Gateway, arrived, cursor, hello, uids};
 
 /// Gives `token-1`, `token-2` and so on.
 fn counting() -> (
@@ -89,6 +89,49 @@ async fn a_source_without_good_tokens_ends_the_stream() {
         }
     }
     refusing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_accepted_and_refused_at_once_is_a_refused_one() {
+    let mut gateway = Gateway::start();
+    let (_, source) = counting();
+    let mut events = gateway
+        .client()
+        .token_provider(source)
+        .build()
+        .unwrap()
+        .into_stream();
+    let greeting = tokio::spawn(async move {
+        // The second stream is a good one: what was refused before it no longer counts.
+        for attempt in 0..6 {
+            let open = gateway.visitor().await.greet().await;
+            for _ in 0..if attempt == 1 { 4 } else { 0 } {
+                tokio::time::sleep(Duration::from_secs(9)).await;
+                open.send(cursor("c")).await;
+            }
+            open.end(Status::unauthenticated("no")).await;
+        }
+        gateway
+    });
+    let mut waits = Vec::new();
+    loop {
+        match events.recv().await.unwrap() {
+            Ok(AppEvent::Disconnected { reason, retry_in }) => {
+                assert_eq!(reason, DisconnectReason::TokenRefused);
+                waits.push(retry_in);
+                assert!(waits.len() <= 5, "it goes on for ever: {waits:?}");
+            }
+            Ok(_) => {}
+            Err(Error::Unauthenticated(_)) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(waits.len(), 5);
+    let (at_once, backed_off) = waits.split_at(2);
+    assert!(at_once.iter().all(Duration::is_zero), "{waits:?}");
+    let floor = Duration::from_millis(100);
+    assert!(backed_off.iter().all(|wait| *wait >= floor), "{waits:?}");
+    greeting.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

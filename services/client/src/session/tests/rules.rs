@@ -491,7 +491,70 @@ fn an_answer_to_a_stream_that_has_ended_is_not_heard() {
     assert!(client.answer(ticket, Ok(listing(Vec::new()))).is_empty());
     assert!(client.listing().is_none(), "nobody to ask");
     client.greet();
+    client.pass(2);
     assert!(client.listing().is_some());
+}
+
+#[test]
+fn what_a_broken_stream_interrupts_is_not_listed_by_all_clients_at_once() {
+    let mut waits = Vec::new();
+    for seed in 0..50 {
+        let mut client = Client::live();
+        client.session.rng = SmallRng::seed_from_u64(seed);
+        for folder in 1..=3 {
+            client.frame(Frame::Resync(Resync {
+                scope: Some(of_account(folder)),
+                retry_after_ms: 20_000,
+                ..Resync::default()
+            }));
+        }
+        client.pass(30);
+        assert!(client.listing().is_some() && client.listing().is_some());
+        client
+            .session
+            .on_disconnected(DisconnectReason::GoAway, Duration::ZERO);
+        client.pass(60);
+        client.greet();
+        // Neither the two that were under way nor the one that waited for them.
+        assert!(client.listing().is_none(), "at the first moment");
+        let at = client.session.next_listing_at().unwrap();
+        waits.push(at - client.now.elapsed);
+        client.pass(20);
+        assert!(client.listing().is_some() && client.listing().is_some());
+    }
+    waits.sort();
+    assert!(waits[0] >= Duration::from_secs(1), "{waits:?}");
+    // Spread as the server wished, and not only by a second.
+    assert!(waits[25] > Duration::from_secs(5), "{waits:?}");
+}
+
+#[test]
+fn a_listing_that_is_interrupted_again_and_again_waits_longer() {
+    let mut client = Client::live();
+    client.frame(resync(of_account(1)));
+    let mut longest = Duration::ZERO;
+    for _ in 0..10 {
+        client.listing().unwrap();
+        client
+            .session
+            .on_disconnected(DisconnectReason::Unreachable, Duration::ZERO);
+        client.greet();
+        let at = client.session.next_listing_at().unwrap();
+        longest = longest.max(at - client.now.elapsed);
+        client.pass(300);
+    }
+    assert!(longest > Duration::from_secs(10), "{longest:?}");
+    let (ticket, ..) = client.listing().unwrap();
+    client.replaced(ticket, Vec::new());
+    client.take_all();
+    client.frame(resync(of_account(1)));
+    client.listing().unwrap();
+    client
+        .session
+        .on_disconnected(DisconnectReason::Unreachable, Duration::ZERO);
+    client.greet();
+    client.pass(2);
+    assert!(client.listing().is_some(), "an answer ends the back-off");
 }
 
 #[test]
