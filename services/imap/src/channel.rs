@@ -71,9 +71,9 @@ impl Channel {
         self.guard().map_or(0, |guard| guard.skipped())
     }
 
-    /// The bare stream, what was read of it and not used, and the tag counter.
+    /// The bare stream, what was read of it and not used, and the tag counter; `None` if there is no going on with it.
     pub(crate) fn into_parts(self) -> Option<(Stream, Vec<u8>, u32)> {
-        let (stream, rest) = self.client?.into_inner().into_parts();
+        let (stream, rest) = self.client?.into_inner().into_parts()?;
         Some((stream, rest, self.tag))
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
+use tokio::time::timeout;
 
 use crate::capability::Capability;
 use crate::command::{Command, uid_set};
@@ -17,6 +18,9 @@ use crate::message::{FLAGS_LIMIT, Message, cut, headers, preview};
 pub const PAGE_LIMIT: usize = 64;
 /// First bytes of the header fields that are fetched.
 const HEADER_BYTES: usize = 16 << 10;
+/// Most bytes of one answer that are read and thrown away since there is more about some message than was asked for, or
+/// its structure has thousands of parts. The whole of an ordinary message, so that one costs at most itself.
+const DISCARD_LIMIT: usize = 16 << 20;
 const HEADER_FIELDS: &str = "FROM SENDER TO SUBJECT DATE MESSAGE-ID IN-REPLY-TO REFERENCES";
 
 /// Which messages to list. Pages have 64 messages at most.
@@ -69,8 +73,15 @@ impl Connection {
     /// Ascending by UID.
     ///
     /// # Errors
-    /// When the connection ends or the server refuses.
+    /// When the connection ends, the server refuses or it takes longer than [`crate::Timeouts::request`].
     pub async fn fetch(&mut self, uids: &[u32]) -> Result<Vec<Message>, Error> {
+        let limit = self.session.timeouts.request;
+        timeout(limit, self.fetch_all(uids))
+            .await
+            .map_err(|_| Error::Timeout("fetch"))?
+    }
+
+    async fn fetch_all(&mut self, uids: &[u32]) -> Result<Vec<Message>, Error> {
         let uids = uids.get(..PAGE_LIMIT).unwrap_or(uids);
         if uids.is_empty() {
             return Ok(Vec::new());
@@ -80,7 +91,8 @@ impl Connection {
             .map(|uid| (*uid, Draft::default()))
             .collect::<Drafts>();
         if !self.fetch_items(uids, Depth::Full, &mut drafts).await? {
-            // The answer about some message can't be read, or makes the server refuse all: those one by one.
+            // The answer about some message can't be read, is too long, or makes the server refuse all: those one by
+            // one.
             for uid in missing(&drafts) {
                 let known = self
                     .fetch_items(&[uid], Depth::NoStructure, &mut drafts)
@@ -127,6 +139,7 @@ impl Connection {
         let limits = Limits {
             literals: one,
             answer: uids.len() * (one + LINE_LIMIT) + (64 << 10),
+            discard: DISCARD_LIMIT,
         };
         let command = Command::new(&format!("UID FETCH {} ({items})", uid_set(uids)));
         let ending = self
@@ -174,6 +187,7 @@ impl Connection {
             let limits = Limits {
                 literals: bytes,
                 answer: uids.len() * (bytes + 1024) + (64 << 10),
+                discard: DISCARD_LIMIT,
             };
             let ending = self
                 .run(command, limits, &mut |response| {
@@ -187,7 +201,7 @@ impl Connection {
             {
                 return Err(later);
             }
-            // Any other NO costs the preview only.
+            // Any other NO, and a text that is longer than was asked for, cost the preview only.
         }
         Ok(())
     }
@@ -195,8 +209,16 @@ impl Connection {
     /// One page of a folder, newest or beside a UID; opens the folder if it isn't open.
     ///
     /// # Errors
-    /// [`Error::NoSuchFolder`] leaves the connection usable.
+    /// [`Error::NoSuchFolder`] leaves the connection usable. [`Error::Timeout`] if the whole takes longer than
+    /// [`crate::Timeouts::request`].
     pub async fn list(&mut self, folder: &str, query: ListQuery) -> Result<Page, Error> {
+        let limit = self.session.timeouts.request;
+        timeout(limit, self.list_all(folder, query))
+            .await
+            .map_err(|_| Error::Timeout("list"))?
+    }
+
+    async fn list_all(&mut self, folder: &str, query: ListQuery) -> Result<Page, Error> {
         let opened = self.examine(folder, false).await?;
         let exists = opened.exists;
         let size = |count: usize| u32::try_from(count.clamp(1, PAGE_LIMIT)).unwrap_or(1);
@@ -231,7 +253,7 @@ impl Connection {
             ListQuery::After(bound, _) => *uid > bound,
             ListQuery::Before(bound, _) => *uid < bound,
         });
-        let messages = self.fetch(&uids).await?;
+        let messages = self.fetch_all(&uids).await?;
         let uid_next = opened
             .uid_next
             .max(uids.last().map_or(0, |uid| uid.saturating_add(1)));

@@ -3,6 +3,7 @@
 use imap_proto::{
     AttributeValue, MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute,
 };
+use tokio::time::timeout;
 
 use crate::capability::Capability;
 use crate::command::Command;
@@ -87,8 +88,22 @@ impl Connection {
     /// runs makes the connection dirty again, so that [`Connection::park`] returns at once.
     ///
     /// # Errors
-    /// [`Error::NoSuchFolder`] leaves the connection usable.
+    /// [`Error::NoSuchFolder`] leaves the connection usable. [`Error::Timeout`] if the whole takes longer than
+    /// [`crate::Timeouts::request`].
     pub async fn look(
+        &mut self,
+        folder: &str,
+        from_uid: u32,
+        cap: u32,
+        force: bool,
+    ) -> Result<Look, Error> {
+        let limit = self.session.timeouts.request;
+        timeout(limit, self.look_all(folder, from_uid, cap, force))
+            .await
+            .map_err(|_| Error::Timeout("look"))?
+    }
+
+    async fn look_all(
         &mut self,
         folder: &str,
         from_uid: u32,
@@ -218,6 +233,7 @@ impl Connection {
         let limits = Limits {
             literals: 0,
             answer: count.saturating_mul(256).saturating_add(64 << 10),
+            discard: 0,
         };
         let mut uids = Vec::new();
         let ending = self
@@ -294,6 +310,7 @@ impl Connection {
         let limits = Limits {
             literals: 0,
             answer: count.saturating_mul(256).saturating_add(64 << 10),
+            discard: 0,
         };
         let mut uids = Vec::new();
         let ending = self
@@ -390,6 +407,7 @@ impl Connection {
         let limits = Limits {
             literals: 4 << 10,
             answer: 4 << 20,
+            discard: 0,
         };
         let ending = self
             .run(command, limits, &mut |response| {

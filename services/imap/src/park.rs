@@ -262,7 +262,7 @@ impl Parked {
         while !bytes.is_empty() {
             let (taken, complete) = self
                 .framer
-                .push(bytes, LITERAL_LIMIT)
+                .push(bytes, LITERAL_LIMIT, 0)
                 .map_err(Error::LimitExceeded)?;
             bytes = bytes.get(taken..).unwrap_or_default();
             if complete {

@@ -69,6 +69,9 @@ pub struct Timeouts {
     pub login: Duration,
     /// A command and its whole answer (60 s).
     pub command: Duration,
+    /// A whole [`crate::Connection::look`], [`crate::Connection::fetch`] or [`crate::Connection::list`], however many
+    /// commands it takes (120 s).
+    pub request: Duration,
     /// From DONE to the end of IDLE (15 s): a link that doesn't answer by then is dead.
     pub done: Duration,
     /// LOGOUT, and closing (3 s): nobody waits for it longer.
@@ -83,6 +86,7 @@ impl Default for Timeouts {
             greeting: Duration::from_secs(30),
             login: Duration::from_secs(60),
             command: Duration::from_secs(60),
+            request: Duration::from_secs(120),
             done: Duration::from_secs(15),
             logout: Duration::from_secs(3),
         }

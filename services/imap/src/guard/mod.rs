@@ -4,7 +4,8 @@
 //! know; async-imap 0.12 buffers up to 512 MiB and parses an unfinished response anew with each read. So neither sees
 //! a byte that has not passed here:
 //!
-//! 1. [`Framer`] cuts the stream into complete responses and bounds their lines and literals *while* they arrive.
+//! 1. [`Framer`] cuts the stream into complete responses and bounds their lines and literals *while* they arrive. A
+//!    FETCH response beyond its bounds is discarded up to its end and counted, where the command allows for it.
 //! 2. [`canonical::rewrite`] reads each complete response itself and writes it anew: only kinds and items that this
 //!    crate uses, in one fixed form, with bounded nesting. What can't be read is left out and counted.
 //! 3. [`Guard`] hands the result to async-imap's `Client`, one response per permit, so a response that the parser
@@ -57,8 +58,11 @@ impl From<GuardError> for io::Error {
 pub(crate) struct Limits {
     /// Most bytes of all literals in one response.
     pub(crate) literals: usize,
-    /// Most bytes of the whole answer.
+    /// Most bytes of the whole answer, without the responses that are discarded.
     pub(crate) answer: usize,
+    /// Most bytes of all FETCH responses that are discarded since they are too long; with 0 the first ends the
+    /// connection.
+    pub(crate) discard: usize,
 }
 
 impl Limits {
@@ -66,6 +70,7 @@ impl Limits {
     pub(crate) const SMALL: Self = Self {
         literals: 4 << 10,
         answer: 256 << 10,
+        discard: 0,
     };
 }
 
@@ -83,8 +88,10 @@ pub(crate) struct Guard {
     out_used: usize,
     /// The parser may have one more response.
     permit: bool,
-    /// Bytes of the current command's answer.
+    /// Bytes of the current command's answer, in complete responses.
     answered: usize,
+    /// Bytes of the current command's answer in responses that were discarded.
+    discarded: usize,
     /// Responses of the current command that were left out since they could not be read.
     skipped: u32,
     /// The stream below has failed or ended: an error was not the parser's.
@@ -104,6 +111,7 @@ impl Guard {
             out_used: 0,
             permit: false,
             answered: 0,
+            discarded: 0,
             skipped: 0,
             failed: false,
         }
@@ -113,6 +121,7 @@ impl Guard {
     pub(crate) fn begin_command(&mut self, limits: Limits) {
         self.limits = limits;
         self.answered = 0;
+        self.discarded = 0;
         self.skipped = 0;
     }
 
@@ -143,11 +152,15 @@ impl Guard {
         self.used < self.inbound.len() || !self.framer.is_empty()
     }
 
-    /// The bare stream, and the bytes of it that were read and not used.
-    pub(crate) fn into_parts(mut self) -> (Stream, Vec<u8>) {
+    /// The bare stream, and the bytes of it that were read and not used; `None` in the middle of a response that is
+    /// discarded, since its rest can't be framed without its begin.
+    pub(crate) fn into_parts(mut self) -> Option<(Stream, Vec<u8>)> {
+        if self.framer.is_discarding() {
+            return None;
+        }
         let mut rest = self.framer.take();
         rest.extend_from_slice(self.inbound.get(self.used..).unwrap_or_default());
-        (self.stream, rest)
+        Some((self.stream, rest))
     }
 
     /// Frames from what was read; says whether a response is ready in `out`.
@@ -157,16 +170,29 @@ impl Guard {
             .get(self.used..)
             .filter(|rest| !rest.is_empty())
         {
-            let (taken, complete) = self.framer.push(rest, self.limits.literals)?;
+            let discard = self.limits.discard.saturating_sub(self.discarded);
+            let (taken, complete) = self.framer.push(rest, self.limits.literals, discard)?;
             self.used += taken;
-            self.answered = self.answered.saturating_add(taken);
-            if self.answered > self.limits.answer {
+            let (mut answered, mut discarded) = (self.answered, self.discarded);
+            if self.framer.is_discarding() {
+                discarded = discarded.saturating_add(self.framer.size());
+            } else {
+                answered = answered.saturating_add(self.framer.size());
+            }
+            if answered > self.limits.answer || discarded > self.limits.discard {
                 return Err(GuardError::Answer.into());
             }
             if !complete {
                 continue;
             }
-            match canonical::rewrite(self.framer.response(), &mut self.out) {
+            (self.answered, self.discarded) = (answered, discarded);
+            let fate = self
+                .framer
+                .response()
+                .map_or(canonical::Fate::Unreadable, |response| {
+                    canonical::rewrite(response, &mut self.out)
+                });
+            match fate {
                 canonical::Fate::Keep => {
                     self.framer.clear();
                     return Ok(true);

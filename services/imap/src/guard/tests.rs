@@ -7,18 +7,31 @@ use super::canonical::{Fate, rewrite};
 use super::*;
 
 /// All that comes out of a stream, framed and rewritten, and the error that ended it.
-fn through(chunks: &[&[u8]], literals: usize) -> (Vec<(Fate, Vec<u8>)>, Option<GuardError>) {
+type Through = (Vec<(Fate, Vec<u8>)>, Option<GuardError>);
+
+fn through(chunks: &[&[u8]], literals: usize) -> Through {
+    discarding(chunks, literals, 0)
+}
+
+/// As [`through`], where FETCH responses that are too long are discarded. They are unreadable.
+fn discarding(chunks: &[&[u8]], literals: usize, discard: usize) -> Through {
     let mut framer = Framer::default();
     let mut all = Vec::new();
     let mut out = Vec::new();
     for chunk in chunks {
         let mut rest = *chunk;
         while !rest.is_empty() {
-            match framer.push(rest, literals) {
+            match framer.push(rest, literals, discard) {
                 Ok((taken, complete)) => {
                     rest = &rest[taken..];
+                    let held = framer.held();
+                    assert!(held <= LINE_LIMIT + literals, "{held}");
+                    assert!(!framer.is_discarding() || held <= 64, "{held}");
                     if complete {
-                        all.push((rewrite(framer.response(), &mut out), out.clone()));
+                        all.push(match framer.response() {
+                            Some(response) => (rewrite(response, &mut out), out.clone()),
+                            None => (Fate::Unreadable, Vec::new()),
+                        });
                         framer.clear();
                     }
                 }
@@ -248,6 +261,64 @@ fn lines_and_literals_are_bounded_as_they_arrive() {
     );
 }
 
+#[test]
+fn a_fetch_that_is_too_long_is_discarded_alone() {
+    let parts = "(x) ".repeat(LINE_LIMIT);
+    let mail = "x\r\n* BYE\r\n".repeat(100);
+    let size = mail.len();
+    let behind = "* 3 EXISTS\r\n";
+    for long in [
+        format!("* 1 FETCH (BODYSTRUCTURE ({parts}) UID 1)\r\n"),
+        format!("* 1 fetch (BODY[1] {{{size}}}\r\n{mail} UID 1)\r\n"),
+        // A literal behind what is too long, and the other way round.
+        format!("* 1 FETCH (BODYSTRUCTURE ({parts} {{{size}}}\r\n{mail} x) UID 1)\r\n"),
+        format!("* 1 FETCH (X {{{size}}}\r\n{mail} Y ~{{{size}+}}\r\n{mail} ({parts}))\r\n"),
+        format!(
+            "* 1 FETCH (X {{60}}\r\n{:60} Y {{60}}\r\n{:60} Z {{0}}\r\n)\r\n",
+            "", ""
+        ),
+    ] {
+        let stream = long + behind;
+        let (all, error) = discarding(&[stream.as_bytes()], 100, 1 << 20);
+        assert_eq!(error, None);
+        assert_eq!(
+            all,
+            [
+                (Fate::Unreadable, Vec::new()),
+                (Fate::Keep, behind.as_bytes().to_vec())
+            ],
+            "{stream:.40}"
+        );
+    }
+    // What isn't about one message, is too long even for this, or whose end can't be told, ends all.
+    let digits = "0".repeat(100);
+    for (bad, expected) in [
+        (format!("* LIST () NIL {parts}\r\n"), GuardError::Line),
+        (format!("* OK 1 FETCH {parts}\r\n"), GuardError::Line),
+        (format!("* LIST () NIL {{{size}}}\r\n"), GuardError::Literal),
+        (
+            format!("* 1 FETCH ({}\r\n", "(x) ".repeat(1 << 19)),
+            GuardError::Answer,
+        ),
+        ("* 1 FETCH (X {2000000}\r\n".to_owned(), GuardError::Literal),
+        (
+            format!("* 1 FETCH (X ({parts} {{99999999999}}\r\n"),
+            GuardError::Literal,
+        ),
+        (
+            format!("* 1 FETCH (X ({parts}x{{5}}\r\n"),
+            GuardError::Framing,
+        ),
+        (
+            format!("* 1 FETCH (X ({parts} {{{digits}5}}\r\n"),
+            GuardError::Framing,
+        ),
+    ] {
+        let found = discarding(&[bad.as_bytes()], 100, 1 << 20);
+        assert_eq!(found, (Vec::new(), Some(expected)), "{bad:.40}");
+    }
+}
+
 /// Bytes that look like IMAP more often than chance would have it.
 fn imapish() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
@@ -311,12 +382,46 @@ proptest! {
     }
 
     #[test]
-    fn chunks_make_no_difference(bytes in imapish(), cuts in prop::collection::vec(0_usize..200, 0..8)) {
-        let mut cuts = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect::<Vec<_>>();
-        cuts.extend([0, bytes.len()]);
-        cuts.sort_unstable();
-        let chunks = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect::<Vec<_>>();
+    fn chunks_make_no_difference(
+        bytes in imapish(),
+        cuts in prop::collection::vec(0_usize..200, 0..8),
+        discard in prop::sample::select(vec![0, 100, 1000]),
+    ) {
+        let chunks = cut(&bytes, cuts);
+        prop_assert_eq!(discarding(&chunks, 4, discard), discarding(&[&bytes], 4, discard));
         prop_assert_eq!(through(&chunks, 50), through(&[&bytes], 50));
+    }
+}
+
+/// Cuts bytes into chunks.
+fn cut(bytes: &[u8], cuts: Vec<usize>) -> Vec<&[u8]> {
+    let mut cuts = cuts
+        .into_iter()
+        .map(|cut| cut.min(bytes.len()))
+        .collect::<Vec<_>>();
+    cuts.extend([0, bytes.len()]);
+    cuts.sort_unstable();
+    cuts.windows(2)
+        .map(|pair| &bytes[pair[0]..pair[1]])
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn chunks_make_no_difference_to_long_lines(
+        kind in prop::sample::select(vec!["* 1 FETCH (X ", "* 1 FETCH (X {3}\r\nabc Y ", "* LIST ", "* OK "]),
+        pad in LINE_LIMIT - 60..LINE_LIMIT + 20,
+        bytes in imapish(),
+        cuts in prop::collection::vec(LINE_LIMIT - 100..LINE_LIMIT + 200, 0..12),
+        discard in prop::sample::select(vec![0, LINE_LIMIT, LINE_LIMIT + 50, 2 * LINE_LIMIT]),
+    ) {
+        let mut all = kind.as_bytes().to_vec();
+        all.resize(pad, b' ');
+        all.extend_from_slice(&bytes);
+        all.extend_from_slice(b"\r\n* 7 EXISTS\r\n");
+        prop_assert_eq!(discarding(&cut(&all, cuts), 4, discard), discarding(&[&all], 4, discard));
     }
 }
 

@@ -152,6 +152,52 @@ async fn a_message_of_50_mb_costs_a_few_kilobytes() {
 }
 
 #[tokio::test]
+async fn a_message_of_many_parts_keeps_no_other_back() {
+    let server = dovecot().await;
+    // The second is too large even where it is the only one on its page.
+    let parts = [1500, 9000].map(|count| {
+        let part = "Content-Type: text/plain\r\n\r\nx";
+        let body = multipart("mixed", &vec![part; count]);
+        format!("Subject: {count} parts\r\nMIME-Version: 1.0\r\n{body}")
+    });
+    assert!(parts.iter().all(|message| message.len() < 1 << 20));
+    let ordinary = |number: u32| format!("Subject: ordinary {number}\r\n\r\ntext {number}\r\n");
+    let messages = [
+        ordinary(1),
+        parts[0].clone(),
+        ordinary(3),
+        parts[1].clone(),
+        ordinary(5),
+    ];
+    for message in &messages {
+        server
+            .deliver_lmtp("alice", message.as_bytes())
+            .await
+            .unwrap();
+    }
+    let mut connection = open(&server).await;
+    let look = connection.look("INBOX", 1, 64, false).await.unwrap();
+    let told = connection.fetch(&look.uids).await.unwrap();
+    let told = told
+        .iter()
+        .map(|message| (message.subject.as_str(), message.preview.as_str()))
+        .collect::<Vec<_>>();
+    assert_eq!(
+        told,
+        [
+            ("ordinary 1", "text 1"),
+            ("1500 parts", ""),
+            ("ordinary 3", "text 3"),
+            ("9000 parts", ""),
+            ("ordinary 5", "text 5"),
+        ]
+    );
+    // The same connection goes on.
+    let page = connection.list("INBOX", ListQuery::Newest(64)).await;
+    assert_eq!(page.unwrap().messages.len(), 5);
+}
+
+#[tokio::test]
 async fn the_mailbox_is_never_changed() {
     let server = dovecot().await;
     let mut raw = server.imap("alice").await.unwrap();

@@ -7,5 +7,6 @@
 
 mod hostile;
 mod odd;
+mod oversize;
 mod script;
 mod waits;
