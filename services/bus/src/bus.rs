@@ -164,14 +164,6 @@ fn jitter(most: Duration) -> Duration {
     most.mul_f64(rand::random::<f64>())
 }
 
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
-}
-
 /// Whether TLS is asked for; an error if it is missing where it must not be.
 fn wants_tls(options: &BusOptions) -> Result<bool, BusError> {
     if options.urls.is_empty() {
@@ -206,7 +198,7 @@ fn wants_tls(options: &BusOptions) -> Result<bool, BusError> {
             rest.find([':', '/']).unwrap_or(rest.len())
         };
         let host = rest.get(..end).unwrap_or(rest);
-        if !is_loopback(host) {
+        if !mailbell_core::host::is_loopback(host) {
             plain_hosts.push(host);
         }
     }

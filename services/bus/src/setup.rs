@@ -189,6 +189,11 @@ impl Wanted {
             if field == "metadata" || found == wanted {
                 continue;
             }
+            // More copies than asked for are no fault: who doesn't say how many (standalone on a cluster) must not thin them out.
+            let copies = |value: Option<&Value>| value.and_then(Value::as_u64).unwrap_or(1);
+            if field == "num_replicas" && copies(found) > copies(wanted) {
+                continue;
+            }
             let loses_data = loses_data(field, found, wanted, info);
             let text =
                 |value: Option<&Value>| value.map_or_else(|| "unset".to_owned(), Value::to_string);

@@ -28,6 +28,19 @@ async fn cluster() -> NatsCluster {
     cluster
 }
 
+#[tokio::test]
+async fn copies_are_never_thinned_out() {
+    let cluster = cluster().await;
+    // As somebody who doesn't say how many.
+    let single = Bus::connect(options(&cluster.url(), Role::Setup))
+        .await
+        .unwrap();
+    assert_eq!(single.setup().await.unwrap().drift, []);
+    let operator = operator(&cluster).await;
+    let info: Value = api(&operator, "STREAM.INFO.MB_main_LOG_5", json!({})).await;
+    assert_eq!(info["config"]["num_replicas"], 3);
+}
+
 async fn connect(cluster: &NatsCluster, role: Role) -> Bus {
     Bus::connect(BusOptions {
         replicas: 3,

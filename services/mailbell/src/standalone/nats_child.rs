@@ -357,7 +357,8 @@ fn spawn(options: &NatsChildOptions) -> io::Result<Child> {
         .create(true)
         .append(true)
         .open(&options.log)?;
-    let child = Command::new(std::env::current_exe()?)
+    // The file that runs, also when an upgrade has put another in its place.
+    let child = Command::new("/proc/self/exe")
         .arg(GUARD_COMMAND)
         .arg(std::process::id().to_string())
         .arg(&options.binary)

@@ -5,7 +5,10 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use tokio::time::{interval, timeout};
 
 use crate::failure::Failure;
@@ -26,8 +29,17 @@ pub(super) async fn end(pid_file: &Path, config: &Path) -> Result<(), Failure> {
         .and_then(Pid::from_raw);
     let Some(pid) = pid else { return Ok(()) };
     // From here on the handle is this process and no other, whatever becomes of the number.
-    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return Ok(());
+    let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(Errno::SRCH) => return Ok(()),
+        // Two servers on one store would ruin it: who cannot tell must not start the second.
+        Err(_) if !runs_with(pid, config) => return Ok(()),
+        Err(error) => {
+            return Err(Failure::unavailable(format!(
+                "a nats-server of an earlier process still runs as process {pid} and cannot be ended from here ({error}): end it by hand",
+                pid = pid.as_raw_nonzero()
+            )));
+        }
     };
     if !runs_with(pid, config) {
         return Ok(());
