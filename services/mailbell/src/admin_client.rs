@@ -124,7 +124,11 @@ async fn connect(url: &str, ca: Option<&Path>) -> Result<Channel, Failure> {
         .map_err(|error| wrong(error.to_string()))?;
     match endpoint.uri().scheme_str() {
         // The admin token, and passwords of mailboxes, go over it.
-        Some("http") if endpoint.uri().host().is_some_and(mailbell_core::host::is_loopback) => {}
+        Some("http")
+            if endpoint
+                .uri()
+                .host()
+                .is_some_and(mailbell_core::host::is_loopback) => {}
         Some("http") => {
             return Err(wrong(
                 "without TLS the admin API is only spoken to on this machine: use https://, or forward its port".to_owned(),
