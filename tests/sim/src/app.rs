@@ -43,6 +43,7 @@ pub(crate) struct App {
     facts: HashSet<String>,
     lists: BTreeMap<Place, (u32, BTreeSet<u32>)>,
     last: BTreeMap<String, Source>,
+    heard: BTreeSet<String>,
 }
 
 impl App {
@@ -61,6 +62,7 @@ impl App {
                 None
             }
             Told::Replaced(replaced) => {
+                self.heard.insert(replaced.account.clone());
                 let place = (replaced.account.clone(), replaced.folder_name.clone());
                 let (generation, uids) = self.lists.entry(place).or_default();
                 if *generation != replaced.generation {
@@ -76,6 +78,7 @@ impl App {
                 folder,
                 source,
             } => {
+                self.heard.insert(key.account.clone());
                 let id = message_id(key);
                 if !self.facts.insert(id.clone()) {
                     return Some(format!("an app was told {id} twice"));
@@ -129,6 +132,17 @@ impl App {
         for told in journal {
             let _ = self.take(told);
         }
+    }
+
+    /// It subscribes to something else: what is new to it is listed as a whole, and what matters is what comes from now on.
+    pub(crate) fn begin_anew(&mut self) {
+        self.since = None;
+        self.stored_since = None;
+    }
+
+    /// Whether it ever heard of an account.
+    pub(crate) fn heard_of(&self, account: &str) -> bool {
+        self.heard.contains(account)
     }
 
     /// Whether it holds a message.

@@ -119,6 +119,8 @@ pub(crate) struct Publish {
     pub(crate) process: usize,
     pub(crate) link: u64,
     pub(crate) log: usize,
+    /// When it left: what is on its way when a server dies does not reach the next one.
+    pub(crate) history: u64,
     pub(crate) account: usize,
     pub(crate) event: Box<Event>,
     pub(crate) run: usize,
@@ -160,6 +162,12 @@ impl World {
             process,
             link: self.processes[process].link,
             log: self.places[account].log,
+            // What is sent without a connection waits in the client for the next one, or is lost.
+            history: if self.processes[process].up {
+                self.logs[self.places[account].log].history
+            } else {
+                0
+            },
             account,
             event,
             run,
@@ -180,8 +188,9 @@ impl World {
 
     pub(crate) fn on_publish(&mut self, mut publish: Publish) {
         let process = &self.processes[publish.process];
-        if process.link != publish.link && !publish.queued {
+        if (process.link != publish.link || !process.up) && !publish.queued {
             // The connection broke: it had left, or is lost, or waits in the client for the next connection.
+            let same = self.logs[publish.log].history == publish.history;
             match self.below(4) {
                 0 => return,
                 1 if self.processes[publish.process].alive => {
@@ -189,7 +198,8 @@ impl World {
                     let later = self.between(S, 50 * S);
                     return self.after(later, Ev::Publish(Box::new(publish)));
                 }
-                _ => {}
+                _ if same => {}
+                _ => return,
             }
         }
         if publish.queued {

@@ -1,7 +1,7 @@
 //! What must be true once everything is healed and at rest.
 
 use crate::world::World;
-use mailbell_core::checkpoint::Checkpoint;
+use mailbell_core::{checkpoint::Checkpoint, cursor::Subject};
 
 impl World {
     /// What is missing for all to be at rest and complete.
@@ -55,6 +55,10 @@ impl World {
                 continue;
             }
             let id = place.account.to_string();
+            // No call names the accounts of a tenant: one that a device never heard of it cannot list.
+            if matches!(state.subject, Subject::Tenant(_)) && !state.app.heard_of(&id) {
+                continue;
+            }
             for folder in &self.mailboxes[account].folders {
                 let missing = folder
                     .messages

@@ -287,8 +287,14 @@ impl World {
                 self.say(|| format!("device {device}: {}", mailbell_core::event::message_id(key)));
                 self.count("facts taken by apps");
             }
+            // What comes of an account after it was removed, gateways skip by its tombstone. Not modelled.
+            let gone = match &told {
+                Told::Fact { key, .. } => self.place_of(&key.account),
+                _ => None,
+            };
+            let gone = gone.is_some_and(|account| self.removed[account]);
             let state = &mut self.devices[device];
-            let wrong = state.app.take(told);
+            let wrong = state.app.take(told).filter(|_| !gone);
             state.client.on_taken(position);
             if let Some(wrong) = wrong {
                 return self.fail(format!("device {device}: {wrong}"));
@@ -333,6 +339,7 @@ impl World {
         let stored = self.devices[device].stored.clone().map(|stored| {
             StoredState::decode(&stored.encode()).expect("a state is read as it was written")
         });
+        let stored_pending = stored.as_ref().map_or(0, StoredState::pending);
         let client = self.new_client(&subject, stored);
         let now = self.now;
         let state = &mut self.devices[device];
@@ -345,9 +352,12 @@ impl World {
         state.handed = 0;
         state.inbox.clear();
         state.app.crash();
+        if stored_pending > 0 {
+            // It goes on from before the hole that it is still to fill.
+            let _ = state.app.take(Told::Break);
+        }
         if changed {
-            // What is new to it is listed as a whole; what matters is what comes from now on.
-            state.app.since = None;
+            state.app.begin_anew();
         }
         self.connect_later(device);
     }

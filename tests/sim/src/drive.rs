@@ -245,8 +245,8 @@ impl World {
         if effects > 4 * 30 * 12 {
             self.fail(format!("sessions that rest do {effects} things in 30 s"));
         }
-        // A heartbeat may just be on its way.
-        for _ in 0..3 {
+        // A heartbeat may just be on its way, or a late publish have come.
+        for _ in 0..50 {
             if self.unrest().is_none() {
                 break;
             }
