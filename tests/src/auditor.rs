@@ -2,7 +2,8 @@
 //!
 //! The ground truth is the mailbox itself, read by [`crate::mailbox`]. The other side is what came out *behind* the client
 //! crate, so that a repeat on the wire is no fault and a repeat to the app is one. A `Resync` counts for nothing by itself:
-//! it is the folder's list that follows it which has to be complete.
+//! it is the folder's list that follows it which has to be complete. Of what a list is about, no order is promised: a flood is
+//! told as a range to be listed and its newest messages one by one, and the last of the range may be told once more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -170,9 +171,21 @@ pub fn audit(truth: &BTreeMap<Place, Truth>, seen: &[Seen]) -> Vec<Fault> {
     for fact in seen {
         hear(&mut held, fact, &mut faults);
     }
+    faults.retain(|fault| match fault {
+        Fault::Swapped { place, mail, .. } => !listed(seen, place, mail.uid),
+        _ => true,
+    });
     alerts(seen, &mut faults);
     compare(truth, &held, &mut faults);
     faults
+}
+
+/// Whether a list was about this UID.
+fn listed(seen: &[Seen], of: &Place, uid: u32) -> bool {
+    seen.iter().any(|fact| match fact {
+        Seen::Replaced { place, uids, .. } => place == of && uids.contains(&uid),
+        Seen::Arrived { .. } | Seen::Gone { .. } => false,
+    })
 }
 
 /// Works one fact into what the device holds.
@@ -435,6 +448,25 @@ mod tests {
                 after: 3
             }]
         );
+    }
+
+    #[test]
+    fn order_is_promised_outside_of_what_is_listed() {
+        // A flood: the newest are told one by one, the rest as a range.
+        let flood = [arrived(1), arrived(4), arrived(3), arrived(5)];
+        let with_list = |range: RangeInclusive<u32>, uids: &[u32]| {
+            let mut seen = flood.to_vec();
+            seen.push(replaced_range(7, range, uids));
+            seen
+        };
+        let truth = truth(&[1, 2, 3, 4, 5]);
+        assert_eq!(audit(&truth, &with_list(2..=3, &[2, 3])), []);
+        let swapped = Fault::Swapped {
+            place: place(),
+            mail: mail(3),
+            after: 4,
+        };
+        assert_eq!(audit(&truth, &with_list(2..=2, &[2])), [swapped]);
     }
 
     #[test]

@@ -484,6 +484,17 @@ impl Installation {
         Ok(format!("http://{}", addresses.push))
     }
 
+    /// Copies its state to where `MAILBELL_TESTS_KEEP` says, if it says so: for whoever wants to know why a test failed.
+    pub fn keep(&self) {
+        if let Some(directory) = std::env::var_os("MAILBELL_TESTS_KEEP") {
+            let _ = std::process::Command::new("cp")
+                .arg("-a")
+                .arg(self.state_dir())
+                .arg(directory)
+                .status();
+        }
+    }
+
     /// Runs a command against it.
     ///
     /// # Errors

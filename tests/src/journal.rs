@@ -1,6 +1,6 @@
 //! What the app of one device was told, in order.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 use mailbell_client::event::{AppEvent, Connected};
 use mailbell_proto::push::v1::{AccountState, EventKey, Health, Message};
@@ -35,11 +35,35 @@ pub struct Journal {
     pub traces: BTreeMap<u64, String>,
     /// What ended the client for good, if something did.
     pub ended: Option<String>,
+    /// All of it in short, for the text of a failure.
+    pub trail: Vec<Step>,
+}
+
+/// Something that a device was told, in short.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Arrivals of consecutive UIDs in one folder.
+    Arrived(Place, RangeInclusive<u32>),
+    /// Anything else.
+    Other(String),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arrived(place, uids) => {
+                let account = place.account.get(place.account.len().saturating_sub(4)..);
+                write!(f, "{}: {uids:?}", account.unwrap_or_default())
+            }
+            Self::Other(text) => f.write_str(text),
+        }
+    }
 }
 
 impl Journal {
     /// Notes one event.
     pub fn note(&mut self, event: &AppEvent) {
+        self.follow(event);
         match event {
             AppEvent::Arrived(arrived) => {
                 let mail = mail(arrived.key.uid, arrived.message.as_ref());
@@ -92,6 +116,38 @@ impl Journal {
             }
             _ => {}
         }
+    }
+
+    fn follow(&mut self, event: &AppEvent) {
+        let step = match event {
+            AppEvent::Arrived(arrived) => {
+                let (place, uid) = (place(&arrived.key), arrived.key.uid);
+                if let Some(Step::Arrived(before, uids)) = self.trail.last_mut()
+                    && *before == place
+                    && uids.end() + 1 == uid
+                {
+                    *uids = *uids.start()..=uid;
+                    return;
+                }
+                Step::Arrived(place, uid..=uid)
+            }
+            AppEvent::ReplaceFolder(replace) => Step::Other(format!(
+                "list of {:?}: {} messages",
+                replace.uids,
+                replace.messages.len()
+            )),
+            AppEvent::Connected(connected) if connected.resumed => Step::Other("resumed".into()),
+            AppEvent::AccountState(_) => return,
+            other => Step::Other(format!("{other:?}")),
+        };
+        self.trail.push(step);
+    }
+
+    /// The trail as text.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let steps: Vec<String> = self.trail.iter().map(Step::to_string).collect();
+        steps.join("\n  ")
     }
 
     /// Whether the last thing told of a folder includes all of `truth`, in whatever order it was told.

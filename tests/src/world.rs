@@ -219,12 +219,12 @@ impl World {
             let journal = device.journal();
             let faults = audit(&truth, &journal.seen);
             if !faults.is_empty() || complete.is_err() {
+                self.installation.keep();
                 bail!(
-                    "device {n}: {}\nconnections {}, last end {:?}, ended {:?}\n{}",
+                    "device {n}: {}\nended {:?}\n  {}\n{}",
                     describe(&faults),
-                    journal.connections,
-                    journal.last_disconnect,
                     journal.ended,
+                    journal.told(),
                     process::tail(&self.installation.log_file()),
                 );
             }
