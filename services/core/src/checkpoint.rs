@@ -222,6 +222,19 @@ impl Checkpoint {
         self.take_in(event);
     }
 
+    /// Takes in an event that the log acknowledged to us. It may lie before what is known: an old owner appended the same, and
+    /// the acknowledgement names where that was. It is in the log all the same, and taking it in twice changes nothing.
+    pub fn acknowledge(&mut self, log_id: LogId, position: Position, event: &Event) {
+        let known = if self.log_id == log_id {
+            self.position
+        } else {
+            0
+        };
+        self.log_id = log_id;
+        self.position = position.max(known);
+        self.take_in(event);
+    }
+
     fn take_in(&mut self, event: &Event) {
         match event.fact {
             Fact::Arrived { uid, digest } => {

@@ -1,7 +1,7 @@
 //! What must be true once everything is healed and at rest.
 
 use crate::world::World;
-use mailbell_core::{checkpoint::Checkpoint, cursor::Subject};
+use mailbell_core::cursor::Subject;
 
 impl World {
     /// What is missing for all to be at rest and complete.
@@ -32,13 +32,10 @@ impl World {
                     return Some(format!("account {account} has no session"));
                 };
                 let run = &self.runs[*run];
-                let stored = self.checkpoints[account].as_ref();
-                let stored = stored.map(|stored| Checkpoint::from_record(&stored.record));
                 if !run.alive || run.append.is_some() {
                     return Some(format!("the session of account {account} is busy"));
                 }
-                // One that was lost is written anew with the next thing that is told.
-                if stored.is_some_and(|stored| !stored.same_told(run.session.checkpoint())) {
+                if run.session.flush_bound().is_some() {
                     return Some(format!("the checkpoint of account {account} is old"));
                 }
             }

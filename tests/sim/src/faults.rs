@@ -126,6 +126,8 @@ impl World {
                 let wide = if self.chance(0.3) { 260 } else { 0 };
                 let many = self.scenario.limits.flood as usize + 1 + wide + self.below(30);
                 self.count("flood");
+                // What shows up late is looked for among the last messages, not among hundreds.
+                self.reveal(account, folder);
                 self.arrive(account, folder, many);
             }
             Fault::Hidden => {
@@ -137,7 +139,7 @@ impl World {
             }
             Fault::LateLower => {
                 self.count("late lower uid");
-                let hidden = self.between(50 * MS, 8 * S);
+                let hidden = self.between(50 * MS, 4 * S);
                 self.deliver(account, folder, hidden);
                 self.arrive(account, folder, 1);
             }

@@ -164,6 +164,13 @@ impl World {
         }
     }
 
+    /// Everything in a folder can be fetched.
+    pub(crate) fn reveal(&mut self, account: usize, folder: usize) {
+        for message in self.mailboxes[account].folders[folder].messages.values_mut() {
+            message.visible = true;
+        }
+    }
+
     /// Tells the connections that wait on a folder.
     pub(crate) fn changed(&mut self, account: usize, folder: usize) {
         self.mailboxes[account].folders[folder].version += 1;

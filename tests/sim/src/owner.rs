@@ -129,6 +129,9 @@ impl World {
             .filter(|account| only.is_none_or(|only| only == *account))
             .filter(|account| !self.removed[*account])
             .collect();
+        if only.is_some() && accounts.is_empty() {
+            return;
+        }
         for account in &accounts {
             let stored = self.checkpoints[*account].as_ref();
             let loaded = stored.map_or((None, Checkpoint::default()), |stored| {

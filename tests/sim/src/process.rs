@@ -98,7 +98,10 @@ impl World {
         self.say(|| format!("process {process}: linked"));
         // The histories are looked at before anything is built on them.
         for log in 0..LOGS {
-            let _ = self.look_at_log(process, log);
+            if self.look_at_log(process, log).is_none() {
+                // Its leader is away, but the bucket of the identities is watched again.
+                self.soon(Ev::IdentityTold { process, log });
+            }
         }
         match self.processes[process].gateway {
             Some(gateway) => self.follow_anew(gateway),

@@ -148,7 +148,7 @@ impl World {
                 }
                 let (_, event) = state.append.take().unwrap();
                 if let Outcome::Stored { log_id, position } = *outcome {
-                    state.oracle.fold(log_id, position, &event);
+                    state.oracle.acknowledge(log_id, position, &event);
                     let account = state.account;
                     let history = self.logs[self.places[account].log].history;
                     let acked = Acked {

@@ -56,8 +56,10 @@ pub struct Session {
     outbox: Outbox,
     append_backoff: Backoff,
     bus_up: bool,
-    /// The store in flight, and up to where it covers.
-    storing: Option<(Op, LogId, Position)>,
+    /// The store in flight.
+    storing: Option<Op>,
+    /// The first position that was learnt after it was sent.
+    learnt_since: Option<Position>,
     /// When what is known should be stored.
     store_due: Option<Duration>,
     /// The first position that the stored checkpoint lacks.
@@ -104,6 +106,7 @@ impl Session {
             ),
             bus_up: true,
             storing: None,
+            learnt_since: None,
             store_due: None,
             unstored_from,
             connection: Connection::Down { retry_at: now.mono },
@@ -189,7 +192,7 @@ impl Session {
             Input::TailRead { op, tail } => self.on_tail(now, rng, op, tail),
             Input::CheckpointStored { op, revision } => self.on_stored(now, op, revision),
             Input::CheckpointConflict { op } => {
-                if self.storing.is_some_and(|(awaited, ..)| awaited == op) {
+                if self.storing == Some(op) {
                     self.stop = Some(Stop::Lost);
                 }
             }
@@ -372,7 +375,9 @@ impl Session {
                 else {
                     return;
                 };
-                self.learn(now, log_id, position, &event);
+                self.note_history(log_id);
+                self.checkpoint.acknowledge(log_id, position, &event);
+                self.note_unstored(now, position);
                 self.condition.log_works();
                 self.append_backoff.reset();
             }
@@ -428,16 +433,26 @@ impl Session {
     /// The log holds an event of this account.
     fn learn(&mut self, now: Now, log_id: LogId, position: Position, event: &Event) {
         if self.checkpoint.log_id == log_id && position <= self.checkpoint.position {
-            // Known, or the acknowledgement names where a duplicate was first stored.
             return;
         }
+        self.note_history(log_id);
+        self.checkpoint.fold(log_id, position, event);
+        self.note_unstored(now, position);
+    }
+
+    fn note_history(&mut self, log_id: LogId) {
         if self.checkpoint.log_id != log_id {
             // Positions of another history mean nothing here.
             self.outbox.floor = self.outbox.floor.map(|_| 0);
             self.unstored_from = None;
+            self.learnt_since = None;
         }
-        self.checkpoint.fold(log_id, position, event);
-        self.unstored_from.get_or_insert(position);
+    }
+
+    fn note_unstored(&mut self, now: Now, position: Position) {
+        for from in [&mut self.unstored_from, &mut self.learnt_since] {
+            *from = Some(from.map_or(position, |from| from.min(position)));
+        }
         let due = now.mono + self.config.timing.checkpoint_delay;
         self.store_due.get_or_insert(due);
     }
@@ -472,7 +487,8 @@ impl Session {
             return;
         }
         let op = self.op();
-        self.storing = Some((op, self.checkpoint.log_id, self.checkpoint.position));
+        self.storing = Some(op);
+        self.learnt_since = None;
         self.store_due = None;
         effects.push(Effect::StoreCheckpoint {
             op,
@@ -482,31 +498,18 @@ impl Session {
     }
 
     fn on_stored(&mut self, now: Now, op: Op, revision: Option<u64>) {
-        let Some((awaited, log_id, covers)) = self.storing else {
-            return;
-        };
-        if awaited != op {
+        if self.storing != Some(op) {
             return;
         }
         self.storing = None;
         self.store_failed = revision.is_none();
-        let again = now.mono + self.config.timing.checkpoint_delay;
-        match revision {
-            Some(revision) => {
-                self.revision = Some(revision);
-                if self.checkpoint.log_id != log_id {
-                    // The log was replaced meanwhile: what it holds is not covered.
-                    self.store_due.get_or_insert(again);
-                } else if self.checkpoint.position <= covers {
-                    self.unstored_from = None;
-                } else {
-                    self.unstored_from = Some(covers + 1);
-                    self.store_due.get_or_insert(again);
-                }
-            }
-            None => {
-                self.store_due.get_or_insert(again);
-            }
+        if let Some(revision) = revision {
+            self.revision = Some(revision);
+            self.unstored_from = self.learnt_since;
+        }
+        if self.unstored_from.is_some() {
+            let again = now.mono + self.config.timing.checkpoint_delay;
+            self.store_due.get_or_insert(again);
         }
     }
 
