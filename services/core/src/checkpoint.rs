@@ -79,6 +79,17 @@ impl Folder {
         self.forget_surplus();
     }
 
+    /// The next that is told is `uid`.
+    fn skip_to(&mut self, uid: Uid, fetched_us: i64) {
+        if uid > self.uid_next && uid - self.uid_next <= MAX_HOLE_WIDTH {
+            self.holes.push(Hole {
+                first: self.uid_next,
+                last: uid - 1,
+                noticed_us: fetched_us,
+            });
+        }
+    }
+
     fn forget_surplus(&mut self) {
         let surplus = self.holes.len().saturating_sub(MAX_HOLES);
         self.holes.drain(..surplus);
@@ -86,13 +97,7 @@ impl Folder {
 
     fn tell(&mut self, uid: Uid, fetched_us: i64) {
         if uid >= self.uid_next {
-            if uid > self.uid_next && uid - self.uid_next <= MAX_HOLE_WIDTH {
-                self.holes.push(Hole {
-                    first: self.uid_next,
-                    last: uid - 1,
-                    noticed_us: fetched_us,
-                });
-            }
+            self.skip_to(uid, fetched_us);
             self.uid_next = uid.saturating_add(1);
         } else if let Some(index) = self
             .holes
@@ -265,6 +270,8 @@ impl Checkpoint {
                         .filter(|folder| folder.generation == event.generation)
                     && last >= folder.uid_next
                 {
+                    // What was told before lay in a log that is lost: as with a single message.
+                    folder.skip_to(first, event.fetched_us);
                     folder.tell_range(first.max(folder.uid_next), last, event.fetched_us);
                     folder.uid_next = last.saturating_add(1);
                 }

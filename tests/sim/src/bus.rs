@@ -453,6 +453,16 @@ impl World {
         log.known_ids.retain(|_, (position, _)| *position <= keep);
         self.say(|| format!("log {number}: cut to {keep}"));
         self.count(if all { "log lost" } else { "log cut" });
+        // Devices list what is there now.
+        for account in 0..self.places.len() {
+            if self.places[account].log != number {
+                continue;
+            }
+            for (folder, place) in self.mailboxes[account].folders.iter().enumerate() {
+                let range = (folder, place.generation, 1, place.uid_next - 1);
+                self.mailboxes_told[account].ranges.push(range);
+            }
+        }
         for process in 0..self.processes.len() {
             let lasts = self.between(10 * MS, 3 * S);
             self.break_link(process, lasts);

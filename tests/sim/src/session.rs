@@ -157,8 +157,12 @@ impl World {
                         event,
                     };
                     // What an old owner appends, its successor need not know: it is told again.
-                    let partition = self.places[account].partition;
-                    if self.claims[partition].owner == Some(state.owner) {
+                    let place = &self.places[account];
+                    let epoch = self.owners[state.owner].epoch;
+                    let log = &self.logs[place.log];
+                    let mut there = log.after(position.saturating_sub(1));
+                    let own = there.next().is_some_and(|entry| entry.event.owner_epoch == epoch);
+                    if own && self.claims[place.partition].owner == Some(state.owner) {
                         let told = &mut self.mailboxes_told[account].acked;
                         told.push_back(acked);
                         if told.len() > 200 {
