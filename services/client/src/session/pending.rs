@@ -219,9 +219,13 @@ impl PendingSet {
         self.all.len()
     }
 
-    /// The first that may be listed, and when.
+    /// The first that may be listed, and when. One listing of a folder at a time: two of them that overlap may be answered in
+    /// another order than they were read in, and the older one would undo what only the newer one holds.
     pub(crate) fn next(&self) -> Option<&(Duration, Slot)> {
-        self.waiting.first()
+        let same = |a: &Slot, b: &Slot| (&a.account, a.folder) == (&b.account, b.folder);
+        self.waiting
+            .iter()
+            .find(|(_, slot)| !self.listing.values().any(|listed| same(listed, slot)))
     }
 
     /// How many are being listed.

@@ -409,6 +409,27 @@ fn a_resync_during_a_listing_is_answered_by_another_one() {
     assert!(client.listing().is_none() && !client.session.is_resyncing());
 }
 
+/// Two that overlap could be answered in another order than they were read in: the older would undo the newer.
+#[test]
+fn a_folder_is_listed_once_at_a_time() {
+    let mut client = Client::live();
+    client.frame(resync(of_account(1)));
+    let (whole, ..) = client.listing().unwrap();
+    client.frame(Frame::Event(Event {
+        key: Some(key(0, EventKind::Bulk, 5)),
+        body: Some(Body::Bulk(Bulk {
+            first_uid: 6,
+            last_uid: 9,
+            count: 4,
+        })),
+        ..Event::default()
+    }));
+    assert_eq!(client.listing(), None);
+    client.replaced(whole, vec![message(1, 0)]);
+    let (_, _, span) = client.listing().unwrap();
+    assert_eq!(span, Span::Uids { first: 6, last: 9 });
+}
+
 #[test]
 fn the_server_says_when_to_list() {
     let mut client = Client::live();
