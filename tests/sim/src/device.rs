@@ -169,8 +169,13 @@ impl World {
         let mut source = None;
         let frame = match &queued {
             Queued::Hello(digest) => {
-                let now = self.now;
-                self.devices[device].app.since.get_or_insert(now);
+                let (now, state) = (self.now, &mut self.devices[device]);
+                state.app.since.get_or_insert(now);
+                if state.client.is_resyncing() {
+                    // The stream may go on from before the hole that is still to be filled.
+                    let handed = state.handed;
+                    state.inbox.push_back((handed, Told::Break));
+                }
                 ServerFrame {
                     frame: Some(Wire::Hello(Hello {
                         session: stream.to_string(),
@@ -192,6 +197,7 @@ impl World {
                     }
                 }
                 if let Frame::Resync(..) = frame {
+                    // What comes may lie after a hole.
                     let handed = self.devices[device].handed;
                     self.devices[device].inbox.push_back((handed, Told::Break));
                 }
