@@ -489,6 +489,42 @@ mod tests {
         assert_eq!(checkpoint, after);
     }
 
+    #[test]
+    fn an_owner_that_forgot_all_gives_no_counter_again() {
+        let (epoch, second) = (1_700_000_000, 1_000_000);
+        let begin = i64::try_from(epoch).unwrap() * second;
+        let mut checkpoint = start();
+        checkpoint.counter = checkpoint.next_counter(epoch, begin + 5 * second);
+        let last = checkpoint.next_counter(epoch, begin + 5 * second);
+        assert!(Checkpoint::default().next_counter(epoch, begin + 9 * second) > last);
+        // Not even years of one ownership reach the counters of the next.
+        let years = begin + 20 * 365 * 86_400 * second;
+        let next = Checkpoint::default().next_counter(epoch + 1, begin);
+        assert!(Checkpoint::default().next_counter(epoch, years) < next);
+    }
+
+    #[test]
+    fn what_lies_before_a_range_is_a_gap_like_before_a_message() {
+        let mut checkpoint = start();
+        checkpoint.take_in(&event(
+            1,
+            Fact::Bulk {
+                counter: 1,
+                first: 15,
+                last: 400,
+            },
+            false,
+        ));
+        let folder = checkpoint.folder(INBOX).unwrap();
+        let gaps: Vec<_> = folder
+            .holes
+            .iter()
+            .map(|hole| (hole.first, hole.last))
+            .collect();
+        assert_eq!(gaps, [(10, 14), (401 - UNSETTLED, 400)]);
+        assert!(folder.told(9) && folder.told(15) && !folder.told(401));
+    }
+
     fn histories() -> impl Strategy<Value = Vec<Event>> {
         let one = (0u8..6, 1u32..60, 1u32..3);
         proptest::collection::vec(one, 0..60).prop_map(|steps| {

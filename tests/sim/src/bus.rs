@@ -251,7 +251,9 @@ impl World {
         let (now, window) = (self.now, self.scenario.timing.duplicate_window);
         let id = publish.event.message_id();
         let bytes = publish.event.encode().expect("an event fits");
-        let event = Event::decode(bytes.clone()).expect("an event").expect("a known kind");
+        let event = Event::decode(bytes.clone())
+            .expect("an event")
+            .expect("a known kind");
         assert_eq!(event, *publish.event, "an event is read as it was written");
         let log = &mut self.logs[publish.log];
         if let Some((position, at)) = log.known_ids.get(&id)
@@ -285,7 +287,10 @@ impl World {
         }
         self.say(|| {
             let (log, run) = (publish.log, publish.run);
-            format!("log {log}: {position} = {} by run {run}", describe(&stored.event))
+            format!(
+                "log {log}: {position} = {} by run {run}",
+                describe(&stored.event)
+            )
         });
         for follower in 0..2 {
             let lag = self.between(MS, self.scenario.lag);
@@ -304,7 +309,13 @@ impl World {
         (position, false)
     }
 
-    pub(crate) fn on_replicated(&mut self, log: usize, follower: usize, history: u64, to: Position) {
+    pub(crate) fn on_replicated(
+        &mut self,
+        log: usize,
+        follower: usize,
+        history: u64,
+        to: Position,
+    ) {
         let log = &mut self.logs[log];
         if log.history == history {
             let applied = &mut log.followers[follower];
@@ -343,7 +354,13 @@ impl World {
                 op: ack.op,
                 outcome: outcome.clone(),
             };
-            self.after(later, Ev::Give { run: ack.run, input });
+            self.after(
+                later,
+                Ev::Give {
+                    run: ack.run,
+                    input,
+                },
+            );
         }
         let op = ack.op;
         self.give(ack.run, Input::Appended { op, outcome });
@@ -382,7 +399,13 @@ impl World {
             for other in 0..self.processes.len() {
                 if self.processes[other].alive && other != process {
                     let delay = self.between(MS, 500 * MS);
-                    self.after(delay, Ev::IdentityTold { process: other, log: number });
+                    self.after(
+                        delay,
+                        Ev::IdentityTold {
+                            process: other,
+                            log: number,
+                        },
+                    );
                 }
             }
         }
@@ -472,7 +495,9 @@ impl World {
     /// The events of an account are removed; the positions stay unused.
     pub(crate) fn purge(&mut self, account: usize) {
         let log = self.places[account].log;
-        self.logs[log].entries.retain(|_, stored| stored.account != account);
+        self.logs[log]
+            .entries
+            .retain(|_, stored| stored.account != account);
         self.say(|| format!("log {log}: account {account} purged"));
         self.count("account purged");
     }
@@ -490,7 +515,9 @@ impl World {
         if !self.processes[process].up {
             return self.give(run, Input::CheckpointStored { op, revision: None });
         }
-        let there = self.checkpoints[account].as_ref().map(|stored| stored.revision);
+        let there = self.checkpoints[account]
+            .as_ref()
+            .map(|stored| stored.revision);
         if there != revision {
             self.count("checkpoint conflict");
             return self.soon(Ev::Give {

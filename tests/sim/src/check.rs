@@ -22,7 +22,9 @@ impl World {
                 return Some(format!("nobody saw that log {log} is another"));
             }
             if claim.log_id != identity.log_id || claim.flushed != self.logs[log].last {
-                return Some(format!("the claim of partition {partition} does not move on"));
+                return Some(format!(
+                    "the claim of partition {partition} does not move on"
+                ));
             }
             for account in 0..self.places.len() {
                 if self.places[account].partition != partition || self.removed[account] {
@@ -61,9 +63,7 @@ impl World {
                     .messages
                     .iter()
                     .filter(|(_, message)| message.arrived >= since)
-                    .find(|(uid, _)| {
-                        !state.app.holds(&id, folder.name, folder.generation, **uid)
-                    });
+                    .find(|(uid, _)| !state.app.holds(&id, folder.name, folder.generation, **uid));
                 if let Some((uid, message)) = missing {
                     return Some(format!(
                         "device {device} lacks uid {uid} of {} of account {account}, arrived at {:?}",

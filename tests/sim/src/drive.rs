@@ -23,53 +23,155 @@ use crate::{
 /// Something that will happen.
 pub(crate) enum Ev {
     Fault,
-    Spawn { gateway: Option<usize> },
-    LinkDown { process: usize, link: u64 },
-    LinkUp { process: usize, link: u64 },
+    Spawn {
+        gateway: Option<usize>,
+    },
+    LinkDown {
+        process: usize,
+        link: u64,
+    },
+    LinkUp {
+        process: usize,
+        link: u64,
+    },
 
-    Mail { run: usize, conn: Option<usize>, op: Op, work: Work },
-    Notice { conn: usize, op: Op },
-    ParkEnds { conn: usize, op: Op },
-    Interrupted { conn: usize, op: Op },
-    Visible { account: usize, folder: usize, generation: Generation, uid: Uid },
-    MailUp { account: usize },
-    PasswordRight { account: usize },
+    Mail {
+        run: usize,
+        conn: Option<usize>,
+        op: Op,
+        work: Work,
+    },
+    Notice {
+        conn: usize,
+        op: Op,
+    },
+    ParkEnds {
+        conn: usize,
+        op: Op,
+    },
+    Interrupted {
+        conn: usize,
+        op: Op,
+    },
+    Visible {
+        account: usize,
+        folder: usize,
+        generation: Generation,
+        uid: Uid,
+    },
+    MailUp {
+        account: usize,
+    },
+    PasswordRight {
+        account: usize,
+    },
 
-    Give { run: usize, input: Input },
-    Timer { run: usize, number: u64 },
-    Store { run: usize, op: Op, checkpoint: Box<Checkpoint>, revision: Option<u64> },
+    Give {
+        run: usize,
+        input: Input,
+    },
+    Timer {
+        run: usize,
+        number: u64,
+    },
+    Store {
+        run: usize,
+        op: Op,
+        checkpoint: Box<Checkpoint>,
+        revision: Option<u64>,
+    },
 
     Publish(Box<Publish>),
     Ack(Box<Ack>),
-    Replicated { log: usize, follower: usize, history: u64, position: Position },
-    IdentityTold { process: usize, log: usize },
-    LogBack { log: usize },
-    ReadStep { job: u64 },
+    Replicated {
+        log: usize,
+        follower: usize,
+        history: u64,
+        position: Position,
+    },
+    IdentityTold {
+        process: usize,
+        log: usize,
+    },
+    LogBack {
+        log: usize,
+    },
+    ReadStep {
+        job: u64,
+    },
 
-    Take { partition: usize },
-    ClaimLost { owner: usize },
-    Load { owner: usize, only: Option<usize> },
-    Flush { owner: usize },
-    FlushBound { owner: usize, stand: Stand },
-    ClaimWrite { owner: usize, log_id: LogId, flushed: Position },
-    HandOverLate { owner: usize },
+    Take {
+        partition: usize,
+    },
+    ClaimLost {
+        owner: usize,
+    },
+    Load {
+        owner: usize,
+        only: Option<usize>,
+    },
+    Flush {
+        owner: usize,
+    },
+    FlushBound {
+        owner: usize,
+        stand: Stand,
+    },
+    ClaimWrite {
+        owner: usize,
+        log_id: LogId,
+        flushed: Position,
+    },
+    HandOverLate {
+        owner: usize,
+    },
 
-    Deliver { gateway: usize, log: usize },
-    Follow { gateway: usize },
+    Deliver {
+        gateway: usize,
+        log: usize,
+    },
+    Follow {
+        gateway: usize,
+    },
     Attach(Box<Attach>),
-    AttachProven { attach: Box<Attach>, logs: Box<PerGroup<Option<LogState>>> },
-    Replay { stream: usize },
-    Beat { gateway: usize },
-    Drain { stream: usize },
-    Detach { stream: usize },
+    AttachProven {
+        attach: Box<Attach>,
+        logs: Box<PerGroup<Option<LogState>>>,
+    },
+    Replay {
+        stream: usize,
+    },
+    Beat {
+        gateway: usize,
+    },
+    Drain {
+        stream: usize,
+    },
+    Detach {
+        stream: usize,
+    },
 
-    Connect { device: usize, incarnation: u64 },
-    Take_ { device: usize, incarnation: u64 },
-    Persist { device: usize },
-    List { device: usize, incarnation: u64 },
+    Connect {
+        device: usize,
+        incarnation: u64,
+    },
+    Take_ {
+        device: usize,
+        incarnation: u64,
+    },
+    Persist {
+        device: usize,
+    },
+    List {
+        device: usize,
+        incarnation: u64,
+    },
     Ask(Box<ListAsk>),
     AskOver(Box<ListAsk>),
-    Listed { ask: Box<ListAsk>, answer: Box<Result<Listing, ListFailure>> },
+    Listed {
+        ask: Box<ListAsk>,
+        answer: Box<Result<Listing, ListFailure>>,
+    },
 }
 
 impl World {
@@ -79,23 +181,43 @@ impl World {
             Ev::Spawn { gateway } => self.on_spawn(gateway),
             Ev::LinkDown { process, link } => self.on_link_down(process, link),
             Ev::LinkUp { process, link } => self.on_link_up(process, link),
-            Ev::Mail { run, conn, op, work } => self.on_mail(run, conn, op, work),
+            Ev::Mail {
+                run,
+                conn,
+                op,
+                work,
+            } => self.on_mail(run, conn, op, work),
             Ev::Notice { conn, op } => self.on_notice(conn, op),
             Ev::ParkEnds { conn, op } => self.on_park_ends(conn, op, Wake::Expired),
             Ev::Interrupted { conn, op } => self.on_park_ends(conn, op, Wake::Interrupted),
-            Ev::Visible { account, folder, generation, uid } => {
+            Ev::Visible {
+                account,
+                folder,
+                generation,
+                uid,
+            } => {
                 self.on_visible(account, folder, generation, uid);
             }
             Ev::MailUp { account } => self.mailboxes[account].up = true,
             Ev::PasswordRight { account } => self.mailboxes[account].password_right = true,
             Ev::Give { run, input } => self.give(run, input),
             Ev::Timer { run, number } => self.on_timer(run, number),
-            Ev::Store { run, op, checkpoint, revision } => {
+            Ev::Store {
+                run,
+                op,
+                checkpoint,
+                revision,
+            } => {
                 self.on_store(run, op, &checkpoint, revision);
             }
             Ev::Publish(publish) => self.on_publish(*publish),
             Ev::Ack(ack) => self.on_ack(*ack),
-            Ev::Replicated { log, follower, history, position } => {
+            Ev::Replicated {
+                log,
+                follower,
+                history,
+                position,
+            } => {
                 self.on_replicated(log, follower, history, position);
             }
             Ev::IdentityTold { process, log } => self.on_identity_told(process, log),
@@ -110,7 +232,11 @@ impl World {
             Ev::Load { owner, only } => self.on_load(owner, only),
             Ev::Flush { owner } => self.on_flush(owner),
             Ev::FlushBound { owner, stand } => self.on_flush_bound(owner, stand),
-            Ev::ClaimWrite { owner, log_id, flushed } => self.on_claim_write(owner, log_id, flushed),
+            Ev::ClaimWrite {
+                owner,
+                log_id,
+                flushed,
+            } => self.on_claim_write(owner, log_id, flushed),
             Ev::HandOverLate { owner } => self.on_hand_over_late(owner),
             Ev::Deliver { gateway, log } => self.on_deliver(gateway, log),
             Ev::Follow { gateway } => {
@@ -125,10 +251,19 @@ impl World {
             Ev::Beat { gateway } => self.on_beat(gateway),
             Ev::Drain { stream } => self.on_drain(stream),
             Ev::Detach { stream } => self.on_detach(stream),
-            Ev::Connect { device, incarnation } => self.on_connect(device, incarnation),
-            Ev::Take_ { device, incarnation } => self.on_take_(device, incarnation),
+            Ev::Connect {
+                device,
+                incarnation,
+            } => self.on_connect(device, incarnation),
+            Ev::Take_ {
+                device,
+                incarnation,
+            } => self.on_take_(device, incarnation),
             Ev::Persist { device } => self.on_persist(device),
-            Ev::List { device, incarnation } => self.on_list(device, incarnation),
+            Ev::List {
+                device,
+                incarnation,
+            } => self.on_list(device, incarnation),
             Ev::Ask(ask) => self.on_ask(*ask),
             Ev::AskOver(ask) => self.on_listed(&ask, Err(ListFailure::Retry)),
             Ev::Listed { ask, answer } => self.on_listed(&ask, *answer),
@@ -172,9 +307,8 @@ impl World {
             // Looked at when it was added, or not before its first login.
             if self.mailboxes[account].search_ahead || self.chance(0.5) {
                 let looked = self.mailboxes[account].folders.clone().into_iter();
-                let first = looked.map(|folder| {
-                    (folder.name.to_owned(), folder.generation, folder.uid_next)
-                });
+                let first = looked
+                    .map(|folder| (folder.name.to_owned(), folder.generation, folder.uid_next));
                 let checkpoint = Checkpoint::first(first, self.wall_us());
                 for (number, folder) in self.mailboxes[account].folders.iter().enumerate() {
                     let told = (number, folder.generation, 1, folder.uid_next - 1);
@@ -258,6 +392,7 @@ impl World {
             self.fail(format!("does not stay at rest: {lacks}"));
         }
         let settled = (self.now - self.scenario.chaos_lasts).as_millis();
-        self.coverage.add("ms to come to rest", u64::try_from(settled).unwrap());
+        self.coverage
+            .add("ms to come to rest", u64::try_from(settled).unwrap());
     }
 }

@@ -87,7 +87,12 @@ impl World {
         let pace = self.scenario.pace;
         let next = self.between(pace / 10, 2 * pace);
         self.after(next, Ev::Fault);
-        let sum = self.scenario.faults.iter().map(|(_, weight)| weight).sum::<u32>();
+        let sum = self
+            .scenario
+            .faults
+            .iter()
+            .map(|(_, weight)| weight)
+            .sum::<u32>();
         if sum == 0 {
             return;
         }
@@ -146,7 +151,8 @@ impl World {
             Fault::Expunge => self.expunge(account, folder),
             // Where SEARCH names what cannot be fetched yet, nobody can say what was there when a folder began anew: a message
             // that is so at that moment is in no listing, and is not told. Not modelled.
-            Fault::NewGeneration | Fault::CheckpointLost if self.mailboxes[account].search_ahead => {}
+            Fault::NewGeneration | Fault::CheckpointLost
+                if self.mailboxes[account].search_ahead => {}
             Fault::NewGeneration => {
                 self.count("generation change");
                 self.new_generation(account, folder);

@@ -8,7 +8,9 @@ use std::{
 use bytes::Bytes;
 use mailbell_core::{
     cursor::{Cursor, Place},
-    delivery::{ALL_KINDS, Concerned, DeviceId, Frame, From, Hub, LogState, Subscription, WindowLimits},
+    delivery::{
+        ALL_KINDS, Concerned, DeviceId, Frame, From, Hub, LogState, Subscription, WindowLimits,
+    },
     ids::{LogId, PerGroup, Position},
 };
 use mailbell_proto::push::v1::ResyncReason;
@@ -186,7 +188,8 @@ impl World {
             let place = cursor.0[group(log)];
             let identity = &self.identities[log];
             // A gateway that was not told of a new history yet cannot know.
-            let known = identity.log_id == place.log_id && identity.history == self.logs[log].history;
+            let known =
+                identity.log_id == place.log_id && identity.history == self.logs[log].history;
             if !known {
                 continue;
             }
@@ -239,7 +242,9 @@ impl World {
                 });
             } else {
                 self.count("purged entries skipped");
-                self.gateways[gateway].hub.on_skipped(group(log), stored.position - 1);
+                self.gateways[gateway]
+                    .hub
+                    .on_skipped(group(log), stored.position - 1);
             }
         }
         let position = stored.position;
@@ -396,9 +401,16 @@ impl World {
         });
         self.devices[attach.device].stream = Some(number);
         self.count("attach");
-        self.say(|| format!("stream {number}: device {} at gateway {gateway}", attach.device));
+        self.say(|| {
+            format!(
+                "stream {number}: device {} at gateway {gateway}",
+                attach.device
+            )
+        });
         let subscription = attach.subscription;
-        self.with_hub(gateway, |hub, queues| hub.attach(id, subscription, &from, queues));
+        self.with_hub(gateway, |hub, queues| {
+            hub.attach(id, subscription, &from, queues)
+        });
         self.drain(number);
         self.replay(number);
     }

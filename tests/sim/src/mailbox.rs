@@ -166,7 +166,10 @@ impl World {
 
     /// Everything in a folder can be fetched.
     pub(crate) fn reveal(&mut self, account: usize, folder: usize) {
-        for message in self.mailboxes[account].folders[folder].messages.values_mut() {
+        for message in self.mailboxes[account].folders[folder]
+            .messages
+            .values_mut()
+        {
             message.visible = true;
         }
     }
@@ -181,7 +184,9 @@ impl World {
             let conn = &self.conns[index];
             if conn.alive
                 && conn.account == account
-                && conn.selected.is_some_and(|(selected, ..)| selected == folder)
+                && conn
+                    .selected
+                    .is_some_and(|(selected, ..)| selected == folder)
                 && let Some((op, true)) = conn.parked
             {
                 let delay = self.between(5 * MS, 300 * MS);
@@ -205,7 +210,9 @@ impl World {
         // Some servers end such connections, some leave them mute.
         for index in 0..self.conns.len() {
             let conn = &self.conns[index];
-            let selected = conn.selected.is_some_and(|(selected, ..)| selected == folder);
+            let selected = conn
+                .selected
+                .is_some_and(|(selected, ..)| selected == folder);
             if conn.alive && conn.account == account && selected && self.chance(0.7) {
                 self.cut_conn(index);
             }
@@ -220,7 +227,9 @@ impl World {
             .collect();
         if let Some(uid) = self.pick(&uids) {
             let uid = Uid::try_from(uid).unwrap();
-            self.mailboxes[account].folders[folder].messages.remove(&uid);
+            self.mailboxes[account].folders[folder]
+                .messages
+                .remove(&uid);
             self.say(|| format!("mail {account}/{folder}: uid {uid} expunged"));
             self.changed(account, folder);
         }
@@ -395,9 +404,7 @@ impl World {
 
     fn unparked(&mut self, index: usize, op: Op) -> bool {
         let conn = &mut self.conns[index];
-        conn.parked
-            .take_if(|(parked, _)| *parked == op)
-            .is_some()
+        conn.parked.take_if(|(parked, _)| *parked == op).is_some()
     }
 
     /// Ends the waiting of a session's connection.
@@ -422,7 +429,10 @@ impl World {
     ) -> Result<Look, (&'static str, Severity)> {
         let account = self.conns[index].account;
         let mailbox = &self.mailboxes[account];
-        let number = mailbox.folders.iter().position(|folder| folder.name == name);
+        let number = mailbox
+            .folders
+            .iter()
+            .position(|folder| folder.name == name);
         let number = number.ok_or(("no-such-folder", Severity::NoSuchFolder))?;
         let folder = &mailbox.folders[number];
         let generation = match self.conns[index].selected {
@@ -453,7 +463,11 @@ impl World {
             uid_next_exact: exact,
             total_new: u32::try_from(new.len()).unwrap(),
             uids: new[surplus..].to_vec(),
-            late: there.iter().copied().filter(|uid| *uid < from && within(uid)).collect(),
+            late: there
+                .iter()
+                .copied()
+                .filter(|uid| *uid < from && within(uid))
+                .collect(),
         };
         self.conns[index].selected = Some((number, generation, folder.version));
         Ok(look)
@@ -485,7 +499,11 @@ impl World {
             subject: format!("message {}", message.content),
             internal_date_ms: self.wall_us() / 1000 - now + arrived,
             size: 100,
-            flags: message.seen.then(|| "\\Seen".to_owned()).into_iter().collect(),
+            flags: message
+                .seen
+                .then(|| "\\Seen".to_owned())
+                .into_iter()
+                .collect(),
             ..push::Message::default()
         }
     }

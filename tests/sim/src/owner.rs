@@ -49,7 +49,11 @@ impl World {
         let place = &self.places[account];
         Config {
             account: place.account.clone(),
-            folders: place.folders.iter().map(|name| (*name).to_owned()).collect(),
+            folders: place
+                .folders
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect(),
             paused: self.paused[account],
             owner_epoch: self.owners[owner].epoch,
             limits: self.scenario.limits,
@@ -91,7 +95,10 @@ impl World {
             let notice = self.between(MS, self.scenario.zombie);
             self.after(notice, Ev::ClaimLost { owner: old });
         }
-        self.soon(Ev::Load { owner: number, only: None });
+        self.soon(Ev::Load {
+            owner: number,
+            only: None,
+        });
     }
 
     fn is_owner(&self, owner: usize) -> bool {
@@ -252,7 +259,8 @@ impl World {
             .take_while(|stored| stored.position <= job.read_to())
             .filter(|stored| job.accounts.contains(&stored.account))
             .find(|stored| {
-                let read = |entry: &std::rc::Rc<crate::bus::Stored>| entry.position == stored.position;
+                let read =
+                    |entry: &std::rc::Rc<crate::bus::Stored>| entry.position == stored.position;
                 !job.entries.iter().any(read)
             })
             .map(|stored| stored.position);
@@ -262,7 +270,10 @@ impl World {
         if let Some(position) = missing
             && same
         {
-            self.fail(format!("{what} lacks position {position} of log {}", job.log));
+            self.fail(format!(
+                "{what} lacks position {position} of log {}",
+                job.log
+            ));
         }
     }
 
@@ -353,7 +364,8 @@ impl World {
 
     fn try_release(&mut self, owner: usize) {
         let state = &self.owners[owner];
-        if state.phase != Phase::HandingOver || state.runs.values().any(|run| self.runs[*run].alive) {
+        if state.phase != Phase::HandingOver || state.runs.values().any(|run| self.runs[*run].alive)
+        {
             return;
         }
         let stand = self.look_at_log(state.process, LOG_OF[state.partition]);

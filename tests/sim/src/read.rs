@@ -9,11 +9,7 @@ use mailbell_core::{
     session::Op,
 };
 
-use crate::{
-    bus::Stored,
-    drive::Ev,
-    world::World,
-};
+use crate::{bus::Stored, drive::Ev, world::World};
 
 /// What a read is for.
 #[derive(Debug, Clone)]
@@ -116,7 +112,10 @@ impl World {
             }
             Next::AskLeader(at) => {
                 self.count("leader asked");
-                let next = self.logs[job.log].after(at).find(|stored| due(stored)).cloned();
+                let next = self.logs[job.log]
+                    .after(at)
+                    .find(|stored| due(stored))
+                    .cloned();
                 let position = next.as_ref().map(|stored| stored.position);
                 job.entries.extend(next);
                 job.next = job.reader.on_leader(position);

@@ -128,7 +128,9 @@ impl World {
         let now = self.session_now(self.runs[run].owner);
         let mut effects = Vec::new();
         let state = &mut self.runs[run];
-        state.session.handle(now, &mut self.rng, input, &mut effects);
+        state
+            .session
+            .handle(now, &mut self.rng, input, &mut effects);
         self.check_run(run, effects.len());
         for effect in effects {
             if !matches!(effect, Effect::Timer(_)) {
@@ -143,7 +145,11 @@ impl World {
         let state = &mut self.runs[run];
         match input {
             Input::Appended { op, outcome } => {
-                if state.append.as_ref().is_none_or(|(awaited, _)| awaited != op) {
+                if state
+                    .append
+                    .as_ref()
+                    .is_none_or(|(awaited, _)| awaited != op)
+                {
                     return self.count("answer to an old op");
                 }
                 let (_, event) = state.append.take().unwrap();
@@ -161,7 +167,9 @@ impl World {
                     let epoch = self.owners[state.owner].epoch;
                     let log = &self.logs[place.log];
                     let mut there = log.after(position.saturating_sub(1));
-                    let own = there.next().is_some_and(|entry| entry.event.owner_epoch == epoch);
+                    let own = there
+                        .next()
+                        .is_some_and(|entry| entry.event.owner_epoch == epoch);
                     if own && self.claims[place.partition].owner == Some(state.owner) {
                         let told = &mut self.mailboxes_told[account].acked;
                         told.push_back(acked);
@@ -345,7 +353,15 @@ impl World {
         let conn = self.runs[run].conn;
         // A mail server takes longer than a network.
         let delay = self.delay() + self.delay() + Duration::from_millis(2);
-        self.after(delay, Ev::Mail { run, conn, op, work });
+        self.after(
+            delay,
+            Ev::Mail {
+                run,
+                conn,
+                op,
+                work,
+            },
+        );
     }
 
     pub(crate) fn tail_read(&mut self, job: Job, whole: bool) {
@@ -399,7 +415,8 @@ impl World {
                 self.count("bulks");
             }
             Fact::Resync { uid_next, .. } => {
-                told.ranges.push((folder, generation, 1, uid_next.saturating_sub(1)));
+                told.ranges
+                    .push((folder, generation, 1, uid_next.saturating_sub(1)));
                 self.count("resyncs by the log");
             }
             _ => {}

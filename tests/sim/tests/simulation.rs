@@ -1,5 +1,8 @@
 //! Thousands of histories, none of which may break a rule.
-#![expect(clippy::print_stdout, reason = "what was covered is for people to read")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what was covered is for people to read"
+)]
 
 use std::{
     num::NonZero,
@@ -48,7 +51,9 @@ fn play(first: u64, many: u64) -> Result<Coverage, Failure> {
             });
         }
     });
-    let (coverage, failed) = all.into_inner().unwrap_or_else(|poison| poison.into_inner());
+    let (coverage, failed) = all
+        .into_inner()
+        .unwrap_or_else(|poison| poison.into_inner());
     match failed {
         // Once more, with a trace.
         Some(seed) => run(seed, TRACE_LINES).map(|_| coverage),

@@ -10,6 +10,7 @@
 mod append;
 mod folders;
 mod health;
+mod look;
 mod mailbox;
 mod types;
 
@@ -238,6 +239,9 @@ impl Session {
         self.advance_append(now, effects);
         self.advance_connection(now, effects);
         self.note_whole_folders(now);
+        // A look that was whole may be news of the account.
+        self.queue_health(now);
+        self.advance_append(now, effects);
         self.advance_checkpoint(now, effects);
         if let Some(status) = self.condition.changed(self.mode()) {
             effects.push(Effect::Status(status));

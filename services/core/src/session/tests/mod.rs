@@ -1,4 +1,6 @@
-//! Single steps of the session. The interleavings are the simulation's, in the crate `tests`.
+//! Single steps of the session. The interleavings are the simulation's, in `tests/sim`; what it found is in [`found`].
+
+mod found;
 
 use super::*;
 use mailbell_proto::push::v1::{Health, Message};

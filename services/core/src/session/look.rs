@@ -1,0 +1,348 @@
+//! Looking at a folder, and what becomes of what is found.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mailbell_proto::push::v1::{Bulk, Resync, ResyncReason, resync::Scope};
+use prost::Message as _;
+
+use super::{
+    Effect, Fetched, Look, Now, Op, Session,
+    mailbox::{Connection, LOOK_PACE_MOST, Work},
+};
+use crate::{
+    checkpoint::{Folder, Hole, UNSETTLED},
+    event::{Event, Fact, content_digest, fit_message},
+    ids::{FolderId, Generation, Uid},
+    plant,
+};
+
+impl Session {
+    pub(super) fn look(&mut self, now: Now, index: usize, effects: &mut Vec<Effect>) {
+        let op = self.op();
+        let Some(watch) = self.watches.get_mut(index) else {
+            return;
+        };
+        watch.dirty = false;
+        watch.looked_us = Some(now.wall_us);
+        let select = std::mem::take(&mut watch.select);
+        if select {
+            watch.examined_at = now.mono;
+        }
+        let (from, most) = match watch.begins {
+            Some((_, from)) => (Some(from), UNSETTLED),
+            None => (None, self.config.limits.flood),
+        };
+        let id = self.checkpoint.folder_id(&watch.name);
+        let known = self.checkpoint.folder(id);
+        let age = self.config.limits.hole_age;
+        let effect = Effect::Look {
+            op,
+            folder: watch.name.clone(),
+            select,
+            from: from.unwrap_or_else(|| known.map_or(Uid::MAX, |folder| folder.uid_next)),
+            most,
+            holes: known
+                .map(|folder| {
+                    folder
+                        .holes
+                        .iter()
+                        .filter(|hole| is_open(folder, hole, age))
+                        .map(|hole| (hole.first, hole.last))
+                        .collect()
+                })
+                .unwrap_or_default(),
+        };
+        self.busy(op, Work::Look(index));
+        effects.push(effect);
+    }
+
+    pub(super) fn fetch(&mut self, index: usize, effects: &mut Vec<Effect>) {
+        let op = self.op();
+        let page = self.config.limits.page;
+        let Some(watch) = self.watches.get_mut(index) else {
+            return;
+        };
+        let size = page.min(watch.backlog.len());
+        let uids = watch.backlog.drain(..size).collect();
+        self.busy(op, Work::Fetch(index, size));
+        effects.push(Effect::Fetch { op, uids });
+    }
+
+    pub(super) fn on_looked(&mut self, now: Now, op: Op, look: Look) {
+        let Some(Work::Look(index)) = self.answered(op) else {
+            return;
+        };
+        self.served_last = false;
+        let Some(watch) = self.watches.get_mut(index) else {
+            return;
+        };
+        let quick = now.mono.saturating_sub(watch.looked_at) < LOOK_PACE_MOST * 2;
+        let nothing = look.uids.is_empty() && look.late.is_empty();
+        self.empty_looks = if quick && nothing {
+            self.empty_looks.saturating_add(1)
+        } else {
+            0
+        };
+        watch.looked_at = now.mono;
+        if std::mem::take(&mut watch.missing) {
+            self.condition.folder_found();
+        }
+        let name = watch.name.clone();
+        let id = self.checkpoint.folder_id(&name);
+        let known = self.checkpoint.folder(id).map(|folder| {
+            let went_back = look.uid_next_exact && look.uid_next < folder.uid_next;
+            (folder.generation, went_back)
+        });
+        let reason = match known {
+            None => Some(ResyncReason::Baseline),
+            Some((generation, _)) if generation != look.generation => {
+                Some(ResyncReason::Generation)
+            }
+            Some((_, true)) => Some(ResyncReason::Baseline),
+            Some(_) => None,
+        };
+        let watch_begins = watch.begins.take();
+        if watch_begins.is_some() && reason.is_none() {
+            // The folder is the known one again, and this look was not about what is new in it.
+            watch.dirty = true;
+            return;
+        }
+        if let Some(reason) = reason {
+            let from = look.uid_next.saturating_sub(UNSETTLED).max(1);
+            if look.uid_next > 1 && watch_begins.is_none_or(|(of, _)| of != look.generation) {
+                // Once more, for what of the newest is there: the rest may show up after devices have listed.
+                watch.begins = Some((look.generation, from));
+                watch.dirty = true;
+                return;
+            }
+            watch.settle(look.generation, look.uids.iter().copied());
+            watch.plan_recheck(now, &self.config.limits, look.uid_next, look.uid_next > 1);
+            let counter = self.next_counter(now);
+            let fact = Fact::Resync {
+                counter,
+                uid_next: look.uid_next,
+                reason,
+            };
+            let scope = Scope {
+                account: self.config.account.to_string(),
+                folder: id,
+                ..Scope::default()
+            };
+            let content = Resync {
+                scope: Some(scope),
+                reason: reason.into(),
+                generation: look.generation,
+                uid_next: look.uid_next,
+                ..Resync::default()
+            };
+            self.tell(
+                now,
+                index,
+                id,
+                look.generation,
+                fact,
+                content.encode_to_vec(),
+            );
+            return;
+        }
+        let cap = self.config.limits.flood;
+        if look.total_new > cap
+            && let Some(first_told) = look.uids.first().copied()
+            && let Some(folder) = self.checkpoint.folder(id)
+            && first_told > folder.uid_next
+        {
+            let (first, last) = (folder.uid_next, first_told - 1);
+            let counter = self.next_counter(now);
+            let count = look.total_new.saturating_sub(cap);
+            let fact = Fact::Bulk {
+                counter,
+                first,
+                last,
+            };
+            let content = Bulk {
+                first_uid: first,
+                last_uid: last,
+                count,
+            }
+            .encode_to_vec();
+            self.tell(now, index, id, look.generation, fact, content);
+            if plant::is(plant::Bug::BulkAfterNewest) {
+                let bulk = self.outbox.queue.pop_back();
+                if let Some(watch) = self.watches.get_mut(index) {
+                    watch.bulk_later = bulk;
+                }
+            }
+        }
+        let Some(folder) = self.checkpoint.folder(id) else {
+            return;
+        };
+        let expected = look
+            .uids
+            .last()
+            .map_or(folder.uid_next, |last| last.saturating_add(1));
+        let age = self.config.limits.hole_age;
+        let open = folder.holes.iter().any(|hole| is_open(folder, hole, age));
+        let gap_now = look
+            .uids
+            .first()
+            .is_some_and(|first| *first > folder.uid_next)
+            || look
+                .uids
+                .windows(2)
+                .any(|pair| matches!(pair, [a, b] if *b > *a + 1));
+        let expect_more = open || gap_now || (look.uid_next_exact && look.uid_next > expected);
+        let backlog = look
+            .late
+            .iter()
+            .chain(&look.uids)
+            .copied()
+            .filter(|uid| !folder.told(*uid))
+            .filter(|uid| !self.is_settled(index, look.generation, *uid))
+            .collect();
+        if let Some(watch) = self.watches.get_mut(index) {
+            watch.backlog = backlog;
+            watch.plan_recheck(now, &self.config.limits, look.uid_next, expect_more);
+        }
+    }
+
+    fn is_settled(&self, index: usize, generation: Generation, uid: Uid) -> bool {
+        self.watches
+            .get(index)
+            .is_some_and(|watch| watch.is_settled(generation, uid))
+    }
+
+    pub(super) fn on_fetched(&mut self, now: Now, op: Op, messages: Vec<Fetched>) {
+        let Some(Work::Fetch(index, asked)) = self.answered(op) else {
+            return;
+        };
+        let Some(watch) = self.watches.get_mut(index) else {
+            return;
+        };
+        if messages.len() < asked {
+            // Expunged since, or the server names messages before it gives them.
+            watch.missed_some(now, &self.config.limits);
+        }
+        let id = self.checkpoint.folder_id(&watch.name);
+        let Some(folder) = self.checkpoint.folder(id) else {
+            return;
+        };
+        let generation = folder.generation;
+        let (quiet, name) = (watch.quiet, watch.name.clone());
+        let detected_us = watch.noticed_us.or(watch.looked_us).unwrap_or(now.wall_us);
+        let newest_alert = folder.last_look_us - as_us(self.config.limits.alert_margin);
+        let told: Vec<bool> = messages
+            .iter()
+            .map(|fetched| folder.told(fetched.message.uid))
+            .collect();
+        for (fetched, told) in messages.into_iter().zip(told) {
+            if told || fetched.message.uid == 0 {
+                continue;
+            }
+            let message = fit_message(fetched.message);
+            let digest = content_digest(&message);
+            let seen = message
+                .flags
+                .iter()
+                .any(|flag| flag.eq_ignore_ascii_case("\\Seen"));
+            let recent = message.internal_date_ms.saturating_mul(1000) >= newest_alert;
+            let alerted = self.checkpoint.alerted.contains(&digest)
+                || self.outbox.events().any(|event| {
+                    event.alert && matches!(event.fact, Fact::Arrived { digest: other, .. } if other == digest)
+                });
+            self.condition.arrived(now.wall_us);
+            self.outbox.queue.push_back(Event {
+                account: self.config.account.clone(),
+                folder: id,
+                generation,
+                fact: Fact::Arrived {
+                    uid: message.uid,
+                    digest,
+                },
+                alert: !seen && recent && !quiet && !alerted,
+                owner_epoch: self.config.owner_epoch,
+                traceparent: fetched.traceparent,
+                detected_us,
+                fetched_us: now.wall_us,
+                folder_name: name.clone(),
+                content: Bytes::from(message.encode_to_vec()),
+            });
+        }
+        self.poll_every = self.config.limits.poll_least;
+    }
+
+    fn tell(
+        &mut self,
+        now: Now,
+        index: usize,
+        folder: FolderId,
+        generation: Generation,
+        fact: Fact,
+        content: Vec<u8>,
+    ) {
+        let Some(watch) = self.watches.get(index) else {
+            return;
+        };
+        self.outbox.queue.push_back(Event {
+            account: self.config.account.clone(),
+            folder,
+            generation,
+            fact,
+            alert: false,
+            owner_epoch: self.config.owner_epoch,
+            traceparent: String::new(),
+            detected_us: watch.noticed_us.unwrap_or(now.wall_us),
+            fetched_us: now.wall_us,
+            folder_name: watch.name.clone(),
+            content: Bytes::from(content),
+        });
+    }
+
+    /// Everything that a look found is in the log: it was a good look.
+    pub(super) fn note_whole_folders(&mut self, now: Now) {
+        let looking = matches!(
+            self.connection,
+            Connection::Busy {
+                work: Work::Look(_) | Work::Fetch(..),
+                ..
+            }
+        );
+        if looking || !self.outbox.is_empty() {
+            return;
+        }
+        const STORED_AT_LEAST_EVERY_US: i64 = 10 * 60 * 1_000_000;
+        for (index, watch) in self.watches.iter_mut().enumerate() {
+            if !watch.backlog.is_empty() || watch.bulk_later.is_some() {
+                continue;
+            }
+            if watch.dirty {
+                continue;
+            }
+            let Some(looked_us) = watch.looked_us.take() else {
+                continue;
+            };
+            watch.noticed_us = None;
+            if index == 0 {
+                self.condition.watching(now);
+                self.well_since.get_or_insert(now.mono);
+            }
+            let id = self.checkpoint.folder_id(&watch.name);
+            if let Some(folder) = self.checkpoint.folder_mut(id) {
+                if looked_us - folder.last_look_us >= STORED_AT_LEAST_EVERY_US {
+                    let due = now.mono + self.config.timing.checkpoint_delay;
+                    self.store_due.get_or_insert(due);
+                }
+                folder.last_look_us = folder.last_look_us.max(looked_us);
+            }
+        }
+    }
+}
+
+/// Whether a gap is still looked into: until a look that came after its time, however long there was none.
+fn is_open(folder: &Folder, hole: &Hole, age: Duration) -> bool {
+    folder.last_look_us <= hole.noticed_us.saturating_add(as_us(age))
+}
+
+fn as_us(period: Duration) -> i64 {
+    i64::try_from(period.as_micros()).unwrap_or(i64::MAX)
+}
