@@ -17,7 +17,7 @@ help: ## This list
 
 .PHONY: demo
 demo: tools ## See it work: a private mail server, two devices, one message; leaves nothing running
-	@echo "==> building (about six minutes on two cores when nothing is cached)" >&2
+	@echo "==> building (several minutes on two cores when nothing is cached)" >&2
 	cargo build --release -p mailbell -p mailbell-demo
 	$(RELEASE)/mailbell-demo --mailbell $(RELEASE)/mailbell
 

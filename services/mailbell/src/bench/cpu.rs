@@ -1,4 +1,4 @@
-//! CPU time of running processes, from `/proc`.
+//! CPU time and memory of running processes, from `/proc`.
 
 use std::{fs, time::Duration};
 
@@ -34,6 +34,15 @@ fn ticks(stat: &str) -> Option<Duration> {
     Some(Duration::from_millis(ticks.saturating_mul(10)))
 }
 
+/// Resident memory in KiB. `None` if there is no such process.
+pub(super) fn resident_kib(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +59,7 @@ mod tests {
     fn this_process_has_used_some() {
         assert!(used(std::process::id()).is_some_and(|time| !time.is_zero()));
         assert_eq!(used(u32::MAX), None);
+        assert!(resident_kib(std::process::id()).is_some_and(|kib| kib > 100));
+        assert_eq!(resident_kib(u32::MAX), None);
     }
 }

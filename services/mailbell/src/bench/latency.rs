@@ -77,7 +77,7 @@ pub(super) struct Args {
     /// Milliseconds between two deliveries
     #[arg(long, value_name = "MS", default_value_t = 700, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     interval_ms: u64,
-    /// Process whose CPU time per message is told, as name=pid; may be repeated
+    /// Process whose CPU time per message and memory are told, as name=pid; may be repeated
     #[arg(long = "pid", value_name = "NAME=PID")]
     pids: Vec<NamedPid>,
     /// Print JSON
@@ -120,6 +120,7 @@ struct Report {
     appended_to_received: Option<Summary>,
     received_to_device: Option<Summary>,
     cpu_us_per_message: BTreeMap<String, u128>,
+    resident_kib: BTreeMap<String, u64>,
 }
 
 /// When the device's app had a message.
@@ -403,6 +404,11 @@ fn report(
         appended_to_received: of(|_, d| d.times.received_us - d.times.appended_us),
         received_to_device: of(|_, device| device.wall_us - device.times.received_us),
         cpu_us_per_message,
+        resident_kib: args
+            .pids
+            .iter()
+            .filter_map(|named| Some((named.name.clone(), cpu::resident_kib(named.pid)?)))
+            .collect(),
     }
 }
 
@@ -460,7 +466,8 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
         }
     }
     for (name, us) in &report.cpu_us_per_message {
-        writeln!(out, "CPU a message, {name}: {us} us")?;
+        let mib = report.resident_kib.get(name).map_or(0, |kib| kib / 1024);
+        writeln!(out, "{name}: {us} us of CPU a message, {mib} MiB resident")?;
     }
     Ok(())
 }
