@@ -4,7 +4,7 @@
 //! * [`auditor`] decides whether a device got everything once and in order; it knows no I/O;
 //! * [`mailbox`] reads the ground truth over IMAP, with none of the code under test;
 //! * [`load`] makes numbered mail; [`device`] runs the client crate and notes what its app sees;
-//! * [`installation`] starts, kills and restarts the real binary; [`roles`] starts each role as a process of its own;
+//! * [`installation`] starts, kills and restarts the real binary;
 //! * [`cli`] runs commands as a person types them; [`leaks`] looks for planted secrets in all that was printed.
 
 pub mod auditor;

@@ -184,7 +184,7 @@ impl World {
         let stream = &self.streams[number];
         let mut missing = None;
         let mut proven = stream.proven;
-        for log in 0..LOGS {
+        for (log, proven) in proven.iter_mut().enumerate() {
             let place = cursor.0[group(log)];
             let identity = &self.identities[log];
             // A gateway that was not told of a new history yet cannot know.
@@ -199,7 +199,7 @@ impl World {
                 .filter(|stored| stream.subscription.subject.covers(&stored.event.account))
                 .find(|stored| !stream.queued.contains(&(log, stored.position)))
                 .map(|stored| (log, stored.position, place.position)));
-            proven[log] = place.position;
+            *proven = place.position;
         }
         self.streams[number].proven = proven;
         if let Some((log, position, cursor)) = missing {

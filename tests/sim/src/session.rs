@@ -196,10 +196,10 @@ impl World {
             | Input::Polled { op, .. }
             | Input::Served { op }
             | Input::Closed { op }
-            | Input::Failed { op, .. } => {
-                if state.mail.take_if(|awaited| awaited == op).is_none() {
-                    self.count("answer to an old op");
-                }
+            | Input::Failed { op, .. }
+                if state.mail.take_if(|awaited| awaited == op).is_none() =>
+            {
+                self.count("answer to an old op");
             }
             _ => {}
         }

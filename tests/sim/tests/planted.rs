@@ -1,4 +1,9 @@
 //! Bugs that are planted must be found, and the same histories must be sound without them: else the simulation proves nothing.
+#![expect(
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says why it fails, and what was found is for people to read"
+)]
 
 use mailbell_core::plant::{self, Bug};
 use mailbell_sim::run;
