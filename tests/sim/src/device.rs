@@ -50,6 +50,13 @@ pub(crate) struct ListAsk {
     request: ListRequest,
 }
 
+impl ListAsk {
+    /// The index of the folder that is asked for. By number: INBOX is 1, and the only other one is 2.
+    pub(crate) fn folder(&self) -> usize {
+        self.request.folder as usize - 1
+    }
+}
+
 impl World {
     /// What devices subscribe to.
     pub(crate) fn subject(&self, number: usize) -> Subject {
@@ -445,8 +452,7 @@ impl World {
     /// The owner lists a folder from the mailbox.
     pub(crate) fn list(&mut self, ask: ListAsk) {
         let names = self.places[ask.account].folders;
-        // By number: INBOX is 1, and the only other one is 2.
-        let folder = ask.request.folder as usize - 1;
+        let folder = ask.folder();
         let Some(name) = names.get(folder) else {
             let never = ListFailure::Never(UnlistableReason::NotFound);
             return self.answer_listing(ask, Err(never));

@@ -326,9 +326,9 @@ impl World {
             }
             Work::Serve(asks) => {
                 for ask in asks {
+                    self.select_listed(index, &ask);
                     self.list(ask);
                 }
-                self.conns[index].selected = None;
                 self.answer(run, Input::Served { op });
             }
             Work::Close => {
@@ -471,6 +471,15 @@ impl World {
         };
         self.conns[index].selected = Some((number, generation, folder.version));
         Ok(look)
+    }
+
+    /// A listing leaves its folder selected: what is fetched next without a look comes from there.
+    fn select_listed(&mut self, index: usize, ask: &ListAsk) {
+        let conn = &mut self.conns[index];
+        let number = ask.folder();
+        if let Some(folder) = self.mailboxes[conn.account].folders.get(number) {
+            conn.selected = Some((number, folder.generation, folder.version));
+        }
     }
 
     fn fetch(&mut self, index: usize, uids: &[Uid]) -> Option<Vec<Fetched>> {

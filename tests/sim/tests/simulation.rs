@@ -73,7 +73,7 @@ fn no_history_breaks_a_rule() -> Result<(), String> {
             Err(failure) => Err(said(&failure)),
         };
     }
-    let many = number("MAILBELL_SIM_SEEDS").unwrap_or(2000);
+    let many = number("MAILBELL_SIM_SEEDS").unwrap_or(5000);
     let first = number("MAILBELL_SIM_FIRST").unwrap_or(0);
     let coverage = play(first, many).map_err(|failure| said(&failure))?;
     println!("{many} histories:\n{coverage}");
