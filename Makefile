@@ -59,6 +59,14 @@ reference: ## Generate docs/reference.md: every command, flag and variable
 	cargo run --quiet -p mailbell -- reference > docs/reference.md.new
 	mv docs/reference.md.new docs/reference.md
 
+.PHONY: bench
+bench: tools ## Latency beside a bare IDLE client, CPU and memory of each role (docs/performance.md)
+	cargo build --release -p mailbell -p mailbell-tests
+	$(RELEASE)/bench roles $(BENCH)
+	$(RELEASE)/bench roles --messages 20 --batch 200 --interval-ms 2000 $(BENCH)
+	$(RELEASE)/bench standalone $(BENCH)
+	@ls -l $(RELEASE)/mailbell | awk '{printf "binary: %.1f MB\n", $$5 / 1e6}'
+
 .PHONY: sim
 sim: ## The simulation with many seeds: make sim SEEDS=100000
 	MAILBELL_SIM_SEEDS=$(or $(SEEDS),100000) cargo test --release -p mailbell-sim -- --nocapture

@@ -243,7 +243,9 @@ async fn dies_at(place: &str, nth: u32) -> anyhow::Result<()> {
         .installation
         .ended(standalone, READY_LIMIT)
         .await
-        .with_context(|| format!("nothing came to {place} {nth} times"))?;
+        .with_context(|| {
+            format!("nothing came to {place} {nth} times; was the binary built with --features failpoints?")
+        })?;
     scene.world.installation.options().env.clear();
     scene.world.installation.start_all().await?;
     let devices: Vec<&Device> = scene.devices.iter().collect();
