@@ -11,6 +11,7 @@ use crate::capability::Capabilities;
 use crate::channel::{Channel, Ending};
 use crate::command::Command;
 use crate::error::Error;
+use crate::fetch::Ahead;
 use crate::guard::Limits;
 use crate::settings::{Settings, Timeouts};
 
@@ -27,6 +28,16 @@ pub(crate) struct Selected {
     /// How many messages it has, by the last that was heard.
     pub(crate) exists: u32,
     pub(crate) highest_modseq: Option<u64>,
+    /// What the last look counted; `None` as soon as sequence numbers may have moved since.
+    pub(crate) counted: Option<Counted>,
+}
+
+/// So many messages, all of them with a lower UID than this.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted {
+    pub(crate) exists: u32,
+    /// 0 while the look isn't over.
+    pub(crate) uid_next: u32,
 }
 
 /// What outlives the parser: kept over [`crate::Parked`], small.
@@ -77,6 +88,9 @@ impl Session {
         if let Some(selected) = &mut self.selected
             && selected.exists != exists
         {
+            if exists < selected.exists {
+                selected.counted = None;
+            }
             selected.exists = exists;
             self.announced();
         }
@@ -86,7 +100,38 @@ impl Session {
     pub(crate) fn on_expunge(&mut self) {
         if let Some(selected) = &mut self.selected {
             selected.exists = selected.exists.saturating_sub(1);
+            selected.counted = None;
             self.announced();
+        }
+    }
+
+    /// Messages are gone, nobody says how many.
+    pub(crate) fn on_vanished(&mut self) {
+        if let Some(selected) = &mut self.selected {
+            selected.counted = None;
+        }
+        self.announced();
+    }
+
+    /// A look begins to count the messages of the open folder, of which there are so many.
+    pub(crate) fn begin_count(&mut self, exists: u32) {
+        if let Some(selected) = &mut self.selected {
+            selected.counted = Some(Counted {
+                exists,
+                uid_next: 0,
+            });
+        }
+    }
+
+    /// A look is over: all that it counted have a lower UID than this, if it saw all of them.
+    pub(crate) fn end_count(&mut self, uid_next: u32, complete: bool) {
+        if let Some(selected) = &mut self.selected {
+            selected.uid_next = selected.uid_next.max(uid_next);
+            let counted = selected.counted.take().filter(|_| complete);
+            selected.counted = counted.map(|counted| Counted {
+                uid_next,
+                ..counted
+            });
         }
     }
 
@@ -113,6 +158,8 @@ pub struct Connection {
     pub(crate) session: Session,
     /// A command has not come to its end.
     broken: bool,
+    /// What the last look read along.
+    pub(crate) ahead: Option<Ahead>,
 }
 
 impl Connection {
@@ -121,6 +168,7 @@ impl Connection {
             channel,
             session,
             broken: false,
+            ahead: None,
         }
     }
 
@@ -183,6 +231,7 @@ impl Connection {
             mut channel,
             session,
             broken,
+            ..
         } = self;
         let _ = timeout(session.timeouts.logout, async {
             if !broken {
@@ -225,6 +274,7 @@ impl Connection {
     ) -> Result<Ending, Error> {
         self.start()?;
         self.session.selected = None;
+        self.ahead = None;
         let limit = self.session.timeouts.command;
         let ending = timeout(limit, self.channel.run(command, Limits::SMALL, on)).await;
         self.finish(ending)

@@ -1,9 +1,11 @@
 //! Messages, a page at a time. What is fetched of each has a bound, so a message of 50 MB costs as much as one of 5 KB.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
 use imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::capability::Capability;
 use crate::command::{Command, uid_set};
@@ -21,6 +23,10 @@ const HEADER_BYTES: usize = 16 << 10;
 /// Most bytes of one answer that are read and thrown away since there is more about some message than was asked for, or
 /// its structure has thousands of parts. The whole of an ordinary message, so that one costs at most itself.
 const DISCARD_LIMIT: usize = 16 << 20;
+/// What nearly every message has: its text, or the first part of its text.
+const FIRST_PART: &str = "1";
+/// How long what was read along with a look is as good as fetched anew: flags may change meanwhile.
+const AHEAD_AGE: Duration = Duration::from_secs(1);
 const HEADER_FIELDS: &str = "FROM SENDER TO SUBJECT DATE MESSAGE-ID IN-REPLY-TO REFERENCES";
 
 /// Which messages to list. Pages have 64 messages at most.
@@ -68,6 +74,19 @@ struct Draft {
 
 type Drafts = BTreeMap<u32, Draft>;
 
+/// Messages that a look has read along, for the fetch that follows at once.
+pub(crate) struct Ahead {
+    read_at: Instant,
+    drafts: Drafts,
+}
+
+/// Says nothing of the mail.
+impl fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ahead").finish_non_exhaustive()
+    }
+}
+
 impl Connection {
     /// Reads messages of the open folder (see [`Connection::look`]), 64 at most; those that are gone are left out.
     /// Ascending by UID.
@@ -86,6 +105,26 @@ impl Connection {
         if uids.is_empty() {
             return Ok(Vec::new());
         }
+        let mut drafts = match self.take_ahead(uids) {
+            Some(drafts) => drafts,
+            None => self.fetch_drafts(uids).await?,
+        };
+        drafts.retain(|_, draft| draft.exists);
+        self.fetch_texts(&mut drafts).await?;
+        Ok(drafts.into_values().map(|draft| draft.message).collect())
+    }
+
+    /// What the look before has read of these, if it has read all of them just now: flags may change any moment.
+    fn take_ahead(&mut self, uids: &[u32]) -> Option<Drafts> {
+        let Ahead {
+            read_at,
+            mut drafts,
+        } = self.ahead.take()?;
+        drafts.retain(|uid, _| uids.contains(uid));
+        (read_at.elapsed() <= AHEAD_AGE && drafts.len() == uids.len()).then_some(drafts)
+    }
+
+    async fn fetch_drafts(&mut self, uids: &[u32]) -> Result<Drafts, Error> {
         let mut drafts = uids
             .iter()
             .map(|uid| (*uid, Draft::default()))
@@ -103,9 +142,7 @@ impl Connection {
                 }
             }
         }
-        drafts.retain(|_, draft| draft.exists);
-        self.fetch_texts(&mut drafts).await?;
-        Ok(drafts.into_values().map(|draft| draft.message).collect())
+        Ok(drafts)
     }
 
     /// Asks for some messages; says whether those that are missing now are known to be gone.
@@ -115,6 +152,31 @@ impl Connection {
         depth: Depth,
         drafts: &mut Drafts,
     ) -> Result<bool, Error> {
+        let most_chars = self.session.preview_chars;
+        let items = self.items(depth);
+        let command = Command::new(&format!("UID FETCH {} ({items})", uid_set(uids)));
+        let limits = items_limits(uids.len());
+        let ending = self
+            .run(command, limits, &mut |response| {
+                if let Response::Fetch(_, items) = response {
+                    take_items(items, drafts, most_chars);
+                }
+            })
+            .await?;
+        if ending.ok {
+            return Ok(self.skipped() == 0);
+        }
+        match refused(&ending) {
+            Some(later) => Err(later),
+            None if ending.bad && depth == Depth::Minimal => {
+                Err(Error::Protocol("FETCH not understood"))
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// What is asked of a message.
+    fn items(&self, depth: Depth) -> String {
         let capabilities = self.session.capabilities;
         let mut items = String::from("UID FLAGS INTERNALDATE RFC822.SIZE");
         if depth != Depth::Minimal {
@@ -132,36 +194,63 @@ impl Connection {
             ));
         }
         if depth == Depth::Full {
-            items.push_str(" BODYSTRUCTURE");
+            // The text of most messages is, or begins in, the first part: no further question is needed for those.
+            items.push_str(&format!(
+                " BODYSTRUCTURE BODY.PEEK[{FIRST_PART}]<0.{}>",
+                preview::PLAIN_BYTES
+            ));
         }
-        // Names in a BODYSTRUCTURE may be literals too.
-        let one = HEADER_BYTES + LINE_LIMIT;
-        let limits = Limits {
-            literals: one,
-            answer: uids.len() * (one + LINE_LIMIT) + (64 << 10),
-            discard: DISCARD_LIMIT,
-        };
-        let command = Command::new(&format!("UID FETCH {} ({items})", uid_set(uids)));
+        items
+    }
+
+    /// Reads messages by their sequence numbers, for [`Connection::fetch`] to find; their UIDs, ascending, or none if
+    /// some could not be read.
+    pub(crate) async fn read_ahead(&mut self, first: u32, last: u32) -> Result<Vec<u32>, Error> {
+        let most_chars = self.session.preview_chars;
+        let count = usize::try_from(last.saturating_sub(first)).map_or(usize::MAX, |n| n + 1);
+        let command = Command::new(&format!(
+            "FETCH {} ({})",
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first}:{last}")
+            },
+            self.items(Depth::Full)
+        ));
+        let mut drafts = Drafts::new();
         let ending = self
-            .run(command, limits, &mut |response| {
-                if let Response::Fetch(_, items) = response {
-                    take_items(items, drafts);
+            .run(command, items_limits(count), &mut |response| {
+                if let Response::Fetch(sequence, items) = response
+                    && (first..=last).contains(sequence)
+                    && let Some(uid) = uid_of(items)
+                    && (drafts.len() < count || drafts.contains_key(&uid))
+                {
+                    drafts.entry(uid).or_default();
+                    take_items(items, &mut drafts, most_chars);
                 }
             })
             .await?;
-        if ending.ok {
-            return Ok(self.skipped() == 0);
+        if !ending.ok
+            && let Some(later) = refused(&ending)
+        {
+            return Err(later);
         }
-        match refused(&ending) {
-            Some(later) => Err(later),
-            None if ending.bad && depth == Depth::Minimal => {
-                Err(Error::Protocol("FETCH not understood"))
-            }
-            None => Ok(false),
+        if ending.bad {
+            // As in `uids_at`: we count messages that the server doesn't have.
+            self.session.selected = None;
         }
+        if !ending.ok || self.skipped() > 0 || drafts.values().any(|draft| !draft.exists) {
+            return Ok(Vec::new());
+        }
+        let uids = drafts.keys().copied().collect();
+        self.ahead = Some(Ahead {
+            read_at: Instant::now(),
+            drafts,
+        });
+        Ok(uids)
     }
 
-    /// Fetches the begin of each message's text and makes the previews: one command for all messages whose text is at
+    /// Fetches the begin of each text that is not in the first part and makes the previews: one command for all messages whose text is at
     /// the same place.
     async fn fetch_texts(&mut self, drafts: &mut Drafts) -> Result<(), Error> {
         let mut places: BTreeMap<(String, usize), Vec<u32>> = BTreeMap::new();
@@ -267,6 +356,17 @@ impl Connection {
     }
 }
 
+/// Bounds of an answer about so many messages.
+fn items_limits(count: usize) -> Limits {
+    // Names in a BODYSTRUCTURE may be literals too.
+    let one = HEADER_BYTES + preview::PLAIN_BYTES + LINE_LIMIT;
+    Limits {
+        literals: one,
+        answer: count * (one + LINE_LIMIT) + (64 << 10),
+        discard: DISCARD_LIMIT,
+    }
+}
+
 fn missing(drafts: &Drafts) -> Vec<u32> {
     drafts
         .iter()
@@ -283,14 +383,14 @@ fn uid_of(items: &[AttributeValue<'_>]) -> Option<u32> {
 }
 
 /// Takes what one FETCH response says about a message that was asked for.
-fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts) {
+fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usize) {
     let Some(uid) = uid_of(items) else { return };
     let Some(draft) = drafts.get_mut(&uid) else {
         return;
     };
     let message = &mut draft.message;
     message.uid = uid;
-    let mut header = None;
+    let (mut header, mut first_part) = (None, None);
     for item in items {
         match item {
             AttributeValue::Flags(flags) => message.flags = take_flags(flags),
@@ -315,6 +415,11 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts) {
                 header = Some(data);
                 draft.exists = true;
             }
+            AttributeValue::BodySection {
+                section: Some(SectionPath::Part(..)),
+                data: Some(data),
+                ..
+            } => first_part = Some(data),
             AttributeValue::BodyStructure(body) => {
                 let summary = structure::summarize(body);
                 message.has_attachments = summary.has_attachments;
@@ -326,6 +431,14 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts) {
     // Last, since a thread id of the server goes before what the headers say.
     if let Some(header) = header {
         headers::read(header, message);
+    }
+    // HTML says little in its first bytes: it is enough only if it is all.
+    if let Some(data) = first_part
+        && let Some(text) = draft.text.take_if(|text| {
+            text.section == FIRST_PART && (!text.html || data.len() < preview::PLAIN_BYTES)
+        })
+    {
+        message.preview = preview::make(&text, data, most_chars);
     }
 }
 

@@ -15,6 +15,8 @@ use crate::mutf7;
 
 /// Most UIDs of one look.
 const LOOK_LIMIT: u32 = 2000;
+/// Most messages that a look reads along.
+const AHEAD_LIMIT: u32 = 8;
 /// Most folders of a listing; nobody watches the ones behind.
 const FOLDER_LIMIT: usize = 2000;
 
@@ -113,8 +115,13 @@ impl Connection {
         let cap = cap.clamp(1, LOOK_LIMIT);
         // First, so that what is announced from here on is not forgotten.
         self.session.looked();
+        self.ahead = None;
+        if !force && let Some(look) = self.look_at_newcomers(folder, from_uid, cap).await? {
+            return Ok(look);
+        }
         let opened = self.examine(folder, force).await?;
         let exists = opened.exists;
+        self.session.begin_count(exists);
         let wanted = exists.min(cap + 1);
         let mut uids = self.uids_at(exists - wanted + 1, exists).await?;
         let complete = uids.len() >= usize::try_from(wanted).unwrap_or(usize::MAX);
@@ -133,9 +140,7 @@ impl Connection {
             .saturating_sub(usize::try_from(cap).unwrap_or(usize::MAX));
         let uids = uids.into_iter().skip(excess).map(|(_, uid)| uid).collect();
         let uid_next = opened.uid_next.max(last.saturating_add(1));
-        if let Some(selected) = &mut self.session.selected {
-            selected.uid_next = uid_next;
-        }
+        self.session.end_count(uid_next, complete);
         Ok(Look {
             uid_validity: opened.uid_validity,
             uid_next,
@@ -146,6 +151,54 @@ impl Connection {
             uids,
             complete,
         })
+    }
+
+    /// The short way of a look, for the few messages that were announced since the last one: they are read along with
+    /// the look itself, so that a fetch right behind it asks no more. `None` leaves it to the long way: whenever UIDs
+    /// or sequence numbers leave a doubt about which messages are new.
+    async fn look_at_newcomers(
+        &mut self,
+        folder: &str,
+        from_uid: u32,
+        cap: u32,
+    ) -> Result<Option<Look>, Error> {
+        let Some((opened, counted)) = self
+            .session
+            .selected
+            .as_ref()
+            .and_then(|selected| Some((selected.clone(), selected.counted?)))
+        else {
+            return Ok(None);
+        };
+        let many = opened.exists.saturating_sub(counted.exists);
+        if *opened.folder != *folder
+            || counted.uid_next != from_uid
+            || !(1..=cap.min(AHEAD_LIMIT)).contains(&many)
+        {
+            return Ok(None);
+        }
+        self.session.begin_count(opened.exists);
+        let uids = self
+            .read_ahead(counted.exists.saturating_add(1), opened.exists)
+            .await?;
+        // A gap may be a message that was deleted, or one that this server didn't tell us to be elsewhere by now.
+        let sure = (from_uid..).take(uids.len()).eq(uids.iter().copied())
+            && u32::try_from(uids.len()) == Ok(many);
+        if !sure {
+            return Ok(None);
+        }
+        let uid_next = from_uid.saturating_add(many);
+        self.session.end_count(uid_next, true);
+        Ok(Some(Look {
+            uid_validity: opened.uid_validity,
+            uid_next: opened.uid_next.max(uid_next),
+            uid_next_exact: opened.uid_next_exact,
+            exists: opened.exists,
+            highest_modseq: None,
+            total_new: many,
+            uids,
+            complete: true,
+        }))
     }
 
     /// Opens a folder read-only, if it isn't open, and returns how it stands.
@@ -172,6 +225,7 @@ impl Connection {
             uid_next_exact: false,
             exists: 0,
             highest_modseq: None,
+            counted: None,
         };
         let ending = self
             .run_select(command, &mut |response| match response {

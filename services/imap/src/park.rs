@@ -287,7 +287,7 @@ impl Parked {
             (Some("*"), Some("BYE")) => {
                 return Err(bye(text.get(6..).unwrap_or_default().trim()));
             }
-            (Some("*"), Some("VANISHED")) => self.session.announced(),
+            (Some("*"), Some("VANISHED")) => self.session.on_vanished(),
             (Some("*"), Some(number)) => {
                 if let Ok(number) = number.parse::<u32>() {
                     match third.map(str::to_ascii_uppercase).as_deref() {

@@ -5,6 +5,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod ahead;
 mod hostile;
 mod odd;
 mod oversize;
