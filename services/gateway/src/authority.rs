@@ -1,28 +1,35 @@
 //! Who may sign device tokens, which tokens are revoked, and so whether a token is good.
 //!
 //! Everything is kept in memory, so that a token is judged without a question to anybody: one signature to verify (some 60 us).
+//!
+//! A key that is not known here may only not have been heard of yet: what follows the issuers reads from whatever replica serves
+//! it, and that may lag. Whoever has a good token must not be told for good that it is not, so for [`SETTLING`] after the
+//! issuers were told (anew) or the connection was made, and while there is none, the answer is to try again.
 
 use std::{
     collections::HashMap,
     fmt,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, errors::ErrorKind};
-use mailbell_bus::state::Change;
+use mailbell_bus::{Link, state::Change};
 use mailbell_core::{
     ids::Tenant,
     token::{AUDIENCE, Claims, Grant},
 };
 use mailbell_proto::bus::v1::Issuer;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::source::Changes;
 
 /// A token of the most accounts has some 12 KB.
 const MAX_TOKEN: usize = 20 * 1024;
-/// A key id of ours is 26 characters.
+/// A key id of ours is 16 characters; a record of an issuer takes at most 64.
 const MAX_KEY_ID: usize = 128;
+/// So long a key may be known elsewhere and not here: a replica that lags more than this is as good as away.
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// Why a token is refused. The word is a label of metrics; what the client reads says no more than it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +37,8 @@ pub(crate) enum Refusal {
     Missing,
     Malformed,
     UnknownKey,
+    /// Not known here, and maybe only not yet.
+    KeyNotYetKnown,
     Signature,
     Claims,
     Expired,
@@ -42,6 +51,7 @@ impl Refusal {
             Self::Missing => "missing",
             Self::Malformed => "malformed",
             Self::UnknownKey => "unknown-key",
+            Self::KeyNotYetKnown => "key-not-yet-known",
             Self::Signature => "signature",
             Self::Claims => "claims",
             Self::Expired => "expired",
@@ -54,6 +64,9 @@ impl Refusal {
             Self::Missing => "no device token: send `authorization: Bearer <token>`",
             Self::Malformed => "this is no device token",
             Self::UnknownKey => "the token was signed with a key that is not known here",
+            Self::KeyNotYetKnown => {
+                "the token was signed with a key that is not known here yet: try again"
+            }
             Self::Signature => "the token's signature is wrong",
             Self::Claims => "the token is not for this installation's device stream",
             Self::Expired => "the token has expired: get a new one",
@@ -83,6 +96,7 @@ impl Credential {
 #[derive(Debug)]
 pub(crate) struct Authority {
     installation: String,
+    link: watch::Receiver<Link>,
     state: RwLock<State>,
     /// Grows with each change that may end a token.
     version: watch::Sender<u64>,
@@ -91,7 +105,12 @@ pub(crate) struct Authority {
 #[derive(Default)]
 struct State {
     issuers: HashMap<String, Signer>,
+    /// They were told as a whole once.
     issuers_loaded: bool,
+    /// When they were last told as a whole; `None`: they are being told.
+    issuers_told: Option<Instant>,
+    /// Counts how often they were told anew.
+    telling: u64,
     revoked: HashMap<(Tenant, String), i64>,
     revocations_loaded: bool,
 }
@@ -109,12 +128,15 @@ struct Signer {
     /// `None`: for every tenant.
     tenant: Option<Tenant>,
     key: DecodingKey,
+    /// In which telling it was last heard of.
+    telling: u64,
 }
 
 impl Authority {
-    pub(crate) fn new(installation: String) -> Self {
+    pub(crate) fn new(installation: String, link: watch::Receiver<Link>) -> Self {
         Self {
             installation,
+            link,
             state: RwLock::default(),
             version: watch::Sender::new(0),
         }
@@ -154,13 +176,14 @@ impl Authority {
         if header.alg != Algorithm::EdDSA {
             return Err(Refusal::Signature);
         }
-        let key_id = header.kid.ok_or(Refusal::UnknownKey)?;
-        let state = self.read();
-        let signer = state
-            .issuers
-            .get(&key_id)
-            .filter(|_| key_id.len() <= MAX_KEY_ID)
+        let key_id = header
+            .kid
+            .filter(|key_id| key_id.len() <= MAX_KEY_ID)
             .ok_or(Refusal::UnknownKey)?;
+        let state = self.read();
+        let Some(signer) = state.issuers.get(&key_id) else {
+            return Err(self.unknown(&state));
+        };
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_audience(&[AUDIENCE]);
         validation.set_issuer(&[&self.installation]);
@@ -196,6 +219,21 @@ impl Authority {
         self.read().stands(credential)
     }
 
+    /// What to say of a key that is not known.
+    fn unknown(&self, state: &State) -> Refusal {
+        let linked = match *self.link.borrow() {
+            Link::Up { since, .. } => Some(since),
+            Link::Down { .. } => None,
+        };
+        let settled =
+            |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= SETTLING);
+        if settled(state.issuers_told) && settled(linked) {
+            Refusal::UnknownKey
+        } else {
+            Refusal::KeyNotYetKnown
+        }
+    }
+
     fn changed(&self) {
         self.version.send_modify(|version| *version += 1);
     }
@@ -209,8 +247,11 @@ impl Authority {
 
     fn on_issuer(&self, change: Change<String, Issuer>) {
         let mut state = self.write();
+        let telling = state.telling;
+        // A key that was replaced or withdrawn ends what it signed.
+        let mut tell = true;
         match change {
-            Change::Put { key, value, .. } => match signer(&value) {
+            Change::Put { key, value, .. } => match signer(&value, telling) {
                 Some(signer) => {
                     state.issuers.insert(key, signer);
                 }
@@ -222,14 +263,17 @@ impl Authority {
             Change::Removed { key } => {
                 state.issuers.remove(&key);
             }
-            Change::Loaded { .. } => state.issuers_loaded = true,
+            Change::Loaded { .. } => {
+                state.issuers_loaded = true;
+                state.issuers_told = Some(Instant::now());
+            }
+            // Who is known stays so until all were told anew and have had the time to be: see `forget_untold`.
             Change::Restarted { .. } => {
-                state.issuers.clear();
-                state.issuers_loaded = false;
+                state.issuers_told = None;
+                state.telling += 1;
+                tell = false;
             }
         }
-        // A key that was replaced or withdrawn ends what it signed; not while they are only being told anew.
-        let tell = state.issuers_loaded;
         drop(state);
         if tell {
             self.changed();
@@ -273,13 +317,41 @@ impl Authority {
         }
     }
 
-    /// Forgets revocations of tokens that have expired anyway; one without a time stays.
+    /// Forgets what time has made void: keys that were withdrawn while nobody could say so, and revocations of tokens that have
+    /// expired anyway; one without a time stays.
     pub(crate) fn sweep(&self, now_ms: i64) {
+        self.forget_untold();
         // A minute later, so that a clock that is a little behind refuses them too.
         let over = now_ms.saturating_sub(60_000);
         self.write()
             .revoked
             .retain(|_, expires| *expires <= 0 || *expires > over);
+    }
+
+    /// Forgets the keys that were not told of when all were told anew. If none was told of, the records are lost rather than
+    /// withdrawn: then every device would be sent away for good, though its token is good again once the admin API has started
+    /// anew. So they stay.
+    fn forget_untold(&self) {
+        let untold = |state: &State| {
+            let told = |signer: &Signer| signer.telling == state.telling;
+            let settled = state
+                .issuers_told
+                .is_some_and(|since| since.elapsed() >= SETTLING);
+            settled && state.issuers.values().any(told) && !state.issuers.values().all(told)
+        };
+        // Looked at each second, and nearly always in vain.
+        if !untold(&self.read()) {
+            return;
+        }
+        let mut state = self.write();
+        // Again: they may have begun to be told anew in between.
+        if !untold(&state) {
+            return;
+        }
+        let telling = state.telling;
+        state.issuers.retain(|_, signer| signer.telling == telling);
+        drop(state);
+        self.changed();
     }
 }
 
@@ -291,14 +363,14 @@ impl State {
         if self.revoked.contains_key(&key) {
             return Err(Refusal::Revoked);
         }
-        if self.issuers_loaded && !self.issuers.contains_key(&*credential.key_id) {
+        if !self.issuers.contains_key(&*credential.key_id) {
             return Err(Refusal::UnknownKey);
         }
         Ok(())
     }
 }
 
-fn signer(issuer: &Issuer) -> Option<Signer> {
+fn signer(issuer: &Issuer, telling: u64) -> Option<Signer> {
     let tenant = match issuer.tenant.as_str() {
         "" => None,
         tenant => Some(tenant.parse().ok()?),
@@ -307,211 +379,9 @@ fn signer(issuer: &Issuer) -> Option<Signer> {
     Some(Signer {
         tenant,
         key: DecodingKey::from_ed_der(key),
+        telling,
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
-    use jsonwebtoken::{EncodingKey, Header, encode};
-    use mailbell_core::ids::Group;
-
-    use super::*;
-
-    const NOW: i64 = 1_700_000_000;
-
-    struct Minter {
-        key: SigningKey,
-        kid: &'static str,
-    }
-
-    impl Minter {
-        fn new(kid: &'static str) -> Self {
-            let key = SigningKey::from_bytes(&rand::random());
-            Self { key, kid }
-        }
-
-        fn issuer(&self, tenant: &str) -> Change<String, Issuer> {
-            Change::Put {
-                key: self.kid.to_owned(),
-                value: Issuer {
-                    schema: 1,
-                    kid: self.kid.to_owned(),
-                    tenant: tenant.to_owned(),
-                    ed25519_public_key: self.key.verifying_key().to_bytes().to_vec().into(),
-                },
-                revision: 1,
-            }
-        }
-
-        fn token(&self, claims: &Claims) -> String {
-            let der = self.key.to_pkcs8_der().unwrap();
-            let header = Header {
-                kid: Some(self.kid.to_owned()),
-                ..Header::new(Algorithm::EdDSA)
-            };
-            encode(&header, claims, &EncodingKey::from_ed_der(der.as_bytes())).unwrap()
-        }
-    }
-
-    fn claims() -> Claims {
-        Claims {
-            jti: "t1".to_owned(),
-            aud: AUDIENCE.to_owned(),
-            iss: "main".to_owned(),
-            tenant: "a".to_owned(),
-            accounts: vec!["a.01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned()],
-            whole_tenant: false,
-            content: "preview".to_owned(),
-            iat: NOW - 10,
-            exp: NOW + 10,
-        }
-    }
-
-    fn loaded<K, V>() -> Change<K, V> {
-        let group = Group::new(0).unwrap();
-        Change::Loaded { group }
-    }
-
-    fn authority(minter: &Minter) -> Authority {
-        let authority = Authority::new("main".to_owned());
-        authority.on_issuer(minter.issuer(""));
-        assert!(authority.missing().is_some());
-        authority.on_issuer(loaded());
-        assert!(authority.missing().is_some());
-        authority.on_revocation(loaded());
-        assert_eq!(authority.missing(), None);
-        authority
-    }
-
-    #[test]
-    fn what_a_token_must_be() {
-        let minter = Minter::new("k1");
-        let authority = authority(&minter);
-        let judge = |token: &str| authority.verify(token, NOW).map(|good| good.grant.token_id);
-        assert_eq!(judge(&minter.token(&claims())), Ok("t1".to_owned()));
-
-        let spoiled = |spoil: fn(&mut Claims)| {
-            let mut claims = claims();
-            spoil(&mut claims);
-            judge(&minter.token(&claims)).unwrap_err()
-        };
-        assert_eq!(spoiled(|claims| claims.exp = NOW), Refusal::Expired);
-        assert_eq!(spoiled(|claims| claims.exp = NOW - 99), Refusal::Expired);
-        assert_eq!(
-            spoiled(|claims| claims.aud = "other".to_owned()),
-            Refusal::Claims
-        );
-        assert_eq!(
-            spoiled(|claims| claims.iss = "other".to_owned()),
-            Refusal::Claims
-        );
-        assert_eq!(
-            spoiled(|claims| claims.tenant = "b".to_owned()),
-            Refusal::Claims
-        );
-        assert_eq!(spoiled(|claims| claims.accounts.clear()), Refusal::Claims);
-
-        // Another key under the known name, and a key that is not known.
-        let forger = Minter::new("k1");
-        assert_eq!(judge(&forger.token(&claims())), Err(Refusal::Signature));
-        let stranger = Minter::new("k2");
-        assert_eq!(judge(&stranger.token(&claims())), Err(Refusal::UnknownKey));
-
-        // The same bytes with another payload, and algorithms that need no private key.
-        let good = minter.token(&claims());
-        let mut richer = claims();
-        richer.exp = NOW + 1_000_000;
-        let other = minter.token(&richer);
-        let parts: Vec<_> = good.split('.').collect();
-        let payload = other.split('.').nth(1).unwrap();
-        let mixed = format!("{}.{payload}.{}", parts[0], parts[2]);
-        assert_eq!(judge(&mixed), Err(Refusal::Signature));
-        let public = minter.key.verifying_key().to_bytes();
-        let header = Header {
-            kid: Some("k1".to_owned()),
-            ..Header::new(Algorithm::HS256)
-        };
-        let hmac = encode(&header, &claims(), &EncodingKey::from_secret(&public)).unwrap();
-        assert_eq!(judge(&hmac), Err(Refusal::Signature));
-
-        for nonsense in [
-            "",
-            "a.b.c",
-            "eyJhbGciOiJub25lIn0.e30.",
-            &"x".repeat(MAX_TOKEN + 1),
-        ] {
-            assert_eq!(judge(nonsense), Err(Refusal::Malformed), "{nonsense:.20}");
-        }
-    }
-
-    #[test]
-    fn a_tenants_key_signs_for_that_tenant_only() {
-        let ours = Minter::new("ours");
-        let authority = authority(&ours);
-        let theirs = Minter::new("theirs");
-        authority.on_issuer(theirs.issuer("b"));
-        let token = theirs.token(&claims());
-        assert_eq!(authority.verify(&token, NOW).unwrap_err(), Refusal::Claims);
-        let own = Claims {
-            tenant: "b".to_owned(),
-            accounts: vec!["b.01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned()],
-            ..claims()
-        };
-        assert!(authority.verify(&theirs.token(&own), NOW).is_ok());
-    }
-
-    #[test]
-    fn a_revoked_token_stays_revoked_until_it_has_expired() {
-        let minter = Minter::new("k1");
-        let authority = authority(&minter);
-        let token = minter.token(&claims());
-        let credential = authority.verify(&token, NOW).unwrap();
-        let mut version = authority.version();
-        version.borrow_and_update();
-        let revoke = |id: &str| Change::Put {
-            key: ("a".parse().unwrap(), id.to_owned()),
-            value: (NOW + 10) * 1000,
-            revision: 1,
-        };
-        authority.on_revocation(revoke("another"));
-        assert!(authority.stands(&credential).is_ok());
-        authority.on_revocation(revoke("t1"));
-        assert!(version.has_changed().unwrap());
-        assert_eq!(authority.stands(&credential), Err(Refusal::Revoked));
-        assert_eq!(authority.verify(&token, NOW).unwrap_err(), Refusal::Revoked);
-        // The bucket is lost: nothing comes back to life, and nobody is judged until it is told anew.
-        let group = Group::new(0).unwrap();
-        authority.on_revocation(Change::Restarted { group });
-        assert!(authority.missing().is_some());
-        assert_eq!(authority.stands(&credential), Err(Refusal::Revoked));
-        authority.sweep((NOW + 10) * 1000);
-        assert_eq!(authority.stands(&credential), Err(Refusal::Revoked));
-        authority.sweep((NOW + 71) * 1000);
-        assert!(authority.stands(&credential).is_ok());
-        // By then it has expired.
-        assert_eq!(
-            authority.verify(&token, NOW + 71).unwrap_err(),
-            Refusal::Expired
-        );
-    }
-
-    #[test]
-    fn a_withdrawn_key_ends_what_it_signed() {
-        let minter = Minter::new("k1");
-        let authority = authority(&minter);
-        let credential = authority.verify(&minter.token(&claims()), NOW).unwrap();
-        let key = "k1".to_owned();
-        authority.on_issuer(Change::Removed { key });
-        assert_eq!(authority.stands(&credential), Err(Refusal::UnknownKey));
-        let damaged = Change::Put {
-            key: "k1".to_owned(),
-            value: Issuer::default(),
-            revision: 2,
-        };
-        authority.on_issuer(damaged);
-        assert_eq!(authority.stands(&credential), Err(Refusal::UnknownKey));
-        authority.on_issuer(minter.issuer(""));
-        assert!(authority.stands(&credential).is_ok());
-    }
-}
+mod tests;

@@ -132,7 +132,7 @@ impl Gateway {
             &incoming_metrics,
             drain.clone(),
         )?;
-        let authority = Arc::new(Authority::new(source.installation()));
+        let authority = Arc::new(Authority::new(source.installation(), source.link()));
         let tails = Arc::new(Tails::new(Arc::clone(&source)));
         let (heard_tx, heard) = mpsc::channel(HEARD);
         let (commands_tx, commands) = mpsc::channel(COMMANDS);

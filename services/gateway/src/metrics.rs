@@ -32,7 +32,8 @@ pub const DEPTH: &str = "gateway_queued_frames";
 pub const ATTACHES: &str = "gateway_attaches";
 /// `gateway_refused_total{status}`: calls refused, by gRPC status in lower case with hyphens.
 pub const REFUSED: &str = "gateway_refused";
-/// `gateway_tokens_refused_total{why}`: `missing`, `malformed`, `unknown-key`, `signature`, `claims`, `expired`, `revoked`.
+/// `gateway_tokens_refused_total{why}`: `missing`, `malformed`, `unknown-key`, `key-not-yet-known`, `signature`, `claims`,
+/// `expired`, `revoked`.
 pub const TOKENS_REFUSED: &str = "gateway_tokens_refused";
 /// `gateway_streams_ended_total{why}`: `client`, `drain`, `age`, `token-expired`, `token-revoked`, `too-slow`, `resync-untold`.
 pub const ENDED: &str = "gateway_streams_ended";

@@ -138,7 +138,10 @@ impl Shared {
         let why = refusal.word();
         let refused = &self.metrics.tokens_refused;
         refused.get_or_create(&Why { why }).inc();
-        Status::unauthenticated(refusal.sentence())
+        match refusal {
+            Refusal::KeyNotYetKnown => unavailable(refusal.sentence(), Duration::from_secs(5)),
+            _ => Status::unauthenticated(refusal.sentence()),
+        }
     }
 
     /// Counts a call that is refused.

@@ -57,7 +57,7 @@ impl Hall {
             heard,
             commands,
             bell: Arc::new(Bell::default()),
-            authority: Arc::new(Authority::new("main".to_owned())),
+            authority: Arc::new(Authority::new("main".to_owned(), source.link())),
             link: source.link(),
             replays,
         };
