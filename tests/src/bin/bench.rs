@@ -6,7 +6,7 @@
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_test_servers::{DovecotOptions, NatsOptions, NatsServer};
 use mailbell_tests::{
     cli,
     installation::{Layout, Options, imap_url, write_secret},
@@ -27,6 +27,11 @@ async fn main() -> anyhow::Result<ExitCode> {
             layout,
             nats_url: Some(nats.url()),
             ..Options::default()
+        },
+        // What the two clients wait for is then the server's notice, not one another's turn at its disk.
+        dovecot: DovecotOptions {
+            config: "mail_fsync = never".to_owned(),
+            ..DovecotOptions::default()
         },
         ..WorldOptions::default()
     })

@@ -77,6 +77,9 @@ pub(super) struct Args {
     /// Milliseconds between two deliveries
     #[arg(long, value_name = "MS", default_value_t = 700, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     interval_ms: u64,
+    /// Milliseconds without a delivery at first, in which the CPU that the processes need when idle is measured
+    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    idle_ms: u64,
     /// Process whose CPU time per message and memory are told, as name=pid; may be repeated
     #[arg(long = "pid", value_name = "NAME=PID")]
     pids: Vec<NamedPid>,
@@ -112,6 +115,7 @@ struct Report {
     interval_ms: u64,
     batch: u32,
     exists_to_device: Option<Summary>,
+    exists_to_detected: Option<Summary>,
     exists_to_fetched: Option<Summary>,
     device_minus_fetched: Option<Summary>,
     detected_to_device: Option<Summary>,
@@ -119,8 +123,53 @@ struct Report {
     fetched_to_appended: Option<Summary>,
     appended_to_received: Option<Summary>,
     received_to_device: Option<Summary>,
-    cpu_us_per_message: BTreeMap<String, u128>,
-    resident_kib: BTreeMap<String, u64>,
+    processes: BTreeMap<String, Process>,
+}
+
+/// What a process needs.
+#[derive(Debug, Serialize)]
+struct Process {
+    /// CPU time a message, beyond what it needs when idle.
+    cpu_us_per_message: u128,
+    /// Thousandths of a core when idle; `None` if that was not measured.
+    idle_millicores: Option<u128>,
+    resident_kib: Option<u64>,
+}
+
+/// The CPU times of the processes up to a moment.
+#[derive(Debug)]
+struct CpuTimes {
+    at: Instant,
+    used: Vec<Duration>,
+}
+
+impl CpuTimes {
+    fn now(pids: &[NamedPid]) -> Result<Self, Failure> {
+        let used = pids.iter().map(|named| {
+            cpu::used(named.pid)
+                .ok_or_else(|| Failure::usage(format!("there is no process {}", named.pid)))
+        });
+        Ok(Self {
+            at: Instant::now(),
+            used: used.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// What each has used since.
+    fn until(&self, later: &Self) -> Vec<Duration> {
+        let pairs = self.used.iter().zip(&later.used);
+        pairs
+            .map(|(before, after)| after.saturating_sub(*before))
+            .collect()
+    }
+}
+
+/// The CPU times before the idle time, after it, and at the end of the warm-up.
+#[derive(Debug)]
+struct Baseline {
+    begin: CpuTimes,
+    idle: CpuTimes,
+    warm: CpuTimes,
 }
 
 /// When the device's app had a message.
@@ -167,10 +216,11 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         messages: args.messages,
         batch: args.batch,
         interval: Duration::from_millis(args.interval_ms),
+        idle: Duration::from_millis(args.idle_ms),
         pids: args.pids.clone(),
     };
     let mut delivering = tokio::spawn(deliver(lmtp, plan));
-    let mut cpu_before = None;
+    let mut baseline = None;
     let mut deadline = None;
     while plain.len() < all || told.len() < all {
         tokio::select! {
@@ -184,7 +234,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
             },
             delivered = &mut delivering, if deadline.is_none() => {
                 let delivered = delivered.map_err(|error| Failure::internal(error.to_string()))?;
-                cpu_before = Some(delivered?);
+                baseline = Some(delivered?);
                 deadline = Some(Instant::now() + LAST);
             }
             () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
@@ -200,12 +250,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         }
     }
     watching.abort();
-    let after = cpu_of(&args.pids)?;
-    let cpu = cpu_before.map_or_else(BTreeMap::new, |before| {
-        per_message(&args.pids, &before, &after, measured)
+    let end = CpuTimes::now(&args.pids)?;
+    let processes = baseline.map_or_else(BTreeMap::new, |baseline| {
+        processes(&args.pids, &baseline, &end, measured)
     });
     plain.drain(..warm_up.min(plain.len()));
-    let report = report(&args, &plain, &told, cpu);
+    let report = report(&args, &plain, &told, processes);
     done(print(&report, args.json))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -227,18 +277,22 @@ struct Plan {
     messages: u32,
     batch: u32,
     interval: Duration,
+    idle: Duration,
     pids: Vec<NamedPid>,
 }
 
-/// Delivers it; answers the CPU times at the end of the warm-up.
-async fn deliver(mut lmtp: Lmtp, plan: Plan) -> Result<Vec<Duration>, Failure> {
+/// Delivers it; answers the CPU times from before what is measured.
+async fn deliver(mut lmtp: Lmtp, plan: Plan) -> Result<Baseline, Failure> {
+    let begin = CpuTimes::now(&plan.pids)?;
+    tokio::time::sleep(plan.idle).await;
+    let idle = CpuTimes::now(&plan.pids)?;
     let mut tick = interval(plan.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut cpu_before = Vec::new();
+    let mut warm = None;
     for delivery in 0..plan.warm_up + plan.messages {
         tick.tick().await;
         if delivery == plan.warm_up {
-            cpu_before = cpu_of(&plan.pids)?;
+            warm = Some(CpuTimes::now(&plan.pids)?);
         }
         for n in 0..plan.batch {
             lmtp.deliver(&message(delivery, n))
@@ -246,7 +300,8 @@ async fn deliver(mut lmtp: Lmtp, plan: Plan) -> Result<Vec<Duration>, Failure> {
                 .map_err(|error| Failure::unavailable(format!("LMTP: {error}")))?;
         }
     }
-    Ok(cpu_before)
+    let warm = warm.ok_or_else(|| Failure::internal("nothing was measured"))?;
+    Ok(Baseline { begin, idle, warm })
 }
 
 fn mailbox(args: &Args) -> Result<Mailbox, Failure> {
@@ -349,27 +404,29 @@ fn message(delivery: u32, n: u32) -> String {
     )
 }
 
-fn cpu_of(pids: &[NamedPid]) -> Result<Vec<Duration>, Failure> {
-    pids.iter()
-        .map(|named| {
-            cpu::used(named.pid)
-                .ok_or_else(|| Failure::usage(format!("there is no process {}", named.pid)))
-        })
-        .collect()
-}
-
-fn per_message(
+/// What each process needed for the measured messages, and needs without.
+fn processes(
     pids: &[NamedPid],
-    before: &[Duration],
-    after: &[Duration],
+    baseline: &Baseline,
+    end: &CpuTimes,
     messages: usize,
-) -> BTreeMap<String, u128> {
+) -> BTreeMap<String, Process> {
     let messages = u128::try_from(messages).unwrap_or(1).max(1);
+    let idle_time = (baseline.idle.at - baseline.begin.at).as_micros();
+    let time = (end.at - baseline.warm.at).as_micros();
+    let idle = baseline.begin.until(&baseline.idle);
+    let used = baseline.warm.until(end);
     pids.iter()
-        .zip(before.iter().zip(after))
-        .map(|(named, (before, after))| {
-            let used = after.saturating_sub(*before).as_micros();
-            (named.name.clone(), used / messages)
+        .zip(idle.iter().zip(used))
+        .map(|(named, (idle, used))| {
+            let idle_share = |of: u128| (idle.as_micros() * of).checked_div(idle_time);
+            let without = idle_share(time).unwrap_or_default();
+            let process = Process {
+                cpu_us_per_message: used.as_micros().saturating_sub(without) / messages,
+                idle_millicores: idle_share(1000),
+                resident_kib: cpu::resident_kib(named.pid),
+            };
+            (named.name.clone(), process)
         })
         .collect()
 }
@@ -378,7 +435,7 @@ fn report(
     args: &Args,
     plain: &[BareReceipt],
     told: &BTreeMap<u32, DeviceReceipt>,
-    cpu_us_per_message: BTreeMap<String, u128>,
+    processes: BTreeMap<String, Process>,
 ) -> Report {
     let both: Vec<(&BareReceipt, &DeviceReceipt)> = plain
         .iter()
@@ -396,6 +453,9 @@ fn report(
         interval_ms: args.interval_ms,
         batch: args.batch,
         exists_to_device: of(|plain, device| between(plain.exists, device.at)),
+        exists_to_detected: of(|plain, device| {
+            between(plain.exists, device.at) - (device.wall_us - device.times.detected_us)
+        }),
         exists_to_fetched: of(|plain, _| between(plain.exists, plain.fetched)),
         device_minus_fetched: of(|plain, device| between(plain.fetched, device.at)),
         detected_to_device: of(|_, device| device.wall_us - device.times.detected_us),
@@ -403,12 +463,7 @@ fn report(
         fetched_to_appended: of(|_, d| d.times.appended_us - d.times.fetched_us),
         appended_to_received: of(|_, d| d.times.received_us - d.times.appended_us),
         received_to_device: of(|_, device| device.wall_us - device.times.received_us),
-        cpu_us_per_message,
-        resident_kib: args
-            .pids
-            .iter()
-            .filter_map(|named| Some((named.name.clone(), cpu::resident_kib(named.pid)?)))
-            .collect(),
+        processes,
     }
 }
 
@@ -446,8 +501,9 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
     };
     for (name, summary) in [
         ("exists -> device", report.exists_to_device),
-        ("exists -> fetched", report.exists_to_fetched),
-        ("device - fetched", report.device_minus_fetched),
+        ("  bare client fetched", report.exists_to_fetched),
+        ("  device - bare client", report.device_minus_fetched),
+        ("exists -> detected", report.exists_to_detected),
         ("detected -> device", report.detected_to_device),
         ("  detected -> fetched", report.detected_to_fetched),
         ("  fetched -> appended", report.fetched_to_appended),
@@ -465,9 +521,22 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
             )?;
         }
     }
-    for (name, us) in &report.cpu_us_per_message {
-        let mib = report.resident_kib.get(name).map_or(0, |kib| kib / 1024);
-        writeln!(out, "{name}: {us} us of CPU a message, {mib} MiB resident")?;
+    for (name, process) in &report.processes {
+        let idle = process.idle_millicores.map_or_else(String::new, |share| {
+            format!(
+                " beyond {}.{} % of a core when idle",
+                share / 10,
+                share % 10
+            )
+        });
+        let memory = process
+            .resident_kib
+            .map_or_else(String::new, |kib| format!(", {} MiB resident", kib / 1024));
+        writeln!(
+            out,
+            "{name}: {} us of CPU a message{idle}{memory}",
+            process.cpu_us_per_message
+        )?;
     }
     Ok(())
 }
@@ -492,11 +561,25 @@ mod tests {
     }
 
     #[test]
-    fn cpu_is_told_per_message() {
+    fn cpu_is_told_per_message_beyond_idle() {
         let pids = ["a=1".parse().unwrap(), "b=2".parse().unwrap()];
-        let ms = Duration::from_millis;
-        let per = per_message(&pids, &[ms(10), ms(20)], &[ms(110), ms(20)], 100);
-        assert_eq!(per.get("a"), Some(&1000));
-        assert_eq!(per.get("b"), Some(&0));
+        let start = Instant::now();
+        let times = |second: u64, used: [u64; 2]| CpuTimes {
+            at: start + Duration::from_secs(second),
+            used: used.map(Duration::from_millis).to_vec(),
+        };
+        let baseline = Baseline {
+            begin: times(0, [0, 0]),
+            idle: times(10, [50, 0]),
+            warm: times(20, [500, 7]),
+        };
+        let all = processes(&pids, &baseline, &times(40, [700, 7]), 100);
+        let told = |name| {
+            let process: &Process = &all[name];
+            (process.cpu_us_per_message, process.idle_millicores)
+        };
+        // 200 ms in 20 s, of which 100 ms would have been used anyway.
+        assert_eq!(told("a"), (1000, Some(5)));
+        assert_eq!(told("b"), (0, Some(0)));
     }
 }
