@@ -1,6 +1,6 @@
 //! Subjects, streams, buckets and keys of an installation.
 
-use mailbell_core::ids::{AccountId, Group, Installation, Partition};
+use mailbell_core::ids::{AccountId, Group, Installation, Partition, Tenant};
 
 /// Every name that starts with the installation's.
 #[derive(Debug, Clone)]
@@ -52,6 +52,11 @@ impl Names {
             self.installation,
             partition.group()
         )
+    }
+
+    /// Those of a tenant's accounts in a group's log.
+    pub(crate) fn log_tenant_subjects(&self, group: Group, tenant: &Tenant) -> String {
+        format!("mb.{}.log.{group}.*.{tenant}.*", self.installation)
     }
 
     pub(crate) fn log_subject(&self, account: &AccountId) -> String {

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use futures_util::future::try_join_all;
 use mailbell_core::{
-    ids::{AccountId, Group, Partition, Position},
+    ids::{AccountId, Group, Partition, Position, Tenant},
     read::{Next, ReadUpTo},
 };
 use serde_json::json;
@@ -23,7 +23,7 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 1024 * 1024;
 /// Messages in one batch of each account, where several are merged.
 const MERGED_BATCH: usize = 64;
-/// Up to this many accounts are read one by one; beyond it, reading the whole group is cheaper.
+/// Up to this many accounts are read one by one; beyond it, reading all of their tenant's, or the whole group, is cheaper.
 const MERGED_ACCOUNTS: usize = 16;
 
 /// Whose events of a group's log.
@@ -33,9 +33,12 @@ pub enum Filter {
     All,
     /// Those of one partition.
     Partition(Partition),
+    /// Those of one tenant.
+    Tenant(Tenant),
     /// Those of one account.
     Account(AccountId),
-    /// Those of several accounts of the group, merged in order. A few are read one by one, many by reading the whole group.
+    /// Those of several accounts of the group, merged in order. A few are read one by one, many by reading all of their tenant's,
+    /// or the whole group if they have several.
     Accounts(Vec<AccountId>),
 }
 
@@ -212,7 +215,7 @@ impl Source {
 pub struct LogReader {
     opener: Opener,
     sources: Vec<Source>,
-    /// With many accounts, who of the whole group is asked for. Sorted.
+    /// With many accounts, who of all that is read is asked for. Sorted.
     only: Option<Vec<AccountId>>,
 }
 
@@ -232,6 +235,9 @@ impl LogReader {
             Filter::Partition(partition) => {
                 (vec![range(names.log_partition_subjects(partition))], None)
             }
+            Filter::Tenant(tenant) => {
+                (vec![range(names.log_tenant_subjects(group, &tenant))], None)
+            }
             Filter::Account(account) => (vec![range(names.log_subject(&account))], None),
             Filter::Accounts(mut accounts) => {
                 accounts.sort();
@@ -242,7 +248,15 @@ impl LogReader {
                         .map(|account| range(names.log_subject(account)).with_batch(MERGED_BATCH));
                     (ranges.collect(), None)
                 } else {
-                    (vec![range(names.log_subjects(group))], Some(accounts))
+                    let one = accounts.first().map(AccountId::tenant).filter(|one| {
+                        let mut tenants = accounts.iter().map(AccountId::tenant);
+                        tenants.all(|tenant| tenant == *one)
+                    });
+                    let subjects = match one {
+                        Some(tenant) => names.log_tenant_subjects(group, tenant),
+                        None => names.log_subjects(group),
+                    };
+                    (vec![range(subjects)], Some(accounts))
                 }
             }
         };
@@ -261,53 +275,47 @@ impl LogReader {
         }
     }
 
-    /// The next entries in order; `None` once everything up to the end of the range was read. A failed call may be repeated:
-    /// it goes on where the last good one ended.
+    /// The next entries in order, maybe none yet; `None` once everything up to the end of the range was read. A failed call may
+    /// be repeated: it goes on where the last good one ended.
     ///
     /// # Errors
     /// Why NATS did not answer.
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Entry>>, BusError> {
-        loop {
-            try_join_all(self.sources.iter_mut().map(Source::fill)).await?;
-            let mut entries = Vec::new();
-            // As long as every range that is not done shows its next message, the lowest of them is the next one of all.
-            while self
+        try_join_all(self.sources.iter_mut().map(Source::fill)).await?;
+        let mut entries = Vec::new();
+        // As long as every range that is not done shows its next message, the lowest of them is the next one of all.
+        while self
+            .sources
+            .iter()
+            .all(|source| source.done || !source.waiting.is_empty())
+        {
+            let next = self
                 .sources
-                .iter()
-                .all(|source| source.done || !source.waiting.is_empty())
+                .iter_mut()
+                .filter(|source| !source.waiting.is_empty());
+            let Some(next) =
+                next.min_by_key(|source| source.waiting.front().map(|message| message.sequence))
+            else {
+                break;
+            };
+            if let Some(entry) = next
+                .waiting
+                .pop_front()
+                .and_then(|message| self.opener.open(message))
+                && self
+                    .only
+                    .as_ref()
+                    .is_none_or(|only| only.binary_search(&entry.account).is_ok())
             {
-                let next = self
-                    .sources
-                    .iter_mut()
-                    .filter(|source| !source.waiting.is_empty());
-                let Some(next) = next
-                    .min_by_key(|source| source.waiting.front().map(|message| message.sequence))
-                else {
-                    break;
-                };
-                if let Some(entry) = next
-                    .waiting
-                    .pop_front()
-                    .and_then(|message| self.opener.open(message))
-                    && self
-                        .only
-                        .as_ref()
-                        .is_none_or(|only| only.binary_search(&entry.account).is_ok())
-                {
-                    entries.push(entry);
-                }
-            }
-            if !entries.is_empty() {
-                return Ok(Some(entries));
-            }
-            if self
-                .sources
-                .iter()
-                .all(|source| source.done && source.waiting.is_empty())
-            {
-                return Ok(None);
+                entries.push(entry);
             }
         }
+        let over = self
+            .sources
+            .iter()
+            .all(|source| source.done && source.waiting.is_empty());
+        // Whoever looks for a few in very many learns how far it is, and can stop here.
+        Ok((!over || !entries.is_empty()).then_some(entries))
     }
 
     /// All that is left, in memory: for ranges that are known to be short.

@@ -158,8 +158,9 @@ impl Replays {
 }
 
 fn filter(subject: &Subject, replay: &Replay) -> Filter {
-    let Subject::Accounts(accounts) = subject else {
-        return Filter::All;
+    let accounts = match subject {
+        Subject::Tenant(tenant) => return Filter::Tenant(tenant.clone()),
+        Subject::Accounts(accounts) => accounts,
     };
     let mut here: Vec<_> = accounts
         .iter()

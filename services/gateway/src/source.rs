@@ -41,7 +41,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     async fn log_state(&self, group: Group) -> Result<LogState, BusError>;
     /// Follows a log from a position on.
     fn follow(&self, group: Group, from: Position) -> Box<dyn Follow>;
-    /// The next bounded batch of what lies after `after`, up to and with `up_to`.
+    /// The next bounded batch of what lies after `after`, up to and with `up_to`. It may be empty before the end, but gets on.
     async fn read(
         &self,
         group: Group,

@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use mailbell_bus::{Entry, Filter, Logs, Role};
-use mailbell_core::ids::{AccountId, Position};
+use mailbell_core::ids::{AccountId, Position, Tenant};
 
 use crate::{
     fake::{Fake, Lag},
-    world::{World, account, append_all, event, partition, uid},
+    world::{World, account, account_of, append_all, event, partition, uid},
 };
 
 fn uids(entries: &[Entry]) -> Vec<u32> {
@@ -89,6 +89,60 @@ async fn ranges_by_account_partition_and_group() {
         (96..=115).collect::<Vec<_>>()
     );
     assert_eq!(read(&logs, Filter::Account(a), 900, 900).await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_tenant_reads_its_own() {
+    let world = World::start().await;
+    let logs = world.logs(Role::Watcher).await;
+    let ours = Tenant::default();
+    let theirs: Tenant = "theirs".parse().unwrap();
+    let mine = account(5, 0);
+    // In the same partition, and in another one of the same group.
+    for (n, tenant) in [(5, &ours), (21, &ours), (5, &theirs), (21, &theirs)] {
+        append_all(&logs, &account_of(tenant, n, 0), 1..=50).await;
+    }
+    for tenant in [&ours, &theirs] {
+        let entries = read(&logs, Filter::Tenant(tenant.clone()), 0, 200).await;
+        assert_eq!(entries.len(), 100);
+        assert!(entries.iter().all(|entry| entry.account.tenant() == tenant));
+    }
+    let nobody: Tenant = "thei".parse().unwrap();
+    assert!(
+        read(&logs, Filter::Tenant(nobody.clone()), 0, 200)
+            .await
+            .is_empty()
+    );
+    // Many accounts of one tenant, and of several.
+    let mut many: Vec<_> = (1..30).map(|n| account(5, n)).collect();
+    many.push(mine.clone());
+    assert_eq!(
+        read(&logs, Filter::Accounts(many.clone()), 0, 200)
+            .await
+            .len(),
+        50
+    );
+    many.push(account_of(&theirs, 21, 0));
+    assert_eq!(read(&logs, Filter::Accounts(many), 0, 200).await.len(), 100);
+}
+
+#[tokio::test]
+async fn who_looks_for_a_few_in_many_learns_how_far_it_is() {
+    let world = World::start().await;
+    let logs = world.logs(Role::Watcher).await;
+    let [a, ..] = three(&logs).await;
+    let absent: Vec<_> = (2..30).map(|n| account(5, n)).collect();
+    let mut reader = logs.read(a.group(), Filter::Accounts(absent), 0, 900);
+    let mut before = 0;
+    let mut batches = 0;
+    while let Some(entries) = reader.next_batch().await.unwrap() {
+        assert!(entries.is_empty());
+        assert!(reader.position() > before);
+        before = reader.position();
+        batches += 1;
+    }
+    assert_eq!(reader.position(), 900);
+    assert!(batches >= 3, "{batches}");
 }
 
 #[tokio::test]

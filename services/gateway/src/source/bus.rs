@@ -11,9 +11,12 @@ use mailbell_core::{
     ids::{AccountId, Group, LogId, PerGroup, Position, Tenant},
 };
 use mailbell_proto::bus::v1::{AccountRecord, Issuer, OwnerRequest, OwnerResponse, StatusRecord};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{Batch, Changes, Follow, Source};
+
+/// How long a read may go on without having found anything. Far below what a replay waits for it.
+const ENOUGH: Duration = Duration::from_secs(2);
 
 /// What the gateway needs of the bus.
 #[derive(Debug, Clone)]
@@ -68,9 +71,11 @@ impl Source for BusSource {
         up_to: Position,
     ) -> Result<Batch, BusError> {
         let mut reader = self.logs.read(group, filter, after, up_to);
-        // A batch may be empty while the range is not over: a replica that lags was asked, and the leader must be.
+        // A batch may be empty while the range is not over: a replica that lags was asked, or there is nothing of these accounts
+        // in much of others. What was passed over in this time is told, so that a slow read goes on instead of beginning anew.
+        let enough = Instant::now() + ENOUGH;
         let mut entries = Vec::new();
-        while entries.is_empty() {
+        while entries.is_empty() && Instant::now() < enough {
             match reader.next_batch().await? {
                 Some(batch) => entries = batch,
                 None => break,

@@ -348,6 +348,7 @@ impl Source for MemorySource {
         let wanted = |entry: &&Entry| match &filter {
             Filter::All => true,
             Filter::Partition(partition) => entry.account.partition() == *partition,
+            Filter::Tenant(tenant) => entry.account.tenant() == tenant,
             Filter::Account(account) => entry.account == *account,
             Filter::Accounts(accounts) => accounts.contains(&entry.account),
         };
