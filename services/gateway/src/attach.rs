@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
 use mailbell_core::{
     cursor::{Cursor, Subject, digest},
     ids::{AccountId, PerGroup},
@@ -25,7 +25,7 @@ use crate::{
 
 /// The states of so many accounts are asked for at once.
 const STATES_AT_ONCE: usize = 8;
-/// How long the state of an account may take: it is a courtesy, and left out rather than waited for.
+/// How long the states of all accounts of a stream may take together: they are a courtesy, and left out rather than waited for.
 const STATE_LIMIT: Duration = Duration::from_secs(3);
 /// How often the window may move on while the leaders are asked. Each round asks only for what the one before did not.
 const ROUNDS: usize = 4;
@@ -124,13 +124,16 @@ async fn states(shared: &Shared, narrowed: &Narrowed) -> Result<Vec<AccountState
         return Ok(Vec::new());
     }
     let mut states = Vec::new();
-    for some in accounts.chunks(STATES_AT_ONCE) {
-        let asked = some
-            .iter()
-            .map(|account| timeout(STATE_LIMIT, state(shared, account)));
-        let known = join_all(asked).await;
-        states.extend(known.into_iter().filter_map(Result::ok).flatten());
-    }
+    // Owned: a borrowed one would make this future good for one lifetime only.
+    let asked = stream::iter(accounts.clone())
+        .map(async |account| state(shared, &account).await)
+        .buffer_unordered(STATES_AT_ONCE)
+        .for_each(|known| {
+            states.extend(known);
+            std::future::ready(())
+        });
+    // What is known by then is told.
+    let _ = timeout(STATE_LIMIT, asked).await;
     let removed = |state: &AccountState| state.health() == Health::Removed;
     if narrowed.named && states.iter().any(removed) {
         return Err(Status::not_found("one of these accounts does not exist"));
@@ -165,7 +168,49 @@ pub(crate) async fn state(shared: &Shared, account: &AccountId) -> Option<Accoun
 
 #[cfg(test)]
 mod tests {
+    use mailbell_core::{delivery::Subscription, token::MAX_ACCOUNTS};
+    use mailbell_proto::bus::v1::AccountRecord;
+
     use super::*;
+    use crate::{
+        Metrics, Options, authority::Authority, source::Source as _, source::memory::MemorySource,
+        tails::Tails,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn the_states_of_all_accounts_have_one_limit() {
+        let source = MemorySource::new();
+        let bus: Arc<dyn crate::source::Source> = Arc::new(source.clone());
+        let link = source.link();
+        let shared = Shared::new(
+            Arc::new(Options::default()),
+            Metrics::default(),
+            Arc::clone(&bus),
+            Arc::new(Tails::new(bus)),
+            Arc::new(Authority::new("main".to_owned(), link)),
+            tokio::sync::mpsc::channel(1).0,
+        );
+        let account =
+            |n: usize| -> AccountId { format!("t.01ARZ3NDEKTSV4RRFFQ6{n:06}").parse().unwrap() };
+        for n in 0..MAX_ACCOUNTS {
+            source.put_account(&account(n), AccountRecord::default());
+            if n >= 2 {
+                source.hold_account(&account(n));
+            }
+        }
+        let narrowed = Narrowed {
+            subscription: Subscription {
+                subject: Subject::accounts((0..MAX_ACCOUNTS).map(account)),
+                kinds: mailbell_core::delivery::ALL_KINDS,
+            },
+            level: mailbell_proto::push::v1::ContentLevel::Preview,
+            named: false,
+        };
+        let before = Instant::now();
+        let known = states(&shared, &narrowed).await.unwrap();
+        assert_eq!(before.elapsed(), STATE_LIMIT);
+        assert_eq!(known.len(), 2);
+    }
 
     #[test]
     fn where_a_device_goes_on() {

@@ -34,6 +34,7 @@ mod service;
 mod shared;
 pub mod source;
 mod tails;
+mod tombstones;
 
 pub use dispatcher::CHECK;
 pub use error::Error;

@@ -4,7 +4,7 @@
 //! same time; the leftover of any other is read again. So the memory of replays is bounded whatever the devices do.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -14,8 +14,10 @@ use mailbell_core::{
     backoff::Backoff,
     cursor::Subject,
     delivery::{DeviceId, Replay},
-    ids::Position,
+    event::Fact,
+    ids::{AccountId, Position},
 };
+use mailbell_proto::push::v1::Health;
 use mailbell_runtime::failpoint;
 use tokio::{
     task::JoinSet,
@@ -28,6 +30,7 @@ use crate::{
     metrics::{Metrics, Outcome},
     source::Source,
     tails::Tails,
+    tombstones::Tombstones,
 };
 
 /// How long one read may take.
@@ -56,6 +59,7 @@ pub(crate) struct Done {
 pub(crate) struct Replays {
     source: Arc<dyn Source>,
     tails: Arc<Tails>,
+    tombstones: Arc<Tombstones>,
     metrics: Metrics,
     most: usize,
     running: JoinSet<Done>,
@@ -74,6 +78,7 @@ impl Replays {
         most: usize,
     ) -> Self {
         Self {
+            tombstones: Arc::new(Tombstones::new(Arc::clone(&source))),
             source,
             tails,
             metrics,
@@ -106,9 +111,10 @@ impl Replays {
     /// Begins a read.
     pub(crate) fn begin(&mut self, id: DeviceId, replay: Replay, subject: &Subject) {
         let (source, tails) = (Arc::clone(&self.source), Arc::clone(&self.tails));
+        let tombstones = Arc::clone(&self.tombstones);
         let filter = filter(subject, &replay);
         self.running.spawn(async move {
-            let read = read(source, tails, replay, filter).await;
+            let read = read(source, tails, tombstones, replay, filter).await;
             Done { id, read }
         });
     }
@@ -180,6 +186,7 @@ fn filter(subject: &Subject, replay: &Replay) -> Filter {
 async fn read(
     source: Arc<dyn Source>,
     tails: Arc<Tails>,
+    tombstones: Arc<Tombstones>,
     replay: Replay,
     filter: Filter,
 ) -> Option<Read> {
@@ -199,9 +206,19 @@ async fn read(
         // The hub is about to hear of it too.
         return None;
     }
+    let accounts: HashSet<AccountId> = batch
+        .entries
+        .iter()
+        .map(|entry| entry.account.clone())
+        .collect();
+    let removed = tombstones.among(accounts).await;
     let received_us = now_us();
     let entries = batch.entries.into_iter().filter_map(|entry| {
-        let shared = SharedEntry::new(entry.event?, entry.stored_us, received_us);
+        let event = entry.event?;
+        if removed.contains(&entry.account) && !tells_of_removal(&event.fact) {
+            return None;
+        }
+        let shared = SharedEntry::new(event, entry.stored_us, received_us);
         Some((entry.position, shared))
     });
     Some(Read {
@@ -210,4 +227,15 @@ async fn read(
         read_to: batch.read_to,
         first: log.first,
     })
+}
+
+/// The one thing that a device still hears of an account that was removed.
+fn tells_of_removal(fact: &Fact) -> bool {
+    matches!(
+        fact,
+        Fact::AccountState {
+            health: Health::Removed,
+            ..
+        }
+    )
 }

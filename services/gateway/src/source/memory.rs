@@ -1,7 +1,7 @@
 //! A twin of the bus in memory: logs that can be cut, replaced and expired at will, answers that can be held back.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -41,6 +41,8 @@ pub struct MemorySource {
 struct World {
     logs: PerGroup<Log>,
     accounts: HashMap<AccountId, AccountRecord>,
+    /// Nobody answers for these.
+    held: HashSet<AccountId>,
     statuses: HashMap<AccountId, StatusRecord>,
     issuers: Vec<Change<String, Issuer>>,
     revocations: Vec<Change<(Tenant, String), i64>>,
@@ -101,6 +103,7 @@ impl MemorySource {
                 ..Log::default()
             }),
             accounts: HashMap::new(),
+            held: HashSet::new(),
             statuses: HashMap::new(),
             issuers: loaded
                 .map(|group| Change::Loaded { group })
@@ -249,6 +252,11 @@ impl MemorySource {
         self.change(|world| world.accounts.insert(account.clone(), record));
     }
 
+    /// Holds back the record of an account for good.
+    pub fn hold_account(&self, account: &AccountId) {
+        self.change(|world| world.held.insert(account.clone()));
+    }
+
     /// What an account's owner says of it.
     pub fn put_status(&self, account: &AccountId, record: StatusRecord) {
         self.change(|world| world.statuses.insert(account.clone(), record));
@@ -382,6 +390,10 @@ impl Source for MemorySource {
 
     async fn account(&self, account: &AccountId) -> Result<Option<AccountRecord>, BusError> {
         self.connected()?;
+        let held = self.world().held.contains(account);
+        if held {
+            std::future::pending::<()>().await;
+        }
         Ok(self.world().accounts.get(account).cloned())
     }
 

@@ -242,3 +242,49 @@ async fn a_gateway_that_starts_later_takes_the_cursor_of_another() {
     device.live().await;
     assert!(world.source.reads() > 0);
 }
+
+#[tokio::test]
+async fn what_a_removed_account_left_in_the_log_is_told_to_nobody() {
+    let world = World::with(small_window()).await;
+    let other = neighbour(0);
+    world
+        .source
+        .put_account(&other, mailbell_proto::bus::v1::AccountRecord::default());
+    let accounts = [account(0), other.clone()];
+    let before = left_after(&world, &accounts, 3).await;
+    append(&world, &other, 1..=20);
+    append(&world, &account(0), 4..=23);
+    let mut removal = arrival(&other, 0);
+    removal.content = bytes::Bytes::new();
+    removal.fact = mailbell_core::event::Fact::AccountState {
+        counter: 1,
+        health: mailbell_proto::push::v1::Health::Removed,
+    };
+    world.source.append(&removal);
+    append(&world, &account(0), 24..=40);
+    caught_up(&world, 61.0).await;
+    // Not purged yet.
+    let tombstone = mailbell_proto::bus::v1::AccountRecord {
+        removed_at_ms: 1,
+        ..mailbell_proto::bus::v1::AccountRecord::default()
+    };
+    world.source.put_account(&other, tombstone);
+    let mut device = world.again(&before, &accounts).await;
+    let (mut uids, mut removed) = (Vec::new(), 0);
+    while uids.len() < 37 {
+        match device.try_next().await.unwrap() {
+            Frame::Event(event) => {
+                let key = event.key.unwrap();
+                assert_eq!(key.account, account(0).to_string());
+                uids.push(key.uid);
+            }
+            Frame::AccountState(state) => {
+                assert_eq!(state.account, other.to_string());
+                removed += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(uids, (4..=40).collect::<Vec<_>>());
+    assert_eq!(removed, 1);
+}
