@@ -205,7 +205,7 @@ impl Error {
             }
             Self::Tls(fault) => match fault {
                 TlsFault::UnknownIssuer => {
-                    "The mail server's certificate comes from an authority that is not trusted here: add that authority's certificate."
+                    "The mail server's certificate comes from an authority that is not trusted here: start Mailbell with --imap-ca and that authority's certificate."
                 }
                 TlsFault::Expired => {
                     "The mail server's certificate has expired, or the clock here is wrong: ask the provider or set the clock."
