@@ -23,7 +23,7 @@ use mailbell_bus::{
     Bus,
     state::{Cas, Versioned},
 };
-use mailbell_core::ids::{AccountId, Tenant};
+use mailbell_core::ids::AccountId;
 use mailbell_proto::{
     admin::v1::{self as api, accounts_server, get_account_request::By},
     bus::v1::{AccountRecord, SealedCredential},
@@ -240,11 +240,9 @@ fn changed() -> Error {
 /// Frees what a removed account must not keep. Repeatable. Its checkpoint, status and log are the owning watcher's to purge.
 pub(crate) async fn purge(bus: &Bus, id: &AccountId, external_id: &str) -> Result<(), Error> {
     if !external_id.is_empty() {
-        let tenant: &Tenant = id.tenant();
         // Only while it is this account's: a new one may have it already.
-        if bus.external_ids().get(tenant, external_id).await?.as_ref() == Some(id) {
-            bus.external_ids().delete(tenant, external_id).await?;
-        }
+        let ids = bus.external_ids();
+        ids.free(id.tenant(), external_id, id).await?;
     }
     bus.credentials().delete(id).await?;
     Ok(())

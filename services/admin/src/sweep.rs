@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailbell_bus::{Bus, BusError, state::PageToken};
+use mailbell_bus::{Bus, BusError, Logs, state::PageToken};
 use mailbell_core::ids::AccountId;
 use mailbell_runtime::drain::DrainHandle;
 use rand::RngExt as _;
@@ -50,21 +50,30 @@ pub(crate) async fn run(bus: Bus, mirror: Mirror, mut drain: DrainHandle) {
 async fn sweep(bus: &Bus, mirror: &Mirror, first: bool) -> Result<(), Error> {
     let now = convert::now_ms();
     let tombstone_ms = i64::try_from(bus.timing().tombstone_age.as_millis()).unwrap_or(i64::MAX);
+    let mut logs: Option<Logs> = None;
     for (account, removed_at_ms) in mirror.removed() {
-        if removed_at_ms.saturating_add(tombstone_ms) < now {
-            forget(bus, mirror, &account).await?;
-        } else if first {
+        let old = removed_at_ms.saturating_add(tombstone_ms) < now;
+        if old || first {
             // A removal that a crash cut off.
             let record = bus.accounts().get(&account).await?;
             let external_id = record.map(|record| record.value.external_id);
             accounts::purge(bus, &account, &external_id.unwrap_or_default()).await?;
         }
+        if old {
+            let logs = match &mut logs {
+                Some(logs) => logs,
+                none => none.insert(bus.logs().await?),
+            };
+            forget(bus, logs, mirror, &account).await?;
+        }
     }
     forget_tokens(bus, now).await
 }
 
-async fn forget(bus: &Bus, mirror: &Mirror, account: &AccountId) -> Result<(), Error> {
-    // The owning watcher did so long ago, unless there was none in all that time.
+async fn forget(bus: &Bus, logs: &Logs, mirror: &Mirror, account: &AccountId) -> Result<(), Error> {
+    // The owning watcher did so long ago, unless there was none in all that time. The tombstone goes last: until then readers
+    // skip what the log still holds, and whatever fails here is done again.
+    logs.purge_account(account).await?;
     bus.checkpoints().delete(account).await?;
     bus.statuses().delete(account).await?;
     bus.accounts().delete(account).await?;
@@ -90,5 +99,92 @@ async fn forget_tokens(bus: &Bus, now: i64) -> Result<(), Error> {
             Some(next) => page_token = Some(next),
             None => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mailbell_bus::{
+        BusOptions, Role,
+        state::{Cas, Versioned},
+    };
+    use mailbell_core::{
+        checkpoint::Checkpoint,
+        event::{Event, Fact},
+        ids::Tenant,
+    };
+    use mailbell_proto::bus::v1::{AccountRecord, SealedCredential};
+    use mailbell_runtime::health::Health;
+    use mailbell_test_servers::{NatsOptions, NatsServer};
+
+    use super::*;
+
+    async fn connect(nats: &NatsServer, role: Role) -> Bus {
+        let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
+        Bus::connect(options).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_no_watcher_has_purged_goes_before_its_tombstone() {
+        let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
+        connect(&nats, Role::Setup).await.setup().await.unwrap();
+        let (watcher, admin) =
+            tokio::join!(connect(&nats, Role::Watcher), connect(&nats, Role::Admin));
+        let logs = watcher.logs().await.unwrap();
+        let mirror = Mirror::new(Default::default(), Health::new());
+        let tenant = Tenant::default();
+        let now = convert::now_ms();
+        let removed = [now - 73 * 3600 * 1000, now - 71 * 3600 * 1000];
+        let mut accounts = Vec::new();
+        for (name, removed_at_ms) in ["old", "young"].into_iter().zip(removed) {
+            let id = AccountId::new(tenant.clone(), ulid::Ulid::generate());
+            let ids = admin.external_ids();
+            assert_eq!(ids.claim(&tenant, name, &id).await.unwrap(), id);
+            let credential = SealedCredential::default();
+            admin.credentials().put(&id, &credential).await.unwrap();
+            let first = Checkpoint::first([("INBOX".to_owned(), 1, 1)], 0);
+            let stored = admin.checkpoints().store(&id, &first, 0).await.unwrap();
+            assert!(matches!(stored, Cas::Stored(_)));
+            let event = Event {
+                account: id.clone(),
+                folder: 1,
+                generation: 1,
+                fact: Fact::Gone { uid: 1 },
+                alert: false,
+                owner_epoch: 1,
+                traceparent: String::new(),
+                detected_us: 1,
+                fetched_us: 1,
+                folder_name: String::new(),
+                content: Vec::new().into(),
+            };
+            logs.append(&event).await;
+            let tombstone = AccountRecord {
+                schema: convert::SCHEMA,
+                external_id: name.to_owned(),
+                removed_at_ms,
+                ..AccountRecord::default()
+            };
+            let stored = admin.accounts().create(&id, &tombstone).await.unwrap();
+            assert!(matches!(stored, Cas::Stored(_)));
+            mirror.note_account(&id, removed_at_ms);
+            accounts.push(id);
+        }
+        let (old, young) = (&accounts[0], &accounts[1]);
+        sweep(&admin, &mirror, false).await.unwrap();
+        assert_eq!(mirror.removed().len(), 1);
+        assert_eq!(admin.accounts().get(old).await.unwrap(), None);
+        assert_eq!(admin.checkpoints().load(old).await.unwrap(), None);
+        assert_eq!(watcher.credentials().get(old).await.unwrap(), None);
+        let ids = admin.external_ids();
+        assert_eq!(ids.get(&tenant, "old").await.unwrap(), None);
+        assert_eq!(logs.purge_account(old).await.unwrap(), 0);
+        // The other one is still its owner's to purge.
+        let record = admin.accounts().get(young).await.unwrap();
+        assert!(matches!(record, Some(Versioned { value, .. }) if value.removed_at_ms > 0));
+        assert!(admin.checkpoints().load(young).await.unwrap().is_some());
+        assert_eq!(logs.purge_account(young).await.unwrap(), 1);
+        watcher.close().await;
+        admin.close().await;
     }
 }

@@ -133,10 +133,7 @@ impl Bus {
     /// Removes a key: a mark stays for a while, so that those who watch learn of it.
     pub(crate) async fn kv_delete(&self, bucket: Bucket, key: &str) -> Result<(), BusError> {
         let subject = self.names().key_subject(bucket, key);
-        let mut headers = HeaderMap::new();
-        headers.insert("KV-Operation", "PURGE");
-        headers.insert("Nats-Rollup", "sub");
-        headers.insert(TTL, ttl_text(self.timing().tombstone_age));
+        let headers = self.removal();
         match self
             .wire()
             .store(&subject, Some(headers), Bytes::new())
@@ -145,6 +142,29 @@ impl Bus {
             Ok(_) => Ok(()),
             Err(error) => Err(self.wire().failed(error.into_bus(&subject))),
         }
+    }
+
+    /// Removes the value that has this revision, and no newer one.
+    pub(crate) async fn kv_delete_at(
+        &self,
+        bucket: Bucket,
+        key: &str,
+        revision: u64,
+    ) -> Result<Cas, BusError> {
+        let subject = self.names().key_subject(bucket, key);
+        let mut headers = self.removal();
+        headers.insert(EXPECTED, revision.to_string());
+        let stored = self.wire().store(&subject, Some(headers), Bytes::new());
+        cas(self.wire(), stored.await?, &subject)
+    }
+
+    /// The headers of a mark of a removal.
+    fn removal(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert("KV-Operation", "PURGE");
+        headers.insert("Nats-Rollup", "sub");
+        headers.insert(TTL, ttl_text(self.timing().tombstone_age));
+        headers
     }
 
     /// Reads what lies under the keys that match, marks of removals included, as of now.

@@ -152,8 +152,9 @@ impl Accounts {
             return Ok(None);
         }
         self.bus.credentials().put(id, credential).await?;
-        if let Some(looked) = looked {
-            self.store_checkpoint(id, looked).await?;
+        match looked {
+            Some(looked) => self.store_checkpoint(id, looked).await?,
+            None => self.clear_checkpoint(id).await?,
         }
         match self.bus.accounts().create(id, &wanted.record).await? {
             Cas::Stored(revision) => {
@@ -163,6 +164,16 @@ impl Accounts {
             }
             Cas::Conflict => Ok(None),
         }
+    }
+
+    /// Of an account that was not looked at, the first login says where it begins: not an earlier try that did look, was cut off
+    /// before the account was there, and would have everything since then told as new.
+    async fn clear_checkpoint(&self, id: &AccountId) -> Result<(), Error> {
+        let checkpoints = self.bus.checkpoints();
+        if checkpoints.load(id).await?.is_some() {
+            checkpoints.delete(id).await?;
+        }
+        Ok(())
     }
 
     async fn store_checkpoint(&self, id: &AccountId, looked: CheckResult) -> Result<(), Error> {

@@ -265,6 +265,21 @@ async fn a_creation_that_was_cut_off_goes_on_where_it_stood() {
             .value;
         assert_eq!(checkpoint.folders[0].uid_next, 42);
     }
+    // Nobody looked this time: what an earlier try saw is not where it begins.
+    let id = AccountId::new("default".parse().unwrap(), ulid::Ulid::generate());
+    let ids = world.bus.external_ids();
+    ids.claim(&tenant, "unseen", &id).await.unwrap();
+    let old = Checkpoint::first([("INBOX".to_owned(), 1, 1)], 0);
+    let stored = world.bus.checkpoints().store(&id, &old, 0).await.unwrap();
+    assert!(matches!(stored, Cas::Stored(_)));
+    let unseen = CreateAccountRequest {
+        no_check: true,
+        ..request("unseen")
+    };
+    let made = world.accounts.create_account(unseen).await.unwrap();
+    let account = made.into_inner().account.unwrap();
+    assert_eq!(account.id, id.to_string());
+    assert_eq!(world.bus.checkpoints().load(&id).await.unwrap(), None);
     world.stop().await;
 }
 

@@ -87,24 +87,44 @@ impl ExternalIds {
         tenant: &Tenant,
         external_id: &str,
     ) -> Result<Option<AccountId>, BusError> {
-        let key = external_key(tenant, external_id);
-        let Some(message) = self.bus.kv_get(Bucket::Control, &key).await? else {
+        let found = self.find(&external_key(tenant, external_id)).await?;
+        Ok(found.map(|found| found.value))
+    }
+
+    async fn find(&self, key: &str) -> Result<Option<Versioned<AccountId>>, BusError> {
+        let Some(message) = self.bus.kv_get(Bucket::Control, key).await? else {
             return Ok(None);
         };
         let account = std::str::from_utf8(&message.payload)
             .ok()
             .and_then(|text| text.parse().ok());
-        account.map(Some).ok_or(BusError::Record(key))
+        let value = account.ok_or_else(|| BusError::Record(key.to_owned()))?;
+        Ok(Some(Versioned {
+            value,
+            revision: message.sequence,
+        }))
     }
 
-    /// Frees it.
+    /// Frees it if this account has it: another one that has got it meanwhile keeps it.
     ///
     /// # Errors
     /// Why NATS did not do it.
-    pub async fn delete(&self, tenant: &Tenant, external_id: &str) -> Result<(), BusError> {
-        self.bus
-            .kv_delete(Bucket::Control, &external_key(tenant, external_id))
-            .await
+    pub async fn free(
+        &self,
+        tenant: &Tenant,
+        external_id: &str,
+        account: &AccountId,
+    ) -> Result<(), BusError> {
+        let key = external_key(tenant, external_id);
+        match self.find(&key).await? {
+            // A conflict: somebody else has freed it, and maybe another has it already.
+            Some(found) if found.value == *account => self
+                .bus
+                .kv_delete_at(Bucket::Control, &key, found.revision)
+                .await
+                .map(|_| ()),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -411,7 +411,15 @@ async fn one_account_an_external_id() {
             Some(winner.clone())
         );
         assert_eq!(one.claim(&tenant, external, &winner).await.unwrap(), winner);
-        one.delete(&tenant, external).await.unwrap();
+        // Only who has it frees it.
+        let loser = if winner == a { &b } else { &a };
+        one.free(&tenant, external, loser).await.unwrap();
+        assert_eq!(
+            two.get(&tenant, external).await.unwrap(),
+            Some(winner.clone())
+        );
+        one.free(&tenant, external, &winner).await.unwrap();
+        one.free(&tenant, external, &winner).await.unwrap();
         assert_eq!(two.get(&tenant, external).await.unwrap(), None);
         assert_eq!(two.claim(&tenant, external, &b).await.unwrap(), b);
     }
