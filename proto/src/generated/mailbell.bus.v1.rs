@@ -49,7 +49,7 @@ pub struct Header {
     #[prost(uint32, tag = "14")]
     pub schema: u32,
 }
-/// What the owner of an account knows of it: fold(log) over the first checkpoint. Bucket CKPT\_<g>.
+/// What the owner of an account knows of it: fold(log) over the first checkpoint. Bucket `CKPT_<g>`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Checkpoint {
     #[prost(uint32, tag = "1")]
@@ -101,7 +101,7 @@ pub struct Hole {
     #[prost(int64, tag = "3")]
     pub noticed_us: i64,
 }
-/// Bucket STATE\_<g>, key `account.<p>.<tenant>.<ulid>`.
+/// Bucket `STATE_<g>`, key `account.<p>.<tenant>.<ulid>`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AccountRecord {
     #[prost(uint32, tag = "1")]
@@ -132,7 +132,7 @@ pub struct AccountRecord {
     #[prost(uint64, tag = "12")]
     pub credential_version: u64,
 }
-/// Bucket CRED\_<g>: the password, sealed for the watchers (HPKE).
+/// Bucket `CRED_<g>`: the password, sealed for the watchers (HPKE).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SealedCredential {
     #[prost(uint32, tag = "1")]
@@ -145,7 +145,7 @@ pub struct SealedCredential {
     #[prost(bytes = "bytes", tag = "4")]
     pub ciphertext: ::prost::bytes::Bytes,
 }
-/// Bucket STATE\_<g>, key `status.<p>.<tenant>.<ulid>`: what the owner last said.
+/// Bucket `STATE_<g>`, key `status.<p>.<tenant>.<ulid>`: what the owner last said.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRecord {
     #[prost(uint32, tag = "1")]
