@@ -6,6 +6,11 @@ use tonic::{Code, Status, metadata::MetadataValue};
 
 /// The metadata of a status that says in a stable word what a mail server's login failed of.
 pub const CHECK_CODE: &str = "mailbell-check-code";
+/// The metadata by which gRPC clients are told that a call may be repeated, and after how many milliseconds; see gRFC A6. It stands
+/// where nothing was done: a call whose answer was lost must not be made twice by a machine.
+pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// What is missing then is there in a moment, or not soon.
+const PUSHBACK_MS: u32 = 500;
 
 /// Why a call, or the service as a whole, did not work. The text of each but [`Error::Bus`] and [`Error::Setup`] is meant for the
 /// caller.
@@ -32,7 +37,7 @@ pub enum Error {
         /// What is wrong and what to do.
         sentence: String,
     },
-    /// Not now.
+    /// Not now; nothing was done.
     #[error("{0}")]
     Unavailable(String),
     /// No admin token, or a wrong one.
@@ -106,6 +111,12 @@ impl Error {
                 if let Ok(word) = MetadataValue::try_from(word) {
                     status.metadata_mut().insert(CHECK_CODE, word);
                 }
+                status
+            }
+            Self::Unavailable(sentence) => {
+                let mut status = Status::new(code, sentence);
+                let pushback = MetadataValue::from(PUSHBACK_MS);
+                status.metadata_mut().insert(PUSHBACK, pushback);
                 status
             }
             other => Status::new(code, other.to_string()),

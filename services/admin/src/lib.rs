@@ -32,7 +32,7 @@ mod tokens;
 mod validate;
 
 pub use auth::{TOKEN_PREFIX, TokenHash, new_token};
-pub use error::{CHECK_CODE, Error};
+pub use error::{CHECK_CODE, Error, PUSHBACK};
 pub use metrics::{ACCOUNTS, CALL, CALLS, CHECKS, REFUSED};
 pub use service::{Options, Service};
 pub use signing::SigningKey;

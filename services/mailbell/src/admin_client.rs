@@ -2,26 +2,36 @@
 
 use std::{
     fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use mailbell_proto::admin::v1::{accounts_client::AccountsClient, tokens_client::TokensClient};
 use mailbell_runtime::{ExitCode, secretfile};
+use tokio::time::{Instant, sleep};
 use tonic::{
-    Request, Status,
+    Code, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::interceptor::InterceptedService,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::{cli::StateArgs, failure::Failure, standalone::addresses::Addresses};
+use crate::{
+    cli::StateArgs, failure::Failure, standalone::addresses::Addresses, terminal::clean_line,
+};
 
 /// The name of the admin token in a state directory.
 pub const TOKEN_FILE: &str = "admin.token";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Above what the server gives a watcher to try a login.
 const CALL_LIMIT: Duration = Duration::from_secs(180);
+
+/// How long a call is repeated that nothing came of, and says so: an installation that has just been started.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two tries, whatever the server says.
+const SOONEST: Duration = Duration::from_millis(100);
+const LATEST: Duration = Duration::from_secs(2);
 
 /// How to reach the admin API.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -92,6 +102,44 @@ impl AdminClient {
             tokens: TokensClient::with_interceptor(channel, bearer),
         })
     }
+}
+
+/// Makes the call, and makes it again for some seconds as long as the answer is that nothing was done and to try again.
+///
+/// # Errors
+/// What the admin API said at last.
+pub async fn patiently<T>(
+    mut call: impl AsyncFnMut() -> Result<Response<T>, Status>,
+) -> Result<T, Failure> {
+    let until = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        let status = match call().await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) => status,
+        };
+        let wait = match pushback(&status) {
+            Some(wait) if Instant::now() + wait < until => wait,
+            _ => return Err(status.into()),
+        };
+        if !told {
+            let sentence = clean_line(status.message());
+            // Nobody is left to tell if this fails.
+            let _ = writeln!(
+                io::stderr(),
+                "mailbell: not yet ({sentence}): trying again for up to {PATIENCE:?}"
+            );
+            told = true;
+        }
+        sleep(wait).await;
+    }
+}
+
+/// When the call may be repeated, if so.
+fn pushback(status: &Status) -> Option<Duration> {
+    let value = status.metadata().get(mailbell_admin::PUSHBACK)?;
+    let ms = value.to_str().ok()?.parse().ok()?;
+    (status.code() == Code::Unavailable).then(|| Duration::from_millis(ms).clamp(SOONEST, LATEST))
 }
 
 impl AdminArgs {
@@ -168,4 +216,56 @@ fn chain(error: &dyn std::error::Error) -> String {
         last = source;
     }
     last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn not_yet(ms: u32) -> Status {
+        let mut status = Status::unavailable("no watcher has offered a key");
+        let pushback = MetadataValue::from(ms);
+        status
+            .metadata_mut()
+            .insert(mailbell_admin::PUSHBACK, pushback);
+        status
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_only_just_starting_is_waited_for() {
+        let (begin, mut calls) = (Instant::now(), 0);
+        let answer = patiently(async || {
+            calls += 1;
+            match calls {
+                1 | 2 => Err(not_yet(500)),
+                // As soon as that it is not asked.
+                3 => Err(not_yet(0)),
+                _ => Ok(Response::new(7)),
+            }
+        });
+        assert_eq!(answer.await.unwrap(), 7);
+        assert_eq!(begin.elapsed(), Duration::from_millis(1100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_repeated_for_ever_or_without_being_told_to() {
+        let (begin, mut calls) = (Instant::now(), 0);
+        let answer = patiently::<()>(async || {
+            calls += 1;
+            Err(not_yet(500))
+        });
+        let failure = answer.await.unwrap_err();
+        assert_eq!(failure.code, ExitCode::TempFail);
+        assert!(begin.elapsed() <= PATIENCE && calls == 30, "{calls}");
+        // It may have been done.
+        for status in [Status::unavailable("broken"), Status::internal("")] {
+            let mut calls = 0;
+            let answer = patiently::<()>(async || {
+                calls += 1;
+                Err(status.clone())
+            });
+            assert!(answer.await.is_err());
+            assert_eq!(calls, 1);
+        }
+    }
 }

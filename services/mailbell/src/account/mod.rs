@@ -19,7 +19,7 @@ use mailbell_runtime::secretfile;
 use zeroize::Zeroizing;
 
 use crate::{
-    admin_client::{AdminArgs, AdminClient},
+    admin_client::{AdminArgs, AdminClient, patiently},
     failure::Failure,
     terminal::{clean_line, done},
 };
@@ -207,7 +207,7 @@ async fn add(args: Add) -> Result<ExitCode, Failure> {
         no_check: args.no_check,
         paused: args.paused,
     };
-    let answer = client.accounts.create_account(request).await?.into_inner();
+    let answer = patiently(async || client.accounts.create_account(request.clone()).await).await?;
     let account = answer.account.unwrap_or_default();
     let mut out = io::stdout().lock();
     if args.output.json {
@@ -231,11 +231,7 @@ async fn list(args: List) -> Result<ExitCode, Failure> {
     };
     let mut accounts: Vec<Account> = Vec::new();
     loop {
-        let page = client
-            .accounts
-            .list_accounts(request.clone())
-            .await?
-            .into_inner();
+        let page = patiently(async || client.accounts.list_accounts(request.clone()).await).await?;
         if args.output.json {
             // A line an account, as they come: a large installation is not gathered first.
             let mut out = io::stdout().lock();
@@ -279,7 +275,7 @@ fn shown(account: &Account, output: &Output) -> Result<ExitCode, Failure> {
 async fn check(args: One) -> Result<ExitCode, Failure> {
     let mut client = AdminClient::connect(&args.admin).await?;
     let request = CheckAccountRequest { id: args.id };
-    let result = client.accounts.check_account(request).await?.into_inner();
+    let result = patiently(async || client.accounts.check_account(request.clone()).await).await?;
     let mut out = io::stdout().lock();
     done(if args.output.json {
         writeln!(out, "{}", print::check_json(&result))
@@ -326,7 +322,7 @@ async fn update(args: Update) -> Result<ExitCode, Failure> {
         no_check: args.no_check,
         revision: 0,
     };
-    let account = client.accounts.update_account(request).await?.into_inner();
+    let account = patiently(async || client.accounts.update_account(request.clone()).await).await?;
     shown(&account, &args.output)
 }
 
