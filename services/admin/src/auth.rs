@@ -1,6 +1,7 @@
 //! Who may call: a bearer token whose SHA-256 is known here. The token itself is kept nowhere.
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -24,6 +25,12 @@ const FAILURES: u32 = 20;
 const FAILURE_EVERY: Duration = Duration::from_secs(1);
 /// The longest header that is looked at.
 const MAX_HEADER: usize = 512;
+/// What follows the prefix: at least this many characters, of which so many differ. 32 random ones of base64 are 192 bits; what a
+/// person makes up has less of both.
+const LEAST: usize = 32;
+const LEAST_DIFFERENT: usize = 12;
+/// With `Bearer ` before it, it stays below [`MAX_HEADER`].
+const MOST: usize = 256;
 
 /// The SHA-256 of an admin token.
 #[derive(Clone, PartialEq, Eq)]
@@ -40,6 +47,27 @@ impl TokenHash {
     #[must_use]
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.trim().as_bytes()).into())
+    }
+
+    /// Of this token, if it looks like one that cannot be guessed.
+    ///
+    /// # Errors
+    /// [`Error::Setup`], which says what a token is, and nothing of this one.
+    pub fn parse(token: &str) -> Result<Self, Error> {
+        let token = token.trim();
+        let rest = token.strip_prefix(TOKEN_PREFIX).unwrap_or_default();
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte);
+        let different: HashSet<u8> = rest.bytes().collect();
+        let good = (LEAST..=MOST).contains(&rest.len())
+            && rest.bytes().all(allowed)
+            && different.len() >= LEAST_DIFFERENT;
+        match good {
+            true => Ok(Self::of(token)),
+            false => Err(Error::Setup(format!(
+                "an admin token is `{TOKEN_PREFIX}` and at least {LEAST} random characters of A-Z, a-z, 0-9, +, /, -, _ and =; \
+                 `echo {TOKEN_PREFIX}$(openssl rand -base64 32)` makes one"
+            ))),
+        }
     }
 
     /// Compares every byte whatever the others are.
@@ -216,6 +244,33 @@ mod tests {
         tokio::time::advance(FAILURE_EVERY).await;
         assert_eq!(wrong(), Code::Unauthenticated);
         assert_eq!(wrong(), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn what_can_be_guessed_is_no_token() {
+        let made = new_token(&mut StdRng::seed_from_u64(1));
+        assert!(TokenHash::parse(&made).unwrap() == TokenHash::of(&made));
+        let openssl = "mba_3q2+7wAAAB/xyzABCDEFGHIJKLMNOPQRSTUVWXYZ012=";
+        for good in [openssl, &format!(" {openssl}\r")] {
+            assert!(TokenHash::parse(good).is_ok(), "{good}");
+        }
+        let bare = made.trim_start_matches(TOKEN_PREFIX);
+        for bad in [
+            "",
+            "mba_",
+            "secret",
+            bare,
+            "mba_0123456789abcdef0123456789abcde",
+            "mba_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "mba_1234123412341234123412341234123412341234",
+            "mba_0123456789abcdef 0123456789abcdef",
+            &format!("mba_{}", bare.repeat(6)),
+            "# mba_0123456789abcdef0123456789abcdef",
+        ] {
+            let error = TokenHash::parse(bad).expect_err(bad).to_string();
+            assert!(error.contains("openssl"), "{error}");
+            assert!(bad.len() < 10 || !error.contains(bad));
+        }
     }
 
     #[test]

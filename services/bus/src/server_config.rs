@@ -1,8 +1,9 @@
 //! The configuration of a `nats-server` of our own, as a child process on loopback.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::path::PathBuf;
 
 use mailbell_core::ids::Installation;
+use nkeys::KeyPair;
 use serde_json::Value;
 
 use crate::{
@@ -12,6 +13,10 @@ use crate::{
 
 /// The largest message: a page of a folder's list.
 pub const MAX_PAYLOAD: usize = 1024 * 1024;
+/// A log file of this size is put aside.
+const LOG_BYTES: usize = 8 * 1024 * 1024;
+/// So many log files are kept, the one in use among them.
+const LOG_FILES: usize = 3;
 
 /// How a user of the server proves who it is.
 #[derive(Debug, Clone)]
@@ -23,16 +28,26 @@ pub enum Login {
 }
 
 impl Login {
-    /// A new random password: 256 bits.
-    #[must_use]
-    pub fn random_password() -> Self {
-        let bytes: [u8; 32] = rand::random();
-        let mut text = String::with_capacity(64);
-        for byte in bytes {
-            let _ = write!(text, "{byte:02x}");
-        }
-        Self::Password(Secret::new(text))
+    /// By the nkey of this seed. The seed is never sent: who takes the server's port while it is down learns nothing.
+    ///
+    /// # Errors
+    /// [`BusError::Options`] if it is none.
+    pub fn of_seed(seed: &Secret) -> Result<Self, BusError> {
+        KeyPair::from_seed(seed.expose())
+            .map(|pair| Self::NKey(pair.public_key()))
+            .map_err(|_| BusError::Options("this is no nkey seed".to_owned()))
     }
+}
+
+/// The seed of a new nkey of a user.
+///
+/// # Errors
+/// [`BusError::Options`] if none can be made.
+pub fn new_seed() -> Result<Secret, BusError> {
+    KeyPair::new_user()
+        .seed()
+        .map(Secret::new)
+        .map_err(|_| BusError::Options("no nkey can be made".to_owned()))
 }
 
 /// What the server is to be.
@@ -50,6 +65,8 @@ pub struct ServerConfig {
     pub max_file_store: u64,
     /// The file into which it writes its process id, if any.
     pub pid_file: Option<PathBuf>,
+    /// The file into which it writes its log, of which two older ones are kept, 8 MiB each; standard error if `None`.
+    pub log_file: Option<PathBuf>,
     /// One user a role; a role without one cannot connect.
     pub users: Vec<(Role, Login)>,
 }
@@ -60,7 +77,7 @@ pub const fn user_name(role: Role) -> &'static str {
     role.as_str()
 }
 
-/// The configuration file's text. It holds the passwords: write it with mode 0600.
+/// The configuration file's text. It may hold passwords: write it with mode 0600.
 ///
 /// # Errors
 /// [`BusError::Options`] for a value that cannot stand in the file.
@@ -72,6 +89,7 @@ pub fn server_config(config: &ServerConfig) -> Result<Secret, BusError> {
         store_dir,
         max_file_store,
         pid_file,
+        log_file,
         users,
     } = config;
     let mut text = String::new();
@@ -89,6 +107,11 @@ pub fn server_config(config: &ServerConfig) -> Result<Secret, BusError> {
     }
     if let Some(path) = pid_file {
         line(format!("pid_file: {}", path_text(path)?));
+    }
+    if let Some(path) = log_file {
+        line(format!("log_file: {}", path_text(path)?));
+        line(format!("logfile_size_limit: {LOG_BYTES}"));
+        line(format!("logfile_max_num: {LOG_FILES}"));
     }
     line(format!("max_payload: {MAX_PAYLOAD}"));
     // An acknowledged event survives a power cut.
@@ -165,20 +188,32 @@ mod tests {
             store_dir: "/var/lib/mail bell".into(),
             max_file_store: 1 << 30,
             pid_file: None,
+            log_file: None,
             users: vec![(Role::Gateway, Login::Password(Secret::new("p\" }")))],
         };
         assert!(server_config(&config).is_err());
     }
 
     #[test]
-    fn a_password_is_random_and_hidden() {
-        let (Login::Password(one), Login::Password(two)) =
-            (Login::random_password(), Login::random_password())
-        else {
-            panic!("passwords");
-        };
+    fn a_seed_is_random_and_hidden_and_stays_out_of_the_file() {
+        let (one, two) = (new_seed().unwrap(), new_seed().unwrap());
         assert_ne!(one, two);
-        assert_eq!(one.expose().len(), 64);
         assert_eq!(format!("{one:?}"), "***");
+        let login = Login::of_seed(&one).unwrap();
+        assert!(matches!(&login, Login::NKey(key) if key.starts_with('U')));
+        assert!(Login::of_seed(&Secret::new("SUx")).is_err());
+        let config = ServerConfig {
+            installation: Installation::default(),
+            port: 4222,
+            monitor_port: None,
+            store_dir: "/s".into(),
+            max_file_store: 1 << 30,
+            pid_file: None,
+            log_file: Some("/l".into()),
+            users: vec![(Role::Gateway, login)],
+        };
+        let text = server_config(&config).unwrap();
+        assert!(!text.expose().contains(one.expose()));
+        assert!(text.expose().contains("logfile_max_num: 3"));
     }
 }

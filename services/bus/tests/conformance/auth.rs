@@ -275,6 +275,7 @@ async fn a_server_of_our_own() {
         store_dir: directory.path().join("store"),
         max_file_store: 2 << 30,
         pid_file: Some(directory.path().join("pid")),
+        log_file: Some(directory.path().join("server.log")),
         users: vec![
             (Role::Setup, Login::Password(password.clone())),
             (Role::Watcher, Login::NKey(key.public_key())),
@@ -323,6 +324,8 @@ async fn a_server_of_our_own() {
     .unwrap();
     let logs = watcher.logs().await.unwrap();
     crate::world::append(&logs, &crate::world::event(&crate::world::account(5, 0), 1)).await;
+    let said = std::fs::read_to_string(directory.path().join("server.log")).unwrap();
+    assert!(said.contains("Server is ready"), "{said}");
     // Who has no user cannot connect.
     let gateway = Auth::UserPassword {
         user: "gateway".to_owned(),

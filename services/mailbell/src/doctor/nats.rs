@@ -2,9 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use mailbell_bus::{
-    Auth, Bus, BusError, BusOptions, Metrics, Role, Secret, server_config::user_name, state::Change,
-};
+use mailbell_bus::{Auth, Bus, BusError, BusOptions, Metrics, Role, Secret};
 use mailbell_core::{ids::Group, seal::KeyRing};
 use mailbell_runtime::secretfile;
 use tokio::time::timeout;
@@ -12,8 +10,9 @@ use tokio::time::timeout;
 use super::{Args, Report, Where};
 use crate::{
     failure::Failure,
+    roles::key_ring,
     standalone::{
-        identity::{KEY_RING, STORAGE, password_file},
+        identity::{KEY_RING, STORAGE, seed_file},
         nats_child,
     },
 };
@@ -55,12 +54,9 @@ async fn connect(args: &Args, directory: &Path, addresses: Where<'_>) -> Result<
     let own = args.nats.nats_url.is_empty();
     let options = match addresses {
         Some(addresses) if own => {
-            let password = secretfile::read_text(&directory.join(password_file(Role::Setup)))?;
+            let seed = secretfile::read_text(&directory.join(seed_file(Role::Setup)))?;
             BusOptions {
-                auth: Auth::UserPassword {
-                    user: user_name(Role::Setup).to_owned(),
-                    password: Secret::new(password.as_str()),
-                },
+                auth: Auth::NKey(Secret::new(seed.trim())),
                 name,
                 storage: STORAGE,
                 ..BusOptions::new(
@@ -177,25 +173,14 @@ async fn logs(report: &mut Report, bus: &Bus) {
 
 /// What is offered to seal passwords to, and whether the ring can open it.
 async fn keys(report: &mut Report, bus: &Bus, directory: Option<&Path>) {
-    let mut watch = bus.sealing_keys().watch();
-    let mut offered = Vec::new();
-    let read = timeout(LIMIT, async {
-        while let Some(change) = watch.next().await {
-            match change {
-                Change::Put { key, .. } => offered.push(key),
-                Change::Loaded { .. } => return,
-                Change::Removed { .. } | Change::Restarted { .. } => {}
-            }
-        }
-    });
-    if read.await.is_err() {
+    let Ok(Ok(offered)) = timeout(LIMIT, key_ring::offered(bus)).await else {
         report.fail(
             "sealing keys",
             "they cannot be read",
             "see whether NATS answers, and look again",
         );
         return;
-    }
+    };
     if offered.is_empty() {
         report.fail(
             "sealing keys",

@@ -10,7 +10,7 @@ use std::{
 use mailbell_admin::{Options, Policy, Service, SigningKey, TokenHash};
 use mailbell_bus::{Bus, Role};
 use mailbell_runtime::{
-    listen, secretfile,
+    ExitCode as Code, listen, secretfile,
     telemetry::TelemetryArgs,
     tls::{ALPN_H2, server_config},
 };
@@ -29,7 +29,8 @@ const WINDOW: Duration = Duration::from_secs(25);
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 Serves mailbell.admin.v1 (gRPC). Callers send `authorization: Bearer <admin token>`; the file holds one token a line, made for
-instance by `echo mba_$(openssl rand -base64 32)`. The signing key is made if its file does not exist.
+instance by `echo mba_$(openssl rand -base64 32)`; what is shorter, or not random, is refused. The signing key is made if its file
+does not exist.
 
 Accounts name mail servers, and watchers connect to them: whoever holds an admin token can make watchers reach any address that
 they can reach. Where strangers add accounts, leave --allow-private-hosts out and bound the watchers by a network policy too.
@@ -86,17 +87,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let tls = args
         .tls
         .load(listener.addr(), "--admin-listen", process.drain())?;
-    let tokens: Vec<TokenHash> = secretfile::read_text(&args.admin_token_file)?
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .map(TokenHash::of)
-        .collect();
-    if tokens.is_empty() {
-        return Err(Failure::usage(format!(
-            "{} holds no admin token",
-            args.admin_token_file.display()
-        )));
-    }
+    let tokens = tokens(&args.admin_token_file)?;
     let signing = signing_key(&args.signing_key_file)?;
     let policy = Policy {
         plaintext: args.allow_plaintext_imap,
@@ -119,6 +110,29 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     process
         .run(work, |_| {}, async move { bus.close().await })
         .await
+}
+
+/// Reads the admin tokens, one a line.
+fn tokens(file: &Path) -> Result<Vec<TokenHash>, Failure> {
+    let text = secretfile::read_text(file)?;
+    let mut tokens = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let token = TokenHash::parse(line).map_err(|error| {
+            let file = file.display();
+            Failure::new(Code::Data, format!("{file}, line {number}: {error}"))
+        })?;
+        tokens.push(token);
+    }
+    match tokens.is_empty() {
+        true => Err(Failure::usage(format!(
+            "{} holds no admin token",
+            file.display()
+        ))),
+        false => Ok(tokens),
+    }
 }
 
 /// Starts the service as a part of this process.
@@ -152,6 +166,23 @@ pub fn signing_key(file: &Path) -> Result<SigningKey, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_line_must_be_a_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tokens");
+        let good = mailbell_admin::new_token(&mut rand::rng());
+        let read = |text: &str| {
+            secretfile::write(&file, text.as_bytes()).unwrap();
+            tokens(&file).map(|tokens| tokens.len())
+        };
+        assert_eq!(read(&format!("{0}\n\n{0}\n", *good)).unwrap(), 2);
+        let error = read(&format!("{}\nhunter2\n", *good)).unwrap_err();
+        assert_eq!(error.code, Code::Data);
+        assert!(error.message.contains("line 2"), "{}", error.message);
+        assert!(!error.message.contains("hunter2"));
+        assert_eq!(read("\n").unwrap_err().code, Code::Usage);
+    }
 
     #[test]
     fn the_signing_key_is_made_once() {

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod gateway;
+pub mod key_ring;
 pub mod nats;
 pub mod process;
 pub mod setup;

@@ -17,10 +17,11 @@ use mailbell_watcher::{Metrics, Options, Watcher};
 use tokio::sync::watch;
 
 use super::{
+    key_ring::{RingArgs, RingFile},
     nats::NatsArgs,
     process::{Process, ProcessArgs, Work},
 };
-use crate::{failure::Failure, standalone::identity::key_ring};
+use crate::failure::Failure;
 
 /// The name of the readiness check of the connection to NATS.
 const NATS_CHECK: &str = "watcher-nats";
@@ -77,6 +78,10 @@ pub struct Args {
     #[arg(long, env = "MAILBELL_KEY_RING_FILE", value_name = "FILE")]
     pub key_ring_file: PathBuf,
 
+    /// What to do about a ring that opens nothing.
+    #[command(flatten)]
+    pub ring: RingArgs,
+
     /// The name by which it owns accounts: the same after a restart, and no other watcher's [default: the host's name]
     #[arg(long, env = "MAILBELL_MEMBER", value_name = "NAME")]
     pub member: Option<String>,
@@ -109,7 +114,7 @@ impl From<mailbell_watcher::Error> for Failure {
 /// What it cannot start with, or failed of.
 pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
     let mut process = Process::begin("watcher", &args.process, telemetry, WINDOW)?;
-    let ring = key_ring(&args.key_ring_file)?;
+    let ring = RingFile::read(&args.key_ring_file)?;
     let settings = args.mail.settings()?;
     let member = match args.member {
         Some(member) => member,
@@ -120,8 +125,12 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         format!("watcher {member}"),
         process.bus_metrics.clone(),
     )?;
-    let connect = async { Ok(Bus::connect(bus_options).await?) };
-    let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
+    let connect = async {
+        let bus = Bus::connect(bus_options).await?;
+        let ring = ring.settle(&bus, args.ring).await?;
+        Ok((bus, ring))
+    };
+    let Some((bus, ring)) = process.unless_stopped(Box::pin(connect)).await? else {
         return Ok(ExitCode::SUCCESS);
     };
     let mut work = Work::new();

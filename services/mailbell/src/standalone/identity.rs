@@ -1,19 +1,23 @@
 //! What a state directory keeps of its installation: who it is, and its secrets.
 
-use std::{fs, net::TcpListener, path::Path};
+use std::{fs, net::TcpListener};
 
 use mailbell_admin::{SigningKey, TokenHash};
 use mailbell_bus::{
-    Role, Secret, StorageLimits,
-    server_config::{Login, ServerConfig, server_config},
+    BusError, Role, Secret, StorageLimits,
+    server_config::{Login, ServerConfig, new_seed, server_config},
 };
-use mailbell_core::{ids::Installation, seal::KeyRing};
+use mailbell_core::ids::Installation;
 use mailbell_runtime::{ExitCode, secretfile};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::state_dir::StateDir;
-use crate::{admin_client::TOKEN_FILE, failure::Failure, roles};
+use crate::{
+    admin_client::TOKEN_FILE,
+    failure::Failure,
+    roles::{self, key_ring::RingFile},
+};
 
 /// Who the installation is; no secret.
 const IDENTITY: &str = "identity.json";
@@ -51,10 +55,10 @@ pub struct Identity {
     pub nats_port: u16,
 }
 
-/// The name of the file with a role's NATS password.
+/// The name of the file with the seed of a role's NATS key.
 #[must_use]
-pub fn password_file(role: Role) -> String {
-    format!("nats-{}.password", role.as_str())
+pub fn seed_file(role: Role) -> String {
+    format!("nats-{}.nkey", role.as_str())
 }
 
 /// Every secret of a state directory, by file name.
@@ -62,7 +66,7 @@ pub fn secret_files() -> impl Iterator<Item = String> {
     [KEY_RING, SIGNING_KEY, TOKEN_FILE, NATS_CONFIG]
         .map(str::to_owned)
         .into_iter()
-        .chain(Role::ALL.map(password_file))
+        .chain(Role::ALL.map(seed_file))
 }
 
 impl Identity {
@@ -123,21 +127,19 @@ fn free_port() -> Result<u16, Failure> {
 /// The secrets of an installation, each made at its first start with mode 0600.
 #[derive(Debug)]
 pub struct Secrets {
-    /// What opens passwords.
-    pub ring: KeyRing,
     /// What signs device tokens.
     pub signing: SigningKey,
     /// Who may call the admin API.
     pub admin: TokenHash,
-    passwords: Vec<(Role, Secret)>,
+    seeds: Vec<(Role, Secret)>,
 }
 
 impl Secrets {
-    /// Reads them, or makes them.
+    /// Reads them, or makes them; and the keys that open passwords, which are kept only once NATS has been asked about others.
     ///
     /// # Errors
     /// When others can read one of them, or one is damaged.
-    pub fn load(state: &StateDir) -> Result<Self, Failure> {
+    pub fn load(state: &StateDir) -> Result<(Self, RingFile), Failure> {
         let token = state.secret(TOKEN_FILE, || {
             Zeroizing::new(
                 mailbell_admin::new_token(&mut rand::rng())
@@ -145,31 +147,34 @@ impl Secrets {
                     .to_vec(),
             )
         })?;
-        let mut passwords = Vec::new();
+        let mut seeds = Vec::new();
         for role in Role::ALL {
-            let password = state.secret(&password_file(role), || {
-                Zeroizing::new(match Login::random_password() {
-                    Login::Password(password) => password.expose().as_bytes().to_vec(),
-                    Login::NKey(_) => Vec::new(),
-                })
+            let new = new_seed()?;
+            let seed = state.secret(&seed_file(role), || {
+                Zeroizing::new(new.expose().as_bytes().to_vec())
             })?;
-            passwords.push((role, Secret::new(text(&password, &password_file(role))?)));
+            seeds.push((role, Secret::new(text(&seed, &seed_file(role))?)));
         }
-        Ok(Self {
-            ring: key_ring(&state.join(KEY_RING))?,
+        let secrets = Self {
             signing: roles::admin::signing_key(&state.join(SIGNING_KEY))?,
-            admin: TokenHash::of(text(&token, TOKEN_FILE)?),
-            passwords,
-        })
+            admin: TokenHash::parse(text(&token, TOKEN_FILE)?).map_err(|error| {
+                Failure::new(
+                    ExitCode::Data,
+                    format!("{}: {error}", state.join(TOKEN_FILE).display()),
+                )
+            })?,
+            seeds,
+        };
+        Ok((secrets, RingFile::read(&state.join(KEY_RING))?))
     }
 
-    /// A role's password on the installation's own NATS server.
+    /// The seed of a role's key on the installation's own NATS server.
     #[must_use]
-    pub fn password(&self, role: Role) -> Option<Secret> {
-        self.passwords
+    pub fn seed(&self, role: Role) -> Option<Secret> {
+        self.seeds
             .iter()
             .find(|(known, _)| *known == role)
-            .map(|(_, password)| password.clone())
+            .map(|(_, seed)| seed.clone())
     }
 
     /// Writes the configuration of the installation's own NATS server.
@@ -182,7 +187,8 @@ impl Secrets {
         identity: &Identity,
         installation: &Installation,
     ) -> Result<(), Failure> {
-        let login = |(role, password): &(Role, Secret)| (*role, Login::Password(password.clone()));
+        let login = |(role, seed): &(Role, Secret)| Ok((*role, Login::of_seed(seed)?));
+        let users: Result<Vec<_>, BusError> = self.seeds.iter().map(login).collect();
         let config = server_config(&ServerConfig {
             installation: installation.clone(),
             port: identity.nats_port,
@@ -190,7 +196,8 @@ impl Secrets {
             store_dir: state.join("nats"),
             max_file_store: MAX_FILE_STORE,
             pid_file: Some(state.join(NATS_PID)),
-            users: self.passwords.iter().map(login).collect(),
+            log_file: Some(state.join(NATS_LOG)),
+            users: users?,
         })?;
         Ok(secretfile::write(
             &state.join(NATS_CONFIG),
@@ -208,30 +215,6 @@ fn text<'a>(secret: &'a [u8], name: &str) -> Result<&'a str, Failure> {
     })
 }
 
-/// Reads a key ring, or makes one with one key.
-///
-/// # Errors
-/// When others can read the file, or it is damaged.
-pub fn key_ring(file: &Path) -> Result<KeyRing, Failure> {
-    if file.try_exists().unwrap_or(true) {
-        let ring = KeyRing::from_text(&secretfile::read_text(file)?).map_err(|error| {
-            Failure::new(ExitCode::Data, format!("{}: {error}", file.display()))
-        })?;
-        if ring.newest().is_some() {
-            return Ok(ring);
-        }
-        return Err(Failure::new(
-            ExitCode::Data,
-            format!("{} holds no key", file.display()),
-        ));
-    }
-    let mut ring = KeyRing::default();
-    ring.add(jiff::Timestamp::now().as_millisecond(), &mut rand::rng())
-        .ok_or_else(|| Failure::internal("no key could be made"))?;
-    secretfile::write(file, ring.to_text().as_bytes())?;
-    Ok(ring)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -244,20 +227,20 @@ mod tests {
         let state = StateDir::open(&temp.path().join("state")).unwrap();
         let (identity, secrets) = (
             Identity::load(&state).unwrap(),
-            Secrets::load(&state).unwrap(),
+            Secrets::load(&state).unwrap().0,
         );
         secrets
             .write_server_config(&state, &identity, &Installation::default())
             .unwrap();
         assert_eq!(Identity::load(&state).unwrap(), identity);
-        let again = Secrets::load(&state).unwrap();
+        let (again, _) = Secrets::load(&state).unwrap();
         assert_eq!(again.admin, secrets.admin);
         assert_eq!(again.signing.kid(), secrets.signing.kid());
-        assert_eq!(again.ring.newest(), secrets.ring.newest());
-        let setup = secrets.password(Role::Setup).unwrap();
-        assert_eq!(again.password(Role::Setup).unwrap(), setup);
-        assert!(setup != secrets.password(Role::Gateway).unwrap());
-        for name in secret_files() {
+        let setup = secrets.seed(Role::Setup).unwrap();
+        assert_eq!(again.seed(Role::Setup).unwrap(), setup);
+        assert!(setup != secrets.seed(Role::Gateway).unwrap());
+        // The ring is kept only once it is known that no other one is in use.
+        for name in secret_files().filter(|name| name != KEY_RING) {
             let mode = fs::metadata(state.join(&name))
                 .unwrap()
                 .permissions()

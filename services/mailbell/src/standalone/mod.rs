@@ -17,7 +17,7 @@ use std::{
 };
 
 use mailbell_admin::{Options as AdminOptions, Policy};
-use mailbell_bus::{Auth, Bus, BusOptions, Role, server_config::user_name};
+use mailbell_bus::{Auth, Bus, BusOptions, Role};
 use mailbell_core::timing::Timing;
 use mailbell_runtime::{
     listen,
@@ -36,6 +36,7 @@ use crate::{
     failure::Failure,
     roles::{
         self,
+        key_ring::RingArgs,
         nats::NatsArgs,
         process::{Process, ProcessArgs, Work},
         tls::TlsArgs,
@@ -87,6 +88,10 @@ pub struct Args {
     /// The nats-server to run [default: beside this program, else on the PATH]
     #[arg(long, env = "MAILBELL_NATS_SERVER", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
+
+    /// What to do about a key ring that opens nothing.
+    #[command(flatten)]
+    pub ring: RingArgs,
 
     /// Refuse accounts on loopback, private and link-local addresses
     #[arg(long, env = "MAILBELL_REFUSE_PRIVATE_HOSTS")]
@@ -143,7 +148,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     };
     let settings = args.mail.settings()?;
     let mut identity = Identity::load(&state)?;
-    let secrets = Secrets::load(&state)?;
+    let (secrets, ring) = Secrets::load(&state)?;
 
     let mut addresses = Addresses {
         pid: std::process::id(),
@@ -178,9 +183,10 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
             Bus::connect(options(Role::Gateway)?),
             Bus::connect(options(Role::Admin)?),
         )?;
-        Ok((child, watcher, gateway, admin))
+        let ring = ring.settle(&watcher, args.ring).await?;
+        Ok((child, ring, watcher, gateway, admin))
     };
-    let Some((child, watcher_bus, gateway_bus, admin_bus)) =
+    let Some((child, ring, watcher_bus, gateway_bus, admin_bus)) =
         process.unless_stopped(Box::pin(begin)).await?
     else {
         return Ok(ExitCode::SUCCESS);
@@ -192,7 +198,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         &mut work,
         &identity.member,
         settings,
-        secrets.ring,
+        ring,
         watcher_bus.clone(),
     )?;
     roles::gateway::start(&mut process, &mut work, push, push_tls, gateway_bus.clone()).await?;
@@ -262,14 +268,11 @@ fn bus_options(
     let Some(urls) = own else {
         return args.nats.options(role, name, metrics.clone());
     };
-    let Some(password) = secrets.password(role) else {
-        return Err(Failure::internal("a role without a password"));
+    let Some(seed) = secrets.seed(role) else {
+        return Err(Failure::internal("a role without a key"));
     };
     Ok(BusOptions {
-        auth: Auth::UserPassword {
-            user: user_name(role).to_owned(),
-            password,
-        },
+        auth: Auth::NKey(seed),
         name,
         metrics: metrics.clone(),
         storage: STORAGE,

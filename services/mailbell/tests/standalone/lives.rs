@@ -24,7 +24,7 @@ async fn it_starts_says_where_and_stops_without_a_trace() {
         let entry = entry.unwrap();
         let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
         let name = entry.file_name().into_string().unwrap();
-        let secret = name.ends_with(".password")
+        let secret = name.ends_with(".nkey")
             || ["key.ring", "signing.pem", "admin.token", "nats.conf"].contains(&name.as_str());
         assert!(!secret || mode == 0o600, "{name}: {mode:o}");
     }
@@ -39,11 +39,7 @@ async fn it_starts_says_where_and_stops_without_a_trace() {
     assert!(machine.addresses().is_none());
     // No secret was printed.
     let said = machine.said();
-    for name in [
-        "admin.token",
-        "nats-watcher.password",
-        "nats-admin.password",
-    ] {
+    for name in ["admin.token", "nats-watcher.nkey", "nats-admin.nkey"] {
         let secret = fs::read_to_string(machine.file(name)).unwrap();
         assert!(!said.contains(secret.trim()), "{name}");
     }
@@ -87,6 +83,22 @@ async fn killed_and_started_again_it_is_the_same_installation() {
     assert!(now == kept);
     let list = text(&machine.run(&["token", "list"]).stdout);
     assert!(list.contains("kept"), "{list}");
+}
+
+#[tokio::test]
+async fn without_its_key_ring_it_makes_no_other_one() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    machine.stop().await;
+    let (ring, aside) = (machine.file("key.ring"), machine.file("aside"));
+    fs::rename(&ring, &aside).unwrap();
+    let refused = machine.start_another();
+    assert_eq!(refused.status.code(), Some(65));
+    let said = text(&refused.stderr);
+    assert!(said.contains("--replace-key-ring"), "{said}");
+    assert!(!ring.exists());
+    fs::rename(&aside, &ring).unwrap();
+    machine.start().await;
 }
 
 #[tokio::test]
