@@ -2,6 +2,7 @@
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
+use mailbell_core::host::is_loopback;
 use mailbell_proto::push::v1::{ContentLevel, EventKind, SubscribeRequest};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -369,14 +370,6 @@ fn endpoint(
         )),
         _ => Err(wrong("the URL must begin with https:// or http://")),
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || bare
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
 mod app;
+mod listings;
 mod model;
 mod rules;
+mod support;
