@@ -42,6 +42,9 @@ const EXPORT_QUEUE: usize = 8192;
 /// How often what has gathered is sent. Short, as a person who looks for one message's trace waits for it.
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
 
+/// The NATS client tells each connect, disconnect and lame duck, and the bus tells what of that matters.
+const DEFAULT_LOG: &str = "info,async_nats=warn";
+
 static SET_UP: AtomicBool = AtomicBool::new(false);
 
 /// Where logs and traces go.
@@ -54,7 +57,7 @@ pub struct TelemetryArgs {
         long = "log",
         env = "MAILBELL_LOG",
         value_name = "FILTER",
-        default_value = "info",
+        default_value = DEFAULT_LOG,
         global = true
     )]
     pub log: String,
@@ -97,7 +100,7 @@ pub struct TelemetryArgs {
 impl Default for TelemetryArgs {
     fn default() -> Self {
         Self {
-            log: "info".to_owned(),
+            log: DEFAULT_LOG.to_owned(),
             log_format: LogFormat::Text,
             otlp_endpoint: None,
             otlp_sample: 1.0,
@@ -316,6 +319,20 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_logged_by_default() {
+        let filter: Targets = DEFAULT_LOG.parse().unwrap();
+        for (target, level, logged) in [
+            ("mailbell_watcher", tracing::Level::INFO, true),
+            ("mailbell_watcher", tracing::Level::DEBUG, false),
+            ("async_nats::connector", tracing::Level::WARN, true),
+            ("async_nats::connector", tracing::Level::INFO, false),
+        ] {
+            assert_eq!(filter.would_enable(target, &level), logged, "{target}");
+        }
+        assert!(EnvFilter::try_new(DEFAULT_LOG).is_ok());
     }
 
     #[test]
