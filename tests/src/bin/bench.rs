@@ -1,7 +1,7 @@
 //! `make bench`: starts a private mail server, NATS and an installation beside it, and runs `mailbell bench latency` on them.
 //!
-//! The first argument is `standalone` or `roles` (one process each, so that CPU is told apart); what follows goes to
-//! `mailbell bench latency`. Run it from a release build of both, on a machine that does nothing else.
+//! The first argument is `standalone` or `roles` (one process each, so that CPU is told apart), then `--lazy-sync` if the NATS server
+//! shall not wait for its disk, which tells the disk's part; what follows goes to `mailbell bench latency`. Run it from a release build of both, on a machine that does nothing else.
 
 use std::process::{ExitCode, Stdio};
 
@@ -15,13 +15,19 @@ use mailbell_tests::{
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
     let layout = match args.next().as_deref() {
         Some("standalone") => Layout::Standalone,
         Some("roles") => Layout::Roles,
-        _ => bail!("usage: bench standalone|roles [what `mailbell bench latency` takes]"),
+        _ => bail!(
+            "usage: bench standalone|roles [--lazy-sync] [what `mailbell bench latency` takes]"
+        ),
     };
-    let nats = NatsServer::start(NatsOptions::default()).await?;
+    let nats = NatsServer::start(NatsOptions {
+        lazy_sync: args.next_if_eq("--lazy-sync").is_some(),
+        ..NatsOptions::default()
+    })
+    .await?;
     let mut world = World::start(WorldOptions {
         installation: Options {
             layout,

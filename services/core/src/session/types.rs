@@ -69,7 +69,8 @@ impl Default for Limits {
             permanent_retry: Duration::from_secs(15 * 60),
             alert_margin: Duration::from_secs(10 * 60),
             reconnect_first: Duration::from_secs(2),
-            reconnect_most: Duration::from_secs(5 * 60),
+            // A mail server that is back has news: nobody waits for minutes. The gate of its host keeps the pace.
+            reconnect_most: Duration::from_secs(60),
             append_most: Duration::from_secs(15),
         }
     }
