@@ -6,8 +6,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
-use mailbell_core::ids::{Group, LogId, PerGroup, Position};
+use futures_util::future::{join_all, try_join_all};
+use mailbell_core::ids::{GROUPS, Group, LogId, PerGroup, Position};
 use mailbell_proto::bus::v1::LogIdentity;
 use prost::Message as _;
 use tokio::{
@@ -68,10 +68,19 @@ pub(crate) struct Seen {
     position: Position,
 }
 
+/// What a log means that does not answer at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// That there is no start.
+    Refused,
+    /// Nothing, as long as another one answers.
+    Tolerated,
+}
+
 impl LogIds {
     /// Loads the ids, gives one to a log that has none, and keeps up with what other processes find.
-    pub(crate) async fn start(bus: &Bus) -> Result<Self, BusError> {
-        let this = Self::load_and_check(bus).await?;
+    pub(crate) async fn start(bus: &Bus, absent: Absent) -> Result<Self, BusError> {
+        let this = Self::load_and_check(bus, absent).await?;
         let period = bus.timing().checkpoint_delay.saturating_mul(10);
         tokio::spawn(keep_up(Arc::clone(&this.shared)));
         tokio::spawn(write_lazily(Arc::clone(&this.shared), period));
@@ -79,7 +88,7 @@ impl LogIds {
     }
 
     /// Loads the ids and gives one to a log that has none.
-    pub(crate) async fn load_and_check(bus: &Bus) -> Result<Self, BusError> {
+    pub(crate) async fn load_and_check(bus: &Bus, absent: Absent) -> Result<Self, BusError> {
         let (ids, _) = watch::channel(PerGroup::default());
         let shared = Arc::new(Shared {
             wire: Arc::clone(&bus.inner.wire),
@@ -90,7 +99,24 @@ impl LogIds {
         });
         let this = Self { shared };
         try_join_all(Group::all().map(|group| this.shared.load(group))).await?;
-        try_join_all(Group::all().map(|group| this.check(group))).await?;
+        let ids = &this;
+        let checks = Group::all().map(|group| async move { (group, ids.check(group).await) });
+        let mut failed = Vec::new();
+        for (group, checked) in join_all(checks).await {
+            match checked {
+                Ok(_) => {}
+                Err(error) if absent == Absent::Tolerated && error.is_retryable() => {
+                    tracing::warn!(%group, %error, "a log does not answer; the others go on");
+                    failed.push(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if failed.len() == usize::from(GROUPS)
+            && let Some(error) = failed.pop()
+        {
+            return Err(error);
+        }
         Ok(this)
     }
 

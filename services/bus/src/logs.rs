@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::{
     Bus, BusError, Filter, Follower, LogIds, LogReader, Metrics,
     api::{StreamInfo, StreamMessage, micros},
+    log_ids::Absent,
     names::Names,
     wire::Wire,
 };
@@ -192,7 +193,20 @@ impl Bus {
         self.check_meta().await?;
         Ok(Logs {
             bus: self.clone(),
-            ids: LogIds::start(self).await?,
+            ids: LogIds::start(self, Absent::Refused).await?,
+        })
+    }
+
+    /// As [`Bus::logs`], but a log that does not answer now does not keep the others from being used. Whoever uses a log asks
+    /// [`LogIds::check`] for it first, and again until it answers: before that its identity may not be known.
+    ///
+    /// # Errors
+    /// As [`Bus::logs`]; also if not one log answers.
+    pub async fn logs_that_answer(&self) -> Result<Logs, BusError> {
+        self.check_meta().await?;
+        Ok(Logs {
+            bus: self.clone(),
+            ids: LogIds::start(self, Absent::Tolerated).await?,
         })
     }
 }

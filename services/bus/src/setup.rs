@@ -17,6 +17,7 @@ use crate::{
     api::{STREAM_EXISTS, StreamInfo, micros},
     consumer::nanos,
     kv,
+    log_ids::Absent,
     names::{Bucket, Names},
 };
 
@@ -319,7 +320,7 @@ impl Bus {
         }
         self.write_meta().await?;
         // Gives an id to each log that has none.
-        LogIds::load_and_check(self).await?;
+        LogIds::load_and_check(self, Absent::Refused).await?;
         Ok(report)
     }
 

@@ -18,9 +18,10 @@ use tokio::{
 };
 
 use crate::{
-    acquire::reload,
+    acquire::Found,
     driver::{Context, Driver, End},
     registry::Registry,
+    reload::reload,
     slot::{Flush, Slot},
 };
 
@@ -54,6 +55,14 @@ struct Entry {
     unconfirmed: bool,
 }
 
+/// How a session begins.
+enum Begin {
+    /// With this.
+    Known(Known),
+    /// With what it loads by itself. Until then this bounds its partition's claim, or what bounded it before.
+    Alone(Option<Flush>),
+}
+
 /// A task that ended.
 pub(crate) type Ended = Result<(Id, End), JoinError>;
 
@@ -83,11 +92,11 @@ impl Accounts {
     }
 
     /// The sessions of these partitions begin, with what is known of them. Then their claims may move.
-    pub(crate) fn begin(
-        &mut self,
-        partitions: &[(Partition, OwnerEpoch)],
-        mut known: HashMap<AccountId, Known>,
-    ) {
+    pub(crate) fn begin(&mut self, partitions: &[(Partition, OwnerEpoch)], found: Found) {
+        let Found {
+            mut known,
+            mut unreadable,
+        } = found;
         let ours: HashMap<_, _> = partitions.iter().copied().collect();
         let accounts: Vec<(AccountId, OwnerEpoch)> = self
             .entries
@@ -98,8 +107,11 @@ impl Accounts {
             })
             .collect();
         for (account, epoch) in accounts {
-            let known = known.remove(&account);
-            self.start(&account, epoch, known);
+            let begin = match known.remove(&account) {
+                Some(known) => Begin::Known(known),
+                None => Begin::Alone(unreadable.remove(&account)),
+            };
+            self.start(&account, epoch, begin);
         }
         let served = self.registry.serve(ours);
         self.count(served);
@@ -166,7 +178,7 @@ impl Accounts {
             }
             State::Resting => {
                 if let Some(epoch) = self.registry.epoch(account.partition()) {
-                    self.start(&account, epoch, None);
+                    self.start(&account, epoch, Begin::Alone(None));
                 }
             }
             // It begins with the newest record.
@@ -213,7 +225,7 @@ impl Accounts {
         }
     }
 
-    fn start(&mut self, account: &AccountId, epoch: OwnerEpoch, known: Option<Known>) {
+    fn start(&mut self, account: &AccountId, epoch: OwnerEpoch, begin: Begin) {
         let Some(entry) = self.entries.get_mut(account) else {
             return;
         };
@@ -221,13 +233,19 @@ impl Accounts {
             return;
         }
         // What bounded the claim until now goes on to, until the session knows better.
-        let flush = match (&known, self.registry.session(account)) {
-            (Some(known), _) => Flush {
-                log_id: known.checkpoint.log_id,
-                bound: known.unstored_from.map(|from| from.saturating_sub(1)),
-            },
-            (None, Some(before)) => before.flush(),
-            (None, None) => Flush::default(),
+        let (known, flush) = match begin {
+            Begin::Known(known) => {
+                let flush = Flush {
+                    log_id: known.checkpoint.log_id,
+                    bound: known.unstored_from.map(|from| from.saturating_sub(1)),
+                };
+                (Some(known), flush)
+            }
+            Begin::Alone(Some(flush)) => (None, flush),
+            Begin::Alone(None) => {
+                let before = self.registry.session(account);
+                (None, before.map(|slot| slot.flush()).unwrap_or_default())
+            }
         };
         let slot = Arc::new(Slot::new(account.clone(), flush));
         if entry.record.removed_at_ms > 0 {
@@ -324,7 +342,7 @@ impl Accounts {
             && let Some((_, account)) = self.quarantined.pop_first()
         {
             if let Some(epoch) = self.registry.epoch(account.partition()) {
-                self.start(&account, epoch, None);
+                self.start(&account, epoch, Begin::Alone(None));
             }
         }
     }

@@ -1,7 +1,10 @@
-//! Taking partitions: the claim, then what is stored, then what the log has beyond it.
+//! Taking partitions: the claim, then what is stored, then what the log has beyond it. Group by group, so that one whose streams
+//! do not answer keeps none of the others waiting; and account by account, so that a checkpoint that cannot be read holds back
+//! nobody but its own account.
 
 use std::{
     collections::{HashMap, HashSet},
+    future::pending,
     sync::Arc,
     time::Duration,
 };
@@ -10,29 +13,24 @@ use mailbell_bus::{Before, BusError, Claims, Filter, Take, Taken};
 use mailbell_core::{
     backoff::Backoff,
     ids::{AccountId, Group, LogId, OwnerEpoch, Partition, Position},
-    session::{Known, Stop},
+    session::Known,
 };
 use tokio::{
+    sync::Semaphore,
     task::JoinSet,
     time::{Instant, sleep},
 };
 
-use crate::{
-    driver::{Context, End},
-    ledger::BusLedger,
-    slot::Slot,
-};
+use crate::{ledger::BusLedger, slot::Flush};
 
 /// Groups that are loaded at once; each holds its checkpoints and one batch of its log in memory.
 const GROUPS_AT_ONCE: usize = 4;
 
-/// What became of an attempt to take partitions.
+/// What became of an attempt to claim partitions.
 #[derive(Debug, Default)]
-pub(crate) struct Acquired {
-    /// Ours now, and loaded.
-    pub(crate) partitions: Vec<(Partition, OwnerEpoch)>,
-    /// Everything that is stored, or in the log, of their accounts.
-    pub(crate) known: HashMap<AccountId, Known>,
+pub(crate) struct Claimed {
+    /// Ours now; to be loaded.
+    pub(crate) taken: Vec<(Partition, Taken)>,
     /// Claims of ours that had aged out and that nobody took meanwhile: what runs goes on.
     pub(crate) kept: Vec<(Partition, OwnerEpoch)>,
     /// Held by other members.
@@ -41,55 +39,116 @@ pub(crate) struct Acquired {
     pub(crate) failed: usize,
 }
 
-/// Takes what can be taken of these partitions, and loads it. Goes on until everything that was taken is loaded: nobody else
-/// would. The sessions of `expired` ones run: they need no load if nobody had the partition since.
-pub(crate) async fn acquire(
-    ledger: BusLedger,
+/// Claims what can be claimed of these partitions. The sessions of `expired` ones run: they need no load if nobody had the
+/// partition since.
+pub(crate) async fn claim(
     claims: Claims,
     partitions: Vec<Partition>,
     expired: HashSet<Partition>,
-) -> Acquired {
-    let mut acquired = Acquired::default();
-    let mut groups: HashMap<Group, Vec<(Partition, Taken)>> = HashMap::new();
+) -> Claimed {
+    let mut claimed = Claimed::default();
     for (partition, outcome) in claims.take(&partitions).await {
         match outcome {
             // Whoever had it would have left a claim. (One that aged out as well left checkpoints, which end our sessions.)
             Ok(Take::Taken(taken)) if expired.contains(&partition) && taken.before.is_none() => {
-                acquired.kept.push((partition, taken.epoch));
+                claimed.kept.push((partition, taken.epoch));
             }
-            Ok(Take::Taken(taken)) => {
-                acquired.partitions.push((partition, taken.epoch));
-                let group = groups.entry(partition.group()).or_default();
-                group.push((partition, taken));
-            }
-            Ok(Take::Foreign { .. }) => acquired.foreign.push(partition),
+            Ok(Take::Taken(taken)) => claimed.taken.push((partition, taken)),
+            Ok(Take::Foreign { .. }) => claimed.foreign.push(partition),
             Err(error) => {
                 tracing::debug!(%partition, %error, "a claim could not be taken");
-                acquired.failed += 1;
+                claimed.failed += 1;
             }
         }
     }
-    let mut loads = JoinSet::new();
-    let mut waiting = groups.into_iter();
-    loop {
-        while loads.len() < GROUPS_AT_ONCE
-            && let Some((group, taken)) = waiting.next()
-        {
-            loads.spawn(load_until_done(ledger.clone(), group, taken));
+    claimed
+}
+
+/// What is known of the accounts of partitions of one group.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) partitions: Vec<(Partition, OwnerEpoch)>,
+    /// Everything that is stored, or in the log, of their accounts.
+    pub(crate) found: Found,
+}
+
+/// See [`Loaded`].
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) known: HashMap<AccountId, Known>,
+    /// Accounts whose checkpoint cannot be read, with what bounds the claim for as long as it is so: what the log has of them is
+    /// not stored anywhere else.
+    pub(crate) unreadable: HashMap<AccountId, Flush>,
+}
+
+/// Loads that are under way. Each goes on until it is done: nobody else would.
+#[derive(Debug)]
+pub(crate) struct Loads {
+    tasks: JoinSet<Loaded>,
+    partitions: HashSet<Partition>,
+    attempts: Arc<Semaphore>,
+}
+
+impl Loads {
+    pub(crate) fn new() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            partitions: HashSet::new(),
+            attempts: Arc::new(Semaphore::new(GROUPS_AT_ONCE)),
         }
-        match loads.join_next().await {
-            Some(Ok(known)) => acquired.known.extend(known),
-            // Cancelled with us, or a panic, which ends the watcher: nothing is known of these accounts.
+    }
+
+    /// Begins to load what was taken.
+    pub(crate) fn begin(&mut self, ledger: &BusLedger, taken: Vec<(Partition, Taken)>) {
+        let mut groups: HashMap<Group, Vec<(Partition, Taken)>> = HashMap::new();
+        for (partition, taken) in taken {
+            self.partitions.insert(partition);
+            let group = groups.entry(partition.group()).or_default();
+            group.push((partition, taken));
+        }
+        for (group, taken) in groups {
+            let (ledger, attempts) = (ledger.clone(), Arc::clone(&self.attempts));
+            self.tasks
+                .spawn(load_until_done(ledger, group, taken, attempts));
+        }
+    }
+
+    /// Whether this partition is being loaded.
+    pub(crate) fn has(&self, partition: Partition) -> bool {
+        self.partitions.contains(&partition)
+    }
+
+    /// Whether nothing is being loaded.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// The next load that is done; never, if there is none. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Loaded {
+        match self.tasks.join_next().await {
+            Some(Ok(loaded)) => {
+                for (partition, _) in &loaded.partitions {
+                    self.partitions.remove(partition);
+                }
+                loaded
+            }
+            // A panic ends the watcher: nothing is known of these accounts.
             Some(Err(error)) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => return Acquired::default(),
+                Err(_) => pending().await,
             },
-            None => return acquired,
+            None => pending().await,
         }
+    }
+
+    /// Gives up all of them.
+    pub(crate) fn abort(&mut self) {
+        self.tasks.abort_all();
     }
 }
 
-fn patience() -> Backoff {
+/// Between attempts to load.
+pub(crate) fn patience() -> Backoff {
     Backoff::new(
         Duration::from_millis(50),
         Duration::from_millis(200),
@@ -101,12 +160,24 @@ async fn load_until_done(
     ledger: BusLedger,
     group: Group,
     taken: Vec<(Partition, Taken)>,
-) -> HashMap<AccountId, Known> {
+    attempts: Arc<Semaphore>,
+) -> Loaded {
     let mut backoff = patience();
     let mut said = Instant::now();
     loop {
-        match load(&ledger, group, &taken).await {
-            Ok(known) => return known,
+        // Held for an attempt only: a group that does not answer leaves the others their turn.
+        let attempt = {
+            let _turn = attempts.acquire().await;
+            load(&ledger, group, &taken).await
+        };
+        match attempt {
+            Ok(found) => {
+                let partitions = taken
+                    .iter()
+                    .map(|(partition, taken)| (*partition, taken.epoch))
+                    .collect();
+                return Loaded { partitions, found };
+            }
             Err(error) => {
                 if backoff.attempts() == 0 || said.elapsed() >= Duration::from_secs(10) {
                     said = Instant::now();
@@ -124,24 +195,28 @@ async fn load(
     ledger: &BusLedger,
     group: Group,
     taken: &[(Partition, Taken)],
-) -> Result<HashMap<AccountId, Known>, BusError> {
+) -> Result<Found, BusError> {
     let ours: HashMap<Partition, Taken> = taken.iter().copied().collect();
-    let mut known: HashMap<AccountId, Known> = ledger
-        .bus
-        .checkpoints()
-        .load_group(group)
-        .await?
-        .into_iter()
-        .filter(|(account, _)| ours.contains_key(&account.partition()))
-        .map(|(account, found)| {
-            let known = Known {
-                checkpoint: found.value,
-                revision: Some(found.revision),
-                unstored_from: None,
-            };
-            (account, known)
-        })
-        .collect();
+    let mut known: HashMap<AccountId, Known> = HashMap::new();
+    let mut unreadable: HashMap<AccountId, Flush> = HashMap::new();
+    for (account, found) in ledger.bus.checkpoints().load_group(group).await? {
+        if !ours.contains_key(&account.partition()) {
+            continue;
+        }
+        match found {
+            Ok(found) => {
+                let found = Known {
+                    checkpoint: found.value,
+                    revision: Some(found.revision),
+                    unstored_from: None,
+                };
+                known.insert(account, found);
+            }
+            Err(_) => {
+                unreadable.insert(account, Flush::default());
+            }
+        }
+    }
     let logs = &ledger.logs;
     // What was stored proves that the log had come so far, newer than what is written of it lazily: a log that is shorter now was
     // cut, and must not grow over the positions that devices hold.
@@ -158,9 +233,16 @@ async fn load(
         begins
             .extend(fold_after(taken.before, log_id, tail.first).map(|after| (*partition, after)));
     }
+    for (account, flush) in &mut unreadable {
+        let begin = begins.get(&account.partition()).copied();
+        *flush = Flush {
+            log_id,
+            bound: Some(begin.unwrap_or_default()),
+        };
+    }
     // Where nothing is known of the claim, the checkpoints' own positions count; who has none needs all.
     let Some(after) = begins.values().min().copied() else {
-        return Ok(known);
+        return Ok(Found { known, unreadable });
     };
     let mut reader = logs.read(group, Filter::All, after, tail.last);
     while let Some(entries) = reader.next_batch().await? {
@@ -170,13 +252,14 @@ async fn load(
             };
             if let Some(event) = entry.event
                 && entry.position > *begin
+                && !unreadable.contains_key(&entry.account)
             {
                 let known = known.entry(entry.account).or_default();
                 fold(known, log_id, entry.position, &event);
             }
         }
     }
-    Ok(known)
+    Ok(Found { known, unreadable })
 }
 
 /// After which position the log of a partition must be folded in; `None`: not at all.
@@ -190,55 +273,19 @@ fn fold_after(before: Option<Before>, log_id: LogId, first: Position) -> Option<
     }
 }
 
-fn fold(known: &mut Known, log_id: LogId, position: Position, event: &mailbell_core::event::Event) {
+/// Folds in one event of the account's log, unless the checkpoint has it.
+pub(crate) fn fold(
+    known: &mut Known,
+    log_id: LogId,
+    position: Position,
+    event: &mailbell_core::event::Event,
+) {
     let checkpoint = &mut known.checkpoint;
     if checkpoint.log_id == log_id && position <= checkpoint.position {
         return;
     }
     checkpoint.fold(log_id, position, event);
     known.unstored_from.get_or_insert(position);
-}
-
-/// Loads what is known of one account whose session begins alone: it is new, or it crashed. Gives up only when the session is
-/// told to stop.
-pub(crate) async fn reload(context: &Arc<Context>, slot: &Slot) -> Result<Known, End> {
-    let account = &slot.account;
-    let mut backoff = patience();
-    loop {
-        let attempt = async {
-            let found = context.ledger.load(account.clone()).await.ok()?;
-            let mut known = found.map_or_else(Known::default, |found| Known {
-                checkpoint: found.value,
-                revision: Some(found.revision),
-                unstored_from: None,
-            });
-            let (log_id, after) = (known.checkpoint.log_id, known.checkpoint.position);
-            let tail = context.ledger.tail(account.clone(), log_id, after).await?;
-            for (position, event) in &tail.events {
-                fold(&mut known, tail.log_id, *position, event);
-            }
-            Some(known)
-        };
-        if let Some(known) = attempt.await {
-            return Ok(known);
-        }
-        let wait = backoff.next(&mut rand::rng());
-        let again = Instant::now() + wait;
-        loop {
-            match slot.stopping() {
-                Some(Stop::Lost) => return Err(End::Lost),
-                Some(Stop::HandOver) => return Err(End::HandedOver),
-                // It is told once what is known is loaded.
-                Some(Stop::Removed) | None => {}
-            }
-            tokio::select! {
-                // A stop goes first; what else is told stays in the slot until the session looks, which it does at its start.
-                biased;
-                () = slot.notified() => {}
-                () = tokio::time::sleep_until(again) => break,
-            }
-        }
-    }
 }
 
 #[cfg(test)]

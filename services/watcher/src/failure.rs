@@ -1,6 +1,6 @@
 //! What can go wrong, in one table: a stable word for programs, one sentence for a person, and what it means for a session.
 
-use mailbell_bus::Refusal;
+use mailbell_bus::{BusError, Code, Refusal};
 use mailbell_core::{
     seal::SealError,
     session::{Failure, Severity},
@@ -72,6 +72,14 @@ pub const CODES: &[(&str, &str)] = &[
         CREDENTIAL_UNAVAILABLE,
         "the stored password could not be read from NATS",
     ),
+    (
+        CHECKPOINT_UNREADABLE,
+        "what was stored of the mailbox cannot be read: the account is not watched",
+    ),
+    (
+        CHECKPOINT_NEWER,
+        "what was stored of the mailbox is of a newer release: the account is not watched",
+    ),
     (STORAGE_FULL, "NATS has no room for new events"),
     (
         LOG_UNAVAILABLE,
@@ -101,6 +109,8 @@ pub(crate) const SEALING_KEY_MISSING: &str = "sealing-key-missing";
 pub(crate) const CREDENTIAL_MISMATCH: &str = "credential-mismatch";
 pub(crate) const CREDENTIAL_NEWER: &str = "credential-newer";
 pub(crate) const CREDENTIAL_UNAVAILABLE: &str = "credential-unavailable";
+pub(crate) const CHECKPOINT_UNREADABLE: &str = "checkpoint-unreadable";
+pub(crate) const CHECKPOINT_NEWER: &str = "checkpoint-newer";
 pub(crate) const STORAGE_FULL: &str = "storage-full";
 pub(crate) const LOG_UNAVAILABLE: &str = "log-unavailable";
 pub(crate) const LOG_DENIED: &str = "log-denied";
@@ -167,6 +177,26 @@ pub(crate) fn credential_unavailable() -> Failure {
                 .to_owned(),
         severity: Severity::Transient,
     }
+}
+
+/// What a checkpoint means that cannot be read; `None` if it is only not to be had now.
+pub(crate) fn of_checkpoint(error: &BusError) -> Option<Failure> {
+    let (code, sentence) = match error {
+        BusError::NewerRecord(_) => (
+            CHECKPOINT_NEWER,
+            "What is known of this mailbox was stored by a newer release: upgrade the watchers.",
+        ),
+        error if error.code() == Code::Data => (
+            CHECKPOINT_UNREADABLE,
+            "What is known of this mailbox cannot be read: remove the account and add it again.",
+        ),
+        _ => return None,
+    };
+    Some(Failure {
+        code,
+        sentence: sentence.to_owned(),
+        severity: Severity::Permanent,
+    })
 }
 
 /// The connection that an effect needs is not there. Never seen unless session and driver disagree, and mended by a new one.

@@ -3,7 +3,7 @@
 //! The way through this crate:
 //!
 //! * [`Watcher`] (`watcher.rs`) owns everything that changes hands: it takes partitions (`acquire.rs`), starts and ends the
-//!   sessions of their accounts (`accounts.rs`), lets claims move on (`flush.rs`), and drains.
+//!   sessions of their accounts (`accounts.rs`, `reload.rs`), lets claims move on (`flush.rs`), and drains.
 //! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
 //!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
 //! * Requests of other processes (`requests/`) check a login on a connection of their own, or list a folder over the session's.
@@ -16,15 +16,16 @@ mod error;
 mod failure;
 mod flush;
 mod gate;
-
 mod ledger;
 mod message;
 pub mod metrics;
 mod options;
 mod registry;
+mod reload;
 mod removal;
 mod requests;
 mod slot;
+mod wait;
 mod watcher;
 
 pub use error::Error;

@@ -24,6 +24,8 @@ pub const FAILURES: &str = "watcher_failures";
 pub const CONTENT_BYTES: &str = "watcher_content_bytes";
 /// `watcher_sessions_ended_total{reason}`: `handed-over`, `lost`, `removed`, `conflict`, `panicked`.
 pub const ENDED: &str = "watcher_sessions_ended";
+/// `watcher_held_back{code}`: accounts that are not watched, since what is known of them cannot be read.
+pub const HELD_BACK: &str = "watcher_held_back";
 /// `watcher_partitions`: partitions that are owned.
 pub const PARTITIONS: &str = "watcher_partitions";
 /// `watcher_claims_kept_total`: claims that aged out while NATS was away and were taken anew, with their sessions running.
@@ -80,6 +82,7 @@ pub struct Metrics {
     ended: Family<Reason, Counter>,
     requests: Family<Request, Counter>,
     checkpoints: Family<Outcome, Counter>,
+    held_back: Family<Code, Gauge>,
     pub(crate) content_bytes: Counter,
     pub(crate) partitions: Gauge,
     pub(crate) claims_kept: Counter,
@@ -96,6 +99,7 @@ impl Default for Metrics {
             ended: Family::default(),
             requests: Family::default(),
             checkpoints: Family::default(),
+            held_back: Family::default(),
             content_bytes: Counter::default(),
             partitions: Gauge::default(),
             claims_kept: Counter::default(),
@@ -146,6 +150,11 @@ impl Metrics {
             metrics.checkpoints.clone(),
         );
         registry.register(
+            HELD_BACK,
+            "Accounts that are not watched, since what is known of them cannot be read",
+            metrics.held_back.clone(),
+        );
+        registry.register(
             CONTENT_BYTES,
             "Bytes of content appended",
             metrics.content_bytes.clone(),
@@ -187,6 +196,10 @@ impl Metrics {
             Health::Starting | Health::Unspecified => "starting",
         };
         self.sessions.get_or_create_owned(&HealthLabel { health })
+    }
+
+    pub(crate) fn held_back(&self, code: &'static str) -> Gauge {
+        self.held_back.get_or_create_owned(&Code { code })
     }
 
     pub(crate) fn login(&self, outcome: &'static str) {

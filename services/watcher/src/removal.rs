@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailbell_bus::BusError;
+use mailbell_bus::{BusError, Code};
 use mailbell_core::{backoff::Backoff, ids::AccountId};
 use tokio::time::sleep;
 
@@ -38,8 +38,8 @@ pub(crate) async fn purge(ledger: BusLedger, account: AccountId) {
 async fn attempt(ledger: &BusLedger, account: &AccountId) -> Result<u64, BusError> {
     let BusLedger { bus, logs } = ledger;
     let (credentials, checkpoints) = (bus.credentials(), bus.checkpoints());
-    let has_credential = credentials.get(account).await?.is_some();
-    let has_checkpoint = checkpoints.load(account).await?.is_some();
+    let has_credential = is_there(credentials.get(account).await)?;
+    let has_checkpoint = is_there(checkpoints.load(account).await)?;
     if !has_credential && !has_checkpoint {
         // Done before; each deletion would leave one more marker.
         return Ok(0);
@@ -53,4 +53,12 @@ async fn attempt(ledger: &BusLedger, account: &AccountId) -> Result<u64, BusErro
         checkpoints.delete(account).await?;
     }
     Ok(events)
+}
+
+/// What cannot be read is there too.
+fn is_there<T>(found: Result<Option<T>, BusError>) -> Result<bool, BusError> {
+    match found {
+        Err(error) if error.code() == Code::Data => Ok(true),
+        found => Ok(found?.is_some()),
+    }
 }

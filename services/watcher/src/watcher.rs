@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    future::pending,
     sync::Arc,
     time::Duration,
 };
@@ -12,8 +11,7 @@ use mailbell_bus::{
     state::{Change, Watch},
 };
 use mailbell_core::{
-    backoff::Backoff,
-    ids::{AccountId, Group, OwnerEpoch, Partition},
+    ids::{AccountId, GROUPS, Group, OwnerEpoch, Partition},
     seal::KeyRing,
 };
 use mailbell_proto::bus::v1::AccountRecord;
@@ -23,20 +21,21 @@ use mailbell_runtime::{
 };
 use tokio::{
     sync::{Semaphore, watch},
-    task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at},
 };
 
 use crate::{
     Error, Metrics, Options,
     accounts::Accounts,
-    acquire::{Acquired, acquire},
+    acquire::{Claimed, Loaded, Loads, claim},
     driver::{Context, Dial},
     flush::flush,
     gate::Gate,
     ledger::BusLedger,
     registry::Registry,
     requests::Answers,
+    wait::{finished, patience, patiently, until},
 };
 
 /// The name of the health check.
@@ -45,6 +44,8 @@ const CHECK: &str = "partitions";
 const BEAT: Duration = Duration::from_secs(30);
 /// Of the time that a drain has, this part is kept for the last writes, once sessions have ended or were given up.
 const RELEASE_PART: u32 = 4;
+/// At the start all groups are waited for so long; whichever does not answer by then joins when it does.
+const SETTLE: Duration = Duration::from_secs(10);
 /// How often a drain says how far it is.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -168,12 +169,19 @@ struct Running {
     lost: LostClaims,
     service: Arc<OwnerService>,
     changes: Watch<AccountId, AccountRecord>,
-    acquiring: Option<JoinHandle<Acquired>>,
+    /// Groups whose accounts have been told. Only their partitions are taken.
+    told: HashSet<Group>,
+    claiming: Option<JoinHandle<Claimed>>,
+    loads: Loads,
+    /// Tasks that begin to answer requests for partitions.
+    owning: JoinSet<()>,
     /// Claims of ours that aged out while NATS was away. Their sessions go on until somebody else has them.
     expired: HashMap<Partition, OwnerEpoch>,
     flushing: Option<JoinHandle<()>>,
     health: Health,
-    ready: Arc<watch::Sender<bool>>,
+    ready: watch::Sender<bool>,
+    /// From then on it is ready with what it has; `None`: it is.
+    settle: Option<Instant>,
 }
 
 impl Running {
@@ -188,7 +196,7 @@ impl Running {
             registry,
             ready,
         } = watcher;
-        let logs = patiently(|| bus.logs()).await?;
+        let logs = patiently(|| bus.logs_that_answer()).await?;
         if let Some(key) = ring.newest() {
             // Offered to whoever seals a new password.
             let (keys, record) = (bus.sealing_keys(), key.to_record());
@@ -237,27 +245,41 @@ impl Running {
             claims,
             lost,
             service: Arc::new(service),
-            acquiring: None,
+            told: HashSet::new(),
+            claiming: None,
+            loads: Loads::new(),
+            owning: JoinSet::new(),
             expired: HashMap::new(),
             flushing: None,
             health,
-            ready: Arc::new(ready),
+            ready,
+            settle: Some(Instant::now() + SETTLE),
         };
         running.load_accounts().await?;
         Ok(running)
     }
 
-    /// Reads every account record once. Sessions begin only when partitions are ours.
+    /// Reads every account record once, of those groups that answer soon. Sessions begin only when partitions are ours.
     async fn load_accounts(&mut self) -> Result<(), Error> {
-        let mut missing: HashSet<Group> = Group::all().collect();
-        while !missing.is_empty() {
-            let change = self.changes.next().await.ok_or(Error::Closed)?;
-            if let Change::Loaded { group } = &change {
-                missing.remove(group);
+        let retake = self.options.retake;
+        let all = async {
+            while self.told.len() < usize::from(GROUPS) {
+                let change = self.changes.next().await.ok_or(Error::Closed)?;
+                self.on_change(change);
             }
-            self.on_change(change);
+            Ok(())
+        };
+        match timeout(retake, all).await {
+            Ok(loaded) => loaded,
+            Err(_) => {
+                let left = usize::from(GROUPS) - self.told.len();
+                tracing::warn!(
+                    left,
+                    "some groups of accounts do not answer; the others begin"
+                );
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Keeps what it owns until the drain begins.
@@ -276,7 +298,9 @@ impl Running {
                 biased;
                 draining = drain.signaled() => return Ok(draining),
                 lost = self.lost.recv() => self.on_lost(lost.ok_or(Error::Closed)?).await?,
-                acquired = finished(&mut self.acquiring) => self.on_acquired(acquired).await,
+                claimed = finished(&mut self.claiming) => self.on_claimed(claimed).await,
+                loaded = self.loads.next() => self.on_loaded(loaded),
+                Some(_) = self.owning.join_next() => self.see_whether_ready(),
                 ended = self.accounts.ended() => self.accounts.on_ended(ended),
                 change = self.changes.next() => self.on_change(change.ok_or(Error::Closed)?),
                 () = finished(&mut self.flushing) => {}
@@ -286,6 +310,7 @@ impl Running {
                 }
                 _ = flushes.tick() => self.flush(),
                 () = until(quarantine) => self.accounts.end_quarantines(),
+                () = until(self.settle) => self.see_whether_ready(),
             }
         }
     }
@@ -295,7 +320,11 @@ impl Running {
             Change::Put { key, value, .. } => self.accounts.put(key, value),
             Change::Removed { key } => self.accounts.delete(&key),
             Change::Restarted { group } => self.accounts.restarted(group),
-            Change::Loaded { group } => self.accounts.loaded(group),
+            Change::Loaded { group } => {
+                self.accounts.loaded(group);
+                // One that was waited for; else there is nothing that is missing of it.
+                self.told.insert(group);
+            }
         }
     }
 
@@ -328,31 +357,31 @@ impl Running {
     }
 
     fn take_what_is_missing(&mut self) {
-        if self.acquiring.is_some() {
+        if self.claiming.is_some() {
             return;
         }
         let missing: Vec<Partition> = Partition::all()
             .filter(|partition| {
                 !self.registry.serves(*partition) || self.expired.contains_key(partition)
             })
+            // What is taken before its accounts are known would be called flushed without them.
+            .filter(|partition| self.told.contains(&partition.group()))
+            .filter(|partition| !self.loads.has(*partition))
             .collect();
         if !missing.is_empty() {
-            let (ledger, claims) = (self.ledger.clone(), self.claims.clone());
+            let claims = self.claims.clone();
             let expired = self.expired.keys().copied().collect();
-            self.acquiring = Some(tokio::spawn(acquire(ledger, claims, missing, expired)));
+            self.claiming = Some(tokio::spawn(claim(claims, missing, expired)));
         }
     }
 
-    async fn on_acquired(&mut self, acquired: Acquired) {
-        let Acquired {
-            mut partitions,
-            known,
+    async fn on_claimed(&mut self, claimed: Claimed) {
+        let Claimed {
+            taken,
             kept,
             foreign,
             failed,
-        } = acquired;
-        // Some may have been lost while they were loaded.
-        partitions.retain(|(partition, epoch)| self.claims.epoch(*partition) == Some(*epoch));
+        } = claimed;
         if !kept.is_empty() {
             tracing::info!(
                 partitions = kept.len(),
@@ -364,41 +393,72 @@ impl Running {
             self.accounts.renew(partition, epoch);
         }
         // Somebody had these in between, or has them now.
-        let taken = partitions.iter().map(|(partition, _)| partition);
         let others: Vec<(Partition, OwnerEpoch)> = taken
+            .iter()
+            .map(|(partition, _)| partition)
             .chain(&foreign)
             .filter_map(|partition| Some((*partition, *self.expired.get(partition)?)))
             .collect();
         for (partition, epoch) in others {
             self.lose(partition, epoch).await;
         }
-        if !partitions.is_empty() {
-            self.accounts.begin(&partitions, known);
-            let progress = self.registry.count();
-            tracing::info!(
-                partitions = partitions.len(),
-                sessions = progress.0,
-                "partitions were taken"
-            );
-            tokio::spawn(own(
-                Arc::clone(&self.service),
-                self.claims.clone(),
-                partitions,
-                Arc::clone(&self.ready),
-            ));
-        }
         let state = match self.registry.partitions().len() {
+            0 if !taken.is_empty() || !self.loads.is_empty() => {
+                Err("what is known of the accounts is being loaded")
+            }
             0 if !foreign.is_empty() => Err("all partitions are held by other watchers"),
             0 => Err("no partition could be claimed"),
             _ => Ok(()),
         };
         self.health.set(CHECK, state);
+        self.loads.begin(&self.ledger, taken);
         if foreign.len() + failed > 0 {
             tracing::debug!(
                 foreign = foreign.len(),
                 failed,
                 "partitions are not ours yet"
             );
+        }
+    }
+
+    fn on_loaded(&mut self, loaded: Loaded) {
+        let Loaded {
+            mut partitions,
+            found,
+        } = loaded;
+        // Some may have been lost while they were loaded.
+        partitions.retain(|(partition, epoch)| self.claims.epoch(*partition) == Some(*epoch));
+        if partitions.is_empty() {
+            return;
+        }
+        self.accounts.begin(&partitions, found);
+        let progress = self.registry.count();
+        tracing::info!(
+            partitions = partitions.len(),
+            sessions = progress.0,
+            "partitions were taken"
+        );
+        self.owning.spawn(own(
+            Arc::clone(&self.service),
+            self.claims.clone(),
+            partitions,
+        ));
+        self.health.set::<&str>(CHECK, Ok(()));
+    }
+
+    /// Ready: everything that could be taken answers, or at least something does and the rest was waited for.
+    fn see_whether_ready(&mut self) {
+        let whole = self.told.len() == usize::from(GROUPS)
+            && self.loads.is_empty()
+            && self.claiming.is_none();
+        let over = self.settle.is_some_and(|settle| settle <= Instant::now());
+        if over {
+            self.settle = None;
+        }
+        let enough = whole || self.settle.is_none();
+        if enough && self.owning.is_empty() && !self.registry.partitions().is_empty() {
+            self.settle = None;
+            self.ready.send_replace(true);
         }
     }
 
@@ -418,12 +478,11 @@ impl Running {
     /// Ends all sessions in order, stores what they know, lets the partitions go.
     async fn hand_over(mut self, draining: Draining) {
         self.registry.set_draining();
-        for task in [self.acquiring.take().map(|task| task.abort_handle())]
-            .into_iter()
-            .flatten()
-        {
-            task.abort();
+        if let Some(claiming) = self.claiming.take() {
+            claiming.abort();
         }
+        self.loads.abort();
+        self.owning.abort_all();
         let reserve = draining.window() / RELEASE_PART;
         let patience = draining
             .deadline
@@ -482,13 +541,8 @@ impl Running {
     }
 }
 
-/// Answers requests for partitions from now on, and says so.
-async fn own(
-    service: Arc<OwnerService>,
-    claims: Claims,
-    partitions: Vec<(Partition, OwnerEpoch)>,
-    ready: Arc<watch::Sender<bool>>,
-) {
+/// Answers requests for partitions from now on.
+async fn own(service: Arc<OwnerService>, claims: Claims, partitions: Vec<(Partition, OwnerEpoch)>) {
     let numbers: Vec<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
     let mut backoff = patience();
     while let Err(error) = service.own(&numbers).await {
@@ -504,53 +558,5 @@ async fn own(
         .collect();
     if !lost.is_empty() {
         service.disown(&lost).await;
-    }
-    ready.send_replace(true);
-}
-
-fn patience() -> Backoff {
-    Backoff::new(
-        Duration::from_millis(50),
-        Duration::from_millis(200),
-        Duration::from_secs(5),
-    )
-}
-
-/// Tries until it works, or until trying is of no use.
-async fn patiently<T, F>(attempt: impl Fn() -> F) -> Result<T, Error>
-where
-    F: Future<Output = Result<T, mailbell_bus::BusError>>,
-{
-    let mut backoff = patience();
-    loop {
-        match attempt().await {
-            Ok(value) => return Ok(value),
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "NATS is not ready; it is tried again");
-                let wait = backoff.next(&mut rand::rng());
-                sleep(wait).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// What a task brought, once; never if there is none. Cancel-safe. A task that panicked brings nothing: it is begun anew.
-async fn finished<T: Default>(task: &mut Option<JoinHandle<T>>) -> T {
-    let Some(running) = task else {
-        return pending().await;
-    };
-    let output = running.await;
-    *task = None;
-    output.unwrap_or_else(|error| {
-        tracing::error!(%error, "a task of the watcher ended by itself");
-        T::default()
-    })
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
     }
 }

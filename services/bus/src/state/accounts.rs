@@ -233,6 +233,9 @@ impl Statuses {
     }
 }
 
+/// The checkpoint of one of several accounts, or why it cannot be read.
+pub type LoadedCheckpoint = (AccountId, Result<Versioned<Checkpoint>, BusError>);
+
 /// Checkpoints (`CKPT_<g>`).
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
@@ -258,14 +261,11 @@ impl Checkpoints {
             .transpose()
     }
 
-    /// Every checkpoint of a group, complete up to what its leader had.
+    /// Every checkpoint of a group, complete up to what its leader had. One that this release cannot read says so in its place.
     ///
     /// # Errors
-    /// Why NATS did not answer; [`BusError::NewerRecord`].
-    pub async fn load_group(
-        &self,
-        group: Group,
-    ) -> Result<Vec<(AccountId, Versioned<Checkpoint>)>, BusError> {
+    /// Why NATS did not answer. Of one account: [`BusError::Record`], [`BusError::NewerRecord`].
+    pub async fn load_group(&self, group: Group) -> Result<Vec<LoadedCheckpoint>, BusError> {
         let bucket = Bucket::Checkpoints(group);
         let mut all = Vec::new();
         for message in self.bus.kv_all(bucket, ">").await? {
@@ -278,10 +278,9 @@ impl Checkpoints {
             else {
                 continue;
             };
-            all.push((
-                account,
-                read_checkpoint(&subject, versioned(&subject, message)?)?,
-            ));
+            let found =
+                versioned(&subject, message).and_then(|stored| read_checkpoint(&subject, stored));
+            all.push((account, found));
         }
         // One that was written while we read may have come twice: the later one counts.
         let mut latest = std::collections::BTreeMap::new();

@@ -8,7 +8,9 @@ mod control;
 mod records;
 mod watch;
 
-pub use accounts::{Accounts, Checkpoints, Credentials, Page, PageToken, Statuses};
+pub use accounts::{
+    Accounts, Checkpoints, Credentials, LoadedCheckpoint, Page, PageToken, Statuses,
+};
 pub use control::{ExternalIds, Issuers, Revocations, Revoked, SealingKeys, Tokens};
 pub use watch::{Change, Watch};
 

@@ -32,6 +32,25 @@ async fn one_id_a_log_for_every_process() {
 }
 
 #[tokio::test]
+async fn a_log_that_is_away_keeps_no_other_from_being_used() {
+    let world = World::start().await;
+    let (here, away) = (account(5, 0), account(6, 0));
+    let delete = format!("STREAM.DELETE.MB_main_LOG_{}", away.group());
+    api(&world.operator().await, &delete, json!({})).await;
+    let watcher = world.bus(Role::Watcher).await;
+    let refused = watcher.logs().await.unwrap_err();
+    assert!(refused.is_retryable(), "{refused}");
+    let logs = watcher.logs_that_answer().await.unwrap();
+    append(&logs, &event(&here, 1)).await;
+    assert!(logs.ids().check(away.group()).await.is_err());
+    // It comes back, and has an identity from then on.
+    world.bus(Role::Setup).await.setup().await.unwrap();
+    let (log_id, tail) = logs.ids().check(away.group()).await.unwrap();
+    assert_eq!((log_id, tail.last), (logs.ids().get(away.group()), 0));
+    append(&logs, &event(&away, 1)).await;
+}
+
+#[tokio::test]
 async fn a_log_made_anew_has_another_id_and_all_learn_of_it() {
     let world = World::start().await;
     let (watcher, gateway) = (

@@ -16,6 +16,7 @@ fn of_the_bus(bus: &Bus, account: &AccountId) {
     sends(bus.setup());
     sends(bus.verify());
     sends(bus.logs());
+    sends(bus.logs_that_answer());
     sends(bus.claims("a", "1"));
     sends(bus.ask(account, OwnerRequest::default(), Duration::ZERO));
     sends(bus.accounts().list(None, 1, None));

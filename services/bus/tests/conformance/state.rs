@@ -96,7 +96,7 @@ async fn a_checkpoint_of_an_old_owner_fails() {
     let other = account(5, 1);
     stored(new.store(&other, &at(3), 0).await.unwrap());
     let mut all = new.load_group(id.group()).await.unwrap();
-    all.sort_by_key(|(_, checkpoint)| checkpoint.revision);
+    all.sort_by_key(|(_, found)| found.as_ref().unwrap().revision);
     assert_eq!(
         all.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(),
         [id.clone(), other]
@@ -126,6 +126,25 @@ async fn a_newer_releases_record_is_not_rewritten() {
         watcher.checkpoints().load(&id).await,
         Err(BusError::NewerRecord(_))
     ));
+    // It does not keep its neighbours from being loaded.
+    let neighbour = account(5, 1);
+    let checkpoint = Checkpoint::default();
+    stored(
+        watcher
+            .checkpoints()
+            .store(&neighbour, &checkpoint, 0)
+            .await
+            .unwrap(),
+    );
+    let all = watcher.checkpoints().load_group(id.group()).await.unwrap();
+    assert_eq!(all.len(), 2);
+    for (account, found) in all {
+        if account == neighbour {
+            assert_eq!(found.unwrap().value, checkpoint);
+        } else {
+            assert!(matches!(found, Err(BusError::NewerRecord(_))), "{found:?}");
+        }
+    }
     let newer = AccountRecord {
         schema: 2,
         ..record("one")

@@ -49,7 +49,7 @@ async fn world() -> (World, AccountId, AccountId) {
     );
     accounts.begin(
         &[(one.partition(), 1), (two.partition(), 1)],
-        HashMap::new(),
+        Found::default(),
     );
     server.until(|mailbox| mailbox.idling == 2).await;
     let world = World {
@@ -116,7 +116,7 @@ async fn a_lost_partition_takes_only_its_own_sessions() {
     // It is ours again.
     world
         .accounts
-        .begin(&[(one.partition(), 3)], HashMap::new());
+        .begin(&[(one.partition(), 3)], Found::default());
     world.server.deliver(2);
     world.logs.0[&one].until_arrived(&[2]).await;
     world.logs.0[&two].until_arrived(&[2]).await;

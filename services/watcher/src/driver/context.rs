@@ -43,7 +43,7 @@ impl Context {
     }
 }
 
-pub(super) fn wall_us(time: SystemTime) -> i64 {
+pub(crate) fn wall_us(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .ok()
         .and_then(|since| i64::try_from(since.as_micros()).ok())

@@ -25,14 +25,15 @@ use tokio::{
 };
 
 use self::{
-    context::{config_of, wall_us},
+    context::config_of,
     mail::{Done, Mail},
     status::StatusWriter,
     store::Stored,
     traces::Traces,
 };
-pub(crate) use context::Context;
+pub(crate) use context::{Context, wall_us};
 pub(crate) use mail::{Connect, Dial, connect};
+pub(crate) use status::record as status_record;
 
 use crate::{
     failure,
@@ -546,7 +547,7 @@ fn failed(op: Op, failure: mailbell_core::session::Failure) -> Input {
 }
 
 /// The output of a future if there is one, once; else never.
-async fn finished<T>(future: &mut Option<Boxed<T>>) -> T {
+pub(crate) async fn finished<T>(future: &mut Option<Boxed<T>>) -> T {
     poll_fn(|cx| {
         let Some(running) = future else {
             return Poll::Pending;

@@ -104,7 +104,8 @@ impl Drop for StatusWriter {
     }
 }
 
-fn record(account: &AccountId, status: &Status) -> StatusRecord {
+/// As it is stored.
+pub(crate) fn record(account: &AccountId, status: &Status) -> StatusRecord {
     StatusRecord {
         schema: SCHEMA,
         state: Some(AccountState {

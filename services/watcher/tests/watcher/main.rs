@@ -8,5 +8,6 @@
 mod arrivals;
 mod hand_over;
 mod mailboxes;
+mod obstacles;
 mod requests;
 mod world;

@@ -28,6 +28,8 @@ use mailbell_test_servers::{Dovecot, DovecotOptions, NatsOptions, NatsServer};
 use mailbell_watcher::{Error, Handle, Metrics, Options, Watcher};
 use prost::Message as _;
 use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
@@ -117,6 +119,58 @@ impl World {
         assert_eq!(ready, Ok(true), "{:?}", running.handle.progress());
         assert_eq!(running.handle.progress().partitions, 1024);
         assert!(running.health.readiness().ok);
+    }
+
+    /// Waits until the watcher owns all partitions.
+    pub(crate) async fn until_whole(&self) {
+        let begun = Instant::now();
+        let handle = &self.running.as_ref().unwrap().handle;
+        while handle.progress().partitions < 1024 {
+            assert!(begun.elapsed() < LIMIT, "{:?}", handle.progress());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Starts a watcher that will not find everything that it needs; how many partitions it has when it is ready.
+    pub(crate) async fn start_in_part(&mut self) -> usize {
+        self.launch().await;
+        let running = self.running.as_mut().unwrap();
+        let ready = timeout(LIMIT, running.handle.ready()).await;
+        assert_eq!(ready, Ok(true), "{:?}", running.handle.progress());
+        running.handle.progress().partitions
+    }
+
+    /// Makes again what an operator has deleted.
+    pub(crate) async fn set_up_again(&self) {
+        let setup = self.bus(Role::Setup).await;
+        setup.setup().await.unwrap();
+    }
+
+    /// Publishes as an operator does, around all of our own code.
+    pub(crate) async fn publish(&self, subject: &str, payload: &[u8]) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.nats.port()))
+            .await
+            .unwrap();
+        let head = format!(
+            "CONNECT {{\"verbose\":false}}\r\nPUB {subject} {}\r\n",
+            payload.len()
+        );
+        let bytes = [head.as_bytes(), payload, b"\r\nPING\r\n"].concat();
+        stream.write_all(&bytes).await.unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        loop {
+            let line = lines.next_line().await.unwrap().unwrap();
+            assert!(!line.starts_with("-ERR"), "{line}");
+            if line == "PONG" {
+                return;
+            }
+        }
+    }
+
+    /// Deletes a stream as an operator may.
+    pub(crate) async fn delete_stream(&self, name: &str) {
+        self.publish(&format!("$JS.API.STREAM.DELETE.{name}"), b"")
+            .await;
     }
 
     async fn launch(&mut self) {
@@ -315,7 +369,7 @@ impl World {
     /// Also soon after NATS was restarted, when this connection may not be back yet.
     async fn logs(&self) -> Logs {
         loop {
-            match self.gateway.logs().await {
+            match self.gateway.logs_that_answer().await {
                 Ok(logs) => return logs,
                 Err(error) => assert!(error.is_retryable(), "{error}"),
             }

@@ -31,9 +31,9 @@ use self::{
 };
 use super::{Context, Driver, End};
 use crate::{
-    acquire::reload,
     gate::Gate,
     metrics::Metrics,
+    reload::reload,
     slot::{Flush, ListRequest, Slot},
 };
 

@@ -1,0 +1,143 @@
+//! What stands in the way of one account, or of one group of them, and of nobody else.
+
+use std::time::Duration;
+
+use mailbell_core::ids::AccountId;
+use mailbell_proto::{
+    bus::v1::{self as record, AccountRecord, ListPage},
+    push::v1::Health,
+};
+use prost::Message as _;
+use tokio::time::{Instant, sleep};
+
+use crate::world::{LIMIT, World, mail};
+
+const WINDOW: Duration = Duration::from_secs(20);
+
+async fn until_code(world: &World, account: &AccountId, code: &str) {
+    let wanted = |status: &record::StatusRecord, health| {
+        let state = status.state.as_ref().unwrap();
+        health == Health::ActionNeeded && state.code == code && state.sentence.ends_with('.')
+    };
+    world.until_status(account, wanted).await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_cannot_be_read_holds_back_its_own_account_only() {
+    let mut world = World::new().await;
+    let [garbled, newer, well] = [
+        world.add(&["INBOX"]).await,
+        world.add(&["INBOX"]).await,
+        world.add(&["INBOX"]).await,
+    ];
+    for account in [&garbled, &newer, &well] {
+        world.until_watching(account).await;
+    }
+    world.drain(WINDOW).await.unwrap();
+    let key = |account: &AccountId| {
+        let (group, partition) = (account.group(), account.partition());
+        format!("$KV.MB_test_CKPT_{group}.{partition}.{account}")
+    };
+    let checkpoints = world.admin.checkpoints();
+    let good = checkpoints.load(&garbled).await.unwrap().unwrap().value;
+    world.publish(&key(&garbled), b"\x01nonsense").await;
+    let of_tomorrow = record::Checkpoint {
+        schema: 2,
+        ..record::Checkpoint::default()
+    };
+    world
+        .publish(&key(&newer), &of_tomorrow.encode_to_vec())
+        .await;
+    world.start().await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("one"))
+        .await
+        .unwrap();
+    assert_eq!(world.until_arrived(&well, 1).await, ["one"]);
+    until_code(&world, &garbled, "checkpoint-unreadable").await;
+    until_code(&world, &newer, "checkpoint-newer").await;
+    for code in ["checkpoint-unreadable", "checkpoint-newer"] {
+        let held = format!("mailbell_watcher_held_back{{code=\"{code}\"}}");
+        assert_eq!(world.metric(&held), 1.0, "{}", world.metrics());
+    }
+    // Whoever asks for it does not wait.
+    let refused = world.list(&newer, ListPage::default()).await.unwrap_err();
+    assert_eq!(
+        (refused.code.as_str(), refused.retry),
+        ("not-connected", true)
+    );
+    // Somebody mends it: it goes on where it was.
+    world
+        .publish(&key(&garbled), &good.to_record().encode_to_vec())
+        .await;
+    assert_eq!(world.until_arrived(&garbled, 1).await, ["one"]);
+    world.until_watching(&garbled).await;
+    // It can be removed all the same.
+    let tombstone = AccountRecord {
+        removed_at_ms: 1,
+        ..world.record(&["INBOX"])
+    };
+    world.write(&newer, tombstone, None).await;
+    let begun = Instant::now();
+    while !matches!(checkpoints.load(&newer).await, Ok(None)) {
+        assert!(begun.elapsed() < LIMIT, "{}", world.metrics());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let held = "mailbell_watcher_held_back{code=\"checkpoint-newer\"}";
+    world.until_metric(held, 0.0).await;
+}
+
+#[tokio::test]
+async fn a_group_whose_streams_do_not_answer_holds_up_no_other() {
+    let mut world = World::new().await;
+    let mut accounts = vec![world.add(&["INBOX"]).await];
+    // Of four groups, one for each kind of stream and one that is well.
+    while accounts.len() < 4 {
+        let account = world.add(&["INBOX"]).await;
+        if accounts
+            .iter()
+            .all(|other| other.group() != account.group())
+        {
+            accounts.push(account);
+        }
+    }
+    for account in &accounts {
+        world.until_watching(account).await;
+    }
+    world.drain(WINDOW).await.unwrap();
+    let kinds = ["MB_test_LOG", "KV_MB_test_CKPT", "KV_MB_test_STATE"];
+    for (kind, account) in kinds.iter().zip(&accounts) {
+        world
+            .delete_stream(&format!("{kind}_{}", account.group()))
+            .await;
+    }
+    assert_eq!(world.start_in_part().await, 1024 - 3 * 64);
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("one"))
+        .await
+        .unwrap();
+    let well = accounts.pop().unwrap();
+    assert_eq!(world.until_arrived(&well, 1).await, ["one"]);
+    // They come back, and so do their accounts. (That of the lost records was lost with them.)
+    world.set_up_again().await;
+    world.until_whole().await;
+    accounts.pop();
+    for account in &accounts {
+        world.until_watching(account).await;
+    }
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("two"))
+        .await
+        .unwrap();
+    for account in &accounts {
+        world
+            .until_events(account, |events| {
+                let told = crate::world::arrivals(events);
+                told.iter().any(|message| message.subject == "two")
+            })
+            .await;
+    }
+}
