@@ -65,6 +65,7 @@ bench: tools ## Latency beside a bare IDLE client, CPU and memory of each role (
 	$(RELEASE)/bench roles $(BENCH)
 	$(RELEASE)/bench roles --messages 20 --batch 200 --interval-ms 2000 $(BENCH)
 	$(RELEASE)/bench standalone $(BENCH)
+	$(RELEASE)/bench roles --lazy-sync $(BENCH)
 	@ls -l $(RELEASE)/mailbell | awk '{printf "binary: %.1f MB\n", $$5 / 1e6}'
 
 .PHONY: sim
