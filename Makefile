@@ -41,7 +41,7 @@ lint: deny ## Format, clippy, documentation, generated files, dependencies
 	cargo clippy --workspace --all-targets --features mailbell/failpoints -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(MAKE) --no-print-directory drift
-	.tools/bin/cargo-deny --offline check --hide-inclusion-graph bans licenses sources
+	.tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 
 .PHONY: drift
 drift: ## Whether the generated files are what the sources say
