@@ -11,7 +11,6 @@ use std::{
 
 use mailbell_bus::{Before, BusError, Claims, Filter, Take, Taken};
 use mailbell_core::{
-    backoff::Backoff,
     ids::{AccountId, Group, LogId, OwnerEpoch, Partition, Position},
     session::Known,
 };
@@ -21,7 +20,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{ledger::BusLedger, slot::Flush};
+use crate::{ledger::BusLedger, slot::Flush, wait::patience};
 
 /// Groups that are loaded at once; each holds its checkpoints and one batch of its log in memory.
 const GROUPS_AT_ONCE: usize = 4;
@@ -145,15 +144,6 @@ impl Loads {
     pub(crate) fn abort(&mut self) {
         self.tasks.abort_all();
     }
-}
-
-/// Between attempts to load.
-pub(crate) fn patience() -> Backoff {
-    Backoff::new(
-        Duration::from_millis(50),
-        Duration::from_millis(200),
-        Duration::from_secs(10),
-    )
 }
 
 async fn load_until_done(

@@ -15,11 +15,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    acquire::{fold, patience},
+    acquire::fold,
     driver::{Context, End, finished, status_record, wall_us},
     failure,
     ledger::Boxed,
     slot::Slot,
+    wait::patience,
 };
 
 /// A checkpoint that cannot be read is looked at again after a delay between these: somebody may have mended it.

@@ -204,19 +204,7 @@ async fn a_removed_account_ends_and_leaves_nothing() {
         ..world.record(&["INBOX"])
     };
     world.write(&account, tombstone, None).await;
-    // Its checkpoint goes last.
-    let begun = tokio::time::Instant::now();
-    while world
-        .admin
-        .checkpoints()
-        .load(&account)
-        .await
-        .unwrap()
-        .is_some()
-    {
-        assert!(begun.elapsed() < crate::world::LIMIT, "{}", world.metrics());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    world.until_forgotten(&account).await;
     assert!(world.events(&account).await.is_empty());
     assert!(
         world

@@ -121,16 +121,6 @@ impl World {
         assert!(running.health.readiness().ok);
     }
 
-    /// Waits until the watcher owns all partitions.
-    pub(crate) async fn until_whole(&self) {
-        let begun = Instant::now();
-        let handle = &self.running.as_ref().unwrap().handle;
-        while handle.progress().partitions < 1024 {
-            assert!(begun.elapsed() < LIMIT, "{:?}", handle.progress());
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-
     /// Starts a watcher that will not find everything that it needs; how many partitions it has when it is ready.
     pub(crate) async fn start_in_part(&mut self) -> usize {
         self.launch().await;
@@ -441,6 +431,16 @@ impl World {
                 return found.value.clone();
             }
             assert!(begun.elapsed() < LIMIT, "{found:?}\n{}", self.metrics());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until a removed account's checkpoint is gone, which goes last.
+    pub(crate) async fn until_forgotten(&self, account: &AccountId) {
+        let begun = Instant::now();
+        let checkpoints = self.admin.checkpoints();
+        while !matches!(checkpoints.load(account).await, Ok(None)) {
+            assert!(begun.elapsed() < LIMIT, "{}", self.metrics());
             sleep(Duration::from_millis(50)).await;
         }
     }
