@@ -51,13 +51,16 @@ nats() {
 }
 
 dovecot() {
-    if ! PATH="$PATH:/usr/sbin" command -v dovecot >/dev/null; then
-        debian dovecot-imapd dovecot-lmtpd
-        # Installed for private servers on free ports only; the system's own stays off.
-        if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet dovecot || true; fi
-    elif [ ! -e /usr/lib/dovecot/lmtp ] && [ ! -e /usr/libexec/dovecot/lmtp ]; then
-        debian dovecot-lmtpd
-    fi
+    # Its parts are packages of their own, and who has one need not have the others.
+    local part missing=()
+    [ -n "$(PATH="$PATH:/usr/sbin" type -P dovecot)" ] || missing+=(dovecot-core)
+    for part in imap lmtp; do
+        [ -e /usr/lib/dovecot/$part ] || [ -e /usr/libexec/dovecot/$part ] || missing+=("dovecot-${part}d")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    debian "${missing[@]}"
+    # Installed for private servers on free ports only; the system's own stays off.
+    if [[ "${missing[*]}" == *core* && -d /run/systemd/system ]]; then as_root systemctl disable --quiet dovecot || true; fi
 }
 
 deny() {
