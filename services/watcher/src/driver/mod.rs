@@ -131,7 +131,7 @@ impl Driver {
         self.give(Input::Start);
         self.on_told();
         while !self.session.is_stopped() {
-            let deadline = [self.tick, self.status.due()].into_iter().flatten().min();
+            let deadline = self.deadline();
             if let Some(at) = deadline
                 && self.timer.deadline() != at
             {
@@ -378,6 +378,12 @@ impl Driver {
             self.give(Input::Tick);
         }
         self.write_status();
+    }
+
+    /// When there is something to do. A status that nobody can take is nothing: its time passes and stays, and would spin.
+    fn deadline(&self) -> Option<Instant> {
+        let status = self.status.due().filter(|_| self.link.borrow().is_up());
+        self.tick.into_iter().chain(status).min()
     }
 
     fn write_status(&mut self) {

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use self::{
-    log::{Fate, LOG, Logs, MemoryLog},
+    log::{Fate, LOG, Logs, MemoryLog, State},
     server::Server,
 };
 use super::{Context, Driver, End};
@@ -275,6 +275,25 @@ async fn arrivals_while_nats_is_away_come_when_it_is_back() {
     bench.log.set_up(true);
     let all: Vec<u32> = (2..40).collect();
     bench.log.until_arrived(&all).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_waits_for_nats_keeps_nobody_busy() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    bench.server.deliver(2);
+    bench.log.until_arrived(&[2]).await;
+    // That mail arrived is written lazily: not yet, when NATS goes away.
+    bench.log.set_up(false);
+    // This clock moves only while no task is busy: with one that spins this never ends.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let written = |state: &State| {
+        let mut statuses = state.statuses.iter();
+        statuses.any(|(_, status)| status.last_arrival_ms > 0)
+    };
+    assert!(!bench.log.with(|state| written(state)));
+    bench.log.set_up(true);
+    bench.log.until(written).await;
 }
 
 #[tokio::test(start_paused = true)]
