@@ -194,11 +194,6 @@ impl Mail {
         self.busy(op, Box::pin(wait(parked, park)));
     }
 
-    /// Whether the connection waits, or is about to.
-    pub(super) fn is_parking(&self) -> bool {
-        self.interrupt.is_some() && matches!(self.state, State::Busy(..))
-    }
-
     /// Wakes the parked connection.
     pub(super) fn interrupt(&mut self) {
         if let Some(interrupt) = self.interrupt.take() {

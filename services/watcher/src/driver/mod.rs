@@ -88,8 +88,6 @@ pub(crate) struct Driver {
     conflict: bool,
     /// The session was asked to serve and has not answered yet.
     asked: bool,
-    /// Requests were just served: the mailbox comes first now, so that listing cannot keep arrivals from being told.
-    held: bool,
 }
 
 impl Driver {
@@ -121,7 +119,6 @@ impl Driver {
             stop: None,
             conflict: false,
             asked: false,
-            held: false,
         }
     }
 
@@ -218,7 +215,6 @@ impl Driver {
             }
             Effect::Serve { op } => {
                 self.asked = false;
-                self.held = true;
                 let requests = self.slot.take_requests();
                 let checkpoint = self.session.checkpoint();
                 let named = mail::name_folders(requests, checkpoint);
@@ -332,7 +328,7 @@ impl Driver {
 
     /// Asks the session to serve, once for all who wait.
     fn request(&mut self) {
-        if !self.asked && !self.held {
+        if !self.asked {
             self.asked = true;
             self.give(Input::Request);
         }
@@ -463,15 +459,7 @@ impl Driver {
                 failed(op, failure)
             }
         };
-        let served = matches!(input, Input::Served { .. });
         self.give(input);
-        // What follows a listing is a look at the mailbox, if it is of use now; only then may the next one come.
-        if self.held && (!served || self.mail.is_parking()) {
-            self.held = false;
-            if self.slot.take().requested {
-                self.request();
-            }
-        }
     }
 
     fn on_logged(&mut self, logged: Logged) {

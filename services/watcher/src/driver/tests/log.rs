@@ -30,14 +30,20 @@ pub(crate) enum Fate {
     StoredUnanswered,
     /// It is not stored, and the connection broke.
     Broken,
+    /// It is not stored, and that nobody answers is known after [`PATIENCE`].
+    NoAnswer,
+    /// It is not stored: there is no room.
+    Refused,
 }
 
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const LOG: LogId = LogId([7; 16]);
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) events: Vec<Event>,
-    /// With the doubles that a log with a duplicate window would not hold.
+    /// What reached the log, with the doubles that one with a duplicate window would not hold.
     pub(crate) appends: usize,
     pub(crate) append_fates: VecDeque<Fate>,
     pub(crate) store_fates: VecDeque<Fate>,
@@ -125,12 +131,26 @@ fn position(index: usize) -> Position {
 
 impl Ledger for MemoryLog {
     fn append(&self, event: Box<Event>) -> Boxed<(Box<Event>, Outcome)> {
+        let mut wait = None;
         let outcome = self.with(|state| {
             let fate = state.append_fates.pop_front();
             if fate == Some(Fate::Broken) {
                 return Outcome::Disconnected;
             }
             state.appends += 1;
+            match fate {
+                Some(Fate::NoAnswer) => {
+                    wait = Some(PATIENCE);
+                    return Outcome::NoAnswer;
+                }
+                Some(Fate::Refused) => {
+                    return Outcome::Refused {
+                        code: "storage-full",
+                        sentence: "There is no room.".to_owned(),
+                    };
+                }
+                _ => {}
+            }
             let known = state
                 .events
                 .iter()
@@ -147,7 +167,12 @@ impl Ledger for MemoryLog {
                 },
             }
         });
-        Box::pin(async move { (event, outcome) })
+        Box::pin(async move {
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
+            }
+            (event, outcome)
+        })
     }
 
     fn tail(&self, _: AccountId, _: LogId, after: Position) -> Boxed<Option<Tail>> {

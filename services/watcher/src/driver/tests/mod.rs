@@ -149,6 +149,15 @@ impl Bench {
     }
 }
 
+fn newest(limit: u32) -> ListPage {
+    ListPage {
+        folder: 1,
+        limit,
+        newest: true,
+        ..ListPage::default()
+    }
+}
+
 async fn run(context: Arc<Context>, slot: Arc<Slot>, record: Arc<AccountRecord>) -> End {
     let known: Known = reload(&context, &slot).await.unwrap();
     Driver::new(context, slot, record, 1, known).run().await
@@ -406,24 +415,52 @@ async fn pages_are_listed_over_the_parked_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn listing_without_end_does_not_keep_arrivals_from_being_told() {
+async fn pages_are_listed_while_the_log_is_in_trouble() {
+    for fate in [Fate::NoAnswer, Fate::Refused] {
+        let bench = Bench::new(&[1]);
+        bench.idling().await;
+        bench.log.with(|state| state.append_fates.push_back(fate));
+        bench.server.deliver(2);
+        bench.log.until(|state| state.appends == 1).await;
+        for _ in 0..3 {
+            bench.list(newest(10)).await.unwrap().unwrap();
+        }
+        // None of them waited until the event was told again.
+        assert_eq!(bench.log.with(|state| state.appends), 1, "{fate:?}");
+        bench.log.until_arrived(&[2]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_in_the_middle_of_a_listing_keeps_nobody_waiting() {
     let bench = Bench::new(&[1]);
     bench.idling().await;
-    let page = ListPage {
-        folder: 1,
-        limit: 10,
-        newest: true,
-        ..ListPage::default()
-    };
+    // The connection does not even idle: the log's answer is awaited.
+    bench
+        .log
+        .with(|state| state.append_fates.push_back(Fate::NoAnswer));
     bench.server.deliver(2);
-    let mut pages = 0;
-    while bench.log.arrived().is_empty() {
-        let (first, second) = (bench.list(page), bench.list(page));
-        first.await.unwrap().unwrap();
-        second.await.unwrap().unwrap();
-        pages += 2;
-        assert!(pages < 50, "arrivals wait for listings");
-    }
+    bench.log.until(|state| state.appends == 1).await;
+    bench
+        .server
+        .change(|mailbox| mailbox.mute_after = Some(mailbox.commands.len()));
+    let interrupted = bench.list(newest(10));
+    bench.server.until(|mailbox| mailbox.mute).await;
+    bench.slot.change(Arc::new(AccountRecord {
+        paused: true,
+        ..(*bench.record).clone()
+    }));
+    assert!(interrupted.await.is_err());
+    let answer = timeout(Duration::from_secs(600), bench.list(newest(10))).await;
+    assert_eq!(answer.unwrap().unwrap().unwrap_err().code, "paused");
+    bench.server.change(|mailbox| {
+        mailbox.mute = false;
+        mailbox.mute_after = None;
+    });
+    bench.slot.change(Arc::clone(&bench.record));
+    bench.server.until(|mailbox| mailbox.logins == 2).await;
+    bench.idling().await;
+    bench.list(newest(10)).await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -453,6 +490,22 @@ async fn who_asks_while_there_is_no_connection_is_told_to_try_again() {
     }));
     bench.idling().await;
     assert!(since.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn listing_without_end_does_not_keep_arrivals_from_being_told() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    let page = newest(10);
+    bench.server.deliver(2);
+    let mut pages = 0;
+    while bench.log.arrived().is_empty() {
+        let (first, second) = (bench.list(page), bench.list(page));
+        first.await.unwrap().unwrap();
+        second.await.unwrap().unwrap();
+        pages += 2;
+        assert!(pages < 50, "arrivals wait for listings");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,6 +25,8 @@ pub(crate) struct Mailbox {
     pub(crate) idle: bool,
     /// Says nothing any more, on any connection that is open now or later.
     pub(crate) mute: bool,
+    /// Mute once it has read more commands than this.
+    pub(crate) mute_after: Option<usize>,
     /// Refuses every login.
     pub(crate) refuse: bool,
     pub(crate) logins: u32,
@@ -133,7 +135,11 @@ async fn serve(stream: DuplexStream, server: Server) -> Option<()> {
             .next()
             .unwrap_or_default()
             .to_owned();
-        server.change(|mailbox| mailbox.commands.push(shown));
+        server.change(|mailbox| {
+            mailbox.commands.push(shown);
+            let most = mailbox.mute_after;
+            mailbox.mute |= most.is_some_and(|most| mailbox.commands.len() > most);
+        });
         let word = command.split(' ').next().unwrap_or_default();
         let mailbox = server.mailbox.borrow().clone();
         let mut answer = String::new();
