@@ -28,7 +28,7 @@ use self::{
     context::config_of,
     mail::{Done, Mail},
     status::StatusWriter,
-    store::Stored,
+    store::{Stored, Unsure},
     traces::Traces,
 };
 pub(crate) use context::{Context, wall_us};
@@ -76,8 +76,8 @@ pub(crate) struct Driver {
     /// The append or the read of the log's tail that is awaited.
     log: Option<Boxed<Logged>>,
     store: Option<Boxed<Stored>>,
-    /// A checkpoint that may have been stored: nobody answered. Tells our own write from somebody else's.
-    unsure: Option<Box<mailbell_core::checkpoint::Checkpoint>>,
+    /// Checkpoints that may have been stored. They tell our own writes from somebody else's.
+    unsure: Unsure,
     status: StatusWriter,
     link: watch::Receiver<Link>,
     /// When the session wants to be ticked.
@@ -113,7 +113,7 @@ impl Driver {
             mail: Mail::gone(),
             log: None,
             store: None,
-            unsure: None,
+            unsure: Unsure::default(),
             tick: None,
             traces: Traces::default(),
             stop: None,
@@ -274,7 +274,7 @@ impl Driver {
                     op,
                     checkpoint,
                     revision,
-                    self.unsure.take(),
+                    std::mem::take(&mut self.unsure),
                 )));
             }
             Effect::Status(status) => {
@@ -506,8 +506,8 @@ impl Driver {
                 op,
                 revision: Some(revision),
             },
-            Stored::Unsure { op, checkpoint } => {
-                self.unsure = Some(checkpoint);
+            Stored::Unsure { op, unsure } => {
+                self.unsure = unsure;
                 Input::CheckpointStored { op, revision: None }
             }
             Stored::Conflict { op } => {

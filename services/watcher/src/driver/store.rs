@@ -7,6 +7,26 @@ use mailbell_core::{checkpoint::Checkpoint, ids::AccountId, session::Op};
 
 use super::Context;
 
+/// Of the checkpoints that may have been stored, so many are remembered. With more than that the oldest may be taken for
+/// somebody else's, which costs no more than a new beginning.
+const MOST_UNSURE: usize = 4;
+
+/// Checkpoints of ours that may have been stored, each instead of the one before: nobody answered.
+#[derive(Debug, Default)]
+pub(super) struct Unsure(Vec<Checkpoint>);
+
+impl Unsure {
+    fn add(&mut self, checkpoint: Checkpoint) {
+        if self.0.contains(&checkpoint) {
+            return;
+        }
+        if self.0.len() >= MOST_UNSURE {
+            self.0.remove(0);
+        }
+        self.0.push(checkpoint);
+    }
+}
+
 /// What became of a checkpoint.
 pub(super) enum Stored {
     Done {
@@ -16,7 +36,7 @@ pub(super) enum Stored {
     /// Not stored, or stored without an answer.
     Unsure {
         op: Op,
-        checkpoint: Box<Checkpoint>,
+        unsure: Unsure,
     },
     /// Somebody else wrote it.
     Conflict {
@@ -34,22 +54,23 @@ impl Stored {
     }
 }
 
-/// `unsure`: an earlier one of ours that may have been stored. A conflict with one's own write is none.
+/// `unsure`: earlier ones since the last that was stored for sure. A conflict with one's own write is none.
 pub(super) async fn store(
     context: Arc<Context>,
     account: AccountId,
     op: Op,
     checkpoint: Box<Checkpoint>,
     revision: Option<u64>,
-    unsure: Option<Box<Checkpoint>>,
+    mut unsure: Unsure,
 ) -> Stored {
-    let attempt = attempt(&context, &account, &checkpoint, revision, unsure.as_deref()).await;
+    let attempt = attempt(&context, &account, &checkpoint, revision, &unsure).await;
     match attempt {
         Ok(Cas::Stored(revision)) => Stored::Done { op, revision },
         Ok(Cas::Conflict) => Stored::Conflict { op },
         Err(error) => {
             tracing::debug!(%account, %error, "a checkpoint could not be stored");
-            Stored::Unsure { op, checkpoint }
+            unsure.add(*checkpoint);
+            Stored::Unsure { op, unsure }
         }
     }
 }
@@ -59,7 +80,7 @@ async fn attempt(
     account: &AccountId,
     checkpoint: &Checkpoint,
     revision: Option<u64>,
-    unsure: Option<&Checkpoint>,
+    unsure: &Unsure,
 ) -> Result<Cas, BusError> {
     let ledger = &context.ledger;
     let put = |revision| ledger.store(account.clone(), checkpoint.clone(), revision);
@@ -73,7 +94,7 @@ async fn attempt(
     };
     if found.value == *checkpoint {
         Ok(Cas::Stored(found.revision))
-    } else if unsure == Some(&found.value) {
+    } else if unsure.0.contains(&found.value) {
         put(found.revision).await
     } else {
         Ok(Cas::Conflict)

@@ -332,6 +332,40 @@ async fn a_checkpoint_that_was_stored_unheard_is_our_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn none_of_the_checkpoints_that_may_have_been_stored_is_a_strangers() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    // The first is stored and nobody says so; of the next ones nobody hears anything either.
+    bench.log.with(|state| {
+        state
+            .store_fates
+            .extend([Fate::StoredUnanswered, Fate::Broken, Fate::Broken]);
+    });
+    for uid in 2..6 {
+        // Each knows more than the one before.
+        bench.server.deliver(uid);
+        let told: Vec<u32> = (2..=uid).collect();
+        bench.log.until_arrived(&told).await;
+        let left = usize::try_from(4_u32.saturating_sub(uid)).unwrap();
+        bench
+            .log
+            .until(|state| state.store_fates.len() <= left)
+            .await;
+    }
+    bench
+        .log
+        .until(|state| {
+            state
+                .checkpoint
+                .as_ref()
+                .is_some_and(|(checkpoint, _)| checkpoint.position == 4)
+        })
+        .await;
+    bench.slot.stop(Stop::HandOver);
+    assert_eq!(bench.end().await, End::HandedOver);
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_owners_checkpoint_ends_the_session() {
     let bench = Bench::new(&[1]);
     bench.idling().await;
@@ -464,6 +498,22 @@ async fn a_pause_in_the_middle_of_a_listing_keeps_nobody_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn listing_without_end_does_not_keep_arrivals_from_being_told() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    let page = newest(10);
+    bench.server.deliver(2);
+    let mut pages = 0;
+    while bench.log.arrived().is_empty() {
+        let (first, second) = (bench.list(page), bench.list(page));
+        first.await.unwrap().unwrap();
+        second.await.unwrap().unwrap();
+        pages += 2;
+        assert!(pages < 50, "arrivals wait for listings");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_asks_while_there_is_no_connection_is_told_to_try_again() {
     let server = Server::new(&[1]);
     server.change(|mailbox| mailbox.refuse = true);
@@ -490,22 +540,6 @@ async fn who_asks_while_there_is_no_connection_is_told_to_try_again() {
     }));
     bench.idling().await;
     assert!(since.elapsed() < Duration::from_secs(2));
-}
-
-#[tokio::test(start_paused = true)]
-async fn listing_without_end_does_not_keep_arrivals_from_being_told() {
-    let bench = Bench::new(&[1]);
-    bench.idling().await;
-    let page = newest(10);
-    bench.server.deliver(2);
-    let mut pages = 0;
-    while bench.log.arrived().is_empty() {
-        let (first, second) = (bench.list(page), bench.list(page));
-        first.await.unwrap().unwrap();
-        second.await.unwrap().unwrap();
-        pages += 2;
-        assert!(pages < 50, "arrivals wait for listings");
-    }
 }
 
 #[tokio::test(start_paused = true)]
