@@ -431,6 +431,7 @@ impl Running {
         if partitions.is_empty() {
             return;
         }
+        let numbers = partitions.iter().map(|(partition, _)| *partition).collect();
         self.accounts.begin(&partitions, found);
         let progress = self.registry.count();
         tracing::info!(
@@ -440,8 +441,8 @@ impl Running {
         );
         self.owning.spawn(own(
             Arc::clone(&self.service),
-            self.claims.clone(),
-            partitions,
+            Arc::clone(&self.registry),
+            numbers,
         ));
         self.health.set::<&str>(CHECK, Ok(()));
     }
@@ -542,21 +543,23 @@ impl Running {
 }
 
 /// Answers requests for partitions from now on.
-async fn own(service: Arc<OwnerService>, claims: Claims, partitions: Vec<(Partition, OwnerEpoch)>) {
-    let numbers: Vec<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
+async fn own(service: Arc<OwnerService>, registry: Arc<Registry>, partitions: Vec<Partition>) {
     let mut backoff = patience();
-    while let Err(error) = service.own(&numbers).await {
+    while let Err(error) = service.own(&partitions).await {
         tracing::debug!(%error, "requests cannot be answered yet");
         let wait = backoff.next(&mut rand::rng());
         sleep(wait).await;
     }
-    // What was lost meanwhile is another's to answer for.
+    // What was lost meanwhile is another's to answer for. Not so what is ours by another claim than it was: that of an outage
+    // aged out, and sessions went on.
     let lost: Vec<Partition> = partitions
-        .iter()
-        .filter(|(partition, epoch)| claims.epoch(*partition) != Some(*epoch))
-        .map(|(partition, _)| *partition)
+        .into_iter()
+        .filter(|partition| !registry.serves(*partition))
         .collect();
     if !lost.is_empty() {
         service.disown(&lost).await;
     }
 }
+
+#[cfg(test)]
+mod tests;
