@@ -154,8 +154,6 @@ pub struct StatusRecord {
     pub state: ::core::option::Option<super::super::push::v1::AccountState>,
     #[prost(int64, tag = "3")]
     pub last_arrival_ms: i64,
-    #[prost(int64, tag = "4")]
-    pub next_retry_ms: i64,
 }
 /// Bucket LIVE, key `claim.<p>`: who owns a partition.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

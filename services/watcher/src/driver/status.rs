@@ -118,7 +118,5 @@ pub(crate) fn record(account: &AccountId, status: &Status) -> StatusRecord {
             key: None,
         }),
         last_arrival_ms: status.last_arrival_us / 1000,
-        // The session keeps it to itself: a delay with jitter says little.
-        next_retry_ms: 0,
     }
 }
