@@ -489,29 +489,11 @@ impl Running {
             .deadline
             .checked_sub(reserve)
             .unwrap_or(draining.deadline);
-        let served = self.registry.partitions();
-        // Whoever asks now finds nobody, and tries again.
-        if timeout_at(patience, self.service.disown(&served))
-            .await
-            .is_err()
-        {
-            tracing::warn!("requests could not be turned away in time");
-        }
-        let all = self.accounts.running();
-        tracing::info!(sessions = all, "handing over");
-        self.accounts.hand_over();
-        let mut progress = interval(PROGRESS);
-        progress.reset();
-        while self.accounts.running() > 0 {
-            tokio::select! {
-                // Whichever comes: no order matters, and nothing is held by an arm.
-                ended = self.accounts.ended() => self.accounts.on_ended(ended),
-                _ = progress.tick() => {
-                    tracing::info!(left = self.accounts.running(), of = all, "handing over");
-                }
-                () = sleep_until(patience) => break,
-            }
-        }
+        // Both at once: while NATS is away nobody can be turned away, and that must not take the time in which sessions log out.
+        tokio::join!(
+            turn_away(&self.service, &self.registry, patience),
+            end_sessions(&mut self.accounts, patience),
+        );
         let left = self.accounts.running();
         if left > 0 {
             tracing::warn!(
@@ -538,6 +520,34 @@ impl Running {
                 tracing::warn!(%error, "some claims could not be released; they age out");
             }
             Err(_) => tracing::warn!("claims could not be released in time; they age out"),
+        }
+    }
+}
+
+/// Whoever asks from now on finds nobody, and tries again.
+async fn turn_away(service: &OwnerService, registry: &Registry, patience: Instant) {
+    let served = registry.partitions();
+    let disowned = timeout_at(patience, service.disown(&served)).await;
+    if disowned.is_err() {
+        tracing::warn!("requests could not be turned away in time");
+    }
+}
+
+/// Tells all sessions to finish, and waits for them.
+async fn end_sessions(accounts: &mut Accounts, patience: Instant) {
+    let all = accounts.running();
+    tracing::info!(sessions = all, "handing over");
+    accounts.hand_over();
+    let mut progress = interval(PROGRESS);
+    progress.reset();
+    while accounts.running() > 0 {
+        tokio::select! {
+            // Whichever comes: no order matters, and nothing is held by an arm.
+            ended = accounts.ended() => accounts.on_ended(ended),
+            _ = progress.tick() => {
+                tracing::info!(left = accounts.running(), of = all, "handing over");
+            }
+            () = sleep_until(patience) => break,
         }
     }
 }

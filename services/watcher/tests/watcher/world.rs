@@ -445,6 +445,15 @@ impl World {
         }
     }
 
+    /// Waits until the mail server has seen so many logouts.
+    pub(crate) async fn until_logouts(&self, count: usize) {
+        let begun = Instant::now();
+        while self.dovecot.log().matches("Logged out").count() < count {
+            assert!(begun.elapsed() < LIMIT, "{}", self.dovecot.log());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub(crate) async fn until_watching(&self, account: &AccountId) {
         self.until_status(account, |_, health| health == Health::Watching)
             .await;
