@@ -16,6 +16,7 @@ use mailbell_core::{
 };
 use mailbell_proto::bus::v1::{AccountRecord, SealedCredential, StatusRecord};
 use mailbell_runtime::failpoint;
+use prost::bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::{failure, removal};
@@ -26,7 +27,7 @@ pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) trait Ledger: Send + Sync + 'static {
     /// Appends once, and gives the event back beside what became of it.
     fn append(&self, event: Box<Event>) -> Boxed<(Box<Event>, Outcome)>;
-    /// What the account's log has after `after`, as its leader has it; all of it if its history is not `log_id`.
+    /// What the account's log has after `after`, as its leader has it, without content; all of it if its history is not `log_id`.
     fn tail(&self, account: AccountId, log_id: LogId, after: Position) -> Boxed<Option<Tail>>;
     /// The stored checkpoint.
     fn load(&self, account: AccountId) -> Boxed<Result<Option<Versioned<Checkpoint>>, BusError>>;
@@ -144,7 +145,8 @@ impl Ledger for BusLedger {
     }
 }
 
-/// Reads one account's log up to the leader's last sequence. See [`Ledger::tail`].
+/// Reads one account's log up to the leader's last sequence. See [`Ledger::tail`]. What the events say is let go batch by batch:
+/// a checkpoint is the fold of their facts, and a log of two days may hold more than fits in memory beside others.
 async fn read_tail(
     logs: &Logs,
     account: AccountId,
@@ -154,16 +156,19 @@ async fn read_tail(
     let group = account.group();
     let (current, tail) = logs.ids().check(group).await?;
     let after = if current == log_id { after } else { 0 };
-    let entries = logs
-        .read(group, Filter::Account(account), after, tail.last)
-        .all()
-        .await?;
+    let mut reader = logs.read(group, Filter::Account(account), after, tail.last);
+    let mut events = Vec::new();
+    while let Some(entries) = reader.next_batch().await? {
+        for entry in entries {
+            if let Some(event) = entry.event {
+                let content = Bytes::new();
+                events.push((entry.position, Event { content, ..event }));
+            }
+        }
+    }
     Ok(Tail {
         log_id: current,
-        events: entries
-            .into_iter()
-            .filter_map(|entry| entry.event.map(|event| (entry.position, event)))
-            .collect(),
+        events,
         read_to: tail.last,
     })
 }
