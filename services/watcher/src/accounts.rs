@@ -284,7 +284,7 @@ impl Accounts {
         let reason = match end {
             Some(End::HandedOver) => "handed-over",
             Some(End::Lost) => "lost",
-            Some(End::Removed) => "removed",
+            Some(End::Removed | End::Unknown) => "removed",
             Some(End::Conflict) => "conflict",
             None => "panicked",
         };
@@ -305,10 +305,10 @@ impl Accounts {
         entry.state = State::Resting;
         match end {
             Some(End::HandedOver) => {}
-            Some(End::Removed) => {
+            Some(end @ (End::Removed | End::Unknown)) => {
                 entry.state = State::Purged;
                 self.registry.remove(&account);
-                let purge = self.context.ledger.purge(account);
+                let purge = self.context.ledger.purge(account, end == End::Removed);
                 self.purges.spawn(purge);
                 while self.purges.try_join_next().is_some() {}
             }
@@ -389,9 +389,9 @@ async fn run(
     };
     let removed = record.removed_at_ms > 0;
     if removed && known.revision.is_none() && known.checkpoint.folders.is_empty() {
-        // Never watched, or purged already: nobody was told anything that would have to end.
+        // Nobody was told anything that would have to end.
         slot.close();
-        return End::Removed;
+        return End::Unknown;
     }
     Driver::new(context, slot, record, epoch, known).run().await
 }

@@ -44,8 +44,9 @@ pub(crate) trait Ledger: Send + Sync + 'static {
     fn record(&self, account: AccountId) -> Boxed<Result<Option<AccountRecord>, BusError>>;
     /// Writes the status; whether it worked.
     fn status(&self, account: AccountId, record: StatusRecord) -> Boxed<bool>;
-    /// Deletes what is left of a removed account; goes on until it is done.
-    fn purge(&self, account: AccountId) -> Boxed<()>;
+    /// Deletes what is left of a removed account; goes on until it is done. `told`: its log has at least what devices were told
+    /// last.
+    fn purge(&self, account: AccountId, told: bool) -> Boxed<()>;
     /// How the connection is.
     fn link(&self) -> watch::Receiver<Link>;
 }
@@ -136,8 +137,8 @@ impl Ledger for BusLedger {
         Box::pin(async move { statuses.put(&account, &record).await.is_ok() })
     }
 
-    fn purge(&self, account: AccountId) -> Boxed<()> {
-        Box::pin(removal::purge(self.clone(), account))
+    fn purge(&self, account: AccountId, told: bool) -> Boxed<()> {
+        Box::pin(removal::purge(self.clone(), account, told))
     }
 
     fn link(&self) -> watch::Receiver<Link> {

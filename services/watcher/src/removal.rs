@@ -8,15 +8,17 @@ use tokio::time::sleep;
 
 use crate::ledger::BusLedger;
 
-/// Purges log, checkpoint, credential and status. The tombstone stays: it makes readers skip what they had already read.
-pub(crate) async fn purge(ledger: BusLedger, account: AccountId) {
+/// Purges log, checkpoint, credential and status. The tombstone stays: it makes readers skip what they had already read. `told`:
+/// the log has something to purge, whatever else there is.
+pub(crate) async fn purge(ledger: BusLedger, account: AccountId, told: bool) {
+    let mut begun = told;
     let mut backoff = Backoff::new(
         Duration::from_millis(200),
         Duration::from_secs(1),
         Duration::from_secs(60),
     );
     loop {
-        match attempt(&ledger, &account).await {
+        match attempt(&ledger, &account, &mut begun).await {
             Ok(events) => {
                 tracing::info!(%account, events, "an account was removed");
                 return;
@@ -34,13 +36,21 @@ pub(crate) async fn purge(ledger: BusLedger, account: AccountId) {
     }
 }
 
-/// The checkpoint goes last: while it is there, the next start takes the removal up again.
-async fn attempt(ledger: &BusLedger, account: &AccountId) -> Result<u64, BusError> {
+/// Status and checkpoint go last: while one of them is there, the next start takes the removal up again. `begun`: something was
+/// there, maybe in an earlier attempt.
+async fn attempt(
+    ledger: &BusLedger,
+    account: &AccountId,
+    begun: &mut bool,
+) -> Result<u64, BusError> {
     let BusLedger { bus, logs } = ledger;
-    let (credentials, checkpoints) = (bus.credentials(), bus.checkpoints());
+    let (credentials, statuses, checkpoints) =
+        (bus.credentials(), bus.statuses(), bus.checkpoints());
     let has_credential = is_there(credentials.get(account).await)?;
+    let has_status = is_there(statuses.get(account).await)?;
     let has_checkpoint = is_there(checkpoints.load(account).await)?;
-    if !has_credential && !has_checkpoint {
+    *begun |= has_credential || has_status || has_checkpoint;
+    if !*begun {
         // Done before; each deletion would leave one more marker.
         return Ok(0);
     }
@@ -48,7 +58,8 @@ async fn attempt(ledger: &BusLedger, account: &AccountId) -> Result<u64, BusErro
         credentials.delete(account).await?;
     }
     let events = logs.purge_account(account).await?;
-    bus.statuses().delete(account).await?;
+    // Also if there is none: the session's last one may be on its way.
+    statuses.delete(account).await?;
     if has_checkpoint {
         checkpoints.delete(account).await?;
     }

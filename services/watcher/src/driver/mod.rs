@@ -50,6 +50,8 @@ pub(crate) enum End {
     Lost,
     /// Devices were told that the account is gone.
     Removed,
+    /// The account was removed and nothing is known of it: it was never watched, or is purged already.
+    Unknown,
     /// Somebody else wrote the checkpoint.
     Conflict,
 }

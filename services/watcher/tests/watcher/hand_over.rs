@@ -231,3 +231,44 @@ async fn a_removed_account_ends_and_leaves_nothing() {
         .await;
     assert!(world.events(&account).await.is_empty());
 }
+
+#[tokio::test]
+async fn an_account_that_is_removed_before_its_first_checkpoint_leaves_nothing() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    let never_begun = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    world.until_watching(&never_begun).await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("one"))
+        .await
+        .unwrap();
+    world.until_arrived(&account, 1).await;
+    world.until_arrived(&never_begun, 1).await;
+    world.drain(Duration::from_secs(20)).await.unwrap();
+    // As if nothing had been stored of them but the log and the status, or the status alone.
+    world
+        .admin
+        .logs()
+        .await
+        .unwrap()
+        .purge_account(&never_begun)
+        .await
+        .unwrap();
+    for account in [&account, &never_begun] {
+        world.admin.checkpoints().delete(account).await.unwrap();
+        let tombstone = AccountRecord {
+            removed_at_ms: 1,
+            ..world.record(&["INBOX"])
+        };
+        world.write(account, tombstone, None).await;
+        // The admin API deletes the password at once.
+        world.admin.credentials().delete(account).await.unwrap();
+    }
+    world.start().await;
+    for account in [&account, &never_begun] {
+        world.until_forgotten(account).await;
+        assert!(world.events(account).await.is_empty());
+    }
+}

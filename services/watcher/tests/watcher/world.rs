@@ -435,11 +435,13 @@ impl World {
         }
     }
 
-    /// Waits until a removed account's checkpoint is gone, which goes last.
+    /// Waits until nothing is stored of a removed account: of what it has, status and checkpoint go last.
     pub(crate) async fn until_forgotten(&self, account: &AccountId) {
         let begun = Instant::now();
-        let checkpoints = self.admin.checkpoints();
-        while !matches!(checkpoints.load(account).await, Ok(None)) {
+        let (statuses, checkpoints) = (self.admin.statuses(), self.admin.checkpoints());
+        while !matches!(statuses.get(account).await, Ok(None))
+            || !matches!(checkpoints.load(account).await, Ok(None))
+        {
             assert!(begun.elapsed() < LIMIT, "{}", self.metrics());
             sleep(Duration::from_millis(50)).await;
         }

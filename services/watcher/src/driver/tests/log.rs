@@ -237,7 +237,7 @@ impl Ledger for MemoryLog {
         Box::pin(async { true })
     }
 
-    fn purge(&self, _: AccountId) -> Boxed<()> {
+    fn purge(&self, _: AccountId, _: bool) -> Boxed<()> {
         self.with(|state| *state = State::default());
         Box::pin(async {})
     }
@@ -291,8 +291,8 @@ impl Ledger for Logs {
         self.of(&account).status(account, record)
     }
 
-    fn purge(&self, account: AccountId) -> Boxed<()> {
-        self.of(&account).purge(account)
+    fn purge(&self, account: AccountId, told: bool) -> Boxed<()> {
+        self.of(&account).purge(account, told)
     }
 
     fn link(&self) -> watch::Receiver<Link> {
