@@ -148,3 +148,31 @@ async fn a_group_whose_streams_do_not_answer_holds_up_no_other() {
             .await;
     }
 }
+
+#[tokio::test]
+async fn a_log_without_room_is_told_in_the_status_until_there_is_room() {
+    let world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("one"))
+        .await
+        .unwrap();
+    world.until_arrived(&account, 1).await;
+    let config = world.fill_log(account.group()).await;
+    world
+        .dovecot
+        .deliver_lmtp("alice", &mail("two"))
+        .await
+        .unwrap();
+    let code = async |code: &str| {
+        let has = |status: &record::StatusRecord, _| status.state.as_ref().unwrap().code == code;
+        world.until_status(&account, has).await;
+    };
+    code("storage-full").await;
+    assert_eq!(world.until_arrived(&account, 1).await, ["one"]);
+    world.update_log(account.group(), &config).await;
+    assert_eq!(world.until_arrived(&account, 2).await, ["one", "two"]);
+    code("watching").await;
+}

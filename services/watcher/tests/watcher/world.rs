@@ -6,7 +6,7 @@ use mailbell_bus::{Bus, BusOptions, Filter, Followed, Logs, Role, state::Cas};
 use mailbell_core::{
     checkpoint::Checkpoint,
     event::{Event, Fact},
-    ids::{AccountId, Position, Tenant},
+    ids::{AccountId, Group, Position, Tenant},
     seal::{Binding, KeyRing, PublicKey, seal},
     timing::Timing,
 };
@@ -155,6 +155,54 @@ impl World {
                 return;
             }
         }
+    }
+
+    /// Asks the API of JetStream as an operator does; the answer's text.
+    async fn api(&self, call: &str, question: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.nats.port()))
+            .await
+            .unwrap();
+        let request = format!(
+            "CONNECT {{\"verbose\":false}}\r\nSUB answer 1\r\nPUB $JS.API.{call} answer {}\r\n{question}\r\n",
+            question.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        loop {
+            let line = lines.next_line().await.unwrap().unwrap();
+            assert!(!line.starts_with("-ERR"), "{line}");
+            if line.starts_with("MSG answer ") {
+                return lines.next_line().await.unwrap().unwrap();
+            }
+        }
+    }
+
+    /// Leaves the log of this group no room for anything more; its configuration before that.
+    pub(crate) async fn fill_log(&self, group: Group) -> String {
+        let stream = format!("MB_test_LOG_{group}");
+        let info = self.api(&format!("STREAM.INFO.{stream}"), "").await;
+        let between = |from: &str, to: &str| {
+            let (_, rest) = info.split_once(from).unwrap();
+            rest.split_once(to).unwrap().0.to_owned()
+        };
+        let config = between("\"config\":", ",\"created\":");
+        let stored = between("\"bytes\":", ",");
+        let most = between("\"max_bytes\":", ",");
+        let full = config
+            .replace(
+                &format!("\"max_bytes\":{most}"),
+                &format!("\"max_bytes\":{stored}"),
+            )
+            .replace("\"discard\":\"old\"", "\"discard\":\"new\"");
+        self.update_log(group, &full).await;
+        config
+    }
+
+    /// Gives the log of this group another configuration.
+    pub(crate) async fn update_log(&self, group: Group, config: &str) {
+        let call = format!("STREAM.UPDATE.MB_test_LOG_{group}");
+        let answer = self.api(&call, config).await;
+        assert!(!answer.contains("\"error\""), "{answer}");
     }
 
     /// Deletes a stream as an operator may.
