@@ -220,7 +220,7 @@ impl OwnerService {
         self.shared.wire.round_trip().await
     }
 
-    /// Takes no more requests for these partitions; what has begun is finished.
+    /// Takes no more requests for these partitions; what has begun is finished. Bounded: where NATS is away it ends at once.
     pub async fn disown(&self, partitions: &[Partition]) {
         let stopping: Vec<Serving> = {
             let mut serving = self.serving();
@@ -257,24 +257,30 @@ async fn serve(
             },
         }
     }
-    // Not `unsubscribe`, which would drop what is on its way. What had come is told so at once, instead of being waited for.
-    let draining = tokio::time::timeout(shared.wire.patience(), requests.drain()).await;
-    if !matches!(draining, Ok(Ok(()))) {
-        let _ = done.send(());
-        return;
-    }
-    while let Some(message) = requests.next().await {
-        shared
-            .answer(
-                &message,
-                &refuse("not-owner", "The account has another owner now.", true),
-            )
-            .await;
+    tokio::select! {
+        biased;
+        // First: the client reads no command while it is not connected, so that draining would not even begin.
+        () = shared.wire.until_down() => {}
+        _ = tokio::time::timeout(shared.wire.patience(), shared.drain(&mut requests)) => {}
     }
     let _ = done.send(());
 }
 
 impl Shared {
+    /// Not `unsubscribe`, which would drop what is on its way. What had come is told so at once, instead of being waited for.
+    async fn drain(&self, requests: &mut Subscriber) {
+        if requests.drain().await.is_err() {
+            return;
+        }
+        while let Some(message) = requests.next().await {
+            self.answer(
+                &message,
+                &refuse("not-owner", "The account has another owner now.", true),
+            )
+            .await;
+        }
+    }
+
     async fn answer(&self, message: &Message, response: &OwnerResponse) {
         let Some(reply) = &message.reply else { return };
         let sent = self

@@ -419,6 +419,16 @@ impl Wire {
         }
     }
 
+    /// Waits until the connection is down, or the bus is closed.
+    pub(crate) async fn until_down(&self) {
+        let mut link = self.link.clone();
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => {}
+            _ = link.wait_for(|link| !link.is_up()) => {}
+        }
+    }
+
     /// Sends what is queued, at most for this long.
     pub(crate) async fn flush(&self, within: Duration) {
         let _ = tokio::time::timeout(within, self.client.flush()).await;

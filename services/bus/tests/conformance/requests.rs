@@ -11,7 +11,10 @@ use mailbell_proto::bus::v1::{
 use prost::Message as _;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use crate::world::{World, account, partition, soon};
+use crate::{
+    proxy::{Mode, Proxy},
+    world::{World, account, partition, soon},
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -78,6 +81,30 @@ async fn nobody_owns_it_and_then_somebody_does() {
     }
     owner.disown(&all).await;
     assert_eq!(soon(until_no_owner(&gateway, &id)).await, AskError::NoOwner);
+}
+
+#[tokio::test]
+async fn nothing_is_waited_for_where_nobody_answers() {
+    let mut world = World::start_with(|options| {
+        options.timing.ack_timeout = Duration::from_millis(1500);
+    })
+    .await;
+    let proxy = Proxy::start(world.server.port()).await;
+    let mut options = world.options(Role::Watcher);
+    options.urls = vec![proxy.url()];
+    let watcher = Bus::connect(options).await.unwrap();
+    let owner = named(&watcher, "one");
+    let (deaf, away) = ([partition(5)], [partition(6)]);
+    owner.own(&deaf).await.unwrap();
+    owner.own(&away).await.unwrap();
+    // The connection stands, and the end of the subscription is never confirmed.
+    proxy.set(Mode::Deaf);
+    soon(owner.disown(&deaf)).await;
+    proxy.set(Mode::Pass);
+    world.server.kill();
+    let mut link = watcher.link();
+    soon(link.wait_for(|link| !link.is_up())).await.unwrap();
+    soon(owner.disown(&away)).await;
 }
 
 async fn until_no_owner(asker: &Bus, id: &AccountId) -> AskError {
