@@ -4,7 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
-use crate::{Bus, BusError, api::micros, names::Bucket};
+use crate::{
+    Bus, BusError,
+    api::{NO_STREAM, micros},
+    names::Bucket,
+};
 
 /// The server that this connection has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +41,10 @@ impl Bus {
             .ask_api::<Stamp>(&subject, &question, wire.patience())
             .await?;
         let after = now_us();
-        let Ok(stamp) = answer else {
-            return Err(BusError::NotSetUp(self.installation().to_string()));
-        };
+        let stamp = answer.map_err(|error| match error.err_code {
+            NO_STREAM => self.not_set_up(),
+            _ => wire.failed(error.into_bus(&stream)),
+        })?;
         let round_trip_us = after.saturating_sub(before);
         Ok(ServerStatus {
             version: wire.server_version(),

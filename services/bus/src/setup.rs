@@ -389,11 +389,18 @@ impl Bus {
                     Meta::decode(message.payload).map_err(|_| BusError::Record(META.to_owned()))?;
                 check_layout(&meta)
             }
-            Ok(None) | Err(BusError::NoStream(_)) => {
-                Err(BusError::NotSetUp(self.installation().to_string()))
-            }
+            Ok(None) => Err(self.not_set_up()),
+            // Nobody answers for a stream without a leader either, as after a restart of the whole cluster.
+            Err(BusError::NoStream(missing)) => match self.wire().stream_info(&stream).await? {
+                None => Err(self.not_set_up()),
+                Some(_) => Err(BusError::NoStream(missing)),
+            },
             Err(error) => Err(error),
         }
+    }
+
+    pub(crate) fn not_set_up(&self) -> BusError {
+        BusError::NotSetUp(self.installation().to_string())
     }
 
     async fn write_meta(&self) -> Result<(), BusError> {

@@ -1,9 +1,10 @@
 //! Making and verifying what an installation stores.
 
 use mailbell_bus::{Bus, BusError, BusOptions, Role, StorageLimits};
+use mailbell_test_servers::{NatsOptions, NatsServer};
 use serde_json::json;
 
-use crate::world::{World, account, api, append, bare_server, event, options};
+use crate::world::{PASSWORD, World, account, api, append, bare_server, event, options};
 
 async fn setup_bus(url: &str) -> Bus {
     Bus::connect(options(url, Role::Setup)).await.unwrap()
@@ -158,6 +159,45 @@ async fn another_layout_is_refused() {
         world.bus(Role::Setup).await.setup().await.unwrap_err(),
         layout
     );
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_answer_is_not_missing() {
+    let world = World::start().await;
+    let operator = world.operator().await;
+    let stream = "KV_MB_main_CTL";
+    let info = api(&operator, &format!("STREAM.INFO.{stream}"), json!({})).await;
+    let mut config = info["config"].clone();
+    // As without a leader: nobody listens to the question.
+    config["allow_direct"] = json!(false);
+    api(&operator, &format!("STREAM.UPDATE.{stream}"), config).await;
+    let watcher = world.bus(Role::Watcher).await;
+    let error = watcher.check_meta().await.unwrap_err();
+    assert!(matches!(error, BusError::NoStream(_)), "{error:?}");
+    assert!(error.is_retryable());
+    api(&operator, &format!("STREAM.DELETE.{stream}"), json!({})).await;
+    assert_eq!(
+        watcher.check_meta().await.unwrap_err(),
+        BusError::NotSetUp("main".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn without_jetstream_setup_is_not_what_is_missing() {
+    let user = format!("{{ user: setup, password: {PASSWORD:?} }}");
+    let server = NatsServer::start(NatsOptions {
+        config: format!("accounts {{ A {{ users: [ {user} ] }} }}"),
+        ..NatsOptions::default()
+    })
+    .await
+    .unwrap();
+    let bus = setup_bus(&server.url()).await;
+    for error in [
+        bus.check_meta().await.unwrap_err(),
+        bus.server_status().await.unwrap_err(),
+    ] {
+        assert!(error.is_retryable(), "{error:?}");
+    }
 }
 
 #[tokio::test]
