@@ -117,18 +117,17 @@ impl Lists {
             ] {
                 self.read_bucket(bucket);
             }
-            // An account's record is removed by its owner at last.
-            self.write_keys(Bucket::State(group), &["account.>", "status.>"]);
+            self.write_keys(Bucket::State(group), &["status.>"]);
             self.write_keys(Bucket::Checkpoints(group), &[">"]);
             self.write_keys(Bucket::Credentials(group), &[">"]);
         }
         self.read_keys(Bucket::Control, &["meta", "log.*", "sealing.*"]);
         self.write_keys(Bucket::Control, &["log.*", "sealing.*"]);
         self.read_bucket(Bucket::Live);
-        self.write_keys(Bucket::Live, &["claim.*", "member.*"]);
+        self.write_keys(Bucket::Live, &["claim.*"]);
         self.subscribe.push(format!("mb.{installation}.req.*"));
         // Answers to those who ask owners; its own, to see that subscriptions have reached the server.
-        for asker in Role::ALL {
+        for asker in [Role::Watcher, Role::Gateway, Role::Admin] {
             self.allow(format!("{}.>", inbox_prefix(asker, &installation)));
         }
     }
@@ -153,7 +152,6 @@ impl Lists {
             self.api("STREAM.PURGE", &log);
             self.read_bucket(Bucket::State(group));
             self.read_bucket(Bucket::Checkpoints(group));
-            self.look_at(&self.names.bucket_stream(Bucket::Credentials(group)));
             self.write_keys(Bucket::State(group), &[">"]);
             self.write_keys(Bucket::Checkpoints(group), &[">"]);
             self.write_keys(Bucket::Credentials(group), &[">"]);
@@ -163,16 +161,10 @@ impl Lists {
         }
         // By its subject too, as every role reads `meta` and `log.*`.
         self.read_keys(Bucket::Control, &["meta", "log.*"]);
-        let written = [
-            "log.*",
-            "token.>",
-            "external.>",
-            "issuer.*",
-            "tenant.*",
-            "admintoken.>",
-            "sealing.*",
-        ];
-        self.write_keys(Bucket::Control, &written);
+        self.write_keys(
+            Bucket::Control,
+            &["log.*", "token.>", "external.>", "issuer.*"],
+        );
         self.write_keys(Bucket::Revoked, &[">"]);
         self.ask_owners();
     }
@@ -189,8 +181,6 @@ impl Lists {
         }
         self.read_keys(Bucket::Control, &["meta", "log.*", "sealing.*"]);
         self.write_keys(Bucket::Control, &["meta", "log.*"]);
-        self.read_bucket(Bucket::Live);
-        self.ask_owners();
     }
 }
 

@@ -3,10 +3,11 @@
 use futures_util::StreamExt as _;
 use mailbell_bus::{AppendOutcome, BusError, Refusal, Role};
 use mailbell_core::ids::{LogId, Tenant};
-use mailbell_proto::bus::v1::{AccountRecord, Issuer, SealedCredential, TokenRecord};
-use serde_json::json;
+use mailbell_proto::bus::v1::{AccountRecord, Issuer, SealedCredential, SealingKey, TokenRecord};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
-use crate::world::{World, account, api, append, event, soon};
+use crate::world::{PASSWORD, World, account, api, append, event, soon};
 
 fn denied<T: std::fmt::Debug>(result: Result<T, BusError>) {
     assert!(matches!(result, Err(BusError::Denied(_))), "{result:?}");
@@ -110,6 +111,40 @@ async fn a_watcher_reads_no_tokens() {
 }
 
 #[tokio::test]
+async fn who_owns_an_account_does_not_write_its_record() {
+    let world = World::start().await;
+    let watcher = world.bus(Role::Watcher).await;
+    let id = account(5, 0);
+    let record = AccountRecord {
+        schema: 1,
+        ..Default::default()
+    };
+    denied(watcher.accounts().create(&id, &record).await);
+    denied(watcher.accounts().delete(&id).await);
+    let admin = world.bus(Role::Admin).await;
+    admin.accounts().create(&id, &record).await.unwrap();
+    assert!(watcher.accounts().get(&id).await.unwrap().is_some());
+}
+
+/// Else it could name a key of its own, and read all passwords that come after.
+#[tokio::test]
+async fn only_a_watcher_offers_keys_to_seal_to() {
+    let world = World::start().await;
+    let key = SealingKey {
+        schema: 1,
+        key_id: "k".to_owned(),
+        ..Default::default()
+    };
+    for role in [Role::Gateway, Role::Admin, Role::Setup] {
+        let bus = world.bus(role).await;
+        denied(bus.sealing_keys().put(&key).await);
+        denied(bus.sealing_keys().delete("k").await);
+    }
+    let watcher = world.bus(Role::Watcher).await;
+    watcher.sealing_keys().put(&key).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_admin_writes_credentials_and_reads_none() {
     let world = World::start().await;
     let admin = world.bus(Role::Admin).await;
@@ -172,77 +207,154 @@ async fn no_other_way_to_what_is_refused() {
         .await
         .unwrap();
     append(&world.logs(Role::Watcher).await, &event(&id, 1)).await;
+    let operator = world.operator().await;
+    let info = api(&operator, "STREAM.INFO.MB_main_LOG_5", json!({})).await;
+    let config = &info["config"];
+    let all = "watcher gateway admin setup";
     let tries = [
         (
-            "gateway",
+            "gateway admin setup",
             format!("$JS.API.DIRECT.GET.KV_MB_main_CRED_5.$KV.MB_main_CRED_5.5.{id}"),
             json!({}),
         ),
         (
-            "gateway",
+            "gateway admin setup",
             "$JS.API.DIRECT.GET.KV_MB_main_CRED_5".to_owned(),
             json!({ "seq": 1, "batch": 5, "next_by_subj": ">" }),
         ),
         (
-            "gateway",
+            "gateway admin setup",
+            "$JS.API.STREAM.MSG.GET.KV_MB_main_CRED_5".to_owned(),
+            json!({ "seq": 1 }),
+        ),
+        (
+            "gateway watcher setup",
             "$JS.API.STREAM.MSG.GET.KV_MB_main_CTL".to_owned(),
             json!({ "seq": 1 }),
         ),
         (
-            "gateway",
+            "gateway watcher setup",
             "$JS.API.DIRECT.GET.KV_MB_main_CTL".to_owned(),
             json!({ "seq": 1 }),
         ),
         (
-            "gateway",
-            "$JS.API.STREAM.DELETE.MB_main_LOG_5".to_owned(),
-            json!({}),
-        ),
-        (
-            "gateway",
-            "$JS.API.STREAM.MSG.DELETE.MB_main_LOG_5".to_owned(),
-            json!({ "seq": 1 }),
-        ),
-        (
-            "gateway",
-            "$JS.API.STREAM.CREATE.COPY".to_owned(),
-            json!({ "name": "COPY", "sources": [{ "name": "KV_MB_main_CRED_5" }] }),
-        ),
-        (
-            "watcher",
+            "gateway watcher setup",
             "$JS.API.CONSUMER.CREATE.KV_MB_main_CTL.x.$KV.MB_main_CTL.>".to_owned(),
             json!({ "stream_name": "KV_MB_main_CTL", "config": { "name": "x", "filter_subject": "$KV.MB_main_CTL.>" } }),
         ),
         (
-            // A permitted subject with another filter in it.
-            "watcher",
-            "$JS.API.CONSUMER.CREATE.KV_MB_main_CTL.x.$KV.MB_main_CTL.log.*".to_owned(),
-            json!({ "stream_name": "KV_MB_main_CTL", "config": { "name": "x", "filter_subject": "$KV.MB_main_CTL.token.>" } }),
-        ),
-        (
-            "admin",
+            all,
             "$JS.API.STREAM.SNAPSHOT.KV_MB_main_CRED_5".to_owned(),
             json!({ "deliver_subject": "mb.main.inbox.admin.x" }),
         ),
         (
-            "setup",
+            all,
+            "$JS.API.STREAM.CREATE.COPY".to_owned(),
+            json!({ "name": "COPY", "sources": [{ "name": "KV_MB_main_CRED_5" }] }),
+        ),
+        (
+            "watcher gateway admin",
+            "$JS.API.STREAM.CREATE.MB_main_LOG_5".to_owned(),
+            config.clone(),
+        ),
+        (
+            "watcher gateway admin",
+            "$JS.API.STREAM.UPDATE.MB_main_LOG_5".to_owned(),
+            config.clone(),
+        ),
+        (
+            "gateway admin setup",
+            "$KV.MB_main_LIVE.claim.5".to_owned(),
+            json!({}),
+        ),
+        // Keys that nobody uses.
+        (all, "$KV.MB_main_LIVE.member.a".to_owned(), json!({})),
+        (all, "$KV.MB_main_CTL.tenant.a".to_owned(), json!({})),
+        (all, "$KV.MB_main_CTL.admintoken.a".to_owned(), json!({})),
+        (
+            all,
+            "$JS.API.STREAM.MSG.DELETE.MB_main_LOG_5".to_owned(),
+            json!({ "seq": 1 }),
+        ),
+        (
+            "gateway setup",
+            "$JS.API.STREAM.PURGE.MB_main_LOG_5".to_owned(),
+            json!({}),
+        ),
+        (
+            all,
             "$JS.API.STREAM.DELETE.MB_main_LOG_5".to_owned(),
             json!({}),
         ),
     ];
-    for (user, subject, question) in tries {
-        let raw = world.raw(user).await;
-        match raw
-            .request(subject.clone(), question.to_string().into())
-            .await
-        {
-            Err(_denied) => {}
-            Ok(answer) => {
-                // Refused by JetStream instead of the server.
-                let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
-                assert!(answer.get("error").is_some(), "{user} {subject}: {answer}");
+    for (users, subject, question) in &tries {
+        for user in users.split(' ') {
+            let said = ask_raw(&world, user, subject, question).await;
+            assert_eq!(said, Said::Denied, "{user} {subject}");
+        }
+    }
+    // All of it would have worked: they are refused for who they are, not since nobody answers.
+    for (_, subject, question) in &tries {
+        let said = ask_raw(&world, "operator", subject, question).await;
+        assert_eq!(said, Said::Done, "{subject}");
+    }
+    // A permitted subject with another filter in it: here JetStream refuses.
+    let said = ask_raw(
+        &world,
+        "watcher",
+        "$JS.API.CONSUMER.CREATE.KV_MB_main_CTL.x.$KV.MB_main_CTL.log.*",
+        &json!({ "stream_name": "KV_MB_main_CTL", "config": { "name": "x", "filter_subject": "$KV.MB_main_CTL.token.>" } }),
+    )
+    .await;
+    assert_eq!(said, Said::Refused(FILTER_MISMATCH));
+}
+
+/// "consumer create request did not match filtered subject from create subject".
+const FILTER_MISMATCH: u64 = 10131;
+
+/// What comes of a question.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// The server took it from nobody.
+    Denied,
+    /// JetStream refused, with this number.
+    Refused(u64),
+    Done,
+}
+
+/// Asks as this user, without Mailbell.
+async fn ask_raw(world: &World, user: &str, subject: &str, question: &Value) -> Said {
+    // A connection that asks once has few events.
+    let (tx, mut events) = mpsc::channel(16);
+    let raw = async_nats::ConnectOptions::new()
+        .user_and_password(user.to_owned(), PASSWORD.to_owned())
+        .custom_inbox_prefix(format!("mb.main.inbox.{user}.raw"))
+        .event_callback(move |event| {
+            let _ = tx.try_send(event.to_string());
+            std::future::ready(())
+        })
+        .connect(world.server.url())
+        .await
+        .unwrap();
+    let violation = format!("Permissions Violation for Publish to \"{subject}\"");
+    let denied = async {
+        while let Some(event) = events.recv().await {
+            if event.contains(&violation) {
+                return;
             }
         }
+        panic!("the connection has ended");
+    };
+    let answer = tokio::select! {
+        () = soon(denied) => return Said::Denied,
+        answer = raw.request(subject.to_owned(), question.to_string().into()) => answer.unwrap(),
+    };
+    // What a direct get gives is a record, and its failure a status.
+    assert_eq!(answer.status, None, "{user} {subject}");
+    let said: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+    match said.get("error") {
+        Some(error) => Said::Refused(error["err_code"].as_u64().unwrap()),
+        None => Said::Done,
     }
 }
 
