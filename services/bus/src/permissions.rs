@@ -4,6 +4,18 @@
 //! whole needs `STREAM.INFO` (where it stands), `STREAM.MSG.GET` (one message, from the leader), `DIRECT.GET` (batches) and
 //! `CONSUMER.CREATE` (to follow it). Where a role may read only some keys of a bucket, it gets `DIRECT.GET` and
 //! `CONSUMER.CREATE` with these keys at the end of the subject, and nothing else.
+//!
+//! # What the lists do not bound
+//! They bound mistakes. A stored password stays sealed whoever reads it, since nothing in NATS opens one. Against a user that is
+//! misused on purpose they are weaker than they look:
+//!
+//! * NATS does not check whether the creator of a push consumer may publish to its `deliver_subject` (nats-server 2.15, issue
+//!   8274). Who may follow a stream in which bytes of its own lie can have the server write them to any subject, of another
+//!   role's bucket too.
+//! * Setup may change streams, and a stream can be told to republish what it gets, or to take its messages from elsewhere.
+//!
+//! So the integrity of records, the keys to which new passwords are sealed among them, rests on trust in the processes that hold
+//! these users.
 
 use mailbell_core::ids::{Group, Installation};
 
