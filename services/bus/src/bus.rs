@@ -413,8 +413,7 @@ fn connect_error(error: &async_nats::ConnectError, options: &BusOptions) -> BusE
         ConnectErrorKind::ServerParse => BusError::Options(reason()),
         _ => {
             let reason = reason();
-            // The client reports a failed handshake as a failed read.
-            if reason.contains("certificate") || reason.contains("tls") {
+            if is_of_tls(&reason) {
                 BusError::Tls(reason)
             } else {
                 BusError::Connect {
@@ -426,9 +425,28 @@ fn connect_error(error: &async_nats::ConnectError, options: &BusOptions) -> BusE
     }
 }
 
+/// The client reports a failed handshake as a failed read; a refusal by the server comes as an alert.
+fn is_of_tls(reason: &str) -> bool {
+    ["certificate", "tls", "fatal alert"]
+        .iter()
+        .any(|word| reason.contains(word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_tls_says_is_not_taken_for_a_server_that_is_away() {
+        for reason in [
+            "invalid peer certificate: UnknownIssuer",
+            "received fatal alert: CertificateRequired",
+            "received fatal alert: UnknownCA",
+        ] {
+            assert!(is_of_tls(reason), "{reason}");
+        }
+        assert!(!is_of_tls("Connection refused (os error 111)"));
+    }
 
     fn options(urls: &[&str]) -> BusOptions {
         BusOptions::new(

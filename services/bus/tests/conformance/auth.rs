@@ -240,6 +240,50 @@ async fn tls() {
     assert!(matches!(error, BusError::Tls(_)), "{error:?}");
 }
 
+/// A server that takes nobody without a certificate of its own authority.
+#[tokio::test]
+async fn client_certificates() {
+    let (certificate, stranger) = (Certificate::localhost(), Certificate::localhost());
+    let (ca, cert, key) = (
+        pem(&certificate.authority_pem),
+        pem(&certificate.certificate_pem),
+        pem(&certificate.key_pem),
+    );
+    let server = server(format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
+        cert.path(),
+        key.path(),
+        ca.path()
+    ))
+    .await;
+    let with =
+        |scheme: &str, client: Option<(&tempfile::NamedTempFile, &tempfile::NamedTempFile)>| {
+            let tls = TlsOptions {
+                ca: Some(ca.path().to_owned()),
+                cert: client.map(|(cert, _)| cert.path().to_owned()),
+                key: client.map(|(_, key)| key.path().to_owned()),
+            };
+            BusOptions {
+                urls: vec![format!("{scheme}://localhost:{}", server.port())],
+                tls: Some(tls),
+                ..options(&server)
+            }
+        };
+    for scheme in ["tls", "nats"] {
+        let bus = Bus::connect(with(scheme, Some((&cert, &key)))).await;
+        assert!(bus.unwrap().ready(), "{scheme}");
+    }
+    let (other_cert, other_key) = (pem(&stranger.certificate_pem), pem(&stranger.key_pem));
+    for client in [None, Some((&other_cert, &other_key))] {
+        let error = Bus::connect(with("tls", client)).await.unwrap_err();
+        // The end of the connection may overtake the server's alert.
+        assert!(
+            matches!(error, BusError::Tls(_) | BusError::Connect { .. }),
+            "{error:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn no_tls_where_it_is_asked_for() {
     let server = server(String::new()).await;
