@@ -49,7 +49,7 @@ impl PageToken {
 /// One page of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<K, V> {
-    /// The records. One that is written during a listing may come twice; none is left out.
+    /// The records. One that is written during a listing may come twice; none is left out but those that cannot be read.
     pub records: Vec<(K, Versioned<V>)>,
     /// The next page, if there may be more.
     pub next: Option<PageToken>,

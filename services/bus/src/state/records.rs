@@ -129,7 +129,14 @@ impl Bus {
                         .and_then(read_key);
                     let Some(key) = key else { continue };
                     let subject = message.subject.clone();
-                    records.push((key, versioned(&subject, message)?));
+                    match versioned(&subject, message) {
+                        Ok(record) => records.push((key, record)),
+                        // It must not keep all others from being listed. Who asks for it by its key is told.
+                        Err(error) => {
+                            tracing::warn!(stream = %self.names().bucket_stream(bucket), revision = after, %error, "left out of a listing");
+                            continue;
+                        }
+                    }
                     if records.len() == limit {
                         return Ok(Page {
                             records,

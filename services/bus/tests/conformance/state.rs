@@ -284,6 +284,27 @@ async fn pages() {
     ));
 }
 
+#[tokio::test]
+async fn one_that_cannot_be_read_hides_no_other() {
+    let world = World::start().await;
+    let accounts = world.bus(Role::Admin).await.accounts();
+    let (unreadable, neighbour) = (account(5, 0), account(5, 1));
+    let subject = format!("$KV.MB_main_STATE_5.account.5.{unreadable}");
+    let operator = world.operator().await;
+    operator
+        .request(subject, "\u{1}nonsense".into())
+        .await
+        .unwrap();
+    stored(accounts.create(&neighbour, &record("one")).await.unwrap());
+    let page = accounts.list(None, 5, None).await.unwrap();
+    let listed: Vec<AccountId> = page.records.into_iter().map(|(id, _)| id).collect();
+    assert_eq!((listed, page.next), (vec![neighbour], None));
+    assert!(matches!(
+        accounts.get(&unreadable).await,
+        Err(BusError::Record(_))
+    ));
+}
+
 async fn change<K, V>(watch: &mut Watch<K, V>) -> Change<K, V> {
     soon(watch.next()).await.unwrap()
 }
