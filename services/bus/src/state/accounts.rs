@@ -358,22 +358,6 @@ impl Credentials {
             .await
     }
 
-    /// Replaces the credential that has this revision: for resealing.
-    ///
-    /// # Errors
-    /// Why NATS did not do it.
-    pub async fn update(
-        &self,
-        account: &AccountId,
-        credential: &SealedCredential,
-        revision: u64,
-    ) -> Result<Cas, BusError> {
-        let bucket = Bucket::Credentials(account.group());
-        self.bus
-            .replace_record(bucket, &account_key(account), credential, revision)
-            .await
-    }
-
     /// Forgets the credential.
     ///
     /// # Errors
