@@ -1,5 +1,6 @@
 //! Following a log.
 
+use futures_util::{StreamExt as _, stream};
 use mailbell_bus::{Followed, Role, StorageLimits};
 use serde_json::json;
 
@@ -187,24 +188,38 @@ async fn a_log_that_is_shorter_is_told() {
 
 #[tokio::test]
 async fn a_slow_reader_makes_the_server_wait() {
+    const EVENTS: u32 = 2000;
     let world = World::start().await;
     let logs = world.logs(Role::Watcher).await;
     let account = account(5, 0);
-    let appends = (1..=3000).map(|uid| {
-        let (logs, account) = (logs.clone(), account.clone());
-        async move { append(&logs, &event(&account, uid)).await }
-    });
     let mut follower = logs.follow(account.group(), 1);
-    futures_util::future::join_all(appends).await;
+    assert!(matches!(
+        followed(&mut follower).await,
+        Followed::Made { .. }
+    ));
+    // More than the server sends ahead of its reader, and fewer than the subscription holds: nothing else keeps it back.
+    let appends = (1..=EVENTS).map(|uid| {
+        let (logs, mut event) = (logs.clone(), event(&account, uid));
+        event.content = vec![b'x'; 7000].into();
+        async move { append(&logs, &event).await }
+    });
+    let appends = stream::iter(appends).buffer_unordered(32);
+    assert_eq!(appends.count().await, 2000);
+    let operator = world.operator().await;
+    let log = format!("MB_main_LOG_{}", account.group());
+    let consumers = api(&operator, &format!("CONSUMER.LIST.{log}"), json!({})).await;
+    let waiting = consumers["consumers"][0]["num_pending"].as_u64().unwrap();
+    assert!(waiting > u64::from(EVENTS) / 4, "{waiting} wait");
     let mut seen = Vec::new();
     let mut last = 0;
-    while seen.len() < 3000 {
-        if let Followed::Entry(entry) = followed(&mut follower).await {
-            assert!(entry.position > last);
-            last = entry.position;
-            seen.push(crate::world::uid(&entry.event.unwrap()));
-        }
+    for _ in 0..EVENTS {
+        let Followed::Entry(entry) = followed(&mut follower).await else {
+            panic!("nothing was missed")
+        };
+        assert!(entry.position > last);
+        last = entry.position;
+        seen.push(crate::world::uid(&entry.event.unwrap()));
     }
     seen.sort_unstable();
-    assert_eq!(seen, (1..=3000).collect::<Vec<_>>());
+    assert_eq!(seen, (1..=EVENTS).collect::<Vec<_>>());
 }
