@@ -131,16 +131,47 @@ pub fn server_config(config: &ServerConfig) -> Result<Secret, BusError> {
             }
             Login::NKey(key) => format!("nkey: {}", quoted(key)?),
         };
-        line(format!(
-            "    {{ {who}, permissions: {} }}",
-            permissions_text(&permissions(*role, installation))
-        ));
+        line(user_line(&who, *role, installation));
     }
     line("  ]\n}".to_owned());
     Ok(Secret::new(text))
 }
 
-/// Permissions as they stand in a server's configuration, for clusters that are configured elsewhere too.
+fn user_line(who: &str, role: Role, installation: &Installation) -> String {
+    let permissions = permissions_text(&permissions(role, installation));
+    format!("    {{ {who}, permissions: {permissions} }}")
+}
+
+/// The variable that holds the password of a role's user in [`users_config`].
+#[must_use]
+pub fn password_variable(role: Role) -> String {
+    format!("MAILBELL_{}_PASSWORD", role.as_str().to_uppercase())
+}
+
+/// The users of all roles, to be included in the configuration of servers that run elsewhere. Passwords are variables
+/// ([`password_variable`]): a server to which nobody gives them does not start.
+#[must_use]
+pub fn users_config(installation: &Installation) -> String {
+    let mut text = format!(
+        "# The NATS users of the Mailbell installation {installation}, each with the subjects that its role needs and no others.\n\
+         # The passwords are variables of this file, or of the environment of its server. Instead of user and password a user\n\
+         # may have an nkey of its own. Where Mailbell has a NATS account for itself, the list of users belongs into that account.\n\
+         authorization {{\n  users: [\n"
+    );
+    for role in Role::ALL {
+        let who = format!(
+            "user: \"{}\", password: ${}",
+            user_name(role),
+            password_variable(role)
+        );
+        text.push_str(&user_line(&who, role, installation));
+        text.push('\n');
+    }
+    text.push_str("  ]\n}\n");
+    text
+}
+
+/// Permissions as they stand in a server's configuration.
 #[must_use]
 pub fn permissions_text(permissions: &Permissions) -> String {
     let list = |subjects: &[String]| Value::from(subjects.to_vec()).to_string();

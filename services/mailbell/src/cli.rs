@@ -141,6 +141,7 @@ mod tests {
             "mailbell gateway --push-listen 0.0.0.0:7443 --tls-cert /c --tls-key /k",
             "mailbell admin --admin-token-file /t --signing-key-file /s",
             "mailbell setup --replicas 3",
+            "mailbell setup --print-permissions --installation test",
             "mailbell completions zsh",
             "mailbell nats-server-guard 1 /bin/nats-server --config /c",
         ] {

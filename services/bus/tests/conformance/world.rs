@@ -6,8 +6,7 @@ use bytes::Bytes;
 use mailbell_bus::{
     AppendOutcome, Auth, Bus, BusOptions, Followed, Follower, Logs, Refusal, Role, Secret,
     StorageLimits,
-    permissions::permissions,
-    server_config::{permissions_text, user_name},
+    server_config::{password_variable, user_name, users_config},
 };
 use mailbell_core::{
     event::{Event, Fact},
@@ -23,20 +22,15 @@ const OPERATOR: &str = "operator";
 /// How long a test waits for what must come.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
+/// The users as `mailbell setup --print-permissions` prints them, and the operator.
 pub(crate) fn users() -> String {
-    let mut text = String::from("authorization {\n users: [\n");
+    let mut text = String::new();
     for role in Role::ALL {
-        let permissions = permissions_text(&permissions(role, &Installation::default()));
-        let user = user_name(role);
-        let _ = writeln!(
-            text,
-            "  {{ user: {user:?}, password: {PASSWORD:?}, permissions: {permissions} }}"
-        );
+        let _ = writeln!(text, "{}: {PASSWORD:?}", password_variable(role));
     }
-    let _ = writeln!(
-        text,
-        "  {{ user: {OPERATOR:?}, password: {PASSWORD:?} }}\n ]\n}}"
-    );
+    let operator = format!("users: [\n    {{ user: {OPERATOR:?}, password: {PASSWORD:?} }}");
+    let printed = users_config(&Installation::default());
+    text.push_str(&printed.replacen("users: [", &operator, 1));
     text
 }
 

@@ -1,8 +1,11 @@
 //! `mailbell setup`: the streams and buckets of an installation.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
-use mailbell_bus::{Bus, Metrics, Role, SetupReport};
+use mailbell_bus::{Bus, Metrics, Role, SetupReport, server_config::users_config};
 
 use super::nats::NatsArgs;
 use crate::{failure::Failure, terminal::done};
@@ -13,7 +16,8 @@ use crate::{failure::Failure, terminal::done};
 Creates what is missing, and puts right what differs unless that would lose data. Safe to run again, and needed before the first
 role of a cluster starts (standalone does it by itself). Its NATS user is the only one that may make streams.
 
-Example:
+Examples:
+  mailbell setup --print-permissions > /etc/nats/mailbell-users.conf
   mailbell setup --nats-url tls://nats:4222 --nats-user setup --nats-password-file /run/secrets/nats-setup --replicas 3")]
 pub struct Args {
     /// Replicas of each stream: 1 on a single server, 3 in a cluster
@@ -23,6 +27,10 @@ pub struct Args {
     /// Only look, and say what differs
     #[arg(long)]
     pub dry_run: bool,
+
+    /// Print the NATS users of all roles with their permissions, for the configuration of your NATS servers, and do nothing else
+    #[arg(long, conflicts_with = "dry_run")]
+    pub print_permissions: bool,
 
     /// How to reach NATS.
     #[command(flatten)]
@@ -34,6 +42,11 @@ pub struct Args {
 /// # Errors
 /// What NATS said.
 pub async fn run(args: Args) -> Result<ExitCode, Failure> {
+    if args.print_permissions {
+        let text = users_config(&args.nats.installation()?);
+        done(io::stdout().lock().write_all(text.as_bytes()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut options = args
         .nats
         .options(Role::Setup, "setup".to_owned(), Metrics::default())?;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mailbell_test_servers::nats::nats_binary;
+use mailbell_test_servers::{free_port, nats::nats_binary};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -90,15 +90,31 @@ impl Machine {
     /// Starts it and waits until it is ready.
     pub(crate) async fn start(&mut self) {
         let _ = fs::remove_file(self.file("addresses.json"));
+        self.spawn(self.standalone());
+        self.until("ready", |machine| machine.is_ready()).await;
+    }
+
+    /// Starts one role and waits until it is ready.
+    pub(crate) async fn start_role(&mut self, args: &[&str]) {
+        let http = format!("127.0.0.1:{}", free_port().unwrap());
+        let mut command = self.command(args);
+        command.args(["--http-listen", &http]);
+        self.spawn(command);
+        self.until("ready", |machine| {
+            machine.must_run();
+            ready(&http).unwrap_or(false)
+        })
+        .await;
+    }
+
+    fn spawn(&mut self, mut command: Command) {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.log())
             .unwrap();
-        let mut command = self.standalone();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        self.until("ready", |machine| machine.is_ready()).await;
     }
 
     /// Tries to start a second one, which must not work.
@@ -106,11 +122,15 @@ impl Machine {
         self.standalone().output().unwrap()
     }
 
-    pub(crate) fn is_ready(&mut self) -> bool {
+    fn must_run(&mut self) {
         let child = self.child.as_mut().expect("it was started");
         if let Ok(Some(status)) = child.try_wait() {
             panic!("it ended with {status}\n{}", self.said());
         }
+    }
+
+    pub(crate) fn is_ready(&mut self) -> bool {
+        self.must_run();
         self.addresses().is_some_and(|addresses| {
             ready(addresses.get("http").and_then(Value::as_str).unwrap()).unwrap_or(false)
         })

@@ -1,4 +1,4 @@
-//! `mailbell standalone` as a person runs it: the real binary, with a real nats-server.
+//! `mailbell standalone` as a person runs it, and each role alone: the real binary, with a real nats-server.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,3 +9,4 @@
 mod commands;
 mod lives;
 mod machine;
+mod roles;
