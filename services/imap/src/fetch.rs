@@ -61,6 +61,18 @@ enum Depth {
     Full,
     NoStructure,
     Minimal,
+    /// What a server has in its index, without a look into any message.
+    Named,
+}
+
+/// How a server answered about messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// Those that are missing are known to be gone.
+    Whole,
+    /// It told of all, and something could not be read.
+    Unread,
+    Refused,
 }
 
 /// A message while its page is put together.
@@ -68,8 +80,12 @@ enum Depth {
 struct Draft {
     message: Message,
     text: Option<TextPart>,
+    /// The begin of its first part was given.
+    begun: bool,
     /// More than a change of flags was told.
-    exists: bool,
+    read: bool,
+    /// The server has it, whether it can be read or not.
+    named: bool,
 }
 
 type Drafts = BTreeMap<u32, Draft>;
@@ -88,8 +104,8 @@ impl fmt::Debug for Ahead {
 }
 
 impl Connection {
-    /// Reads messages of the open folder (see [`Connection::look`]), 64 at most; those that are gone are left out.
-    /// Ascending by UID.
+    /// Reads messages of the open folder (see [`Connection::look`]), 64 at most; those that are gone are left out,
+    /// and of those that the server can't read there is what it has in its index. Ascending by UID.
     ///
     /// # Errors
     /// When the connection ends, the server refuses or it takes longer than [`crate::Timeouts::request`].
@@ -109,7 +125,7 @@ impl Connection {
             Some(drafts) => drafts,
             None => self.fetch_drafts(uids).await?,
         };
-        drafts.retain(|_, draft| draft.exists);
+        drafts.retain(|_, draft| draft.read || draft.named);
         self.fetch_texts(&mut drafts).await?;
         Ok(drafts.into_values().map(|draft| draft.message).collect())
     }
@@ -129,29 +145,39 @@ impl Connection {
             .iter()
             .map(|uid| (*uid, Draft::default()))
             .collect::<Drafts>();
-        if !self.fetch_items(uids, Depth::Full, &mut drafts).await? {
-            // The answer about some message can't be read, is too long, or makes the server refuse all: those one by
-            // one.
-            for uid in missing(&drafts) {
-                let known = self
-                    .fetch_items(&[uid], Depth::NoStructure, &mut drafts)
-                    .await?;
-                if !known && drafts.get(&uid).is_some_and(|draft| !draft.exists) {
-                    self.fetch_items(&[uid], Depth::Minimal, &mut drafts)
-                        .await?;
+        let answer = self.fetch_items(uids, Depth::Full, &mut drafts).await?;
+        if answer == Answer::Whole {
+            return Ok(drafts);
+        }
+        // Of one message that they can't read, servers say what they say when they are in trouble: SERVERBUG,
+        // UNAVAILABLE, "internal error". Who is in trouble doesn't even name the messages.
+        let mut named = false;
+        if answer == Answer::Refused {
+            named = self.fetch_items(uids, Depth::Named, &mut drafts).await? == Answer::Whole;
+            // The text that wasn't given is what can't be read. Dovecot 2.3 ends the connection of who asks again.
+            for draft in drafts.values_mut().filter(|draft| !draft.begun) {
+                draft.text = None;
+            }
+        }
+        // The answer about some message can't be read, is too long, or makes the server refuse all: those one by one.
+        for uid in missing(&drafts, named) {
+            for depth in [Depth::NoStructure, Depth::Minimal] {
+                let answer = self.fetch_items(&[uid], depth, &mut drafts).await?;
+                if answer == Answer::Whole || drafts.get(&uid).is_some_and(|draft| draft.read) {
+                    break;
                 }
             }
         }
         Ok(drafts)
     }
 
-    /// Asks for some messages; says whether those that are missing now are known to be gone.
+    /// Asks for some messages.
     async fn fetch_items(
         &mut self,
         uids: &[u32],
         depth: Depth,
         drafts: &mut Drafts,
-    ) -> Result<bool, Error> {
+    ) -> Result<Answer, Error> {
         let most_chars = self.session.preview_chars;
         let items = self.items(depth);
         let command = Command::new(&format!("UID FETCH {} ({items})", uid_set(uids)));
@@ -160,26 +186,40 @@ impl Connection {
             .run(command, limits, &mut |response| {
                 if let Response::Fetch(_, items) = response {
                     take_items(items, drafts, most_chars);
+                    if depth == Depth::Named
+                        && let Some(draft) = uid_of(items).and_then(|uid| drafts.get_mut(&uid))
+                    {
+                        draft.named = true;
+                    }
                 }
             })
             .await?;
         if ending.ok {
-            return Ok(self.skipped() == 0);
+            return Ok(if self.skipped() == 0 {
+                Answer::Whole
+            } else {
+                Answer::Unread
+            });
         }
-        match refused(&ending) {
-            Some(later) => Err(later),
-            None if ending.bad && depth == Depth::Minimal => {
-                Err(Error::Protocol("FETCH not understood"))
+        if depth == Depth::Named {
+            if let Some(later) = refused(&ending) {
+                return Err(later);
             }
-            None => Ok(false),
+            if ending.bad {
+                return Err(Error::Protocol("FETCH not understood"));
+            }
         }
+        Ok(Answer::Refused)
     }
 
     /// What is asked of a message.
     fn items(&self, depth: Depth) -> String {
         let capabilities = self.session.capabilities;
-        let mut items = String::from("UID FLAGS INTERNALDATE RFC822.SIZE");
-        if depth != Depth::Minimal {
+        let mut items = String::from("UID FLAGS");
+        if depth != Depth::Named {
+            items.push_str(" INTERNALDATE RFC822.SIZE");
+        }
+        if matches!(depth, Depth::Full | Depth::NoStructure) {
             for (capability, more) in [
                 (Capability::CondStore, " MODSEQ"),
                 (Capability::ObjectId, " EMAILID THREADID"),
@@ -204,7 +244,7 @@ impl Connection {
     }
 
     /// Reads messages by their sequence numbers, for [`Connection::fetch`] to find; their UIDs, ascending, or none if
-    /// some could not be read.
+    /// some could not be read, or the server refuses.
     pub(crate) async fn read_ahead(&mut self, first: u32, last: u32) -> Result<Vec<u32>, Error> {
         let most_chars = self.session.preview_chars;
         let count = usize::try_from(last.saturating_sub(first)).map_or(usize::MAX, |n| n + 1);
@@ -230,16 +270,11 @@ impl Connection {
                 }
             })
             .await?;
-        if !ending.ok
-            && let Some(later) = refused(&ending)
-        {
-            return Err(later);
-        }
         if ending.bad {
             // As in `uids_at`: we count messages that the server doesn't have.
             self.session.selected = None;
         }
-        if !ending.ok || self.skipped() > 0 || drafts.values().any(|draft| !draft.exists) {
+        if !ending.ok || self.skipped() > 0 || drafts.values().any(|draft| !draft.read) {
             return Ok(Vec::new());
         }
         let uids = drafts.keys().copied().collect();
@@ -278,19 +313,13 @@ impl Connection {
                 answer: uids.len() * (bytes + 1024) + (64 << 10),
                 discard: DISCARD_LIMIT,
             };
-            let ending = self
-                .run(command, limits, &mut |response| {
-                    if let Response::Fetch(_, items) = response {
-                        take_text(items, drafts, most_chars);
-                    }
-                })
-                .await?;
-            if !ending.ok
-                && let Some(later) = refused(&ending)
-            {
-                return Err(later);
-            }
-            // Any other NO, and a text that is longer than was asked for, cost the preview only.
+            // A NO, and a text that is longer than was asked for, cost the preview only.
+            self.run(command, limits, &mut |response| {
+                if let Response::Fetch(_, items) = response {
+                    take_text(items, drafts, most_chars);
+                }
+            })
+            .await?;
         }
         Ok(())
     }
@@ -367,10 +396,11 @@ fn items_limits(count: usize) -> Limits {
     }
 }
 
-fn missing(drafts: &Drafts) -> Vec<u32> {
+/// Those that were not read; if the server has `named` all that it has, of those.
+fn missing(drafts: &Drafts, named: bool) -> Vec<u32> {
     drafts
         .iter()
-        .filter(|(_, draft)| !draft.exists)
+        .filter(|(_, draft)| !draft.read && (draft.named || !named))
         .map(|(uid, _)| *uid)
         .collect()
 }
@@ -396,11 +426,11 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
             AttributeValue::Flags(flags) => message.flags = take_flags(flags),
             AttributeValue::InternalDate(date) => {
                 message.internal_date = headers::internal_date(date);
-                draft.exists = true;
+                draft.read = true;
             }
             AttributeValue::Rfc822Size(size) => {
                 message.size = Some(*size);
-                draft.exists = true;
+                draft.read = true;
             }
             AttributeValue::ModSeq(modseq) => message.modseq = Some(*modseq),
             AttributeValue::EmailId(id) => message.content_id = headers::id(id),
@@ -413,7 +443,7 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
                 ..
             } => {
                 header = Some(data);
-                draft.exists = true;
+                draft.read = true;
             }
             AttributeValue::BodySection {
                 section: Some(SectionPath::Part(..)),
@@ -432,6 +462,7 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
     if let Some(header) = header {
         headers::read(header, message);
     }
+    draft.begun |= first_part.is_some();
     // HTML says little in its first bytes: it is enough only if it is all.
     if let Some(data) = first_part
         && let Some(text) = draft.text.take_if(|text| {

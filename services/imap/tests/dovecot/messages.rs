@@ -3,8 +3,11 @@
 use crate::common::{CountingStream, endpoint, login, open, patience, settings};
 use crate::dovecot;
 use mailbell_imap::{Connection, ListQuery, TlsMode, Wake};
+use mailbell_test_servers::{Dovecot, DovecotOptions};
+use std::fs::Permissions;
 use std::future::ready;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -195,6 +198,51 @@ async fn a_message_of_many_parts_keeps_no_other_back() {
     // The same connection goes on.
     let page = connection.list("INBOX", ListQuery::Newest(64)).await;
     assert_eq!(page.unwrap().messages.len(), 5);
+}
+
+#[tokio::test]
+async fn a_message_that_the_server_can_not_read_keeps_no_other_back() {
+    let options = DovecotOptions {
+        config: "imap_fetch_failure = no-after\n".into(),
+        ..Default::default()
+    };
+    let server = Dovecot::start(options).await.unwrap();
+    for number in 1..=3 {
+        let message = format!("Subject: no {number}\r\n\r\ntext {number}\r\n");
+        server
+            .append("alice", "INBOX", message.as_bytes())
+            .await
+            .unwrap();
+    }
+    let files = ["cur", "new"].map(|part| server.directory().join("mail/alice").join(part));
+    let mut files = files
+        .iter()
+        .flat_map(|path| std::fs::read_dir(path).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect::<Vec<_>>();
+    files.sort();
+    assert_eq!(files.len(), 3);
+    std::fs::set_permissions(&files[1], Permissions::from_mode(0)).unwrap();
+    let mut connection = open(&server).await;
+    let look = connection.look("INBOX", 1, 64, false).await.unwrap();
+    let told = connection.fetch(&look.uids).await.unwrap();
+    let told = told
+        .iter()
+        .map(|message| {
+            (
+                message.uid,
+                message.subject.as_str(),
+                message.preview.as_str(),
+            )
+        })
+        .collect::<Vec<_>>();
+    assert_eq!(
+        told,
+        [(1, "no 1", "text 1"), (2, "", ""), (3, "no 3", "text 3")],
+        "{}",
+        server.log()
+    );
+    assert!(!connection.noop().await.unwrap());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use mailbell_imap::{
 };
 
 use crate::script::{
-    Step, answer, connected, examine, login, open, patience, plain, say, serve, settings,
+    Step, answer, connected, examine, login, looked, open, patience, plain, say, serve, settings,
 };
 
 #[tokio::test(start_paused = true)]
@@ -270,49 +270,99 @@ async fn announced_and_not_there_yet_is_not_complete() {
 async fn a_message_that_spoils_a_page_costs_only_itself() {
     let good =
         |uid: u32| format!("* {uid} FETCH (UID {uid} FLAGS () RFC822.SIZE 5 INTERNALDATE NIL)\r\n");
-    // Message 2 makes the server refuse everything; message 3 is gone.
+    // Messages 2 and 4 make the server refuse everything, in its usual words; message 3 is gone.
+    const NO: &str = "{tag} NO [SERVERBUG] Internal error occurred. Refer to server log for more information. [2026-06-01 12:00:00]\r\n";
     let mut connection = connected(
         "",
         vec![
-            examine(3, 4),
+            examine(4, 5),
             answer(
-                "FETCH 1:3 (UID)",
-                "* 1 FETCH (UID 1)\r\n* 2 FETCH (UID 2)\r\n* 3 FETCH (UID 3)\r\n{tag} OK\r\n",
+                "FETCH 1:4 (UID)",
+                "* 1 FETCH (UID 1)\r\n* 2 FETCH (UID 2)\r\n* 3 FETCH (UID 3)\r\n* 4 FETCH (UID 4)\r\n{tag} OK\r\n",
             ),
+            answer("UID FETCH 1:4 (UID FLAGS", &format!("{}{NO}", good(1))),
             answer(
-                "UID FETCH 1:3 (UID FLAGS",
-                &format!("{}{{tag}} NO cannot read\r\n", good(1)),
+                "UID FETCH 1:4 (UID FLAGS)",
+                "* 1 FETCH (UID 1 FLAGS ())\r\n* 2 FETCH (UID 2 FLAGS ())\r\n* 3 FETCH (UID 4 FLAGS (\\Seen))\r\n{tag} OK\r\n",
             ),
-            answer("UID FETCH 2 (UID FLAGS", "{tag} NO cannot read\r\n"),
+            answer("UID FETCH 2 (UID FLAGS", NO),
             answer(
                 "UID FETCH 2 (UID FLAGS INTERNALDATE RFC822.SIZE)",
                 &format!("{}{{tag}} OK\r\n", good(2)),
             ),
-            answer("UID FETCH 3 (UID FLAGS", "{tag} OK\r\n"),
+            // Of this one nothing can be read at all.
+            answer("UID FETCH 4 (UID FLAGS", NO),
+            answer("UID FETCH 4 (UID FLAGS INTERNALDATE RFC822.SIZE)", NO),
             // A structure that the parser can't make sense of.
             answer(
-                "UID FETCH 4 (UID FLAGS",
-                "* 4 FETCH (UID 4 RFC822.SIZE 5 BODYSTRUCTURE (NIL ((()))))\r\n{tag} OK\r\n",
+                "UID FETCH 5 (UID FLAGS",
+                "* 4 FETCH (UID 5 RFC822.SIZE 5 BODYSTRUCTURE (NIL ((()))))\r\n{tag} OK\r\n",
             ),
             answer(
-                "UID FETCH 4 (UID FLAGS",
-                &format!("{}{{tag}} OK\r\n", good(4)),
+                "UID FETCH 5 (UID FLAGS",
+                &format!("{}{{tag}} OK\r\n", good(5)),
             ),
         ],
     )
     .await;
     let page = connection
-        .list("INBOX", ListQuery::Newest(3))
+        .list("INBOX", ListQuery::Newest(4))
         .await
         .unwrap();
+    let told = page
+        .messages
+        .iter()
+        .map(|message| (message.uid, message.size, message.is_seen()))
+        .collect::<Vec<_>>();
     assert_eq!(
-        page.messages
-            .iter()
-            .map(|message| message.uid)
-            .collect::<Vec<_>>(),
-        [1, 2]
+        told,
+        [(1, Some(5), false), (2, Some(5), false), (4, None, true)]
     );
-    assert_eq!(connection.fetch(&[4]).await.unwrap()[0].size, Some(5));
+    assert_eq!(connection.fetch(&[5]).await.unwrap()[0].size, Some(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arrival_that_can_not_be_read_is_told_by_its_uid() {
+    const NO: &str = "{tag} NO [UNAVAILABLE] Backend error\r\n";
+    let mut connection = looked(
+        "",
+        vec![
+            answer("NOOP", "* 2 EXISTS\r\n{tag} OK\r\n"),
+            answer(" FETCH 2 (UID FLAGS", NO),
+            answer(
+                "FETCH 1:2 (UID)",
+                "* 1 FETCH (UID 1)\r\n* 2 FETCH (UID 2)\r\n{tag} OK\r\n",
+            ),
+            answer("UID FETCH 2 (UID FLAGS", NO),
+            answer(
+                "UID FETCH 2 (UID FLAGS)",
+                "* 2 FETCH (UID 2 FLAGS ())\r\n{tag} OK\r\n",
+            ),
+            answer("UID FETCH 2 (UID FLAGS", NO),
+            answer("UID FETCH 2 (UID FLAGS", NO),
+            // A text that can't be read costs itself.
+            answer(
+                "UID FETCH 2 (UID FLAGS",
+                "* 2 FETCH (UID 2 RFC822.SIZE 5 BODYSTRUCTURE ((\"text\" \"plain\" NIL NIL NIL \"7bit\" 5 1) \"mixed\"))\r\n{tag} OK\r\n",
+            ),
+            answer("UID FETCH 2 (UID BODY", NO),
+            // A server that is in trouble says so of the names too.
+            answer("UID FETCH 2 (UID FLAGS", NO),
+            answer("UID FETCH 2 (UID FLAGS)", NO),
+        ],
+    )
+    .await;
+    connection.noop().await.unwrap();
+    let look = connection.look("INBOX", 2, 10, false).await.unwrap();
+    assert_eq!(look.uids, [2]);
+    let messages = connection.fetch(&[2]).await.unwrap();
+    assert_eq!((messages[0].uid, messages[0].size), (2, None));
+    let messages = connection.fetch(&[2]).await.unwrap();
+    assert_eq!((messages[0].uid, messages[0].size), (2, Some(5)));
+    assert_eq!(
+        connection.fetch(&[2]).await.unwrap_err().class(),
+        Class::Throttled
+    );
 }
 
 #[tokio::test(start_paused = true)]
