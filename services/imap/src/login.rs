@@ -235,11 +235,19 @@ async fn log_in(
 }
 
 fn login_refused(ending: &Ending) -> Error {
-    if let Some(error) = refused(ending) {
-        return error;
-    }
     let text = ending.text.to_ascii_lowercase();
-    match ending.code().as_str() {
+    let code = ending.code();
+    let not_now = match code.as_str() {
+        // The code names what is wrong, and only clear words say otherwise.
+        "AUTHENTICATIONFAILED" | "AUTHORIZATIONFAILED" | "EXPIRED" => {
+            CLEARLY_LATER.iter().any(|known| text.contains(known))
+        }
+        _ => later(&ending.text),
+    };
+    if not_now {
+        return Error::Throttled;
+    }
+    match code.as_str() {
         "EXPIRED" => Error::BadCredentials(LoginFault::Expired),
         "AUTHORIZATIONFAILED" => Error::BadCredentials(LoginFault::NotAuthorized),
         "WEBALERT" => Error::BadCredentials(LoginFault::AppPassword),
@@ -275,21 +283,24 @@ const LATER: [&str; 19] = [
     "exceeded command or bandwidth",   // Gmail
     "rate limit",                      // Yahoo, Fastmail, Zoho
     "ratelimit",                       //
-    "try again",                       // Dovecot, Cyrus, Yahoo
-    "temporar",                        // Dovecot "Temporary authentication failure", Exchange
-    "server unavailable",              // Exchange Online "Server Unavailable. 15"
+    "try again later", // Dovecot, Cyrus, Yahoo; without "later" it may be said of a typing error
+    "temporar",        // Dovecot "Temporary authentication failure", Exchange
+    "server unavailable", // Exchange Online "Server Unavailable. 15"
     "authenticated but not connected", // Exchange Online
-    "server busy",                     // iCloud
-    "service not available",           //
-    "service unavailable",             //
-    "internal error",                  // Dovecot, with a time for the log
-    "internal server error",           // Yahoo "AUTHENTICATE Server error"
-    "server error",                    // Yahoo
-    "connection limit",                // Cyrus
-    "system error",                    // Gmail "System Error (Failure)"
-    "backend",                         // Exchange, proxies
-    "lookup failed",                   // Gmail "Lookup failed"
+    "server busy",     // iCloud
+    "service not available", //
+    "service unavailable", //
+    "internal error",  // Dovecot, with a time for the log
+    "internal server error", // Yahoo "AUTHENTICATE Server error"
+    "server error",    // Yahoo
+    "connection limit", // Cyrus
+    "system error",    // Gmail "System Error (Failure)"
+    "backend",         // Exchange, proxies
+    "lookup failed",   // Gmail "Lookup failed"
 ];
+
+/// Those of them that mean so even beside a code that says that the password is wrong.
+const CLEARLY_LATER: [&str; 5] = ["too many", "temporar", "rate limit", "ratelimit", "later"];
 
 /// When a NO is not about the command but about the moment.
 pub(crate) fn refused(ending: &Ending) -> Option<Error> {
@@ -340,6 +351,35 @@ mod tests {
             (
                 "[AUTHENTICATIONFAILED] Invalid credentials (Failure)",
                 Class::BadCredentials,
+            ),
+            (
+                "[AUTHENTICATIONFAILED] Invalid credentials, please try again",
+                Class::BadCredentials,
+            ),
+            (
+                "[AUTHENTICATIONFAILED] The backend does not know this user",
+                Class::BadCredentials,
+            ),
+            (
+                "[AUTHORIZATIONFAILED] No access: choose another user and try again",
+                Class::BadCredentials,
+            ),
+            (
+                "[EXPIRED] Set a new password and try again",
+                Class::BadCredentials,
+            ),
+            (
+                "Wrong user or password, please try again.",
+                Class::BadCredentials,
+            ),
+            (
+                "[AUTHENTICATIONFAILED] Too many failed logins",
+                Class::Throttled,
+            ),
+            ("[AUTHENTICATIONFAILED] Temporary failure", Class::Throttled),
+            (
+                "[SERVERBUG] LOGIN Server error - Please try again later",
+                Class::Throttled,
             ),
             ("LOGIN failed.", Class::BadCredentials),
             ("", Class::BadCredentials),
