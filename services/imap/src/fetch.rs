@@ -80,6 +80,8 @@ enum Answer {
 struct Draft {
     message: Message,
     text: Option<TextPart>,
+    /// What to ask for if that turns out to say nothing.
+    html: Option<TextPart>,
     /// The begin of its first part was given.
     begun: bool,
     /// More than a change of flags was told.
@@ -156,7 +158,7 @@ impl Connection {
             named = self.fetch_items(uids, Depth::Named, &mut drafts).await? == Answer::Whole;
             // The text that wasn't given is what can't be read. Dovecot 2.3 ends the connection of who asks again.
             for draft in drafts.values_mut().filter(|draft| !draft.begun) {
-                draft.text = None;
+                (draft.text, draft.html) = (None, None);
             }
         }
         // The answer about some message can't be read, is too long, or makes the server refuse all: those one by one.
@@ -285,9 +287,23 @@ impl Connection {
         Ok(uids)
     }
 
-    /// Fetches the begin of each text that is not in the first part and makes the previews: one command for all messages whose text is at
-    /// the same place.
+    /// Fetches the begin of each text that is not in the first part and makes the previews; then that of the HTML where
+    /// a text said nothing.
     async fn fetch_texts(&mut self, drafts: &mut Drafts) -> Result<(), Error> {
+        while drafts.values().any(|draft| draft.text.is_some()) {
+            self.fetch_texts_once(drafts).await?;
+            for draft in drafts.values_mut() {
+                draft.text = draft
+                    .html
+                    .take()
+                    .filter(|_| draft.message.preview.is_empty());
+            }
+        }
+        Ok(())
+    }
+
+    /// One command for all messages whose text is at the same place.
+    async fn fetch_texts_once(&mut self, drafts: &mut Drafts) -> Result<(), Error> {
         let mut places: BTreeMap<(String, usize), Vec<u32>> = BTreeMap::new();
         for (uid, draft) in drafts.iter() {
             if let Some(text) = &draft.text {
@@ -453,7 +469,7 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
             AttributeValue::BodyStructure(body) => {
                 let summary = structure::summarize(body);
                 message.has_attachments = summary.has_attachments;
-                draft.text = summary.text;
+                (draft.text, draft.html) = (summary.text, summary.html);
             }
             _ => {}
         }
@@ -470,6 +486,9 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
         })
     {
         message.preview = preview::make(&text, data, most_chars);
+        if message.preview.is_empty() {
+            draft.text = draft.html.take();
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct TextPart {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) text: Option<TextPart>,
+    /// The HTML, where the text is a plain one: plain alternatives may be white space only.
+    pub(crate) html: Option<TextPart>,
     pub(crate) has_attachments: bool,
 }
 
@@ -39,8 +41,13 @@ pub(crate) fn summarize(body: &BodyStructure<'_>) -> Summary {
         has_attachments: false,
     };
     walk.part(body, &mut Vec::new(), "");
+    let (text, html) = match walk.plain {
+        Some(plain) => (Some(plain), walk.html),
+        None => (walk.html, None),
+    };
     Summary {
-        text: walk.plain.or(walk.html),
+        text,
+        html,
         has_attachments: walk.has_attachments,
     }
 }
@@ -199,10 +206,10 @@ mod tests {
             (one.section.as_str(), one.html, one.transfer),
             ("1", false, Transfer::QuotedPrintable)
         );
-        let both = summary(&format!("({PLAIN}{HTML} \"alternative\" NIL NIL NIL NIL)"))
-            .text
-            .unwrap();
-        assert_eq!((both.section.as_str(), both.html), ("1", false));
+        let both = summary(&format!("({PLAIN}{HTML} \"alternative\" NIL NIL NIL NIL)"));
+        let (plain, html) = (both.text.unwrap(), both.html.unwrap());
+        assert_eq!((plain.section.as_str(), plain.html), ("1", false));
+        assert_eq!((html.section.as_str(), html.html), ("2", true));
         let nested = summary(&format!(
             "((({HTML}{LOGO} \"related\") \"alternative\"){PDF} \"mixed\")"
         ));

@@ -39,6 +39,10 @@ async fn makes_previews_of_all_kinds_of_text() {
         "alternative",
         &["Content-Type: text/plain\r\n\r\n", &related],
     );
+    let blank = multipart(
+        "alternative",
+        &["Content-Type: text/plain\r\n\r\n \r\n", html],
+    );
     let long = "wörd ".repeat(51) + "w";
     let cases: Vec<(Vec<u8>, &str, bool)> = vec![
         (b"Subject: x\r\n\r\n  plain \r\n\r\n text ".to_vec(), "plain text", false),
@@ -53,6 +57,9 @@ async fn makes_previews_of_all_kinds_of_text() {
         (multipart("mixed", &[plain, pdf]).into_bytes(), "Hallo 😀 Welt", true),
         (multipart("mixed", &[&alternative, forwarded]).into_bytes(), "Grüße & mehr", true),
         (related.clone().into_bytes(), "Grüße & mehr", false),
+        // A plain text of white space only, in the first part and elsewhere.
+        (multipart("alternative", &["Content-Type: text/plain\r\n\r\n\r\n  \r\n", html]).into_bytes(), "Grüße & mehr", false),
+        (multipart("mixed", &[&blank, pdf]).into_bytes(), "Grüße & mehr", true),
         (multipart("mixed", &[forwarded]).into_bytes(), "", true),
         (format!("Subject: x\r\n\r\n{}", "wörd ".repeat(10_000)).into_bytes(), &long, false),
     ];
