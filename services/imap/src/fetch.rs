@@ -28,6 +28,12 @@ const FIRST_PART: &str = "1";
 /// How long what was read along with a look is as good as fetched anew: flags may change meanwhile.
 const AHEAD_AGE: Duration = Duration::from_secs(1);
 const HEADER_FIELDS: &str = "FROM SENDER TO SUBJECT DATE MESSAGE-ID IN-REPLY-TO REFERENCES";
+/// As many were cut, or nearly: line ends at the end aren't counted.
+const CUT_BYTES: usize = HEADER_BYTES - 4;
+/// Those of them that aren't lists without end, for messages whose first bytes of all are full of one.
+const SHORT_FIELDS: &str = "FROM SENDER SUBJECT DATE MESSAGE-ID IN-REPLY-TO";
+/// First bytes of the references, of which the first one counts.
+const REFERENCES_BYTES: usize = 2 << 10;
 
 /// Which messages to list. Pages have 64 messages at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +85,8 @@ enum Answer {
 #[derive(Default)]
 struct Draft {
     message: Message,
+    /// Its header fields, where they were cut.
+    cut_header: Option<Vec<u8>>,
     text: Option<TextPart>,
     /// What to ask for if that turns out to say nothing.
     html: Option<TextPart>,
@@ -128,6 +136,7 @@ impl Connection {
             None => self.fetch_drafts(uids).await?,
         };
         drafts.retain(|_, draft| draft.read || draft.named);
+        self.fetch_short_fields(&mut drafts).await?;
         self.fetch_texts(&mut drafts).await?;
         Ok(drafts.into_values().map(|draft| draft.message).collect())
     }
@@ -287,6 +296,41 @@ impl Connection {
         Ok(uids)
     }
 
+    /// Fetches the fields that a list of a thousand recipients before them has kept out.
+    async fn fetch_short_fields(&mut self, drafts: &mut Drafts) -> Result<(), Error> {
+        let cut = drafts
+            .iter()
+            .filter(|(_, draft)| draft.cut_header.is_some())
+            .map(|(uid, _)| *uid)
+            .collect::<Vec<_>>();
+        if cut.is_empty() {
+            return Ok(());
+        }
+        let command = Command::new(&format!(
+            "UID FETCH {} (UID BODY.PEEK[HEADER.FIELDS ({SHORT_FIELDS})]<0.{HEADER_BYTES}> \
+             BODY.PEEK[HEADER.FIELDS (REFERENCES)]<0.{REFERENCES_BYTES}>)",
+            uid_set(&cut)
+        ));
+        // A NO costs what was cut off.
+        self.run(command, items_limits(cut.len()), &mut |response| {
+            if let Response::Fetch(_, items) = response
+                && let Some(header) = header_of(items)
+                && let Some(draft) = uid_of(items).and_then(|uid| drafts.get_mut(&uid))
+                && let Some(cut) = &mut draft.cut_header
+            {
+                // Of two fields of one name the last counts.
+                cut.extend_from_slice(&header);
+            }
+        })
+        .await?;
+        for draft in drafts.values_mut() {
+            if let Some(header) = draft.cut_header.take() {
+                headers::read(&header, &mut draft.message);
+            }
+        }
+        Ok(())
+    }
+
     /// Fetches the begin of each text that is not in the first part and makes the previews; then that of the HTML where
     /// a text said nothing.
     async fn fetch_texts(&mut self, drafts: &mut Drafts) -> Result<(), Error> {
@@ -428,6 +472,25 @@ fn uid_of(items: &[AttributeValue<'_>]) -> Option<u32> {
     })
 }
 
+/// The header fields in one FETCH response, whatever questions gave them.
+fn header_of(items: &[AttributeValue<'_>]) -> Option<Vec<u8>> {
+    let mut header: Option<Vec<u8>> = None;
+    for item in items {
+        if let AttributeValue::BodySection {
+            section: Some(SectionPath::Full(MessageSection::Header)),
+            data: Some(data),
+            ..
+        } = item
+        {
+            let header = header.get_or_insert_default();
+            // Without the empty line, which would end them all.
+            header.extend_from_slice(data.trim_ascii_end());
+            header.extend_from_slice(b"\r\n");
+        }
+    }
+    header
+}
+
 /// Takes what one FETCH response says about a message that was asked for.
 fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usize) {
     let Some(uid) = uid_of(items) else { return };
@@ -436,7 +499,7 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
     };
     let message = &mut draft.message;
     message.uid = uid;
-    let (mut header, mut first_part) = (None, None);
+    let mut first_part = None;
     for item in items {
         match item {
             AttributeValue::Flags(flags) => message.flags = take_flags(flags),
@@ -454,14 +517,6 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
             AttributeValue::GmailMsgId(id) => message.content_id = Some(id.to_string()),
             AttributeValue::GmailThrId(id) => message.thread = Some(id.to_string()),
             AttributeValue::BodySection {
-                section: Some(SectionPath::Full(MessageSection::Header)),
-                data: Some(data),
-                ..
-            } => {
-                header = Some(data);
-                draft.read = true;
-            }
-            AttributeValue::BodySection {
                 section: Some(SectionPath::Part(..)),
                 data: Some(data),
                 ..
@@ -475,8 +530,14 @@ fn take_items(items: &[AttributeValue<'_>], drafts: &mut Drafts, most_chars: usi
         }
     }
     // Last, since a thread id of the server goes before what the headers say.
-    if let Some(header) = header {
-        headers::read(header, message);
+    if let Some(header) = header_of(items) {
+        draft.read = true;
+        // What is read of a part of the fields might be taken for all: no reply, so the begin of a thread.
+        if header.len() >= CUT_BYTES {
+            draft.cut_header = Some(header);
+        } else {
+            headers::read(&header, message);
+        }
     }
     draft.begun |= first_part.is_some();
     // HTML says little in its first bytes: it is enough only if it is all.

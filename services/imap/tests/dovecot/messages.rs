@@ -116,6 +116,43 @@ async fn reads_headers_dates_flags_and_sizes() {
 }
 
 #[tokio::test]
+async fn a_thousand_recipients_hide_nothing() {
+    let server = dovecot().await;
+    let many = |format: &dyn Fn(usize) -> String, glue: &str| {
+        (0..1000).map(format).collect::<Vec<_>>().join(glue)
+    };
+    let to = many(&|n| format!("Recipient {n} <r{n}@example.org>"), ",\r\n ");
+    let references = many(&|n| format!("<{n}@x>"), "\r\n ");
+    let rest = "Subject: minutes\r\nMessage-ID: <m@x>\r\nIn-Reply-To: <999@x>\r\nDate: Mon, 1 Jun 2026 12:00:00 +0200\r\n";
+    let long = references.repeat(4);
+    for message in [
+        format!("From: a@x\r\nTo: {to}\r\n{rest}References: {references}\r\n\r\nhi\r\n"),
+        format!("To: {to}\r\nFrom: a@x\r\nReferences: {references}\r\n{rest}\r\nhi\r\n"),
+        format!("References: {long}\r\nFrom: a@x\r\nTo: b@x, c@x, d@x, e@x\r\n{rest}\r\nhi\r\n"),
+    ] {
+        server
+            .append("alice", "INBOX", message.as_bytes())
+            .await
+            .unwrap();
+    }
+    let mut connection = open(&server).await;
+    let look = connection.look("INBOX", 1, 64, false).await.unwrap();
+    let messages = connection.fetch(&look.uids).await.unwrap();
+    assert_eq!(messages.len(), 3);
+    for message in &messages {
+        let uid = message.uid;
+        assert_eq!(message.subject, "minutes", "{uid}");
+        assert_eq!(message.message_id.as_deref(), Some("m@x"), "{uid}");
+        assert_eq!(message.thread.as_deref(), Some("0@x"), "{uid}");
+        assert_eq!(message.date, Some(1_780_308_000_000), "{uid}");
+        assert_eq!(message.from[0].address, "a@x", "{uid}");
+        assert_eq!(message.preview, "hi", "{uid}");
+        // The one whose references come first has them cut off.
+        assert_eq!(message.to.len(), if uid == 3 { 0 } else { 4 }, "{uid}");
+    }
+}
+
+#[tokio::test]
 async fn a_message_of_50_mb_costs_a_few_kilobytes() {
     let server = dovecot().await;
     let mut message = b"Subject: big\r\nMIME-Version: 1.0\r\n".to_vec();
