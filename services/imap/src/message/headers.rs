@@ -3,8 +3,12 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use mail_parser::{DateTime, HeaderValue, MessageParser};
 
+use super::charset::Shifted;
+use super::preview::{base64, quoted_printable};
 use super::{
     ADDRESS_LIMIT, Address, FROM_LIMIT, ID_LIMIT, Message, NAME_LIMIT, SUBJECT_LIMIT, TO_LIMIT,
     cut, fold,
@@ -14,9 +18,8 @@ static PARSER: LazyLock<MessageParser> = LazyLock::new(MessageParser::default);
 
 /// Fills in what the header fields say.
 pub(crate) fn read(header: &[u8], message: &mut Message) {
-    let header = utf8(header);
     // Without the empty line at the end a cut header would lose its last field.
-    let mut text = header.into_owned().into_bytes();
+    let mut text = reword(&utf8(header)).into_bytes();
     text.extend_from_slice(b"\r\n\r\n");
     let Some(parsed) = PARSER.parse_headers(&text) else {
         return;
@@ -45,6 +48,38 @@ fn utf8(header: &[u8]) -> Cow<'_, str> {
                 .0
         }
     }
+}
+
+/// Encoded words in charsets that the parser doesn't read, in one that it does.
+fn reword(header: &str) -> String {
+    let mut text = String::with_capacity(header.len());
+    let mut rest = header;
+    while let Some((before, behind)) = rest.split_once("=?") {
+        text.push_str(before);
+        if let Some((decoded, after)) = shifted_word(behind) {
+            text.push_str(&format!("=?utf-8?B?{}?=", STANDARD.encode(decoded)));
+            rest = after;
+        } else {
+            text.push_str("=?");
+            rest = behind;
+        }
+    }
+    text.push_str(rest);
+    text
+}
+
+/// The text of the encoded word that begins here, if it is in a shifted charset, and what is behind it.
+fn shifted_word(word: &str) -> Option<(String, &str)> {
+    let (charset, rest) = word.split_once('?')?;
+    let shifted = Shifted::of(charset.split('*').next()?)?;
+    let (encoding, rest) = rest.split_once('?')?;
+    let (encoded, after) = rest.split_once("?=")?;
+    let bytes = match encoding {
+        "B" | "b" => base64(encoded.as_bytes()),
+        "Q" | "q" => quoted_printable(encoded.replace('_', " ").as_bytes()),
+        _ => return None,
+    };
+    Some((shifted.decode(&bytes), after))
 }
 
 fn addresses(list: Option<&mail_parser::Address<'_>>, most: usize) -> Vec<Address> {
@@ -131,6 +166,16 @@ mod tests {
         assert_eq!(message.message_id.as_deref(), Some("m3@x"));
         assert_eq!(message.thread.as_deref(), Some("m1@x"));
         assert_eq!(message.date, Some(1_780_308_000_000));
+    }
+
+    #[test]
+    fn reads_encoded_words_that_the_parser_does_not() {
+        let message = parse(
+            b"From: =?iso-2022-kr?B?DkdRMVsP?= <k@example.org>\r\nSubject: =?ISO-2022-KR?Q?plain_text?= and\r\n \
+              =?hz-gb-2312?Q?~{<:Ky2;S{~}?= =?utf-16?B?/v8AaABp?= =?x?y\r\n\r\n",
+        );
+        assert_eq!(message.from[0].name, "한글");
+        assert_eq!(message.subject, "plain text and 己所不欲hi =?x?y");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is read of a message, and its bounds.
 
+mod charset;
 pub(crate) mod headers;
 mod html;
 pub(crate) mod preview;

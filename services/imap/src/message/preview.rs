@@ -2,8 +2,7 @@
 
 use std::borrow::Cow;
 
-use mail_parser::decoders::charsets::map::charset_decoder;
-
+use super::charset::decode;
 use super::structure::{TextPart, Transfer};
 use super::{fold, html};
 
@@ -34,48 +33,8 @@ pub(crate) fn make(part: &TextPart, bytes: &[u8], most_chars: usize) -> String {
     line.get(..end).unwrap_or_default().trim_end().to_owned()
 }
 
-/// Text in a charset. A character that was cut at the end is dropped.
-fn decode(bytes: &[u8], charset: Option<&str>) -> String {
-    let label = charset.unwrap_or("us-ascii").trim();
-    if ["us-ascii", "ascii", "utf-8", "utf8"]
-        .iter()
-        .any(|known| label.eq_ignore_ascii_case(known))
-    {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => return text.to_owned(),
-            Err(error) => {
-                let (valid, rest) = bytes
-                    .split_at_checked(error.valid_up_to())
-                    .unwrap_or((bytes, &[]));
-                if error.error_len().is_none() {
-                    return String::from_utf8_lossy(valid).into_owned();
-                }
-                // Who says ASCII or nothing, and sends eight bits, most often means this.
-                if charset.is_none_or(|label| !label.to_ascii_lowercase().starts_with("utf")) {
-                    return encoding_rs::WINDOWS_1252
-                        .decode_without_bom_handling(bytes)
-                        .0
-                        .into_owned();
-                }
-                return String::from_utf8_lossy(valid).into_owned()
-                    + &String::from_utf8_lossy(rest);
-            }
-        }
-    }
-    let text = match encoding_rs::Encoding::for_label(label.as_bytes()) {
-        Some(encoding) => encoding.decode_with_bom_removal(bytes).0.into_owned(),
-        // UTF-7 and the rarer ones.
-        None => match charset_decoder(label.as_bytes()) {
-            Some(decoder) => decoder(bytes),
-            None => String::from_utf8_lossy(bytes).into_owned(),
-        },
-    };
-    text.trim_end_matches(char::REPLACEMENT_CHARACTER)
-        .to_owned()
-}
-
 /// Base64 with anything between, up to its end or where it is cut.
-fn base64(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn base64(bytes: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(bytes.len() / 4 * 3);
     let (mut bits, mut count) = (0_u32, 0);
     for byte in bytes {
@@ -100,7 +59,7 @@ fn base64(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Quoted-printable; what isn't valid stays as it is, a cut escape is dropped.
-fn quoted_printable(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn quoted_printable(bytes: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some((first, behind)) = rest.split_first() {
@@ -234,7 +193,7 @@ mod tests {
         #[test]
         fn never_panics_and_stays_bounded(
             bytes in proptest::collection::vec(any::<u8>(), 0..600),
-            charset in prop::option::of(prop::sample::select(vec!["utf-8", "utf-7", "utf-16", "iso-2022-jp", "big5", "cp437", "x"])),
+            charset in prop::option::of(prop::sample::select(vec!["utf-8", "utf-7", "utf-16", "iso-2022-jp", "iso-2022-kr", "hz-gb-2312", "big5", "cp437", "x"])),
             transfer in prop::sample::select(vec![Transfer::Identity, Transfer::Base64, Transfer::QuotedPrintable]),
             html in any::<bool>(),
         ) {
