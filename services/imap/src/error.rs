@@ -15,6 +15,8 @@ pub enum Class {
     Refused,
     /// No connection in time.
     ConnectTimeout,
+    /// This machine lets us open no more connections.
+    LocalLimit,
     /// TLS could not be set up.
     Tls,
     /// The account asks for plain text and the operator doesn't allow it.
@@ -47,6 +49,7 @@ impl Class {
             Self::Dns => "dns",
             Self::Refused => "refused",
             Self::ConnectTimeout => "connect-timeout",
+            Self::LocalLimit => "local-limit",
             Self::Tls => "tls",
             Self::PlaintextNotAllowed => "plaintext-not-allowed",
             Self::LoginDisabled => "login-disabled",
@@ -118,6 +121,9 @@ pub enum Error {
     /// See [`Class::ConnectTimeout`].
     #[error("no connection in time")]
     ConnectTimeout,
+    /// See [`Class::LocalLimit`].
+    #[error("no file or port is left for a connection")]
+    LocalLimit,
     /// See [`Class::Tls`].
     #[error("TLS failed: {0:?}")]
     Tls(TlsFault),
@@ -164,6 +170,7 @@ impl Error {
             Self::Dns => Class::Dns,
             Self::Refused(_) => Class::Refused,
             Self::ConnectTimeout => Class::ConnectTimeout,
+            Self::LocalLimit => Class::LocalLimit,
             Self::Tls(_) => Class::Tls,
             Self::PlaintextNotAllowed => Class::PlaintextNotAllowed,
             Self::LoginDisabled => Class::LoginDisabled,
@@ -202,6 +209,9 @@ impl Error {
             }
             Self::ConnectTimeout => {
                 "The mail server can't be reached in time: check host and port, and whether a firewall is between."
+            }
+            Self::LocalLimit => {
+                "The machine that runs Mailbell has no open file or local port left for this connection: raise its limit of open files (see `mailbell doctor`)."
             }
             Self::Tls(fault) => match fault {
                 TlsFault::UnknownIssuer => {

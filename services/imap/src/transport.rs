@@ -1,5 +1,6 @@
 //! The way to the server: name, TCP, TLS.
 
+use std::io;
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,7 +33,13 @@ pub(crate) async fn dial(endpoint: &Endpoint, settings: &Settings) -> Result<Str
     )
     .await
     .map_err(|_| Error::Dns)?
-    .map_err(|_| Error::Dns)?
+    .map_err(|error| {
+        if is_local_limit(&error) {
+            Error::LocalLimit
+        } else {
+            Error::Dns
+        }
+    })?
     .take(ADDRESS_LIMIT)
     .collect::<Vec<_>>();
     let stream: Stream = Box::new(connect(&addresses, settings).await?);
@@ -53,11 +60,28 @@ async fn connect(addresses: &[SocketAddr], settings: &Settings) -> Result<TcpStr
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
-            Ok(Err(error)) => last = Error::Refused(error.kind()),
+            Ok(Err(error)) => last = failure(&error, address),
             Err(_) => last = Error::ConnectTimeout,
         }
     }
     Err(last)
+}
+
+/// Why there is no connection to an address.
+fn failure(error: &io::Error, address: &SocketAddr) -> Error {
+    // Where IPv6 is switched off, its addresses are told so too: that is no limit.
+    let no_port = error.kind() == io::ErrorKind::AddrNotAvailable && address.is_ipv4();
+    if no_port || is_local_limit(error) {
+        Error::LocalLimit
+    } else {
+        Error::Refused(error.kind())
+    }
+}
+
+/// Whether the process (EMFILE) or the system (ENFILE) has too many open files. `ErrorKind` has no word for it; the
+/// numbers are those of every Unix.
+fn is_local_limit(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 /// Does the TLS handshake.
@@ -70,4 +94,30 @@ pub(crate) async fn secure(
     timeout(settings.timeouts.tls, settings.tls.connect(host, stream))
         .await
         .map_err(|_| Error::Timeout("TLS handshake"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+
+    #[test]
+    fn limits_of_this_machine_are_told_from_refusals() {
+        const EADDRNOTAVAIL: i32 = if cfg!(target_os = "linux") { 99 } else { 49 };
+        const ECONNREFUSED: i32 = if cfg!(target_os = "linux") { 111 } else { 61 };
+        for (number, address, class) in [
+            (24, "192.0.2.1:993", Class::LocalLimit),
+            (23, "[2001:db8::1]:993", Class::LocalLimit),
+            (EADDRNOTAVAIL, "192.0.2.1:993", Class::LocalLimit),
+            (EADDRNOTAVAIL, "[::1]:993", Class::Refused),
+            (ECONNREFUSED, "192.0.2.1:993", Class::Refused),
+        ] {
+            let error = failure(
+                &io::Error::from_raw_os_error(number),
+                &address.parse().unwrap(),
+            );
+            assert_eq!(error.class(), class, "{number} {address}");
+            assert!(!error.is_permanent());
+        }
+    }
 }

@@ -124,7 +124,7 @@ fn check_failed(status: &tonic::Status) -> ExitCode {
     match word {
         Some("bad-credentials" | "login-disabled") => ExitCode::Permission,
         Some(
-            "dns" | "refused" | "connect-timeout" | "tls" | "timeout" | "throttled"
+            "dns" | "refused" | "connect-timeout" | "local-limit" | "tls" | "timeout" | "throttled"
             | "disconnected",
         ) => ExitCode::Unavailable,
         _ => ExitCode::Data,

@@ -23,6 +23,10 @@ pub const CODES: &[(&str, &str)] = &[
         "connect-timeout",
         "no connection to the mail server in time",
     ),
+    (
+        "local-limit",
+        "the machine that runs Mailbell has no open file or local port left",
+    ),
     ("tls", "no TLS with the mail server; the sentence says why"),
     (
         "plaintext-not-allowed",
@@ -286,6 +290,7 @@ mod tests {
             imap::Error::Dns,
             imap::Error::Refused(io),
             imap::Error::ConnectTimeout,
+            imap::Error::LocalLimit,
             imap::Error::Tls(imap::TlsFault::WrongName),
             imap::Error::PlaintextNotAllowed,
             imap::Error::LoginDisabled,
