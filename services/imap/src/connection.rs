@@ -15,6 +15,11 @@ use crate::fetch::Ahead;
 use crate::guard::Limits;
 use crate::settings::{Settings, Timeouts};
 
+/// What is said unasked of one message when all are marked as read, or go: its flags, or its removal.
+const NEWS_BYTES: u32 = 128;
+/// Most bytes of that, for folders of 65,000 messages and more. They are counted, not kept.
+const NEWS_LIMIT: u32 = 8 << 20;
+
 /// The folder that is open, read-only.
 #[derive(Clone, Debug)]
 pub(crate) struct Selected {
@@ -81,6 +86,12 @@ impl Session {
     pub(crate) fn looked(&mut self) {
         self.dirty = false;
         self.noticed = None;
+    }
+
+    /// Most bytes that an honest server may say unasked, of every message of the open folder.
+    pub(crate) fn news_limit(&self) -> usize {
+        let exists = self.selected.as_ref().map_or(0, |selected| selected.exists);
+        usize::try_from(exists.saturating_mul(NEWS_BYTES).min(NEWS_LIMIT)).unwrap_or(0)
     }
 
     /// The folder has this many messages now.
@@ -258,6 +269,7 @@ impl Connection {
             channel, session, ..
         } = self;
         let limit = session.timeouts.command;
+        let limits = limits.with_news(session.news_limit());
         let mut observer = |response: &Response<'_>| {
             session.observe(response);
             on(response);
@@ -273,10 +285,12 @@ impl Connection {
         on: &mut (dyn FnMut(&Response<'_>) + Send),
     ) -> Result<Ending, Error> {
         self.start()?;
+        // What is news of the folder that was open comes first.
+        let limits = Limits::SMALL.with_news(self.session.news_limit());
         self.session.selected = None;
         self.ahead = None;
         let limit = self.session.timeouts.command;
-        let ending = timeout(limit, self.channel.run(command, Limits::SMALL, on)).await;
+        let ending = timeout(limit, self.channel.run(command, limits, on)).await;
         self.finish(ending)
     }
 

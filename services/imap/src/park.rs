@@ -20,7 +20,8 @@ use crate::guard::{Framer, GuardError, Limits};
 use crate::login::bye;
 use crate::transport::Stream;
 
-/// Most bytes of one wait. A keep-alive line every second for half an hour is far below.
+/// Most bytes of one wait, besides what may be said of each message. A keep-alive line every second for half an hour is
+/// far below.
 const CHATTER_LIMIT: usize = 1 << 20;
 /// Most bytes of literals in what is announced during a wait; honest servers send none.
 const LITERAL_LIMIT: usize = 4 << 10;
@@ -113,7 +114,7 @@ impl Connection {
 
 /// Sends IDLE and waits for the server to say that it idles. What it announces before is news (Exchange Online does).
 async fn idle(channel: &mut Channel, session: &mut Session) -> Result<Mode, Error> {
-    let tag = channel.begin(Limits::SMALL)?;
+    let tag = channel.begin(Limits::SMALL.with_news(session.news_limit()))?;
     channel.send(format!("{tag} IDLE\r\n").as_bytes()).await?;
     match channel
         .until(&tag, true, &mut |response| session.observe(response))
@@ -256,7 +257,7 @@ impl Parked {
     /// Takes what the server said.
     fn feed(&mut self, mut bytes: &[u8]) -> Result<Fed, Error> {
         self.heard = self.heard.saturating_add(bytes.len());
-        if self.heard > CHATTER_LIMIT {
+        if self.heard > CHATTER_LIMIT.saturating_add(self.session.news_limit()) {
             return Err(Error::LimitExceeded(GuardError::Answer));
         }
         while !bytes.is_empty() {

@@ -72,6 +72,14 @@ impl Limits {
         answer: 256 << 10,
         discard: 0,
     };
+
+    /// The same, where as much may come unasked along with the answer.
+    pub(crate) fn with_news(self, bytes: usize) -> Self {
+        Self {
+            answer: self.answer.saturating_add(bytes),
+            ..self
+        }
+    }
 }
 
 /// The stream under async-imap's `Client`. Writes pass through.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::script::{Step, answer, connected, examine, open, say, served};
-use mailbell_imap::{Class, Connection, Error, GuardError, Patience};
+use mailbell_imap::{Class, Connection, Error, GuardError, Patience, Wake};
 use tokio::time::Instant;
 
 /// What a limit was passed by, and how many bytes were taken from the server until then.
@@ -112,14 +112,57 @@ async fn an_endless_answer_ends() {
     connection = connected(
         "",
         vec![
-            examine(u32::MAX, 2),
+            examine(1000, 2),
             answer("FETCH", ""),
-            Step::Flood("* 4294967295 FETCH (UID 7)\r\n".into()),
+            Step::Flood("* 1000 FETCH (UID 7)\r\n".into()),
         ],
     )
     .await;
     let error = connection.look("INBOX", 1, 10, false).await.unwrap_err();
     assert_eq!(error.class(), Class::LimitExceeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_every_message_is_no_flood() {
+    const COUNT: u32 = 20_000;
+    let changed = (1..=COUNT)
+        .map(|number| {
+            format!(
+                "* {number} FETCH (UID {number} MODSEQ (123456789) FLAGS (\\Seen $Forwarded))\r\n"
+            )
+        })
+        .collect::<String>();
+    assert!(changed.len() > 1 << 20);
+    let gone = "* 1 EXPUNGE\r\n".repeat(20_000);
+    let done = |text: &str| format!("{text}{{tag}} OK\r\n");
+    let mut connection = connected(
+        "IDLE",
+        vec![
+            examine(COUNT + 1, COUNT + 2),
+            answer(
+                "FETCH 20000:20001 (UID)",
+                &format!("{changed}* 20001 FETCH (UID 20001)\r\n{{tag}} OK\r\n"),
+            ),
+            answer("NOOP", &done(&changed)),
+            answer("IDLE", &format!("+ idling\r\n{changed}* 20002 EXISTS\r\n")),
+            Step::Expect("DONE"),
+            say("{tag} OK done\r\n"),
+            answer("NOOP", &done(&gone)),
+        ],
+    )
+    .await;
+    let look = connection.look("INBOX", 20_001, 1, false).await.unwrap();
+    assert_eq!(look.uids, [20_001]);
+    assert!(!connection.noop().await.unwrap());
+    let patience = Patience {
+        until: Instant::now() + Duration::from_secs(99),
+        quiet: Duration::from_secs(99),
+    };
+    let parked = connection.park().await.unwrap();
+    let (mut connection, wake) = parked.wait(patience, std::future::pending()).await.unwrap();
+    assert_eq!(wake, Wake::Changed);
+    assert!(connection.noop().await.unwrap());
+    assert_eq!(connection.exists(), Some(2));
 }
 
 #[tokio::test(start_paused = true)]
