@@ -96,15 +96,17 @@ impl Session {
 
     /// The folder has this many messages now.
     pub(crate) fn on_exists(&mut self, exists: u32) {
-        if let Some(selected) = &mut self.selected
-            && selected.exists != exists
-        {
+        if let Some(selected) = &mut self.selected {
+            if exists == selected.exists {
+                return;
+            }
             if exists < selected.exists {
                 selected.counted = None;
             }
             selected.exists = exists;
-            self.announced();
         }
+        // Also without a folder of ours: the server may have one open of which we have given up what we knew.
+        self.announced();
     }
 
     /// A message is gone.
@@ -112,8 +114,8 @@ impl Session {
         if let Some(selected) = &mut self.selected {
             selected.exists = selected.exists.saturating_sub(1);
             selected.counted = None;
-            self.announced();
         }
+        self.announced();
     }
 
     /// Messages are gone, nobody says how many.

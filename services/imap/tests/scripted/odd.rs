@@ -382,3 +382,29 @@ async fn a_folder_of_which_the_server_knows_otherwise_is_opened_anew() {
     let look = connection.look("INBOX", 1, 10, false).await.unwrap();
     assert_eq!((look.uids.as_slice(), look.complete), (&[8][..], true));
 }
+
+#[tokio::test(start_paused = true)]
+async fn news_of_a_folder_that_was_given_up_is_heard() {
+    for news in ["* 6 EXISTS\r\n", "* 5 EXPUNGE\r\n"] {
+        let mut connection = connected(
+            "IDLE",
+            vec![
+                examine(5, 9),
+                answer("FETCH 1:5 (UID)", "{tag} BAD Invalid messageset\r\n"),
+                answer("IDLE", &format!("+ idling\r\n{news}")),
+                Step::Expect("DONE"),
+                say("{tag} OK done\r\n"),
+                examine(1, 9),
+                answer("FETCH 1 (UID)", "* 1 FETCH (UID 8)\r\n{tag} OK\r\n"),
+            ],
+        )
+        .await;
+        let look = connection.look("INBOX", 1, 10, false).await.unwrap();
+        assert!(!look.complete && !connection.is_dirty());
+        let parked = connection.park().await.unwrap();
+        let (mut connection, wake) = parked.wait(patience(60, 600), pending()).await.unwrap();
+        assert_eq!(wake, Wake::Changed, "{news}");
+        let look = connection.look("INBOX", 1, 10, false).await.unwrap();
+        assert_eq!(look.uids, [8]);
+    }
+}
