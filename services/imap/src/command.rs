@@ -27,8 +27,19 @@ impl Command {
 
     /// Adds text as it is. Never anything that came from outside.
     pub(crate) fn text(mut self, text: &str) -> Self {
-        self.current.extend_from_slice(text.as_bytes());
+        self.add(text.as_bytes());
         self
+    }
+
+    /// Adds bytes. What has to grow is copied and wiped by hand: `Vec` would leave a secret behind in freed memory.
+    fn add(&mut self, bytes: &[u8]) {
+        let size = self.current.len() + bytes.len();
+        if size > self.current.capacity() {
+            let mut larger = Zeroizing::new(Vec::with_capacity(2 * size));
+            larger.extend_from_slice(&self.current);
+            self.current = larger;
+        }
+        self.current.extend_from_slice(bytes);
     }
 
     /// Adds a space and a string from outside: quoted if that is possible, else a literal.
@@ -38,34 +49,33 @@ impl Command {
         capabilities: Capabilities,
     ) -> Result<Self, Error> {
         check(string)?;
-        self.current.push(b' ');
+        self.add(b" ");
         if string.iter().all(|byte| matches!(byte, 0x20..0x7f)) {
-            self.current.push(b'"');
+            self.add(b"\"");
             for byte in string {
                 if matches!(byte, b'"' | b'\\') {
-                    self.current.push(b'\\');
+                    self.add(b"\\");
                 }
-                self.current.push(*byte);
+                self.add(&[*byte]);
             }
-            self.current.push(b'"');
+            self.add(b"\"");
             return Ok(self);
         }
         let at_once =
             capabilities.has(Capability::LiteralPlus) || capabilities.has(Capability::LiteralMinus);
         let plus = if at_once { "+" } else { "" };
-        self.current
-            .extend_from_slice(format!("{{{}{plus}}}\r\n", string.len()).as_bytes());
+        self.add(format!("{{{}{plus}}}\r\n", string.len()).as_bytes());
         if !at_once {
             let part = std::mem::take(&mut self.current);
             self.parts.push(part);
         }
-        self.current.extend_from_slice(string);
+        self.add(string);
         Ok(self)
     }
 
     /// Sends what follows only after the server's continuation.
     pub(crate) fn then(mut self, part: Zeroizing<Vec<u8>>) -> Self {
-        self.current.extend_from_slice(b"\r\n");
+        self.add(b"\r\n");
         let first = std::mem::replace(&mut self.current, part);
         self.parts.push(first);
         self
@@ -73,7 +83,7 @@ impl Command {
 
     /// What is sent before each continuation, and the end.
     pub(crate) fn into_parts(mut self) -> Vec<Zeroizing<Vec<u8>>> {
-        self.current.extend_from_slice(b"\r\n");
+        self.add(b"\r\n");
         self.parts.push(self.current);
         self.parts
     }
@@ -152,6 +162,18 @@ mod tests {
                 Err(Error::InvalidInput(_))
             ));
         }
+    }
+
+    #[test]
+    fn a_command_grows_without_losing_a_byte() {
+        let secret = "s".repeat(1000);
+        let long = Command::new("LOGIN")
+            .string(b"u", Capabilities::default())
+            .and_then(|command| command.string(secret.as_bytes(), Capabilities::default()))
+            .unwrap();
+        assert_eq!(sent(long), [format!("LOGIN \"u\" \"{secret}\"\r\n")]);
+        let later = Command::new("X").then(Zeroizing::new(secret.clone().into_bytes()));
+        assert_eq!(sent(later), ["X\r\n".to_owned(), secret + "\r\n"]);
     }
 
     #[test]
