@@ -59,6 +59,54 @@ pub(crate) fn patience(seconds: u64) -> Patience {
     }
 }
 
+/// A server's words with some of them changed to others of the same length, for a client that then logs in by LOGIN.
+pub(crate) struct EditedStream {
+    pub(crate) inner: TcpStream,
+    pub(crate) edits: &'static [(&'static str, &'static str)],
+}
+
+impl AsyncRead for EditedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let read = buf.filled_mut().get_mut(before..).unwrap();
+        for (from, to) in self.edits {
+            assert_eq!(from.len(), to.len());
+            while let Some(at) = read
+                .windows(from.len())
+                .position(|window| window == from.as_bytes())
+            {
+                let place = read.get_mut(at..at + to.len()).unwrap();
+                place.copy_from_slice(to.as_bytes());
+            }
+        }
+        result
+    }
+}
+
+impl AsyncWrite for EditedStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        assert!(!String::from_utf8_lossy(buf).contains("AUTHENTICATE"));
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
 /// Counts what is read.
 pub(crate) struct CountingStream {
     pub(crate) inner: TcpStream,

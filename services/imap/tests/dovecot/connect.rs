@@ -1,12 +1,13 @@
 //! Every way to connect, and what can go wrong with it.
 
-use crate::common::{endpoint, login, settings};
+use crate::common::{EditedStream, endpoint, login, settings};
 use crate::{common, dovecot};
 use mailbell_imap::{
     Capability, Class, Connection, Error, LoginFault, TlsFault, TlsMode, TlsSettings,
 };
 use mailbell_test_servers::{Certificate, Dovecot, DovecotOptions};
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 fn fault(result: Result<Connection, Error>) -> TlsFault {
     match result.map(|_| ()) {
@@ -132,4 +133,41 @@ async fn a_wrong_password_is_one_until_it_is_right() {
         .await
         .unwrap_err();
     assert_eq!(error.class(), Class::BadCredentials);
+}
+
+/// Dovecot always announces AUTH=PLAIN along with LOGIN, so its announcement is changed on the way.
+#[tokio::test]
+async fn logs_in_by_login_whatever_the_password() {
+    let mut server = dovecot().await;
+    let endpoint = endpoint(&server, TlsMode::Plain);
+    let settings = settings(&server);
+    let passwords = ["secret", "a \"b\\c\" {5}", "pä\"ß\\ x"];
+    for password in passwords {
+        server.set_password("alice", password).await.unwrap();
+        for edits in [
+            // What isn't ASCII goes as a literal at once, or when it is asked for.
+            &[("AUTH=PLAIN", "AUTH=OTHER")][..],
+            &[("AUTH=PLAIN", "AUTH=OTHER"), ("LITERAL+", "LITERAL?")],
+        ] {
+            for (tried, right) in [(password, true), ("wrong", false)] {
+                let inner = TcpStream::connect(("127.0.0.1", server.imap_port()))
+                    .await
+                    .unwrap();
+                let stream = Box::new(EditedStream { inner, edits });
+                let result =
+                    Connection::over(stream, &endpoint, &login(tried), &settings, Duration::ZERO)
+                        .await;
+                match result {
+                    Ok(mut connection) => {
+                        assert!(right, "{tried}");
+                        assert!(!connection.noop().await.unwrap());
+                    }
+                    Err(error) => assert!(
+                        !right && matches!(error, Error::BadCredentials(LoginFault::Refused)),
+                        "{tried}: {error:?}"
+                    ),
+                }
+            }
+        }
+    }
 }
