@@ -14,7 +14,6 @@ pub enum Capability {
     QResync,
     Notify,
     SpecialUse,
-    ESearch,
     LiteralPlus,
     LiteralMinus,
     /// OBJECTID: EMAILID and THREADID.
@@ -22,41 +21,30 @@ pub enum Capability {
     /// X-GM-EXT-1: Gmail's ids.
     Gmail,
     Id,
-    Enable,
-    Namespace,
     ListExtended,
-    ListStatus,
     StartTls,
     LoginDisabled,
     SaslIr,
     AuthPlain,
-    /// AUTH=XOAUTH2 or AUTH=OAUTHBEARER.
-    AuthOAuth,
 }
 
-const NAMES: [(&str, Capability); 23] = [
+const NAMES: [(&str, Capability); 17] = [
     ("IDLE", Capability::Idle),
     ("UIDPLUS", Capability::UidPlus),
     ("CONDSTORE", Capability::CondStore),
     ("QRESYNC", Capability::QResync),
     ("NOTIFY", Capability::Notify),
     ("SPECIAL-USE", Capability::SpecialUse),
-    ("ESEARCH", Capability::ESearch),
     ("LITERAL+", Capability::LiteralPlus),
     ("LITERAL-", Capability::LiteralMinus),
     ("OBJECTID", Capability::ObjectId),
     ("X-GM-EXT-1", Capability::Gmail),
     ("ID", Capability::Id),
-    ("ENABLE", Capability::Enable),
-    ("NAMESPACE", Capability::Namespace),
     ("LIST-EXTENDED", Capability::ListExtended),
-    ("LIST-STATUS", Capability::ListStatus),
     ("STARTTLS", Capability::StartTls),
     ("LOGINDISABLED", Capability::LoginDisabled),
     ("SASL-IR", Capability::SaslIr),
     ("AUTH=PLAIN", Capability::AuthPlain),
-    ("AUTH=XOAUTH2", Capability::AuthOAuth),
-    ("AUTH=OAUTHBEARER", Capability::AuthOAuth),
     // Revision 2 has these built in and need not announce them: IDLE is the one that matters.
     ("IMAP4REV2", Capability::Idle),
 ];

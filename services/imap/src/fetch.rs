@@ -419,12 +419,7 @@ impl Connection {
                 (first, last, last < exists)
             }
         };
-        let mut uids = self
-            .uids_at(first, last)
-            .await?
-            .into_iter()
-            .map(|(_, uid)| uid)
-            .collect::<Vec<_>>();
+        let mut uids = self.uids_at(first, last).await?;
         // Sequence numbers may have moved between the steps.
         uids.retain(|uid| match query {
             ListQuery::Newest(_) => true,
@@ -465,7 +460,7 @@ fn missing(drafts: &Drafts, named: bool) -> Vec<u32> {
         .collect()
 }
 
-fn uid_of(items: &[AttributeValue<'_>]) -> Option<u32> {
+pub(crate) fn uid_of(items: &[AttributeValue<'_>]) -> Option<u32> {
     items.iter().find_map(|item| match item {
         AttributeValue::Uid(uid) => Some(*uid),
         _ => None,

@@ -1,14 +1,16 @@
 //! Folders: which there are, how far they are, and what is new in one.
 
-use imap_proto::{
-    AttributeValue, MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute,
-};
+use std::collections::BTreeSet;
+
+use imap_proto::{MailboxDatum, NameAttribute, Response, ResponseCode};
 use tokio::time::timeout;
 
 use crate::capability::Capability;
+use crate::channel::Ending;
 use crate::command::Command;
 use crate::connection::{Connection, Selected};
 use crate::error::Error;
+use crate::fetch::uid_of;
 use crate::guard::Limits;
 use crate::login::refused;
 use crate::mutf7;
@@ -39,19 +41,6 @@ pub struct Look {
     pub uids: Vec<u32>,
     /// Whether the server gave every message that it had announced. If not, some can't be fetched yet: look again.
     pub complete: bool,
-}
-
-/// The STATUS of a folder. What the server didn't say is `None`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FolderStatus {
-    /// How many messages there are.
-    pub messages: Option<u32>,
-    /// The UID that the next message will have at least.
-    pub uid_next: Option<u32>,
-    /// The folder's generation.
-    pub uid_validity: Option<u32>,
-    /// The folder's modification sequence.
-    pub highest_modseq: Option<u64>,
 }
 
 /// What a folder is for, as its attributes say (RFC 6154, RFC 8457).
@@ -125,9 +114,9 @@ impl Connection {
         let wanted = exists.min(cap + 1);
         let mut uids = self.uids_at(exists - wanted + 1, exists).await?;
         let complete = uids.len() >= usize::try_from(wanted).unwrap_or(usize::MAX);
-        let oldest_is_new = uids.first().is_some_and(|(_, uid)| *uid >= from_uid);
-        let last = uids.last().map_or(0, |(_, uid)| *uid);
-        uids.retain(|(_, uid)| *uid >= from_uid);
+        let oldest_is_new = uids.first().is_some_and(|uid| *uid >= from_uid);
+        let last = uids.last().copied().unwrap_or(0);
+        uids.retain(|uid| *uid >= from_uid);
         let found = u32::try_from(uids.len()).unwrap_or(u32::MAX);
         let total_new = if oldest_is_new && wanted < exists {
             let first = self.first_at_or_above(from_uid, exists - wanted).await?;
@@ -138,7 +127,7 @@ impl Connection {
         let excess = uids
             .len()
             .saturating_sub(usize::try_from(cap).unwrap_or(usize::MAX));
-        let uids = uids.into_iter().skip(excess).map(|(_, uid)| uid).collect();
+        let uids = uids.into_iter().skip(excess).collect();
         let uid_next = opened.uid_next.max(last.saturating_add(1));
         self.session.end_count(uid_next, complete);
         Ok(Look {
@@ -261,7 +250,7 @@ impl Connection {
         if found.uid_next == 0 {
             // Old servers don't say it. The UIDs of a folder only grow, so the last message tells.
             let last = self.uids_at(found.exists, found.exists).await?;
-            found.uid_next = last.last().map_or(0, |(_, uid)| *uid).saturating_add(1);
+            found.uid_next = last.last().copied().unwrap_or(0).saturating_add(1);
             if let Some(selected) = &mut self.session.selected {
                 selected.uid_next = found.uid_next;
             }
@@ -269,12 +258,8 @@ impl Connection {
         Ok(found)
     }
 
-    /// Sequence numbers and UIDs of a range of sequence numbers, ascending by UID.
-    pub(crate) async fn uids_at(
-        &mut self,
-        first: u32,
-        last: u32,
-    ) -> Result<Vec<(u32, u32)>, Error> {
+    /// UIDs of a range of sequence numbers, ascending.
+    pub(crate) async fn uids_at(&mut self, first: u32, last: u32) -> Result<Vec<u32>, Error> {
         if first == 0 || first > last {
             return Ok(Vec::new());
         }
@@ -284,22 +269,41 @@ impl Connection {
             format!("FETCH {first}:{last} (UID)")
         });
         let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
+        let (uids, ending) = self
+            .uids_of(command, count, |sequence, _| {
+                (first..=last).contains(&sequence)
+            })
+            .await?;
+        if ending.bad {
+            // We count messages that the server doesn't have: the next look opens the folder anew.
+            self.session.selected = None;
+        }
+        // A NO here means that messages are gone that we still count: their removal comes with the next command.
+        Ok(uids)
+    }
+
+    /// The UIDs in the answer to a FETCH, ascending and each once, `count` at most; of the sequence numbers and UIDs
+    /// in it those that were `asked` for, since servers tell of flags in between.
+    async fn uids_of(
+        &mut self,
+        command: Command,
+        count: usize,
+        asked: impl Fn(u32, u32) -> bool + Send + Sync,
+    ) -> Result<(Vec<u32>, Ending), Error> {
         let limits = Limits {
             literals: 0,
             answer: count.saturating_mul(256).saturating_add(64 << 10),
             discard: 0,
         };
-        let mut uids = Vec::new();
+        let mut uids = BTreeSet::new();
         let ending = self
             .run(command, limits, &mut |response| {
                 if let Response::Fetch(sequence, items) = response
-                    && (first..=last).contains(sequence)
-                    && uids.len() <= count
+                    && let Some(uid) = uid_of(items)
+                    && asked(*sequence, uid)
+                    && uids.len() < count
                 {
-                    uids.extend(items.iter().find_map(|item| match item {
-                        AttributeValue::Uid(uid) => Some((*sequence, *uid)),
-                        _ => None,
-                    }));
+                    uids.insert(uid);
                 }
             })
             .await?;
@@ -308,15 +312,7 @@ impl Connection {
         {
             return Err(later);
         }
-        if ending.bad {
-            // We count messages that the server doesn't have: the next look opens the folder anew.
-            self.session.selected = None;
-        }
-        // A NO here means that messages are gone that we still count: their removal comes with the next command.
-        uids.sort_unstable_by_key(|(_, uid)| *uid);
-        uids.dedup();
-        uids.truncate(count);
-        Ok(uids)
+        Ok((uids.into_iter().collect(), ending))
     }
 
     /// The first sequence number among `1..=below` whose UID is at least `uid`, or `below + 1`. One short command per
@@ -327,7 +323,7 @@ impl Connection {
         while low < high {
             let middle = low + (high - low) / 2;
             match self.uids_at(middle, middle).await?.first() {
-                Some((_, found)) if *found < uid => low = middle + 1,
+                Some(found) if *found < uid => low = middle + 1,
                 // A message that has gone meanwhile counts as new: too many is told, never too few.
                 _ => high = middle,
             }
@@ -361,89 +357,15 @@ impl Connection {
             .iter()
             .map(|(first, last)| usize::try_from(last - first).unwrap_or(usize::MAX) + 1)
             .sum::<usize>();
-        let limits = Limits {
-            literals: 0,
-            answer: count.saturating_mul(256).saturating_add(64 << 10),
-            discard: 0,
-        };
-        let mut uids = Vec::new();
-        let ending = self
-            .run(
-                Command::new(&format!("UID FETCH {set} (UID)")),
-                limits,
-                &mut |response| {
-                    if let Response::Fetch(_, items) = response
-                        && let Some(AttributeValue::Uid(uid)) = items
-                            .iter()
-                            .find(|item| matches!(item, AttributeValue::Uid(_)))
-                        && ranges
-                            .iter()
-                            .any(|(first, last)| (first..=last).contains(&uid))
-                        && uids.len() <= count
-                    {
-                        uids.push(*uid);
-                    }
-                },
-            )
+        let command = Command::new(&format!("UID FETCH {set} (UID)"));
+        let (uids, _) = self
+            .uids_of(command, count, |_, uid| {
+                ranges
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&uid))
+            })
             .await?;
-        if !ending.ok
-            && let Some(later) = refused(&ending)
-        {
-            return Err(later);
-        }
-        uids.sort_unstable();
-        uids.dedup();
         Ok(uids)
-    }
-
-    /// The STATUS of some folders, in their order; `None` where the server refuses.
-    ///
-    /// # Errors
-    /// When the connection ends.
-    pub async fn folder_status(
-        &mut self,
-        folders: &[&str],
-    ) -> Result<Vec<Option<FolderStatus>>, Error> {
-        let items = if self.session.capabilities.has(Capability::CondStore) {
-            " (MESSAGES UIDNEXT UIDVALIDITY HIGHESTMODSEQ)"
-        } else {
-            " (MESSAGES UIDNEXT UIDVALIDITY)"
-        };
-        let mut all = Vec::with_capacity(folders.len());
-        for folder in folders {
-            let wire = mutf7::encode(folder);
-            let command = Command::new("STATUS")
-                .string(wire.as_bytes(), self.session.capabilities)?
-                .text(items);
-            let mut status = None;
-            let ending = self
-                .run(command, Limits::SMALL, &mut |response| {
-                    if let Response::MailboxData(MailboxDatum::Status { status: items, .. }) =
-                        response
-                    {
-                        let known = status.get_or_insert_with(FolderStatus::default);
-                        for item in items {
-                            match item {
-                                StatusAttribute::Messages(number) => known.messages = Some(*number),
-                                StatusAttribute::UidNext(number) => known.uid_next = Some(*number),
-                                StatusAttribute::UidValidity(number) => {
-                                    known.uid_validity = Some(*number)
-                                }
-                                StatusAttribute::HighestModSeq(number) => {
-                                    known.highest_modseq = Some(*number)
-                                }
-                                _ => {}
-                            }
-                        }
-                    }
-                })
-                .await?;
-            if let Some(later) = refused(&ending).filter(|_| !ending.ok) {
-                return Err(later);
-            }
-            all.push(status.filter(|_| ending.ok));
-        }
-        Ok(all)
     }
 
     /// All folders with what they are for; at most 2000.

@@ -49,7 +49,7 @@ pub use capability::{Capabilities, Capability};
 pub use connection::Connection;
 pub use error::{Class, Error, LoginFault, TlsFault};
 pub use fetch::{ListQuery, PAGE_LIMIT, Page};
-pub use folder::{Folder, FolderStatus, Look, SpecialUse};
+pub use folder::{Folder, Look, SpecialUse};
 pub use guard::GuardError;
 pub use message::{Address, Message};
 pub use park::{Parked, Patience, Wake};

@@ -338,7 +338,7 @@ mod tests {
                 connection.fetch(&[1]).await?;
                 connection.list("", ListQuery::Newest(1)).await?;
                 connection.folders().await?;
-                connection.folder_status(&[""]).await?;
+                connection.existing(&[]).await?;
                 let parked = connection.park().await?;
                 let patience = Patience {
                     until: Instant::now(),

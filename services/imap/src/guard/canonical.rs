@@ -51,8 +51,6 @@ pub(super) fn rewrite(response: &[u8], out: &mut Vec<u8>) -> Fate {
         capability(&mut tokens, out)
     } else if is("LIST") {
         list(&mut tokens, out)
-    } else if is("STATUS") {
-        status(&mut tokens, out)
     } else if let Some(number) = number(word, u64::from(u32::MAX)) {
         let Some(Token::Word(kind)) = tokens.next() else {
             return Fate::Ignore;
@@ -185,46 +183,6 @@ fn attributes(
         }
     }
     out.push(b')');
-    Some(())
-}
-
-fn status(tokens: &mut Tokens<'_>, out: &mut Vec<u8>) -> Option<()> {
-    out.extend_from_slice(b"* STATUS ");
-    literal(&tokens.next()?.into_bytes()?, out);
-    out.extend_from_slice(b" (");
-    if tokens.next()? != Token::Open {
-        return None;
-    }
-    let mut first = true;
-    loop {
-        let name = match tokens.next()? {
-            Token::Close => break,
-            Token::Word(word) => word.to_ascii_uppercase(),
-            Token::Open | Token::Text(_) => return None,
-        };
-        let most = match name.as_slice() {
-            b"MESSAGES" | b"UIDNEXT" | b"UIDVALIDITY" => u64::from(u32::MAX),
-            b"HIGHESTMODSEQ" => u64::MAX,
-            _ => {
-                if !tokens.skip_value() {
-                    return None;
-                }
-                continue;
-            }
-        };
-        let Token::Word(value) = tokens.next()? else {
-            return None;
-        };
-        if let Some(value) = number(value, most) {
-            if !first {
-                out.push(b' ');
-            }
-            first = false;
-            out.extend_from_slice(&name);
-            let _ = write!(out, " {value}");
-        }
-    }
-    out.extend_from_slice(b")\r\n");
     Some(())
 }
 

@@ -266,7 +266,7 @@ async fn a_message_that_the_server_can_not_read_keeps_no_other_back() {
         .collect::<Vec<_>>();
     files.sort();
     assert_eq!(files.len(), 3);
-    std::fs::set_permissions(&files[1], Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&files[1], Permissions::from_mode(0o000)).unwrap();
     let mut connection = open(&server).await;
     let look = connection.look("INBOX", 1, 64, false).await.unwrap();
     let told = connection.fetch(&look.uids).await.unwrap();
@@ -309,7 +309,7 @@ async fn the_mailbox_is_never_changed() {
         .list("INBOX", ListQuery::Newest(64))
         .await
         .unwrap();
-    connection.folder_status(&["INBOX"]).await.unwrap();
+    connection.existing(&[(1, 9)]).await.unwrap();
     let parked = connection.park().await.unwrap();
     let (connection, wake) = parked.wait(patience(600), ready(())).await.unwrap();
     assert_eq!(wake, Wake::Interrupted);

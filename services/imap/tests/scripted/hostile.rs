@@ -171,7 +171,7 @@ async fn what_is_not_known_is_left_out() {
         "",
         vec![
             answer(
-                "STATUS",
+                "NOOP",
                 "* STATUS INBOX (X-NEW (a (b)) MESSAGES 5 SIZE 18446744073709551615 UIDNEXT 6 UIDVALIDITY 1)\r\n\
                  * SEARCH 1 2 3\r\n* ESEARCH (TAG \"x\") ALL 1:5\r\n* SEARCH (MODSEQ 5)\r\n* METADATA \"\" (/private/x y)\r\n\
                  * ID (\"name\" NIL)\r\n* 7 FETCH (INTERNALDATE NIL)\r\n* QUOTA x\r\n* 99999999999 EXISTS\r\n{tag} OK\r\n",
@@ -180,16 +180,7 @@ async fn what_is_not_known_is_left_out() {
         ],
     )
     .await;
-    let status = connection
-        .folder_status(&["INBOX"])
-        .await
-        .unwrap()
-        .remove(0)
-        .unwrap();
-    assert_eq!(
-        (status.messages, status.uid_next, status.uid_validity),
-        (Some(5), Some(6), Some(1))
-    );
+    assert!(!connection.noop().await.unwrap());
     assert!(!connection.noop().await.unwrap());
 }
 

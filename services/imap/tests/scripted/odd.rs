@@ -267,6 +267,29 @@ async fn announced_and_not_there_yet_is_not_complete() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn changes_of_flags_within_an_answer_keep_nothing_out() {
+    let flags = "* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n".repeat(5);
+    let mut connection = connected(
+        "",
+        vec![
+            examine(2, 3),
+            answer(
+                "FETCH 1:2 (UID)",
+                &format!("{flags}* 1 FETCH (UID 1)\r\n* 2 FETCH (UID 2)\r\n{{tag}} OK\r\n"),
+            ),
+            answer(
+                "UID FETCH 1:2 (UID)",
+                &format!("{flags}* 1 FETCH (UID 1)\r\n* 2 FETCH (UID 2)\r\n{{tag}} OK\r\n"),
+            ),
+        ],
+    )
+    .await;
+    let look = connection.look("INBOX", 1, 10, false).await.unwrap();
+    assert_eq!((look.uids.as_slice(), look.complete), (&[1, 2][..], true));
+    assert_eq!(connection.existing(&[(1, 2)]).await.unwrap(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_that_spoils_a_page_costs_only_itself() {
     let good =
         |uid: u32| format!("* {uid} FETCH (UID {uid} FLAGS () RFC822.SIZE 5 INTERNALDATE NIL)\r\n");
