@@ -15,9 +15,6 @@ use crate::{
     journal::Journal,
 };
 
-/// How many of a folder's messages a device lists: all that a test delivers.
-const EVERYTHING: u32 = 10_000;
-
 /// A device that can be switched off and on; its state and journal stay.
 #[derive(Debug)]
 pub struct Device {
@@ -68,7 +65,6 @@ impl Device {
             .token(self.token.as_str())
             .accounts(accounts)
             .state(FileState::open(self.state_file())?)
-            .resync_depth(EVERYTHING)
             .client_name("mailbell-tests")
             .timing(impatient())
             .build()?

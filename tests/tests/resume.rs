@@ -86,6 +86,27 @@ async fn with_a_cursor_older_than_the_log() {
 }
 
 #[tokio::test]
+async fn with_more_missed_than_one_list_holds() {
+    let (_nats, logs, mut world) = world(1).await;
+    let mut device = world.device(&[0]).await.unwrap();
+    world.deliver(0, 5).await.unwrap();
+    world.judge(&[&device]).await.unwrap();
+    device.stop().await.unwrap();
+    let account = world.account(0).id.clone();
+    let last = logs.last(&account).await.unwrap();
+    // A client lists the newest 200 of a folder.
+    world.deliver(0, 300).await.unwrap();
+    logs.reaches(&account, last + 300).await.unwrap();
+    logs.expire().await.unwrap();
+    world.installation.stop().await.unwrap();
+    world.installation.start_all().await.unwrap();
+    device.start().unwrap();
+    lists(&world, &device).await;
+    world.settle(&[&device]).await.unwrap();
+    assert_eq!(device.journal().arrivals().len(), 6);
+}
+
+#[tokio::test]
 async fn with_a_cursor_of_another_log() {
     let (_nats, logs, mut world) = world(1).await;
     let mut device = world.device(&[0]).await.unwrap();

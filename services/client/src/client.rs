@@ -259,7 +259,8 @@ impl Builder {
         self
     }
 
-    /// How many of a folder's newest messages a resync lists. Unset: 200. At most 10,000.
+    /// How many of a folder's newest messages a resync lists at least; if more came than these, it lists them all. Unset: 200.
+    /// At most 10,000.
     pub fn resync_depth(mut self, newest: u32) -> Self {
         self.session.resync_depth = newest;
         self

@@ -10,8 +10,10 @@ use super::ranges::Ranges;
 
 /// So many contents that have alerted are remembered.
 const ALERTED: usize = 2048;
-/// Of so many generations of a folder it is remembered what was listed.
+/// Of so many generations of a folder it is remembered which messages were told.
 const GENERATIONS: usize = 4;
+/// Of so many folders; more are a server's that is out of its mind.
+const MOST_FOLDERS: usize = 400_000;
 /// Of so many messages the highest modseq is remembered.
 const MODSEQS: usize = 8192;
 
@@ -26,9 +28,10 @@ pub(crate) struct Facts {
     modseqs: HashMap<u64, u64>,
     modseq_order: VecDeque<u64>,
     alerted: RecentKeys,
-    /// By account and folder: what its listings held. Apart from `recent`, which a listing would flush.
+    /// By account and folder: the messages that were told, one by one or in a listing. Apart from `recent`, which a listing
+    /// would flush, and which soon forgets how far a quiet folder was told.
     /// Of the last generations, since the log may be behind the mailbox.
-    listed: BTreeMap<(String, u32), Generations>,
+    told: BTreeMap<(String, u32), Generations>,
 }
 
 /// As it is stored.
@@ -37,7 +40,7 @@ pub(crate) struct StoredFacts {
     recent: Vec<u64>,
     modseqs: Vec<(u64, u64)>,
     alerted: Vec<u64>,
-    listed: Vec<(String, u32, Generations)>,
+    told: Vec<(String, u32, Generations)>,
 }
 
 /// What a folder's listing held.
@@ -58,10 +61,10 @@ impl Facts {
             modseqs: HashMap::new(),
             modseq_order: VecDeque::new(),
             alerted: RecentKeys::restore(ALERTED, stored.alerted),
-            listed: stored
-                .listed
+            told: stored
+                .told
                 .into_iter()
-                .map(|(account, folder, listed)| ((account, folder), listed))
+                .map(|(account, folder, told)| ((account, folder), told))
                 .collect(),
         };
         for (message, modseq) in stored.modseqs {
@@ -79,10 +82,10 @@ impl Facts {
                 .filter_map(|message| Some((*message, *self.modseqs.get(message)?)))
                 .collect(),
             alerted: self.alerted.digests().collect(),
-            listed: self
-                .listed
+            told: self
+                .told
                 .iter()
-                .map(|((account, folder), listed)| (account.clone(), *folder, listed.clone()))
+                .map(|((account, folder), told)| (account.clone(), *folder, told.clone()))
                 .collect(),
         }
     }
@@ -101,10 +104,10 @@ impl Facts {
             EventKind::Arrived => {
                 self.is_gone(key)
                     || self
-                        .listed
+                        .told
                         .get(&(key.account.clone(), key.folder))
-                        .is_some_and(|listed| {
-                            listed.iter().any(|(generation, uids)| {
+                        .is_some_and(|told| {
+                            told.iter().any(|(generation, uids)| {
                                 *generation == key.generation && uids.contains(key.uid)
                             })
                         })
@@ -131,8 +134,10 @@ impl Facts {
     /// Takes in what was told.
     pub(crate) fn insert(&mut self, key: &EventKey) {
         self.recent.insert(key);
-        if key.kind() == EventKind::Changed {
-            self.raise(message_digest(key), key.modseq);
+        match key.kind() {
+            EventKind::Arrived => self.tell(&key.account, key.folder, key.generation, &[key.uid]),
+            EventKind::Changed => self.raise(message_digest(key), key.modseq),
+            _ => {}
         }
     }
 
@@ -162,31 +167,49 @@ impl Facts {
 
     /// Takes in a listing.
     pub(crate) fn insert_listed(&mut self, listed: &ListedUids) {
-        let place = (listed.account.clone(), listed.folder);
-        let generations = self.listed.entry(place).or_default();
-        let mut known = match generations
-            .iter()
-            .position(|(generation, _)| *generation == listed.generation)
-        {
-            Some(at) => generations.remove(at).1,
-            None => Ranges::default(),
-        };
-        // Within a generation no UID is ever used again: what was listed once stays known.
-        for uid in &listed.uids {
-            known.insert(*uid);
-        }
-        generations.push((listed.generation, known));
-        if generations.len() > GENERATIONS {
-            generations.remove(0);
-        }
+        self.tell(
+            &listed.account,
+            listed.folder,
+            listed.generation,
+            &listed.uids,
+        );
         for content in &listed.alerted {
             self.insert_alerted(*content);
         }
     }
 
+    fn tell(&mut self, account: &str, folder: u32, generation: u32, uids: &[u32]) {
+        let place = (account.to_owned(), folder);
+        if self.told.len() >= MOST_FOLDERS && !self.told.contains_key(&place) {
+            return;
+        }
+        let generations = self.told.entry(place).or_default();
+        let mut told = match generations.iter().position(|(of, _)| *of == generation) {
+            Some(at) => generations.remove(at).1,
+            None => Ranges::default(),
+        };
+        // Within a generation no UID is ever used again: what was told once stays known.
+        for uid in uids {
+            told.insert(*uid);
+        }
+        generations.push((generation, told));
+        if generations.len() > GENERATIONS {
+            generations.remove(0);
+        }
+    }
+
+    /// The highest UID of a folder that was told, by generation.
+    pub(crate) fn highest(&self, account: &str, folder: u32) -> Vec<(u32, u32)> {
+        let told = self.told.get(&(account.to_owned(), folder));
+        told.into_iter()
+            .flatten()
+            .filter_map(|(generation, uids)| Some((*generation, uids.highest()?)))
+            .collect()
+    }
+
     /// An account is no more.
     pub(crate) fn forget_account(&mut self, account: &str) {
-        self.listed.retain(|(of, _), _| of != account);
+        self.told.retain(|(of, _), _| of != account);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mailbell_core::event::content_digest;
+use mailbell_core::{checkpoint::UNSETTLED, event::content_digest};
 use mailbell_proto::push::v1::{EventKey, EventKind, Message};
 use rand::RngExt as _;
 
@@ -148,8 +148,12 @@ impl ClientSession {
 
     fn add_pending(&mut self, slot: Slot, range: Option<Range>, since_ms: i64, at: Duration) {
         self.unsaved = super::Unsaved::Facts;
-        let told = self.counters.facts;
-        self.pending.add(slot, range, since_ms, at, told);
+        let told = match slot.part {
+            Part::Newest => self.handed.highest(&slot.account, slot.folder),
+            Part::Range(_) => Vec::new(),
+        };
+        let facts = self.counters.facts;
+        self.pending.add(slot, range, told, since_ms, at, facts);
     }
 
     pub(super) fn stored_pending(&self) -> Vec<StoredPending> {
@@ -158,6 +162,7 @@ impl ClientSession {
             .map(|(slot, pending)| StoredPending {
                 slot: slot.clone(),
                 range: pending.range,
+                told: pending.told.clone(),
                 since_ms: pending.since_ms,
             })
             .collect()
@@ -263,6 +268,12 @@ impl ClientSession {
             return;
         };
         let (range, since_ms) = (pending.range, pending.since_ms);
+        let after_ms = since_ms.saturating_sub(MARGIN_MS);
+        let told = pending.told.iter();
+        let told = told
+            .copied()
+            .find(|(generation, _)| *generation == listing.generation)
+            .map(|(_, uid)| uid);
         let overlay = std::mem::take(&mut pending.overlay);
         if let Part::Range(generation) = slot.part
             && generation != 0
@@ -299,6 +310,10 @@ impl ClientSession {
             }
             (None, _) => (1..=u32::MAX, true),
         };
+        let hole = messages
+            .first_key_value()
+            .filter(|_| range.is_none() && !complete)
+            .and_then(|(_, lowest)| hole_below(lowest, told, after_ms));
         messages.retain(|uid, _| uids.contains(uid));
         if !overlay.apply(listing.generation, &uids, &mut messages) {
             return self.list_later(slot, Duration::ZERO, now);
@@ -311,7 +326,6 @@ impl ClientSession {
             alerted: Vec::new(),
         };
         let alerts = self.directory.alerts(&slot.account, slot.folder);
-        let after_ms = since_ms.saturating_sub(MARGIN_MS);
         let messages = messages
             .into_values()
             .map(|message| {
@@ -346,6 +360,15 @@ impl ClientSession {
         self.handed.insert_listed(&listed_uids);
         self.counters.listings += 1;
         let last = range.is_none() || complete;
+        if let Some(hole) = hole {
+            let place = EventKey {
+                account: slot.account.clone(),
+                folder: slot.folder,
+                generation: listing.generation,
+                ..EventKey::default()
+            };
+            self.list_range(&place, hole.first, hole.last, since_ms, now.elapsed);
+        }
         if !last
             && let Some(pending) = self.pending.get_mut(slot)
             && !pending.again
@@ -387,6 +410,22 @@ impl ClientSession {
         let slot = slot.clone();
         self.hand(event, Flight::Listed { slot, uids }, out);
     }
+}
+
+/// What may be missing below a listing of the newest messages: what lies above the highest UID that was `told`. If none of this
+/// generation was, only the date says whether all that is new was listed; then it is looked for as far down as a listing may go.
+fn hole_below(lowest: &Message, told: Option<u32>, after_ms: i64) -> Option<Range> {
+    let first = match told {
+        // A message may show up below one that was told before it.
+        Some(told) => told.saturating_sub(UNSETTLED),
+        None if lowest.internal_date_ms >= after_ms => lowest.uid.saturating_sub(MOST_DEPTH),
+        None => return None,
+    };
+    let range = Range {
+        first: first.max(1),
+        last: lowest.uid.saturating_sub(1),
+    };
+    (range.first <= range.last).then_some(range)
 }
 
 /// By which copies of a message are known. `None` at content level KEY, where all would look the same.

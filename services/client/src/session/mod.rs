@@ -11,6 +11,8 @@
 //!   it is: who dies in between is told to resync again. Pending resyncs are stored too, and listed again after a restart;
 //!   that is why one that takes very long (a mailbox that cannot be opened for days) may stop holding the cursor back.
 //! * **An empty cursor in a stored state** means that the process died before its first Cursor frame: everything is listed.
+//! * **A resync reaches down to what was told.** A listing of a folder's newest messages that ends above the highest UID that
+//!   had been told when the resync came is followed by a listing of what lies between.
 //! * **A listing is as new as the stream.** Facts of a folder that are told while it is listed are handed at once, and worked
 //!   into its listing before that is handed.
 
@@ -53,7 +55,8 @@ const ACKS_A_FRAME: usize = 512;
 pub struct SessionOptions {
     /// The accounts that the app names, so that a resync of everything reaches those that are never heard of.
     pub accounts: Vec<String>,
-    /// How many of a folder's newest messages a resync lists. 1 to 10,000.
+    /// How many of a folder's newest messages a resync lists at least. 1 to 10,000. If more came than these, all of them are
+    /// listed.
     pub resync_depth: u32,
     /// How many keys are remembered. The unit of the memory and of the stored state: 8 to 20 bytes each. Half as many events
     /// may be handed and not taken, see [`ClientSession::has_room`].
@@ -201,10 +204,11 @@ impl ClientSession {
         for StoredPending {
             slot,
             range,
+            told,
             since_ms,
         } in state.pending
         {
-            pending.add(slot, range, since_ms, Duration::ZERO, 0);
+            pending.add(slot, range, told, since_ms, Duration::ZERO, 0);
         }
         let mut session = Self {
             rng: SmallRng::seed_from_u64(seed),

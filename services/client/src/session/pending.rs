@@ -62,6 +62,9 @@ pub(crate) struct Pending {
     pub(crate) range: Option<Range>,
     /// The next UID of the range; what is stored is the whole range.
     pub(crate) next: u32,
+    /// Of a [`Part::Newest`]: the highest UID of each generation that had been told when it began. What came since is told in
+    /// the folder too, and says nothing of the hole.
+    pub(crate) told: Vec<(u32, u32)>,
     /// Only messages that came after this alert.
     pub(crate) since_ms: i64,
     /// A resync came while a listing was under way, which may have been too early for it.
@@ -77,6 +80,8 @@ pub(crate) struct Pending {
 pub(crate) struct StoredPending {
     pub(crate) slot: Slot,
     pub(crate) range: Option<Range>,
+    #[serde(default)]
+    pub(crate) told: Vec<(u32, u32)>,
     pub(crate) since_ms: i64,
 }
 
@@ -90,8 +95,9 @@ pub(crate) fn backoff() -> Backoff {
 }
 
 impl Pending {
-    pub(crate) fn new(
+    fn new(
         range: Option<Range>,
+        told: Vec<(u32, u32)>,
         since_ms: i64,
         not_before: Duration,
         began_at: u64,
@@ -100,6 +106,7 @@ impl Pending {
             phase: Phase::Waiting(not_before),
             range,
             next: range.map_or(0, |range| range.first),
+            told,
             since_ms,
             again: false,
             overlay: Overlay::default(),
@@ -109,8 +116,20 @@ impl Pending {
     }
 
     /// Another resync of the same part. Gives the phase that follows.
-    fn merge(&mut self, range: Option<Range>, since_ms: i64, not_before: Duration) -> Phase {
+    fn merge(
+        &mut self,
+        range: Option<Range>,
+        told: &[(u32, u32)],
+        since_ms: i64,
+        not_before: Duration,
+    ) -> Phase {
         self.since_ms = self.since_ms.min(since_ms);
+        // The larger hole counts. Of a generation of which nothing had been told at first, nothing is known now either.
+        for (generation, uid) in &mut self.told {
+            if let Some((_, other)) = told.iter().find(|(of, _)| of == generation) {
+                *uid = (*uid).min(*other);
+            }
+        }
         if let (Some(mine), Some(other)) = (&mut self.range, range) {
             // What lies between two ranges is listed with them: more than needed, and no harm done.
             mine.first = mine.first.min(other.first);
@@ -151,15 +170,18 @@ impl PendingSet {
         &mut self,
         slot: Slot,
         range: Option<Range>,
+        told: Vec<(u32, u32)>,
         since_ms: i64,
         not_before: Duration,
         began_at: u64,
     ) {
         let phase = match self.all.entry(slot.clone()) {
-            Entry::Occupied(mut pending) => pending.get_mut().merge(range, since_ms, not_before),
+            Entry::Occupied(mut pending) => {
+                pending.get_mut().merge(range, &told, since_ms, not_before)
+            }
             Entry::Vacant(place) => {
                 place
-                    .insert(Pending::new(range, since_ms, not_before, began_at))
+                    .insert(Pending::new(range, told, since_ms, not_before, began_at))
                     .phase
             }
         };

@@ -48,6 +48,11 @@ impl Ranges {
         }
     }
 
+    /// The highest UID that it holds.
+    pub(crate) fn highest(&self) -> Option<u32> {
+        self.0.last().map(|(_, last)| *last)
+    }
+
     /// Whether it holds a UID.
     pub(crate) fn contains(&self, uid: u32) -> bool {
         let at = self.0.partition_point(|(_, last)| *last < uid);
@@ -72,6 +77,7 @@ mod tests {
                 for probe in 0..62 {
                     prop_assert_eq!(ranges.contains(probe), set.contains(&probe));
                 }
+                prop_assert_eq!(ranges.highest(), set.last().copied());
                 prop_assert!(ranges.0.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0));
             }
         }

@@ -65,6 +65,41 @@ async fn all_pages_are_listed_while_the_stream_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_came_below_the_newest_is_listed_down_to_what_was_told() {
+    let mut gateway = Gateway::start();
+    let mut events = gateway.client().build().unwrap().into_stream();
+    let open = opened(&mut gateway).await;
+    open.send(arrived(100)).await;
+    open.send(resync_inbox()).await;
+    assert_eq!(uids(&mut events, 1).await, [100]);
+    let newest = |uids| ListMessagesResponse {
+        exists: 401,
+        ..page(uids, "next")
+    };
+    for uids in [302..402, 202..302] {
+        let asked = gateway.asked().await;
+        assert_eq!(asked.request.range, Some(Range::Newest(200)));
+        asked.answer(Ok(newest(uids)));
+    }
+    let replace = replaced(&mut events).await;
+    assert_eq!(
+        (replace.uids.clone(), replace.complete),
+        (202..=u32::MAX, false)
+    );
+    for uids in [36..136, 136..236] {
+        let asked = gateway.asked().await;
+        assert_eq!(asked.request.range, Some(Range::AfterUid(35)));
+        asked.answer(Ok(newest(uids)));
+    }
+    let replace = replaced(&mut events).await;
+    assert_eq!((replace.uids.clone(), replace.complete), (36..=201, true));
+    let known = listed(&replace).into_iter().filter(|(_, known)| *known);
+    assert!(known.eq([(100, true)]));
+    assert_eq!(replace.messages.len(), 166);
+    nothing(async { gateway.asked().await.request }, 15).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn aborted_begins_with_the_first_page() {
     let mut gateway = Gateway::start();
     let mut events = gateway.client().build().unwrap().into_stream();

@@ -216,6 +216,67 @@ fn a_range_comes_to_an_end_whatever_the_server_answers() {
     );
 }
 
+/// The newest 200 of a folder, of which each was received at this time.
+fn newest(uids: std::ops::RangeInclusive<u32>, date_ms: i64) -> Listing {
+    Listing {
+        exists: *uids.end(),
+        more: true,
+        ..listing(uids.map(|uid| message(uid, date_ms)).collect())
+    }
+}
+
+#[test]
+fn a_resync_reaches_down_to_what_was_told() {
+    let mut client = Client::live();
+    client.frame(arrived(100, false));
+    client.take_all();
+    client.frame(resync(of_account(1)));
+    // What comes before the listing doesn't make it forget what is missing.
+    client.frame(arrived(401, false));
+    client.frame(resync(of_account(1)));
+    client.take_all();
+    let mut next = Client::from(Some(client.stored()), SessionOptions::default());
+    next.greet();
+    for client in [&mut client, &mut next] {
+        let (ticket, _, span) = client.listing().unwrap();
+        assert_eq!(span, Span::Newest);
+        client.answer(ticket, Ok(newest(202..=401, 0)));
+        client.take_all();
+        let mut next = Client::from(Some(client.stored()), SessionOptions::default());
+        next.greet();
+        let hole = Span::Uids {
+            first: 36,
+            last: 201,
+        };
+        for client in [client, &mut next] {
+            let (ticket, _, span) = client.listing().unwrap();
+            assert_eq!(span, hole);
+            client.replaced(ticket, (36..=201).map(|uid| message(uid, 0)).collect());
+            client.take_all();
+            assert!(client.listing().is_none() && !client.session.is_resyncing());
+        }
+    }
+    // All of it was told: nothing is missing below.
+    client.frame(resync(of_account(1)));
+    let (ticket, ..) = client.listing().unwrap();
+    client.answer(ticket, Ok(newest(202..=401, 0)));
+    client.take_all();
+    assert!(client.listing().is_none());
+}
+
+#[test]
+fn where_nothing_was_told_the_date_says_how_far_a_resync_reaches() {
+    for (date_ms, hole) in [(START - 3_600_000, None), (START, Some((1, 100)))] {
+        let mut client = Client::live();
+        client.frame(resync(of_account(1)));
+        let (ticket, ..) = client.listing().unwrap();
+        client.answer(ticket, Ok(newest(101..=300, date_ms)));
+        client.take_all();
+        let span = client.listing().map(|(_, _, span)| span);
+        assert_eq!(span, hole.map(|(first, last)| Span::Uids { first, last }));
+    }
+}
+
 #[test]
 fn an_answer_to_a_stream_that_has_ended_is_not_heard() {
     let mut client = Client::live();
