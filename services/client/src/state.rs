@@ -113,17 +113,20 @@ impl StateStore for FileState {
         if let Ok(state) = StoredState::decode(&bytes) {
             return Ok(Some(state));
         }
-        // Nothing is lost by it: everything is listed anew. The file stays for whoever wants to know what became of it.
+        // Nothing is lost by it: everything is listed anew. A copy stays for whoever wants to know what became of it.
         let aside = with_suffix(&self.path, "damaged");
-        tracing::warn!(moved_to = %aside.display(), "the state file is damaged or of another release; everything is listed anew");
+        tracing::warn!(copied_to = %aside.display(), "the state file is damaged or of another release; everything is listed anew");
         let written = fs::metadata(&self.path).and_then(|of| of.modified());
         let as_of_ms = written
             .ok()
             .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
             .and_then(|since| i64::try_from(since.as_millis()).ok())
             .unwrap_or_default();
-        fs::rename(&self.path, &aside).map_err(|source| failed(&self.path, source))?;
-        Ok(Some(StoredState::lost(as_of_ms)))
+        let lost = StoredState::lost(as_of_ms);
+        // Who finds no file begins now, so there must be one at each moment, also if this process dies before its first `Hello`.
+        fs::copy(&self.path, &aside).map_err(|source| failed(&aside, source))?;
+        self.store(&lost)?;
+        Ok(Some(lost))
     }
 
     fn store(&self, state: &StoredState) -> Result<(), StateError> {
@@ -196,7 +199,12 @@ mod tests {
         let file = FileState::open(&path).unwrap();
         let state = file.load().unwrap().unwrap();
         assert!(state.cursor().is_empty());
-        assert!(with_suffix(&path, "damaged").exists());
+        let aside = fs::read(with_suffix(&path, "damaged")).unwrap();
+        assert_eq!(aside, b"{\"version\":");
+        // It is still so for whoever dies before it has stored anything.
+        drop(file);
+        let file = FileState::open(&path).unwrap();
+        assert_eq!(file.load().unwrap(), Some(state));
     }
 
     #[test]
