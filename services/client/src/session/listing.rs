@@ -152,8 +152,7 @@ impl ClientSession {
             Part::Newest => self.handed.highest(&slot.account, slot.folder),
             Part::Range(_) => Vec::new(),
         };
-        let facts = self.counters.facts;
-        self.pending.add(slot, range, told, since_ms, at, facts);
+        self.pending.add(slot, range, told, since_ms, at);
     }
 
     pub(super) fn stored_pending(&self) -> Vec<StoredPending> {

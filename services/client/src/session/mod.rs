@@ -182,6 +182,8 @@ pub struct ClientSession {
     due: Option<ResumePoint>,
     /// The same, released by the pending resyncs: what is stored.
     released: Option<ResumePoint>,
+    /// How many facts had been told when `released` last moved.
+    released_at: u64,
     as_of_ms: i64,
     states: HashMap<String, AccountState>,
     acks: VecDeque<EventKey>,
@@ -208,7 +210,7 @@ impl ClientSession {
             since_ms,
         } in state.pending
         {
-            pending.add(slot, range, told, since_ms, Duration::ZERO, 0);
+            pending.add(slot, range, told, since_ms, Duration::ZERO);
         }
         let mut session = Self {
             rng: SmallRng::seed_from_u64(seed),
@@ -229,6 +231,7 @@ impl ClientSession {
             newest: released.clone(),
             due: None,
             released,
+            released_at: 0,
             as_of_ms: state.as_of_ms,
             states: HashMap::new(),
             acks: VecDeque::new(),
@@ -343,13 +346,14 @@ impl ClientSession {
                 Flight::Cursor(point) => self.due = Some(point),
             }
         }
-        let (told, recent) = (self.counters.facts, self.handed.most());
+        // Resyncs that overlap could hold it back for ever, each of them only for a while: then the recent keys would no longer
+        // reach back to the stored cursor, and what was taken would be told again. They are stored beside it.
+        let told = self.counters.facts - self.released_at;
+        let overdue = told >= u64::try_from(self.handed.most() / 2).unwrap_or(u64::MAX);
         if self.due.is_some()
-            && self
-                .pending
-                .iter()
-                .all(|(_, pending)| pending.is_parked(told, recent))
+            && (overdue || self.pending.iter().all(|(_, pending)| pending.is_parked()))
         {
+            self.released_at = self.counters.facts;
             // The first cursor ever ends the time in which a crash means listing everything.
             let first = self.released.is_none();
             self.released = self.due.take();

@@ -71,8 +71,6 @@ pub(crate) struct Pending {
     pub(crate) again: bool,
     pub(crate) overlay: Overlay,
     pub(crate) backoff: Backoff,
-    /// How many facts had been told when it began.
-    pub(crate) began_at: u64,
 }
 
 /// As it is stored.
@@ -100,7 +98,6 @@ impl Pending {
         told: Vec<(u32, u32)>,
         since_ms: i64,
         not_before: Duration,
-        began_at: u64,
     ) -> Self {
         Self {
             phase: Phase::Waiting(not_before),
@@ -111,7 +108,6 @@ impl Pending {
             again: false,
             overlay: Overlay::default(),
             backoff: backoff(),
-            began_at,
         }
     }
 
@@ -146,12 +142,9 @@ impl Pending {
         }
     }
 
-    /// Whether it no longer holds the cursor back, because it takes too long: its listing failed again and again, or so much
-    /// was told meanwhile that the recent keys would no longer reach back to the stored cursor.
-    pub(crate) fn is_parked(&self, facts_told: u64, recent_keys: usize) -> bool {
-        let told = facts_told.saturating_sub(self.began_at);
+    /// Whether it no longer holds the cursor back, because its listing failed again and again.
+    pub(crate) fn is_parked(&self) -> bool {
         self.backoff.attempts() >= PARKED_AFTER
-            || told >= u64::try_from(recent_keys / 2).unwrap_or(u64::MAX)
     }
 }
 
@@ -173,7 +166,6 @@ impl PendingSet {
         told: Vec<(u32, u32)>,
         since_ms: i64,
         not_before: Duration,
-        began_at: u64,
     ) {
         let phase = match self.all.entry(slot.clone()) {
             Entry::Occupied(mut pending) => {
@@ -181,7 +173,7 @@ impl PendingSet {
             }
             Entry::Vacant(place) => {
                 place
-                    .insert(Pending::new(range, told, since_ms, not_before, began_at))
+                    .insert(Pending::new(range, told, since_ms, not_before))
                     .phase
             }
         };

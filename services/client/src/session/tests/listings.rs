@@ -63,6 +63,38 @@ fn a_listing_that_outlasts_the_recent_keys_does_not_hold_the_cursor() {
 }
 
 #[test]
+fn resyncs_that_overlap_do_not_hold_the_cursor_for_ever() {
+    let options = SessionOptions {
+        recent_keys: 20,
+        ..SessionOptions::default()
+    };
+    let mut client = Client::from(None, options);
+    client.greet();
+    client.frame(cursor("zero"));
+    client.frame(resync(of_account(1)));
+    let (mut ticket, ..) = client.listing().unwrap();
+    let mut uid = 0;
+    for folder in (1..=2).cycle().skip(1).take(8) {
+        // Before one is answered, there is another one; none of them is old.
+        for _ in 0..3 {
+            uid += 1;
+            client.frame(arrived(uid, false));
+        }
+        client.frame(cursor(&uid.to_string()));
+        client.frame(resync(of_account(folder)));
+        let (next, ..) = client.listing().unwrap();
+        client.replaced(ticket, Vec::new());
+        client.take_all();
+        ticket = next;
+        let stored = client.stored();
+        assert_eq!(stored.pending(), 1);
+        let stored = String::from_utf8(stored.cursor().to_vec()).unwrap();
+        let told_since = uid - stored.parse::<u32>().unwrap_or(0);
+        assert!(told_since < 10, "{told_since} facts since {stored}");
+    }
+}
+
+#[test]
 fn everything_is_what_is_known_and_what_is_named_by_a_listing() {
     let options = SessionOptions {
         accounts: vec!["a.2".to_owned()],
