@@ -1,6 +1,6 @@
 //! Answering a resync: what is listed when, and what the app gets of it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use mailbell_core::{checkpoint::UNSETTLED, event::content_digest};
 use mailbell_proto::push::v1::{EventKey, EventKind, Message};
@@ -200,12 +200,17 @@ impl ClientSession {
         pending.again = false;
         pending.overlay = Overlay::default();
         let first = pending.next;
+        let last = pending.range.map_or(u32::MAX, |range| range.last);
         let (span, limit) = match pending.range {
-            Some(Range { last, .. }) => (Span::Uids { first, last }, RANGE_AT_ONCE),
+            Some(_) => (Span::Uids { first, last }, RANGE_AT_ONCE),
             None => (Span::Newest, self.options.resync_depth.clamp(1, MOST_DEPTH)),
         };
-        self.pending
-            .set_phase(&slot, Phase::Listing { ticket, first });
+        let phase = Phase::Listing {
+            ticket,
+            first,
+            last,
+        };
+        self.pending.set_phase(&slot, phase);
         Some(ListRequest {
             ticket,
             account: slot.account,
@@ -223,9 +228,9 @@ impl ClientSession {
         now: Now,
     ) -> Vec<Output> {
         let mut out = Vec::new();
-        if let Some((slot, first)) = self.pending.by_ticket(ticket) {
+        if let Some((slot, asked)) = self.pending.by_ticket(ticket) {
             match answer {
-                Ok(listing) => self.on_listing(&slot, first, listing, now, &mut out),
+                Ok(listing) => self.on_listing(&slot, asked, listing, now, &mut out),
                 Err(ListFailure::Retry) => self.list_later(&slot, Duration::ZERO, now),
                 Err(ListFailure::RetryAfter(wait)) => self.list_later(&slot, wait, now),
                 Err(ListFailure::Never(reason)) => self.give_up(&slot, reason, &mut out),
@@ -258,7 +263,7 @@ impl ClientSession {
     fn on_listing(
         &mut self,
         slot: &Slot,
-        first: u32,
+        asked: RangeInclusive<u32>,
         listing: Listing,
         now: Now,
         out: &mut Vec<Output>,
@@ -266,7 +271,8 @@ impl ClientSession {
         let Some(pending) = self.pending.get_mut(slot) else {
             return;
         };
-        let (range, since_ms) = (pending.range, pending.since_ms);
+        let (is_range, since_ms) = (pending.range.is_some(), pending.since_ms);
+        let again = pending.again;
         let after_ms = since_ms.saturating_sub(MARGIN_MS);
         let told = pending.told.iter();
         let told = told
@@ -290,28 +296,29 @@ impl ClientSession {
         let mut messages: BTreeMap<u32, Message> = listing
             .messages
             .into_iter()
-            .filter(|message| message.uid >= first.max(1))
+            .filter(|message| message.uid > 0 && asked.contains(&message.uid))
             .map(|message| (message.uid, message))
             .collect();
-        if range.is_some() && listing.more && messages.is_empty() {
+        if is_range && listing.more && messages.is_empty() {
             // More, and nothing of what was asked for: with such an answer there would be no end.
             return self.list_later(slot, Duration::ZERO, now);
         }
         let lowest = messages.first_key_value().map_or(1, |(uid, _)| *uid);
         let highest = messages.last_key_value().map(|(uid, _)| *uid);
-        let (uids, complete) = match (range, highest) {
-            (Some(range), Some(highest)) if listing.more && highest < range.last => {
-                (first..=highest, false)
+        let (uids, complete) = match highest {
+            Some(highest) if is_range && listing.more && highest < *asked.end() => {
+                (*asked.start()..=highest, false)
             }
-            (Some(range), _) => (first..=range.last, true),
-            (None, _) if listing.more && u32::try_from(many).is_ok_and(|n| n < listing.exists) => {
+            // Not so if the range has grown meanwhile, or is to be listed again.
+            _ if is_range => (asked, !again),
+            _ if listing.more && u32::try_from(many).is_ok_and(|n| n < listing.exists) => {
                 (lowest..=u32::MAX, false)
             }
-            (None, _) => (1..=u32::MAX, true),
+            _ => (1..=u32::MAX, true),
         };
         let hole = messages
             .first_key_value()
-            .filter(|_| range.is_none() && !complete)
+            .filter(|_| !is_range && !complete)
             .and_then(|(_, lowest)| hole_below(lowest, told, after_ms));
         messages.retain(|uid, _| uids.contains(uid));
         if !overlay.apply(listing.generation, &uids, &mut messages) {
@@ -358,7 +365,7 @@ impl ClientSession {
             .collect();
         self.handed.insert_listed(&listed_uids);
         self.counters.listings += 1;
-        let last = range.is_none() || complete;
+        let last = !is_range || complete;
         if let Some(hole) = hole {
             let place = EventKey {
                 account: slot.account.clone(),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -49,6 +50,8 @@ pub(crate) enum Phase {
         ticket: u64,
         /// Of a range: from here.
         first: u32,
+        /// Of a range: to here. The range itself may grow meanwhile.
+        last: u32,
     },
     /// Handed to the app, at this position.
     Handed(u64),
@@ -247,12 +250,12 @@ impl PendingSet {
         self.listing.len()
     }
 
-    /// What is being listed under this ticket, and from which UID. `None`: of a stream that has ended, or of an account that
+    /// What is being listed under this ticket, and which UIDs. `None`: of a stream that has ended, or of an account that
     /// was removed.
-    pub(crate) fn by_ticket(&self, ticket: u64) -> Option<(Slot, u32)> {
+    pub(crate) fn by_ticket(&self, ticket: u64) -> Option<(Slot, RangeInclusive<u32>)> {
         let slot = self.listing.get(&ticket)?;
         match self.all.get(slot)?.phase {
-            Phase::Listing { first, .. } => Some((slot.clone(), first)),
+            Phase::Listing { first, last, .. } => Some((slot.clone(), first..=last)),
             _ => None,
         }
     }
@@ -326,7 +329,7 @@ impl Overlay {
     pub(crate) fn apply(
         mut self,
         generation: u32,
-        uids: &std::ops::RangeInclusive<u32>,
+        uids: &RangeInclusive<u32>,
         messages: &mut BTreeMap<u32, Message>,
     ) -> bool {
         if self.overflown {

@@ -156,6 +156,32 @@ fn a_resync_during_a_listing_is_answered_by_another_one() {
     assert!(client.listing().is_none() && !client.session.is_resyncing());
 }
 
+#[test]
+fn a_range_that_grows_while_it_is_listed_is_answered_for_what_was_asked() {
+    let mut client = Client::live();
+    let range = |first_uid, last_uid| {
+        resync(Scope {
+            first_uid,
+            last_uid,
+            ..of_account(1)
+        })
+    };
+    client.frame(range(10, 19));
+    let (ticket, ..) = client.listing().unwrap();
+    client.frame(range(15, 30));
+    let replace = client.replaced(ticket, vec![message(12, 0)]);
+    assert_eq!((replace.uids, replace.complete), (10..=19, false));
+    client.take_all();
+    let (ticket, _, span) = client.listing().unwrap();
+    let whole = Span::Uids {
+        first: 10,
+        last: 30,
+    };
+    assert_eq!(span, whole);
+    let replace = client.replaced(ticket, vec![message(12, 0), message(25, 0)]);
+    assert_eq!((replace.uids, replace.complete), (10..=30, true));
+}
+
 /// Two that overlap could be answered in another order than they were read in: the older would undo the newer.
 #[test]
 fn a_folder_is_listed_once_at_a_time() {
