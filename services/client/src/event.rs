@@ -150,9 +150,9 @@ pub struct Connected {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DisconnectReason {
-    /// No connection, or it broke.
-    #[error("the server cannot be reached")]
-    Unreachable,
+    /// No connection, or it broke: why, in a few words of whatever found out (the system, TLS, the server).
+    #[error("the server cannot be reached: {0}")]
+    Unreachable(String),
     /// Nothing came for two heartbeats, or no answer within the time limit.
     #[error("the server fell silent")]
     Silent,

@@ -1,6 +1,6 @@
 //! What a client does about a status: the table of docs/protocol.md.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use tonic::{Code, Status};
 
@@ -12,6 +12,9 @@ use crate::{
 
 /// After a status that says that there is no room, at least so long.
 const OVERLOADED: Duration = Duration::from_secs(1);
+
+/// Of a server's words so many characters are passed on.
+const MOST_CAUSE: usize = 200;
 
 /// The metadata by which a server says when to try again, in milliseconds (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
@@ -61,12 +64,32 @@ fn by_code(status: &Status) -> Verdict {
         Code::DeadlineExceeded => Verdict::Reconnect(DisconnectReason::Silent, Duration::ZERO),
         // Broken connections show as any of these.
         Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled => {
-            Verdict::Reconnect(DisconnectReason::Unreachable, Duration::ZERO)
+            Verdict::Reconnect(DisconnectReason::Unreachable(cause(status)), Duration::ZERO)
         }
         Code::AlreadyExists | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss => {
             Verdict::Reconnect(DisconnectReason::Protocol, OVERLOADED)
         }
     }
+}
+
+/// What is at the bottom of it: the errors above the last one only say that there is one.
+fn cause(status: &Status) -> String {
+    let mut words = status.message().to_owned();
+    let mut below = status.source();
+    while let Some(error) = below {
+        words = error.to_string();
+        below = error.source();
+    }
+    // A server may say anything.
+    let mut words: String = words
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MOST_CAUSE)
+        .collect();
+    if words.trim().is_empty() {
+        words = status.code().description().to_owned();
+    }
+    words
 }
 
 /// Judges the status of a listing. ABORTED and UNAUTHENTICATED are answered where the listing is made; what gets here is tried
@@ -123,6 +146,13 @@ mod tests {
                 ListFailure::Never(_)
             ));
         }
+        let told = |message: &str| match of_stream(&Status::unavailable(message)) {
+            Verdict::Reconnect(DisconnectReason::Unreachable(cause), _) => cause,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told("NATS is\naway"), "NATS is away");
+        assert_eq!(told(&"x".repeat(1000)).len(), MOST_CAUSE);
+        assert!(!told(" ").trim().is_empty());
         assert_eq!(of_listing(&Status::unavailable("")), ListFailure::Retry);
         let mut busy = Status::unavailable("");
         busy.metadata_mut().insert(PUSHBACK, 2000.into());

@@ -13,7 +13,8 @@ use std::{
 };
 
 use mailbell_client::{
-    AppEvent, Builder, Client, Error as ClientError, FileState, MemoryState, StateError,
+    AppEvent, Builder, Client, DisconnectReason, Error as ClientError, FileState, MemoryState,
+    StateError,
 };
 use mailbell_runtime::{
     ExitCode as Code,
@@ -26,7 +27,7 @@ use crate::{
     admin_client::AdminArgs,
     duration,
     failure::Failure,
-    terminal::{Paint, Style},
+    terminal::{Paint, Style, clean_line},
     token::Content,
 };
 
@@ -148,7 +149,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         out: Paint::stdout(),
         err: Paint::stderr(),
         messages: 0,
-        reachable: true,
+        trouble: None,
     };
     let mut events = client.into_stream();
     let result = loop {
@@ -228,14 +229,20 @@ async fn client(args: &Args) -> Result<Client, Failure> {
     Ok(source.tokens(builder).build()?)
 }
 
+fn trouble(reason: &DisconnectReason, retry_in: Duration) -> String {
+    let reason = clean_line(&reason.to_string());
+    let seconds = retry_in.as_secs_f64();
+    format!("{reason}; trying again in {seconds:.1} s, and then until it works")
+}
+
 /// What was shown, and how.
 struct Shown {
     json: bool,
     out: Paint,
     err: Paint,
     messages: u64,
-    /// So that a service that stays away is told of once.
-    reachable: bool,
+    /// Why there is no connection, so that a service that stays away is told of once.
+    trouble: Option<DisconnectReason>,
 }
 
 impl Shown {
@@ -280,21 +287,14 @@ impl Shown {
     fn note(&mut self, event: &AppEvent) -> Option<(Style, String)> {
         match event {
             AppEvent::Connected(_) => {
-                self.reachable = true;
+                self.trouble = None;
                 Some((Style::Dim, "connected".to_owned()))
             }
             AppEvent::Live => Some((Style::Dim, "listening; Ctrl-C ends".to_owned())),
             AppEvent::Disconnected { reason, retry_in } => {
-                let first = std::mem::replace(&mut self.reachable, false);
-                first.then(|| {
-                    let seconds = retry_in.as_secs_f64();
-                    (
-                        Style::Yellow,
-                        format!(
-                            "{reason}; trying again in {seconds:.1} s, and then until it works"
-                        ),
-                    )
-                })
+                let before = self.trouble.replace(reason.clone());
+                (before.as_ref() != Some(reason))
+                    .then(|| (Style::Yellow, trouble(reason, *retry_in)))
             }
             event => text::note(event),
         }

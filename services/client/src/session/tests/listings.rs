@@ -342,7 +342,7 @@ fn an_answer_to_a_stream_that_has_ended_is_not_heard() {
     let (ticket, ..) = client.listing().unwrap();
     client
         .session
-        .on_disconnected(DisconnectReason::Unreachable, Duration::ZERO);
+        .on_disconnected(DisconnectReason::Ended, Duration::ZERO);
     assert!(client.answer(ticket, Ok(listing(Vec::new()))).is_empty());
     assert!(client.listing().is_none(), "nobody to ask");
     client.greet();
@@ -392,7 +392,7 @@ fn a_listing_that_is_interrupted_again_and_again_waits_longer() {
         client.listing().unwrap();
         client
             .session
-            .on_disconnected(DisconnectReason::Unreachable, Duration::ZERO);
+            .on_disconnected(DisconnectReason::Ended, Duration::ZERO);
         client.greet();
         let at = client.session.next_listing_at().unwrap();
         longest = longest.max(at - client.now.elapsed);
@@ -406,7 +406,7 @@ fn a_listing_that_is_interrupted_again_and_again_waits_longer() {
     client.listing().unwrap();
     client
         .session
-        .on_disconnected(DisconnectReason::Unreachable, Duration::ZERO);
+        .on_disconnected(DisconnectReason::Ended, Duration::ZERO);
     client.greet();
     client.pass(2);
     assert!(client.listing().is_some(), "an answer ends the back-off");

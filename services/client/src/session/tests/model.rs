@@ -333,7 +333,7 @@ impl World {
             self.device.wire.clear();
             self.device.readings.clear();
             self.device.answers.clear();
-            let reason = DisconnectReason::Unreachable;
+            let reason = DisconnectReason::Ended;
             let out = self.device.session.on_disconnected(reason, Duration::ZERO);
             self.output(out);
         }
