@@ -167,12 +167,18 @@ impl Drop for Device {
     }
 }
 
+/// As much as the protocol's smallest window; tonic's own takes megabytes from a server before anybody reads.
+const WINDOW: u32 = 64 * 1024;
+
 /// A client of the bare protocol, for what no device of ours would do.
 ///
 /// # Errors
 /// When nobody answers.
 pub async fn bare(url: String) -> anyhow::Result<PushClient<Channel>> {
-    Ok(PushClient::new(Channel::from_shared(url)?.connect().await?))
+    let endpoint = Channel::from_shared(url)?
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW);
+    Ok(PushClient::new(endpoint.connect().await?))
 }
 
 /// A request with a device token.

@@ -1,17 +1,17 @@
 //! A device that doesn't read costs bounded memory, holds up nobody, and gets everything once it reads.
 
-use mailbell_proto::push::v1::SubscribeRequest;
+use mailbell_proto::push::v1::{SubscribeRequest, server_frame::Frame};
 use mailbell_tests::{
     device,
     installation::Part,
-    process,
-    world::{World, WorldOptions},
+    process::{self, until},
+    world::{SETTLE_LIMIT, World, WorldOptions},
 };
 
-/// Each with some 700 bytes of content: several times what any queue or window holds.
+/// Each with some 600 bytes of content: several times what any queue or window holds.
 const MESSAGES: u64 = 1_500;
 /// Devices that don't read.
-const DEAF: usize = 8;
+const DEAF: u32 = 8;
 
 #[tokio::test]
 async fn a_device_that_does_not_read() {
@@ -23,12 +23,18 @@ async fn a_device_that_does_not_read() {
     // Raw streams that nobody reads, and a device whose app stops reading.
     let token = world.token(&[0]).await.unwrap();
     let mut deaf = Vec::new();
+    let mut queue = 0;
     for _ in 0..DEAF {
         let mut client = device::bare(world.installation.push_url().unwrap())
             .await
             .unwrap();
         let request = device::with_token(SubscribeRequest::default(), &token).unwrap();
-        let stream = client.subscribe(request).await.unwrap().into_inner();
+        let mut stream = client.subscribe(request).await.unwrap().into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        let Some(Frame::Hello(hello)) = first.frame else {
+            panic!("the first frame is {first:?}");
+        };
+        queue = hello.queue_events;
         deaf.push((client, stream));
     }
     slow.pause();
@@ -36,6 +42,19 @@ async fn a_device_that_does_not_read() {
     let before = process::resident(pid);
     world.deliver(0, MESSAGES).await.unwrap();
     world.settle(&[&quick]).await.unwrap();
+    // Whoever doesn't read is behind, and waits with a full queue and not with all that came.
+    until(SETTLE_LIMIT, "all that don't read to be behind", || async {
+        let behind = "mailbell_gateway_devices_behind";
+        world.installation.metric(behind, &[]).await == f64::from(DEAF + 1)
+    })
+    .await
+    .unwrap();
+    let queued = world
+        .installation
+        .metric("mailbell_gateway_queued_frames", &[])
+        .await;
+    let most = f64::from(queue) * f64::from(DEAF + 2);
+    assert!(queued <= most, "{queued} frames wait, {most} may");
     let grown = process::resident(pid).saturating_sub(before) / 1_000_000;
     assert!(grown < 32, "{DEAF} deaf devices cost {grown} MB");
     slow.resume();
