@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
 use mailbell_test_servers::{Dovecot, free_port, nats::nats_binary};
+use rustix::process::Signal;
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -425,13 +427,17 @@ impl Installation {
         Ok(())
     }
 
-    /// Waits until a process has ended by itself, as at a failpoint.
+    /// Waits until a process has died at its failpoint.
     ///
     /// # Errors
-    /// When it still runs after `limit`.
-    pub async fn ended(&mut self, part: Part, limit: Duration) -> anyhow::Result<()> {
-        self.process_mut(part)?.wait(limit).await?;
+    /// When it still runs after `limit`, or has ended in another way.
+    pub async fn died_at_failpoint(&mut self, part: Part, limit: Duration) -> anyhow::Result<()> {
+        let status = self.process_mut(part)?.wait(limit).await?;
         self.processes.remove(&part);
+        if status.signal() != Some(Signal::ABORT.as_raw()) {
+            let tail = process::tail(&self.log_file());
+            bail!("{} ended with {status}\n{tail}", part.name());
+        }
         Ok(())
     }
 

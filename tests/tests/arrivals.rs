@@ -44,8 +44,12 @@ async fn by_lmtp_and_by_append_to_three_devices_each() {
 async fn a_burst_of_500_in_order() {
     let mut world = World::start(WorldOptions::default()).await.unwrap();
     let device = world.device(&[0]).await.unwrap();
+    // As many as are told one by one at most.
     world.deliver(0, 500).await.unwrap();
+    world.judge(&[&device]).await.unwrap();
     world.settle(&[&device]).await.unwrap();
+    let journal = device.journal();
+    assert_eq!((journal.replaced, journal.arrivals().len()), (0, 501));
     world.search_leaks().await.unwrap();
 }
 

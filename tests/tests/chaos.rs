@@ -241,7 +241,7 @@ async fn dies_at(place: &str, nth: u32) -> anyhow::Result<()> {
     scene
         .world
         .installation
-        .ended(standalone, READY_LIMIT)
+        .died_at_failpoint(standalone, READY_LIMIT)
         .await
         .with_context(|| {
             format!("nothing came to {place} {nth} times; was the binary built with --features failpoints?")
