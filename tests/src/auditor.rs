@@ -98,6 +98,8 @@ pub enum Fault {
     Swapped {
         /// Where.
         place: Place,
+        /// UIDVALIDITY.
+        generation: u32,
         /// What came late.
         mail: Mail,
         /// The highest UID before it.
@@ -123,9 +125,9 @@ impl fmt::Display for Fault {
         match self {
             Self::Lost(place, mail) => write!(f, "lost {mail} in {place}"),
             Self::Double(place, mail) => write!(f, "told twice: {mail} in {place}"),
-            Self::Swapped { place, mail, after } => {
-                write!(f, "out of order: {mail} after UID {after} in {place}")
-            }
+            Self::Swapped {
+                place, mail, after, ..
+            } => write!(f, "out of order: {mail} after UID {after} in {place}"),
             Self::Wrong(place, mail) => write!(f, "not in the mailbox: {mail} in {place}"),
             Self::AlertedTwice(number) => write!(f, "alerted twice: message {number}"),
             Self::Stale {
@@ -154,10 +156,26 @@ impl fmt::Display for Mail {
 
 /// What a device has of one folder, by what it was told.
 #[derive(Debug, Default)]
-struct Held {
-    generation: u32,
-    mail: BTreeMap<u32, u64>,
+pub struct Held {
+    /// UIDVALIDITY of what was told last.
+    pub generation: u32,
+    /// Number by UID.
+    pub mail: BTreeMap<u32, u64>,
     highest: u32,
+}
+
+/// What a device has of each folder.
+#[must_use]
+pub fn held(seen: &[Seen]) -> BTreeMap<Place, Held> {
+    fold(seen, &mut Vec::new())
+}
+
+fn fold(seen: &[Seen], faults: &mut Vec<Fault>) -> BTreeMap<Place, Held> {
+    let mut held = BTreeMap::new();
+    for fact in seen {
+        hear(&mut held, fact, faults);
+    }
+    held
 }
 
 /// Every fault in what one device was told; empty means complete, once and in order.
@@ -166,13 +184,15 @@ struct Held {
 /// message on. Messages that were there before the device came are to be left out of `truth`, by [`Truth::after`].
 #[must_use]
 pub fn audit(truth: &BTreeMap<Place, Truth>, seen: &[Seen]) -> Vec<Fault> {
-    let mut held: BTreeMap<Place, Held> = BTreeMap::new();
     let mut faults = Vec::new();
-    for fact in seen {
-        hear(&mut held, fact, &mut faults);
-    }
+    let held = fold(seen, &mut faults);
     faults.retain(|fault| match fault {
-        Fault::Swapped { place, mail, .. } => !listed(seen, place, mail.uid),
+        Fault::Swapped {
+            place,
+            generation,
+            mail,
+            ..
+        } => !listed(seen, place, *generation, mail.uid),
         _ => true,
     });
     alerts(seen, &mut faults);
@@ -180,10 +200,21 @@ pub fn audit(truth: &BTreeMap<Place, Truth>, seen: &[Seen]) -> Vec<Fault> {
     faults
 }
 
-/// Whether a list was about this UID.
-fn listed(seen: &[Seen], of: &Place, uid: u32) -> bool {
+/// Whether a list was about this UID. Of what lies above all that it held, it says only that nothing was there then: what
+/// arrived later must come in order.
+fn listed(seen: &[Seen], of: &Place, generation: u32, uid: u32) -> bool {
     seen.iter().any(|fact| match fact {
-        Seen::Replaced { place, uids, .. } => place == of && uids.contains(&uid),
+        Seen::Replaced {
+            place,
+            generation: listed,
+            uids,
+            mail,
+            ..
+        } => {
+            (place, *listed) == (of, generation)
+                && uids.contains(&uid)
+                && mail.iter().any(|mail| uid <= mail.uid)
+        }
         Seen::Arrived { .. } | Seen::Gone { .. } => false,
     })
 }
@@ -203,6 +234,7 @@ fn hear(held: &mut BTreeMap<Place, Held>, fact: &Seen, faults: &mut Vec<Fault>) 
             } else if mail.uid < folder.highest {
                 faults.push(Fault::Swapped {
                     place: place.clone(),
+                    generation: *generation,
                     mail: *mail,
                     after: folder.highest,
                 });
@@ -444,6 +476,7 @@ mod tests {
             audit(&truth(&[1, 2, 3]), &seen),
             [Fault::Swapped {
                 place: place(),
+                generation: 7,
                 mail: mail(2),
                 after: 3
             }]
@@ -461,12 +494,19 @@ mod tests {
         };
         let truth = truth(&[1, 2, 3, 4, 5]);
         assert_eq!(audit(&truth, &with_list(2..=3, &[2, 3])), []);
-        let swapped = Fault::Swapped {
+        let swapped = |uid, after| Fault::Swapped {
             place: place(),
-            mail: mail(3),
-            after: 4,
+            generation: 7,
+            mail: mail(uid),
+            after,
         };
-        assert_eq!(audit(&truth, &with_list(2..=2, &[2])), [swapped]);
+        assert_eq!(audit(&truth, &with_list(2..=2, &[2])), [swapped(3, 4)]);
+        // A list of everything says nothing of what arrives after it, nor one of another generation.
+        let later = [replaced(7, &[1, 2, 3]), arrived(5), arrived(4)];
+        assert_eq!(audit(&truth, &later), [swapped(4, 5)]);
+        let other = [replaced(6, &[1, 2, 3, 4, 5])];
+        let seen = [&other[..], &flood, &[arrived(2)]].concat();
+        assert_eq!(audit(&truth, &seen), [swapped(3, 4), swapped(2, 5)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use mailbell_client::event::{AppEvent, Connected};
 use mailbell_proto::push::v1::{AccountState, EventKey, Health, Message};
 
 use crate::{
-    auditor::{Mail, Place, Seen, Truth},
+    auditor::{self, Held, Mail, Place, Seen, Truth},
     load::number_in,
 };
 
@@ -150,48 +150,16 @@ impl Journal {
         steps.join("\n  ")
     }
 
-    /// Whether the last thing told of a folder includes all of `truth`, in whatever order it was told.
+    /// Whether the device has all of these folders, in whatever order it was told.
     #[must_use]
-    pub fn has_all(&self, place: &Place, truth: &Truth) -> bool {
-        let held = self.held(place, truth.generation);
-        truth.mail.iter().all(|mail| held.contains_key(&mail.uid))
-    }
-
-    /// UID and number of all that the device has of a folder.
-    #[must_use]
-    pub fn held(&self, wanted: &Place, wanted_generation: u32) -> BTreeMap<u32, u64> {
-        let mut held = BTreeMap::new();
-        for fact in &self.seen {
-            match fact {
-                Seen::Arrived {
-                    place,
-                    generation,
-                    mail,
-                    ..
-                } if place == wanted && *generation == wanted_generation => {
-                    held.insert(mail.uid, mail.number);
-                }
-                Seen::Gone {
-                    place,
-                    generation,
-                    uid,
-                } if place == wanted && *generation == wanted_generation => {
-                    held.remove(uid);
-                }
-                Seen::Replaced {
-                    place,
-                    generation,
-                    uids,
-                    mail,
-                    ..
-                } if place == wanted && *generation == wanted_generation => {
-                    held.retain(|uid, _| !uids.contains(uid));
-                    held.extend(mail.iter().map(|mail| (mail.uid, mail.number)));
-                }
-                Seen::Arrived { .. } | Seen::Gone { .. } | Seen::Replaced { .. } => {}
-            }
-        }
-        held
+    pub fn has_all(&self, truth: &BTreeMap<Place, Truth>) -> bool {
+        let held = auditor::held(&self.seen);
+        truth.iter().all(|(place, truth)| {
+            let of_mailbox = |held: &&Held| held.generation == truth.generation;
+            let held = held.get(place).filter(of_mailbox);
+            let has = |uid| held.is_some_and(|held| held.mail.contains_key(uid));
+            truth.mail.iter().all(|mail| has(&mail.uid))
+        })
     }
 
     /// The numbers that came as arrivals, in order, without those of listings.
@@ -270,18 +238,20 @@ mod tests {
             ],
             ..Journal::default()
         };
-        let truth = |uids: &[u32]| Truth {
-            generation: 7,
-            mail: uids
-                .iter()
-                .map(|uid| Mail {
-                    uid: *uid,
-                    number: 1,
-                })
-                .collect(),
+        let truth = |generation, uids: &[u32]| {
+            let mail = uids.iter().map(|uid| Mail {
+                uid: *uid,
+                number: 1,
+            });
+            let truth = Truth {
+                generation,
+                mail: mail.collect(),
+            };
+            BTreeMap::from([(place.clone(), truth)])
         };
-        assert!(journal.has_all(&place, &truth(&[1, 3])));
-        assert!(!journal.has_all(&place, &truth(&[1, 2])));
+        assert!(journal.has_all(&truth(7, &[1, 3])));
+        assert!(!journal.has_all(&truth(7, &[1, 2])));
+        assert!(!journal.has_all(&truth(8, &[1, 3])));
         assert_eq!(journal.arrivals(), [1, 1]);
     }
 }

@@ -212,9 +212,7 @@ impl World {
             let truth = device.expected(&all)?;
             let complete = device
                 .wait(SETTLE_LIMIT, "everything", |journal| {
-                    truth
-                        .iter()
-                        .all(|(place, truth)| journal.has_all(place, truth))
+                    journal.has_all(&truth)
                 })
                 .await;
             let journal = device.journal();
