@@ -1,9 +1,10 @@
 //! A device: the client crate with its state in a file, and a journal of what its app was told.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
-use mailbell_client::{Client, Events, FileState, Timing};
+use mailbell_client::{Client, Events, FileState, StoredState, Timing};
+use mailbell_core::{cursor::Cursor, ids::AccountId};
 use mailbell_proto::push::v1::push_client::PushClient;
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
@@ -13,6 +14,9 @@ use tonic::{Request, transport::Channel};
 use crate::{
     auditor::{Place, Truth},
     journal::Journal,
+    logs::Logs,
+    process::until,
+    world::SETTLE_LIMIT,
 };
 
 /// A device that can be switched off and on; its state and journal stay.
@@ -152,6 +156,39 @@ impl Device {
                 Ok((place.clone(), truth.clone()))
             })
             .collect()
+    }
+
+    /// Waits until what it has stored resumes at the end of what these accounts' logs hold now.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub async fn stores_the_end(&self, logs: &Logs, accounts: &[&str]) -> anyhow::Result<()> {
+        for account in accounts {
+            let group = account.parse::<AccountId>()?.partition().group();
+            let last = logs.last(account).await?;
+            until(SETTLE_LIMIT, "the stored cursor", || async {
+                let cursor = self.stored_cursor();
+                cursor.is_some_and(|cursor| cursor.0[group].position >= last)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until it has stored a place to resume from: who has none when its stream breaks must list everything.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub async fn can_resume(&self) -> anyhow::Result<()> {
+        until(SETTLE_LIMIT, "a stored cursor", || async {
+            self.stored_cursor().is_some()
+        })
+        .await
+    }
+
+    fn stored_cursor(&self) -> Option<Cursor> {
+        let state = StoredState::decode(&fs::read(self.state_file()).ok()?).ok()?;
+        Cursor::decode(state.cursor()).ok()
     }
 
     fn state_file(&self) -> PathBuf {

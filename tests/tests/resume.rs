@@ -208,8 +208,14 @@ async fn a_quiet_account_is_not_listed_because_its_log_expired() {
     world.deliver(1, 20).await.unwrap();
     world.judge(&[&quiet, &other]).await.unwrap();
     // Its Cursor frames tell the quiet device of the others' progress, without a word about them.
+    let ids = [&world.account(0).id, &world.account(1).id].map(String::as_str);
+    quiet.stores_the_end(&logs, &ids).await.unwrap();
     quiet.stop().await.unwrap();
+    other.stores_the_end(&logs, &ids).await.unwrap();
     logs.expire().await.unwrap();
+    // A gateway that had all of it in memory would need no log.
+    world.installation.stop().await.unwrap();
+    world.installation.start_all().await.unwrap();
     quiet.start().unwrap();
     quiet
         .wait(SETTLE_LIMIT, "live again", |journal| {
