@@ -237,6 +237,7 @@ fn impatient() -> Timing {
         backoff_floor: Duration::from_millis(20),
         backoff_first: Duration::from_millis(100),
         backoff_most: Duration::from_secs(1),
+        store_cursor: Duration::from_secs(1),
         ..Timing::default()
     }
 }

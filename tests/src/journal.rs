@@ -27,6 +27,8 @@ pub struct Journal {
     pub live: bool,
     /// How often a folder's list was replaced.
     pub replaced: usize,
+    /// Of these, how often all of it, and not only the range of a flood.
+    pub relisted: usize,
     /// Folders that could not be listed.
     pub unlistable: usize,
     /// The last state of each account.
@@ -82,6 +84,7 @@ impl Journal {
             }),
             AppEvent::ReplaceFolder(replace) => {
                 self.replaced += 1;
+                self.relisted += usize::from(*replace.uids.end() == u32::MAX);
                 let listed = |listed: &mailbell_client::event::Listed| {
                     mail(listed.message.uid, Some(&listed.message))
                 };

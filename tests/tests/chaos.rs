@@ -13,12 +13,13 @@
 
 use std::{env, time::Duration};
 
-use anyhow::Context as _;
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use anyhow::{Context as _, ensure};
+use mailbell_test_servers::{NatsCluster, NatsOptions, NatsServer};
 use mailbell_tests::{
     device::Device,
     installation::{Layout, Options, Part, READY_LIMIT},
     load,
+    process::tail,
     world::{World, WorldOptions},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -34,19 +35,20 @@ fn setting(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
 }
 
-fn seeds() -> Vec<u64> {
+fn seeds(usual: u64) -> Vec<u64> {
     match setting("MAILBELL_CHAOS_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=setting("MAILBELL_CHAOS_SEEDS").unwrap_or(SEEDS)).collect(),
+        None => (1..=setting("MAILBELL_CHAOS_SEEDS").unwrap_or(usual)).collect(),
     }
 }
 
 /// Runs a scenario with each seed; a failure says how to run it again.
 async fn with_seeds<F: Future<Output = anyhow::Result<()>>>(
     test: &str,
+    usual: u64,
     mut scenario: impl FnMut(u64) -> F,
 ) {
-    for seed in seeds() {
+    for seed in seeds(usual) {
         println!("{test}: seed {seed}");
         if let Err(error) = scenario(seed).await {
             panic!(
@@ -70,7 +72,8 @@ enum Victim {
 
 struct Scene {
     world: World,
-    nats: Option<NatsServer>,
+    /// The test's own: none if the process under test has one of its own, one, or the nodes of a cluster.
+    nats: Vec<NatsServer>,
     devices: Vec<Device>,
     rng: SmallRng,
 }
@@ -78,14 +81,20 @@ struct Scene {
 impl Scene {
     async fn start(seed: u64, layout: Layout) -> anyhow::Result<Self> {
         let nats = match layout {
-            Layout::Standalone => None,
-            Layout::Roles => Some(NatsServer::start(NatsOptions::default()).await?),
+            Layout::Standalone => Vec::new(),
+            Layout::Roles => vec![NatsServer::start(NatsOptions::default()).await?],
         };
+        Self::start_on(seed, layout, nats).await
+    }
+
+    async fn start_on(seed: u64, layout: Layout, nats: Vec<NatsServer>) -> anyhow::Result<Self> {
+        let urls: Vec<String> = nats.iter().map(NatsServer::url).collect();
         let mut world = World::start(WorldOptions {
             users: 2,
             installation: Options {
                 layout,
-                nats_url: nats.as_ref().map(NatsServer::url),
+                nats_url: (!urls.is_empty()).then(|| urls.join(",")),
+                replicas: u8::try_from(nats.len())?.max(1),
                 ..Options::default()
             },
             ..WorldOptions::default()
@@ -94,6 +103,9 @@ impl Scene {
         let mut devices = Vec::new();
         for accounts in [&[0][..], &[1], &[0, 1]] {
             devices.push(world.device(accounts).await?);
+        }
+        for device in &devices {
+            device.can_resume().await?;
         }
         Ok(Self {
             world,
@@ -104,8 +116,8 @@ impl Scene {
     }
 
     /// Delivers messages in portions, and kills something during most of them.
-    async fn run(mut self, victims: &[Victim]) -> anyhow::Result<()> {
-        let mut left = setting("MAILBELL_CHAOS_MESSAGES").unwrap_or(MESSAGES);
+    async fn run(mut self, victims: &[Victim], messages: u64) -> anyhow::Result<()> {
+        let mut left = setting("MAILBELL_CHAOS_MESSAGES").unwrap_or(messages);
         let mut deaths = 0;
         while left > 0 {
             let count = self.rng.random_range(1..=MOST_AT_ONCE).min(left);
@@ -129,33 +141,49 @@ impl Scene {
                 load::deliver(&self.world.dovecot, &user, numbers).await?;
             }
         }
-        self.recover().await?;
-        let devices: Vec<&Device> = self.devices.iter().collect();
         println!("{deaths} deaths");
-        self.world.finish(&devices).await
+        self.finish().await
+    }
+
+    /// Whatever was killed lives again, and every device has everything by resuming: no kill loses a log, so none is a reason to
+    /// list a whole folder. The range of a flood may be listed.
+    async fn finish(mut self) -> anyhow::Result<()> {
+        self.world.installation.ready().await?;
+        let devices: Vec<&Device> = self.devices.iter().collect();
+        self.world.finish(&devices).await?;
+        for (n, device) in devices.iter().enumerate() {
+            let journal = device.journal();
+            ensure!(
+                journal.relisted == 0,
+                "device {n} had to list anew\n  {}",
+                journal.told()
+            );
+        }
+        Ok(())
     }
 
     async fn kill(&mut self, victim: Victim) -> anyhow::Result<()> {
         let down = Duration::from_millis(self.rng.random_range(0..400));
-        // The end of the last life may not have been survived yet: then it is killed while it starts, which is as good.
+        // The end of the last life may not have been survived yet: then it is killed while it starts, which is as good. Not so
+        // NATS: a process that starts without it gives up, for its supervisor to try again.
         match victim {
             Victim::Part(part) => {
                 self.world.installation.kill(part);
                 tokio::time::sleep(down).await;
                 self.world.installation.launch(part)?;
             }
-            Victim::Nats => match &mut self.nats {
-                Some(nats) => {
-                    nats.kill();
-                    tokio::time::sleep(down).await;
-                    nats.restart().await?;
-                }
-                None => {
-                    if self.world.installation.nats_pid().is_some() {
-                        self.world.installation.kill_nats()?;
-                    }
-                }
-            },
+            Victim::Nats if self.nats.is_empty() => {
+                self.world.installation.ready().await?;
+                self.world.installation.nats_runs().await?;
+                self.world.installation.kill_nats()?;
+            }
+            Victim::Nats => {
+                self.world.installation.ready().await?;
+                let node = self.rng.random_range(0..self.nats.len());
+                self.nats[node].kill();
+                tokio::time::sleep(down).await;
+                self.nats[node].restart().await?;
+            }
             Victim::Power => {
                 self.world.installation.power_cut();
                 tokio::time::sleep(down).await;
@@ -167,12 +195,16 @@ impl Scene {
                 self.devices[n].start()?;
             }
         }
+        // Nobody dies of another's death.
+        for part in self.world.installation.options().layout.parts() {
+            ensure!(
+                self.world.installation.runs(*part),
+                "{} ended after {victim:?}\n{}",
+                part.name(),
+                tail(&self.world.installation.log_file())
+            );
+        }
         Ok(())
-    }
-
-    /// Whatever died lives again.
-    async fn recover(&mut self) -> anyhow::Result<()> {
-        self.world.installation.start_all().await
     }
 }
 
@@ -180,16 +212,16 @@ impl Scene {
 async fn standalone_and_its_nats_server_at_random_points() {
     with_seeds(
         "standalone_and_its_nats_server_at_random_points",
+        SEEDS,
         |seed| async move {
+            let victims = [
+                Victim::Part(Part::Standalone),
+                Victim::Nats,
+                Victim::Power,
+                Victim::Device(0),
+            ];
             let scene = Scene::start(seed, Layout::Standalone).await?;
-            scene
-                .run(&[
-                    Victim::Part(Part::Standalone),
-                    Victim::Nats,
-                    Victim::Power,
-                    Victim::Device(0),
-                ])
-                .await
+            scene.run(&victims, MESSAGES).await
         },
     )
     .await;
@@ -197,10 +229,11 @@ async fn standalone_and_its_nats_server_at_random_points() {
 
 #[tokio::test]
 async fn each_role_and_nats_at_random_points() {
-    with_seeds("each_role_and_nats_at_random_points", |seed| async move {
-        let scene = Scene::start(seed, Layout::Roles).await?;
-        scene
-            .run(&[
+    with_seeds(
+        "each_role_and_nats_at_random_points",
+        SEEDS,
+        |seed| async move {
+            let victims = [
                 Victim::Part(Part::Watcher),
                 Victim::Part(Part::Watcher),
                 Victim::Part(Part::Gateway),
@@ -208,79 +241,108 @@ async fn each_role_and_nats_at_random_points() {
                 Victim::Part(Part::Admin),
                 Victim::Nats,
                 Victim::Device(2),
-            ])
-            .await
+            ];
+            let scene = Scene::start(seed, Layout::Roles).await?;
+            scene.run(&victims, MESSAGES).await
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn any_of_three_nats_nodes_at_random_points() {
+    let test = "any_of_three_nats_nodes_at_random_points";
+    with_seeds(test, 1, |seed| async move {
+        let nodes = NatsCluster::start(3).await?.nodes;
+        let scene = Scene::start_on(seed, Layout::Roles, nodes).await?;
+        scene.run(&[Victim::Nats], 800).await
     })
     .await;
 }
 
-/// A process that comes to this place for the n-th time dies right there.
-async fn dies_at(place: &str, nth: u32) -> anyhow::Result<()> {
-    const COUNT: u64 = 30;
-    let mut scene = Scene::start(u64::from(nth), Layout::Standalone).await?;
-    let standalone = Part::Standalone;
-    scene.world.deliver(0, COUNT).await?;
-    scene
-        .world
-        .settle(&scene.devices.iter().collect::<Vec<_>>())
-        .await?;
-    // Something to replay: a device that was away.
-    scene.devices[0].stop().await?;
-    scene.world.deliver(0, COUNT).await?;
-    let rest: Vec<&Device> = scene.devices.iter().skip(1).collect();
-    scene.world.settle(&rest).await?;
+/// At each of these places a process dies so often per seed; with two seeds and five places that takes 2,000 messages.
+const ROUNDS: u64 = 2;
 
-    scene.world.installation.stop().await?;
-    let value = format!("{place}:{nth}");
-    scene.world.installation.options().env = vec![("MAILBELL_FAILPOINT".to_owned(), value)];
-    scene.world.installation.launch(standalone)?;
-    scene.devices[0].start()?;
-    for account in 0..2 {
-        scene.world.deliver(account, COUNT).await?;
-    }
-    scene
-        .world
-        .installation
-        .died_at_failpoint(standalone, READY_LIMIT)
-        .await
-        .with_context(|| {
-            format!("nothing came to {place} {nth} times; was the binary built with --features failpoints?")
-        })?;
-    scene.world.installation.options().env.clear();
-    scene.world.installation.start_all().await?;
-    let devices: Vec<&Device> = scene.devices.iter().collect();
-    scene.world.finish(&devices).await
-}
+/// A process dies right at this place, when it comes there for the n-th time, `most` at most. Every other seed has one process a
+/// role, of which the others live on.
+async fn dies_at(place: &str, role: Part, most: u32, seed: u64) -> anyhow::Result<()> {
+    let (layout, part) = if seed % 2 == 1 {
+        (Layout::Standalone, Part::Standalone)
+    } else {
+        (Layout::Roles, role)
+    };
+    let mut scene = Scene::start(seed, layout).await?;
+    for _ in 0..ROUNDS {
+        let nth = scene.rng.random_range(1..=most);
+        println!("{place}: seed {seed}, {} at {nth}", part.name());
+        // Something to replay: a device that was away.
+        scene.devices[0].stop().await?;
+        let missed = scene.rng.random_range(20..=40);
+        scene.world.deliver(0, missed).await?;
+        let rest: Vec<&Device> = scene.devices.iter().skip(1).collect();
+        scene.world.settle(&rest).await?;
 
-async fn dies_at_first_and_later(place: &str, later: u32) {
-    for nth in [1, later] {
-        if let Err(error) = dies_at(place, nth).await {
-            panic!("{place}:{nth}: {error:#}");
+        let installation = &mut scene.world.installation;
+        installation.kill(part);
+        let value = format!("{place}:{nth}");
+        installation.options().env = vec![("MAILBELL_FAILPOINT".to_owned(), value)];
+        installation.launch(part)?;
+        installation.options().env.clear();
+        scene.devices[0].start()?;
+        for account in 0..2 {
+            let count = scene.rng.random_range(30..=60);
+            scene.world.deliver(account, count).await?;
         }
+        scene
+            .world
+            .installation
+            .died_at_failpoint(part, READY_LIMIT)
+            .await
+            .with_context(|| {
+                format!("nothing died at {place}:{nth}; was the binary built with --features failpoints?")
+            })?;
+        scene.world.installation.launch(part)?;
+        scene.world.installation.ready().await?;
     }
+    scene.finish().await
 }
 
 #[tokio::test]
 async fn right_after_an_append_was_sent() {
-    dies_at_first_and_later("after-append", 17).await;
+    with_seeds("right_after_an_append_was_sent", 2, |seed| {
+        dies_at("after-append", Part::Watcher, 40, seed)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn right_after_an_append_was_acknowledged() {
-    dies_at_first_and_later("after-ack", 17).await;
+    with_seeds("right_after_an_append_was_acknowledged", 2, |seed| {
+        dies_at("after-ack", Part::Watcher, 40, seed)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn right_before_a_checkpoint_is_written() {
-    dies_at_first_and_later("before-checkpoint", 2).await;
+    with_seeds("right_before_a_checkpoint_is_written", 2, |seed| {
+        dies_at("before-checkpoint", Part::Watcher, 2, seed)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn while_a_device_attaches() {
-    dies_at_first_and_later("during-attach", 3).await;
+    with_seeds("while_a_device_attaches", 2, |seed| {
+        dies_at("during-attach", Part::Gateway, 3, seed)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn while_a_device_is_replayed() {
-    dies_at_first_and_later("during-replay", 2).await;
+    with_seeds("while_a_device_is_replayed", 2, |seed| {
+        dies_at("during-replay", Part::Gateway, 2, seed)
+    })
+    .await;
 }
