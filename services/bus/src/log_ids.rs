@@ -7,7 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
-use mailbell_core::ids::{GROUPS, Group, LogId, PerGroup, Position};
+use mailbell_core::{
+    history::{Acknowledged, History, Seen, Verdict},
+    ids::{GROUPS, Group, LogId, PerGroup, Position},
+};
 use mailbell_proto::bus::v1::LogIdentity;
 use prost::Message as _;
 use tokio::{
@@ -51,21 +54,11 @@ struct Shared {
 /// What is known of one log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Known {
-    log_id: LogId,
-    created_us: i64,
-    /// As the record says.
+    history: History,
+    /// The highest position that was seen, as the record says.
     recorded: Position,
-    /// As this process has seen, of this history. At least what the record says.
-    seen: Position,
     /// The record's.
     revision: u64,
-}
-
-/// What a process had seen of a log when it began to append.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
-    log_id: LogId,
-    position: Position,
 }
 
 /// What a log means that does not answer at the start.
@@ -123,7 +116,7 @@ impl LogIds {
     /// The id of a group's log.
     #[must_use]
     pub fn get(&self, group: Group) -> LogId {
-        self.shared.known()[group].log_id
+        self.shared.known()[group].history.log_id
     }
 
     /// All ids, now and later.
@@ -136,10 +129,7 @@ impl LogIds {
     /// Appends and followers note theirs by themselves.
     pub fn note_seen(&self, group: Group, log_id: LogId, position: Position) {
         let known = &mut self.shared.known()[group];
-        // What belongs to an earlier history says nothing of this one.
-        if known.log_id == log_id {
-            known.seen = known.seen.max(position);
-        }
+        known.history.note_seen(log_id, position);
     }
 
     /// Asks the leader where the log stands and whether it is still the same history; gives it a new id if not.
@@ -151,11 +141,7 @@ impl LogIds {
     }
 
     pub(crate) fn seen(&self, group: Group) -> Seen {
-        let known = self.shared.known()[group];
-        Seen {
-            log_id: known.log_id,
-            position: known.seen,
-        }
+        self.shared.known()[group].history.seen()
     }
 
     /// What an acknowledgement says of the history: the id under which the position counts, if that can be told.
@@ -166,15 +152,19 @@ impl LogIds {
         position: Position,
         duplicate: bool,
     ) -> Option<LogId> {
-        // A duplicate names the position of the first try.
-        let grown = duplicate || position > before.position;
-        if grown && self.get(group) == before.log_id {
-            self.note_seen(group, before.log_id, position);
-            return Some(before.log_id);
+        let said = self.shared.known()[group]
+            .history
+            .on_ack(before, position, duplicate);
+        match said {
+            Acknowledged::In(log_id) => Some(log_id),
+            Acknowledged::Elsewhere { of_the_next } => {
+                let seen = before.position();
+                tracing::warn!(%group, position, seen, "an acknowledgement of another history");
+                // If nobody answers, the next check finds out.
+                let (log_id, _tail) = self.check(group).await.ok()?;
+                of_the_next.then_some(log_id)
+            }
         }
-        self.shared
-            .on_other_history(group, before, position, grown)
-            .await
     }
 }
 
@@ -199,19 +189,12 @@ impl Shared {
         if revision <= known.revision {
             return;
         }
-        let seen = if known.log_id == log_id {
-            known.seen.max(record.highest_seen)
-        } else {
-            record.highest_seen
-        };
-        let changed = known.log_id != log_id;
-        *known = Known {
-            log_id,
-            created_us: record.stream_created_us,
-            recorded: record.highest_seen,
-            seen,
-            revision,
-        };
+        let changed = known.history.log_id != log_id;
+        known
+            .history
+            .apply(log_id, record.stream_created_us, record.highest_seen);
+        known.recorded = record.highest_seen;
+        known.revision = revision;
         drop(all);
         if changed {
             self.ids.send_modify(|ids| ids[group] = log_id);
@@ -260,9 +243,13 @@ impl Shared {
             // Before the question: what is seen while it is on its way is no proof.
             let known = self.known()[group];
             let tail = self.wire.log_tail(&stream).await?;
-            let made_anew = known.created_us != tail.created_us;
-            if known.revision > 0 && !made_anew && tail.last >= known.seen {
-                return Ok((known.log_id, tail));
+            let verdict = if known.revision > 0 {
+                known.history.verdict(tail.created_us, tail.last)
+            } else {
+                Verdict::Another
+            };
+            if verdict == Verdict::Same {
+                return Ok((known.history.log_id, tail));
             }
             // Somebody else may have found out before us.
             self.load(group).await?;
@@ -270,7 +257,7 @@ impl Shared {
             if now.revision != known.revision {
                 continue;
             }
-            if known.revision > 0 && !made_anew && doubts < CONFIRMATIONS {
+            if verdict == Verdict::Short && doubts < CONFIRMATIONS {
                 doubts += 1;
                 tokio::time::sleep(self.wire.patience() / 20).await;
                 continue;
@@ -302,7 +289,7 @@ impl Shared {
             Cas::Stored(_) => {
                 if known.revision > 0 {
                     self.metrics.log_ids_changed.inc();
-                    tracing::warn!(%group, seen = known.seen, last = tail.last, "the log is not the one it was");
+                    tracing::warn!(%group, seen = known.history.seen, last = tail.last, "the log is not the one it was");
                 }
                 Ok(Some(log_id))
             }
@@ -312,30 +299,6 @@ impl Shared {
                 Ok(None)
             }
         }
-    }
-
-    /// An acknowledgement that does not fit to what was seen, or the id changed while it was on its way.
-    async fn on_other_history(
-        &self,
-        group: Group,
-        before: Seen,
-        position: Position,
-        grown: bool,
-    ) -> Option<LogId> {
-        tracing::warn!(%group, position, seen = before.position, "an acknowledgement of another history");
-        let known = self.known()[group];
-        if known.log_id == before.log_id {
-            // Not left to `check`: our own append has made the tail longer, and may have hidden that it was shorter.
-            let tail = self
-                .wire
-                .log_tail(&self.names.log_stream(group))
-                .await
-                .ok()?;
-            self.give_new_id(group, known, tail).await.ok()?;
-        }
-        let (log_id, _tail) = self.check(group).await.ok()?;
-        // Above what was seen, it may be of the history that ended while it was on its way.
-        (!grown).then_some(log_id)
     }
 }
 
@@ -392,14 +355,15 @@ async fn write_lazily(shared: Arc<Shared>, period: Duration) {
         }
         for group in Group::all() {
             let known = shared.known()[group];
-            if known.seen <= known.recorded || known.revision == 0 {
+            let history = known.history;
+            if history.seen <= known.recorded || known.revision == 0 {
                 continue;
             }
             let record = LogIdentity {
                 schema: SCHEMA,
-                log_id: Bytes::copy_from_slice(&known.log_id.0),
-                stream_created_us: known.created_us,
-                highest_seen: known.seen,
+                log_id: Bytes::copy_from_slice(&history.log_id.0),
+                stream_created_us: history.created_us,
+                highest_seen: history.seen,
             };
             // A conflict: another process wrote it, and the watch brings that. An error: the next tick tries again.
             if let Err(error) = shared.write(group, &record, known.revision).await {

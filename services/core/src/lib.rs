@@ -9,6 +9,7 @@ pub mod cursor;
 pub mod dedupe;
 pub mod delivery;
 pub mod event;
+pub mod history;
 pub mod host;
 pub mod ids;
 pub mod plant;
