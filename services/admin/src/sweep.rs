@@ -22,6 +22,7 @@ const PAGE: usize = 1000;
 pub(crate) async fn run(bus: Bus, mirror: Mirror, mut drain: DrainHandle) {
     let mut next = Instant::now();
     let mut first = true;
+    let mut logs = None;
     loop {
         tokio::select! {
             biased;
@@ -33,7 +34,7 @@ pub(crate) async fn run(bus: Bus, mirror: Mirror, mut drain: DrainHandle) {
             sleep(Duration::from_millis(100)).await;
             continue;
         }
-        match sweep(&bus, &mirror, first).await {
+        match sweep(&bus, &mut logs, &mirror, first).await {
             Ok(()) => {
                 first = false;
                 // Spread, so that several admin processes do not sweep together.
@@ -47,10 +48,15 @@ pub(crate) async fn run(bus: Bus, mirror: Mirror, mut drain: DrainHandle) {
     }
 }
 
-async fn sweep(bus: &Bus, mirror: &Mirror, first: bool) -> Result<(), Error> {
+/// `logs`: from an earlier sweep, once one needed them.
+async fn sweep(
+    bus: &Bus,
+    logs: &mut Option<Logs>,
+    mirror: &Mirror,
+    first: bool,
+) -> Result<(), Error> {
     let now = convert::now_ms();
     let tombstone_ms = i64::try_from(bus.timing().tombstone_age.as_millis()).unwrap_or(i64::MAX);
-    let mut logs: Option<Logs> = None;
     for (account, removed_at_ms) in mirror.removed() {
         let old = removed_at_ms.saturating_add(tombstone_ms) < now;
         if old || first {
@@ -60,7 +66,7 @@ async fn sweep(bus: &Bus, mirror: &Mirror, first: bool) -> Result<(), Error> {
             accounts::purge(bus, &account, &external_id.unwrap_or_default()).await?;
         }
         if old {
-            let logs = match &mut logs {
+            let logs = match &mut *logs {
                 Some(logs) => logs,
                 none => none.insert(bus.logs().await?),
             };
@@ -171,7 +177,7 @@ mod tests {
             accounts.push(id);
         }
         let (old, young) = (&accounts[0], &accounts[1]);
-        sweep(&admin, &mirror, false).await.unwrap();
+        sweep(&admin, &mut None, &mirror, false).await.unwrap();
         assert_eq!(mirror.removed().len(), 1);
         assert_eq!(admin.accounts().get(old).await.unwrap(), None);
         assert_eq!(admin.checkpoints().load(old).await.unwrap(), None);

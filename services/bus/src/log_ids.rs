@@ -17,6 +17,7 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     Bus, BusError, LogTail, Metrics,
@@ -40,6 +41,8 @@ const CONFIRMATIONS: u32 = 2;
 #[derive(Debug, Clone)]
 pub struct LogIds {
     shared: Arc<Shared>,
+    /// Ends the tasks that keep up with the last handle.
+    _alive: Arc<DropGuard>,
 }
 
 #[derive(Debug)]
@@ -47,6 +50,8 @@ struct Shared {
     wire: Arc<Wire>,
     names: Names,
     metrics: Metrics,
+    /// Cancelled with the bus, or when nobody asks any more.
+    end: CancellationToken,
     known: Mutex<PerGroup<Known>>,
     ids: watch::Sender<PerGroup<LogId>>,
 }
@@ -87,10 +92,14 @@ impl LogIds {
             wire: Arc::clone(&bus.inner.wire),
             names: bus.names().clone(),
             metrics: bus.wire().metrics().clone(),
+            end: bus.wire().closed().child_token(),
             known: Mutex::default(),
             ids,
         });
-        let this = Self { shared };
+        let this = Self {
+            _alive: Arc::new(shared.end.clone().drop_guard()),
+            shared,
+        };
         try_join_all(Group::all().map(|group| this.shared.load(group))).await?;
         let ids = &this;
         let checks = Group::all().map(|group| async move { (group, ids.check(group).await) });
@@ -312,7 +321,8 @@ async fn keep_up(shared: Arc<Shared>) {
         Some(filter),
         Start::LastPerSubject,
     );
-    while let Some(delivery) = consumer.next().await {
+    // What a delivery that is cut off would have said, nobody asks for.
+    while let Some(Some(delivery)) = shared.end.run_until_cancelled(consumer.next()).await {
         match delivery {
             Delivery::Made {
                 start: Start::From(next),
@@ -350,7 +360,7 @@ async fn write_lazily(shared: Arc<Shared>, period: Duration) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = shared.wire.closed().cancelled() => return,
+            () = shared.end.cancelled() => return,
             _ = ticks.tick() => {}
         }
         for group in Group::all() {

@@ -235,3 +235,37 @@ async fn what_was_seen_is_known_after_a_restart_of_all() {
     assert_ne!(logs.ids().get(group), old);
     append(&logs, &event(&account(5, 0), 1)).await;
 }
+
+#[tokio::test]
+async fn nothing_keeps_up_once_the_logs_are_dropped() {
+    let world = World::start().await;
+    let bus = world.bus(Role::Admin).await;
+    let operator = world.operator().await;
+    // Who listens, not what the server still remembers.
+    let listen = |many: usize| {
+        let operator = &operator;
+        async move {
+            loop {
+                let call = "CONSUMER.LIST.KV_MB_main_CTL";
+                let list = api(operator, call, json!({})).await;
+                let consumers = list["consumers"].as_array().unwrap();
+                let bound = |consumer: &&serde_json::Value| consumer["push_bound"] == true;
+                if consumers.iter().filter(bound).count() == many {
+                    break;
+                }
+            }
+        }
+    };
+    let logs = bus.logs().await.unwrap();
+    soon(listen(1)).await;
+    let handle = logs.ids().clone();
+    drop(logs);
+    let id = handle.get(account(5, 0).group());
+    soon(listen(1)).await;
+    drop(handle);
+    soon(listen(0)).await;
+    assert_eq!(
+        bus.logs().await.unwrap().ids().get(account(5, 0).group()),
+        id
+    );
+}
