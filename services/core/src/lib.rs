@@ -12,6 +12,7 @@ pub mod event;
 pub mod history;
 pub mod host;
 pub mod ids;
+pub mod ownership;
 pub mod plant;
 pub mod read;
 pub mod seal;

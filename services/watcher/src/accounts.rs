@@ -9,6 +9,7 @@ use std::{
 use mailbell_core::{
     backoff::Backoff,
     ids::{AccountId, Group, OwnerEpoch, Partition},
+    ownership::Flush,
     session::{Known, Stop},
 };
 use mailbell_proto::bus::v1::AccountRecord;
@@ -22,7 +23,7 @@ use crate::{
     driver::{Context, Driver, End},
     registry::Registry,
     reload::reload,
-    slot::{Flush, Slot},
+    slot::Slot,
 };
 
 /// A session that crashed begins again after a delay between these.

@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
-use mailbell_bus::{Before, BusError, Claims, Filter, Take, Taken};
+use mailbell_bus::{BusError, Claims, Filter, Take, Taken};
 use mailbell_core::{
-    ids::{AccountId, Group, LogId, OwnerEpoch, Partition, Position},
+    ids::{AccountId, Group, OwnerEpoch, Partition, Position},
+    ownership::{Flush, fold, fold_after},
     session::Known,
 };
 use tokio::{
@@ -20,7 +21,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{ledger::BusLedger, slot::Flush, wait::patience};
+use crate::{ledger::BusLedger, wait::patience};
 
 /// Groups that are loaded at once; each holds its checkpoints and one batch of its log in memory.
 const GROUPS_AT_ONCE: usize = 4;
@@ -220,8 +221,9 @@ async fn load(
     let (log_id, tail) = logs.ids().check(group).await?;
     let mut begins: HashMap<Partition, Position> = HashMap::new();
     for (partition, taken) in &ours {
-        begins
-            .extend(fold_after(taken.before, log_id, tail.first).map(|after| (*partition, after)));
+        let before = taken.before.map(|before| (before.log_id, before.flushed));
+        let after = fold_after(before, log_id, tail.first);
+        begins.extend(after.map(|after| (*partition, after)));
     }
     for (account, flush) in &mut unreadable {
         let begin = begins.get(&account.partition()).copied();
@@ -250,53 +252,4 @@ async fn load(
         }
     }
     Ok(Found { known, unreadable })
-}
-
-/// After which position the log of a partition must be folded in; `None`: not at all.
-fn fold_after(before: Option<Before>, log_id: LogId, first: Position) -> Option<Position> {
-    match before {
-        // Of what aged out the mailbox itself tells: catching up begins at the checkpoint as it is.
-        Some(before) if before.log_id == log_id && before.flushed + 1 < first => None,
-        Some(before) if before.log_id == log_id => Some(before.flushed),
-        // Another history, or nothing is known: all that there is. What a checkpoint has in it is not folded again.
-        Some(_) | None => Some(first.saturating_sub(1)),
-    }
-}
-
-/// Folds in one event of the account's log, unless the checkpoint has it.
-pub(crate) fn fold(
-    known: &mut Known,
-    log_id: LogId,
-    position: Position,
-    event: &mailbell_core::event::Event,
-) {
-    let checkpoint = &mut known.checkpoint;
-    if checkpoint.log_id == log_id && position <= checkpoint.position {
-        return;
-    }
-    checkpoint.fold(log_id, position, event);
-    known.unstored_from.get_or_insert(position);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_claim_says_where_folding_begins() {
-        let (one, two) = (LogId([1; 16]), LogId([2; 16]));
-        let before = |log_id, flushed| {
-            Some(Before {
-                log_id,
-                flushed,
-                released: true,
-            })
-        };
-        assert_eq!(fold_after(before(one, 40), one, 10), Some(40));
-        assert_eq!(fold_after(before(one, 9), one, 10), Some(9));
-        // The log no longer reaches back.
-        assert_eq!(fold_after(before(one, 8), one, 10), None);
-        assert_eq!(fold_after(before(two, 40), one, 1), Some(0));
-        assert_eq!(fold_after(None, one, 11), Some(10));
-    }
 }

@@ -8,6 +8,7 @@ use std::{
 use mailbell_bus::{BusError, Code};
 use mailbell_core::{
     backoff::Backoff,
+    ownership::fold,
     session::{Failure, Known, Status, Stop},
 };
 use mailbell_proto::push::v1::Health;
@@ -15,7 +16,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    acquire::fold,
     driver::{Context, End, finished, status_record, wall_us},
     failure,
     ledger::Boxed,

@@ -9,8 +9,9 @@ use std::{
 };
 
 use mailbell_core::{
-    ids::{AccountId, LogId, OwnerEpoch, Position},
-    session::{Session, Stop},
+    ids::{AccountId, OwnerEpoch},
+    ownership::Flush,
+    session::Stop,
 };
 use mailbell_proto::{
     bus::v1::{AccountRecord, ListPage, OwnerError, PageResult},
@@ -31,33 +32,6 @@ impl ListRequest {
     pub(crate) fn refuse(self, code: &'static str) {
         // Who asked may be gone.
         let _ = self.reply.send(Err(failure::refused(code)));
-    }
-}
-
-/// Up to where a claim may call the log flushed, as far as one account is concerned.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Flush {
-    /// The history in which `bound` is a position.
-    pub(crate) log_id: LogId,
-    /// `None`: no constraint.
-    pub(crate) bound: Option<Position>,
-}
-
-impl Flush {
-    pub(crate) fn of(session: &Session) -> Self {
-        Self {
-            log_id: session.checkpoint().log_id,
-            bound: session.flush_bound(),
-        }
-    }
-
-    /// The bound in this history.
-    pub(crate) fn within(&self, log_id: LogId) -> Option<Position> {
-        match self.bound {
-            // What is in flight may lie anywhere in a history that the session does not know yet.
-            Some(_) if self.log_id != log_id => Some(0),
-            bound => bound,
-        }
     }
 }
 
@@ -264,17 +238,5 @@ mod tests {
         slot.notified().await;
         assert_eq!(slot.take().stop, Some(Stop::Lost));
         assert_eq!(slot.take().stop, Some(Stop::Lost));
-    }
-
-    #[test]
-    fn a_bound_of_another_history_bounds_everything() {
-        let one = LogId([1; 16]);
-        let flush = Flush {
-            log_id: one,
-            bound: Some(7),
-        };
-        assert_eq!(flush.within(one), Some(7));
-        assert_eq!(flush.within(LogId([2; 16])), Some(0));
-        assert_eq!(Flush::default().within(one), None);
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use mailbell_core::{
     checkpoint::Checkpoint,
     event::Event,
+    history::{Acknowledged, History, Seen, Verdict},
     ids::{LogId, OwnerEpoch, Position},
     session::{Input, Op, Outcome},
 };
@@ -18,7 +19,6 @@ use rand::RngExt as _;
 
 use crate::{
     drive::Ev,
-    process::View,
     world::{MS, S, World},
 };
 
@@ -40,7 +40,7 @@ pub(crate) struct Log {
     pub(crate) refuses: bool,
     /// Which history it is in truth; nobody in the model sees it.
     pub(crate) history: u64,
-    created: u64,
+    created: i64,
     entries: BTreeMap<Position, Rc<Stored>>,
     pub(crate) last: Position,
     pub(crate) followers: [Position; 2],
@@ -81,8 +81,8 @@ impl Log {
 /// Bucket CTL, key `log.<g>`.
 pub(crate) struct Identity {
     pub(crate) log_id: LogId,
-    created: u64,
-    pub(crate) highest: Position,
+    created: i64,
+    highest: Position,
     /// The history that the id stands for, in truth.
     pub(crate) history: u64,
 }
@@ -95,6 +95,10 @@ impl Identity {
             highest: 0,
             history: 1,
         }
+    }
+
+    pub(crate) fn apply_to(&self, view: &mut History) {
+        view.apply(self.log_id, self.created, self.highest);
     }
 }
 
@@ -121,6 +125,8 @@ pub(crate) struct Publish {
     pub(crate) log: usize,
     /// When it left: what is on its way when a server dies does not reach the next one.
     pub(crate) history: u64,
+    /// What the process knew of the log then.
+    before: Seen,
     pub(crate) account: usize,
     pub(crate) event: Box<Event>,
     pub(crate) run: usize,
@@ -137,6 +143,7 @@ pub(crate) struct Ack {
     log: usize,
     run: usize,
     op: Op,
+    before: Seen,
     position: Position,
     duplicate: bool,
 }
@@ -158,16 +165,19 @@ impl World {
         let owner = &self.owners[self.runs[run].owner];
         let process = owner.process;
         let account = self.runs[run].account;
+        let log = self.places[account].log;
+        self.keep_up(process, log);
         let publish = Publish {
             process,
             link: self.processes[process].link,
-            log: self.places[account].log,
+            log,
             // What is sent without a connection waits in the client for the next one, or is lost.
             history: if self.processes[process].up {
-                self.logs[self.places[account].log].history
+                self.logs[log].history
             } else {
                 0
             },
+            before: self.processes[process].views[log].seen(),
             account,
             event,
             run,
@@ -241,6 +251,7 @@ impl World {
             log: publish.log,
             run: publish.run,
             op: publish.op,
+            before: publish.before,
             position,
             duplicate,
         };
@@ -328,25 +339,25 @@ impl World {
         if !process.up || process.link != ack.link {
             return;
         }
-        let identity = &self.identities[ack.log];
-        let view = process.views[ack.log];
-        let highest = if view.log_id == identity.log_id {
-            view.highest.max(identity.highest)
-        } else {
-            view.highest
-        };
-        // An acknowledgement below what was seen: another history.
-        if !ack.duplicate
-            && ack.position <= highest
-            && self.look_at_log(ack.process, ack.log).is_none()
-        {
-            return;
-        }
         let view = &mut self.processes[ack.process].views[ack.log];
-        view.highest = view.highest.max(ack.position);
-        let outcome = Outcome::Stored {
-            log_id: view.log_id,
-            position: ack.position,
+        let outcome = match view.on_ack(ack.before, ack.position, ack.duplicate) {
+            Acknowledged::In(log_id) => Outcome::Stored {
+                log_id,
+                position: ack.position,
+            },
+            Acknowledged::Elsewhere { of_the_next } => {
+                self.count("ack of another history");
+                let fails = self.mishap(0.5, "doubt that nobody settles");
+                let stand = (!fails).then(|| self.look_at_log(ack.process, ack.log));
+                match stand.flatten() {
+                    Some(stand) if of_the_next => Outcome::Stored {
+                        log_id: stand.log_id,
+                        position: ack.position,
+                    },
+                    // As the watcher has it: reading the tail finds out.
+                    _ => Outcome::Disconnected,
+                }
+            }
         };
         if self.mishap(self.scenario.doubled, "doubled answer") {
             let later = self.between(MS, 5 * S);
@@ -376,15 +387,14 @@ impl World {
             let log = &self.logs[number];
             (log.created, log.last, log.history, log.first())
         };
-        let view = self.processes[process].views[number];
-        let identity = &self.identities[number];
-        let known = if view.log_id == identity.log_id {
-            view.highest.max(identity.highest)
-        } else {
-            identity.highest
-        };
-        if created != identity.created || last < known {
-            if identity.history == history {
+        self.keep_up(process, number);
+        let verdict = |world: &Self| world.processes[process].views[number].verdict(created, last);
+        if verdict(self) != Verdict::Same || self.chance(0.5) {
+            // The record is read, or was told just before.
+            self.apply_identity(process, number);
+        }
+        if verdict(self) != Verdict::Same {
+            if self.identities[number].history == history {
                 self.fail(format!("log {number} got a new id without a new history"));
             }
             let log_id = self.new_log_id();
@@ -396,48 +406,72 @@ impl World {
             };
             self.count("history found changed");
             self.say(|| format!("log {number}: found changed by process {process}, now {log_id}"));
-            for other in 0..self.processes.len() {
-                if self.processes[other].alive && other != process {
-                    let delay = self.between(MS, 500 * MS);
-                    self.after(
-                        delay,
-                        Ev::IdentityTold {
-                            process: other,
-                            log: number,
-                        },
-                    );
-                }
-            }
+            self.apply_identity(process, number);
+            self.tell_identity(process, number);
         }
-        let identity = &mut self.identities[number];
-        identity.highest = identity.highest.max(last);
-        let log_id = identity.log_id;
-        self.processes[process].views[number] = View {
-            log_id,
-            highest: last,
-        };
         Some(Stand {
-            log_id,
+            log_id: self.processes[process].views[number].log_id,
             first,
             last,
         })
     }
 
+    /// A new record of a log's identity comes to the processes that watch.
+    fn tell_identity(&mut self, by: usize, log: usize) {
+        for process in 0..self.processes.len() {
+            if self.processes[process].alive && process != by {
+                let delay = self.between(MS, 500 * MS);
+                self.after(delay, Ev::IdentityTold { process, log });
+            }
+        }
+    }
+
     pub(crate) fn on_identity_told(&mut self, process: usize, log: usize) {
-        if !self.is_up(process) {
+        if self.is_up(process) {
+            self.apply_identity(process, log);
+        }
+    }
+
+    fn apply_identity(&mut self, process: usize, log: usize) {
+        let state = &mut self.processes[process];
+        let known = state.views[log].log_id;
+        self.identities[log].apply_to(&mut state.views[log]);
+        if state.views[log].log_id != known
+            && let Some(gateway) = state.gateway
+        {
+            self.soon(Ev::Follow { gateway });
+        }
+    }
+
+    /// Of how far others saw the same history, a process that is linked hears at once.
+    fn keep_up(&mut self, process: usize, log: usize) {
+        let state = &mut self.processes[process];
+        if state.up && state.views[log].log_id == self.identities[log].log_id {
+            self.identities[log].apply_to(&mut state.views[log]);
+        }
+    }
+
+    pub(crate) fn record_seen_later(&mut self, process: usize) {
+        let period = self.scenario.timing.checkpoint_delay * 10;
+        let delay = self.between(period, period * 3 / 2);
+        self.after(delay, Ev::RecordSeen { process });
+    }
+
+    /// A process writes the highest positions that it has seen.
+    pub(crate) fn on_record_seen(&mut self, process: usize) {
+        if !self.processes[process].alive {
             return;
         }
-        let identity = &self.identities[log];
-        let view = &mut self.processes[process].views[log];
-        if view.log_id != identity.log_id {
-            *view = View {
-                log_id: identity.log_id,
-                highest: identity.highest,
-            };
+        for (view, identity) in self.processes[process]
+            .views
+            .iter()
+            .zip(&mut self.identities)
+        {
+            if self.processes[process].up && view.log_id == identity.log_id {
+                identity.highest = identity.highest.max(view.seen);
+            }
         }
-        if let Some(gateway) = self.processes[process].gateway {
-            self.follow_anew(gateway);
-        }
+        self.record_seen_later(process);
     }
 
     fn expire(&mut self, log: usize) {
@@ -455,16 +489,53 @@ impl World {
 
     /// Everything is lost, or the end is cut off; and all connections with it.
     pub(crate) fn lose_log(&mut self, number: usize, all: bool) {
-        let highest = self.identities[number].highest;
-        if highest < 2 {
+        if all {
+            if self.logs[number].last > 1 {
+                self.cut_log(number, 0, true);
+            }
             return;
         }
-        let keep = if all {
-            0
+        let highest = self.identities[number].highest;
+        let stored = self.highest_stored(number);
+        // Nobody wrote yet that the log had come so far, but a checkpoint knows: if all who appended are gone, whoever comes next
+        // reads that first.
+        let unwritten = stored > highest && self.is_proven(number) && self.chance(0.5);
+        let (least, below) = if unwritten {
+            (highest, stored)
         } else {
-            let deepest = highest.saturating_sub(12);
-            self.rng.random_range(deepest..highest)
+            (highest.saturating_sub(12), highest)
         };
+        if below < 2 {
+            return;
+        }
+        let keep = self.rng.random_range(least..below);
+        if unwritten {
+            self.count("log cut above what is written");
+            for process in self.watchers() {
+                self.kill(process);
+            }
+        }
+        self.cut_log(number, keep, false);
+    }
+
+    /// Whether the log is the history that its id stands for.
+    pub(crate) fn is_proven(&self, log: usize) -> bool {
+        self.identities[log].history == self.logs[log].history
+    }
+
+    /// The highest position of the log that a stored checkpoint knows.
+    fn highest_stored(&self, log: usize) -> Position {
+        let log_id = self.identities[log].log_id;
+        (0..self.places.len())
+            .filter(|account| self.places[*account].log == log && !self.removed[*account])
+            .filter_map(|account| self.checkpoints[account].as_ref())
+            .filter(|stored| stored.record.log_id == log_id.0.as_slice())
+            .map(|stored| stored.record.position)
+            .max()
+            .unwrap_or_default()
+    }
+
+    fn cut_log(&mut self, number: usize, keep: Position, all: bool) {
         let log = &mut self.logs[number];
         log.history += 1;
         if all {

@@ -18,7 +18,7 @@ impl World {
             };
             let log = crate::scenario::LOG_OF[partition];
             let identity = &self.identities[log];
-            if identity.history != self.logs[log].history {
+            if !self.is_proven(log) {
                 return Some(format!("nobody saw that log {log} is another"));
             }
             if claim.log_id != identity.log_id || claim.flushed != self.logs[log].last {

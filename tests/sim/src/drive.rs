@@ -93,6 +93,9 @@ pub(crate) enum Ev {
         process: usize,
         log: usize,
     },
+    RecordSeen {
+        process: usize,
+    },
     LogBack {
         log: usize,
     },
@@ -221,6 +224,7 @@ impl World {
                 self.on_replicated(log, follower, history, position);
             }
             Ev::IdentityTold { process, log } => self.on_identity_told(process, log),
+            Ev::RecordSeen { process } => self.on_record_seen(process),
             Ev::LogBack { log } => self.on_log_back(log),
             Ev::ReadStep { job } => self.on_read_step(job),
             Ev::Take { partition } => {

@@ -217,6 +217,8 @@ impl World {
                 let lasts = self.outage();
                 self.after(lasts, Ev::LogBack { log });
             }
+            // What proves that a log was cut is not taken away as well.
+            Fault::CheckpointLost | Fault::Remove if !self.is_proven(self.places[account].log) => {}
             Fault::LogLost => self.lose_log(log, true),
             Fault::LogCut => self.lose_log(log, false),
             Fault::CheckpointLost => {

@@ -249,6 +249,8 @@ impl World {
         }
         let position = stored.position;
         self.gateways[gateway].next[log] = position + 1;
+        let process = self.gateways[gateway].process;
+        self.processes[process].views[log].note_seen(place.log_id, position);
         self.say(|| format!("gateway {gateway}: log {log} at {position}"));
         self.with_hub(gateway, |hub, queues| {
             hub.on_entry(group(log), position, &Shared(stored), queues);

@@ -9,6 +9,7 @@ use mailbell_core::{
     checkpoint::Checkpoint,
     event::Fact,
     ids::{LogId, OwnerEpoch, Position},
+    ownership::{self, Flush, fold_after},
     session::{Config, Input, Known, Stop},
 };
 
@@ -128,6 +129,7 @@ impl World {
             return;
         }
         let log = LOG_OF[partition];
+        self.note_stored(owner, log);
         let Some(stand) = self.look_at_log(process, log) else {
             return self.fold_in_later(owner, only);
         };
@@ -147,24 +149,25 @@ impl World {
             });
             self.owners[owner].loaded.insert(*account, loaded);
         }
-        let (log_id, known) = match only {
-            None => self.owners[owner].before,
-            // Loaded again, alone: from where its checkpoint stands.
+        let after = match only {
+            None => {
+                let before = Some(self.owners[owner].before);
+                let after = fold_after(before, stand.log_id, stand.first);
+                if after.is_none() {
+                    self.count("flushed beyond the log");
+                    self.owners[owner].folds_none = true;
+                }
+                after.unwrap_or(stand.last)
+            }
+            // Loaded again, alone: from where its checkpoint stands, as a tail is read.
             Some(account) => {
                 let (_, checkpoint) = &self.owners[owner].loaded[&account];
-                (checkpoint.log_id, checkpoint.position)
+                if checkpoint.log_id == stand.log_id {
+                    checkpoint.position
+                } else {
+                    0
+                }
             }
-        };
-        let after = if log_id != stand.log_id {
-            // Positions of another history: all that there is is folded in, which repeats are harmless to.
-            stand.first - 1
-        } else if known + 1 < stand.first && only.is_none() {
-            // What aged out the mailbox itself tells.
-            self.count("flushed beyond the log");
-            self.owners[owner].folds_none = true;
-            stand.last
-        } else {
-            known.clamp(stand.first - 1, stand.last)
         };
         let range = Range {
             log,
@@ -174,6 +177,22 @@ impl World {
             up_to: stand.last,
         };
         self.read(process, range, Purpose::FoldIn { owner, only });
+    }
+
+    /// What was stored proves that the log had come so far.
+    fn note_stored(&mut self, owner: usize, log: usize) {
+        let state = &self.owners[owner];
+        let view = &mut self.processes[state.process].views[log];
+        let (log_id, flushed) = state.before;
+        view.note_seen(log_id, flushed);
+        for account in 0..self.places.len() {
+            if self.places[account].log == log
+                && let Some(stored) = &self.checkpoints[account]
+            {
+                let checkpoint = Checkpoint::from_record(&stored.record);
+                view.note_seen(checkpoint.log_id, checkpoint.position);
+            }
+        }
     }
 
     pub(crate) fn fold_in_later(&mut self, owner: usize, only: Option<usize>) {
@@ -191,29 +210,24 @@ impl World {
         }
         self.check_whole(&job, "the fold-in");
         for account in job.accounts.iter().copied() {
-            let Some((revision, stored)) = self.owners[owner].loaded.remove(&account) else {
+            let Some((revision, checkpoint)) = self.owners[owner].loaded.remove(&account) else {
                 continue;
             };
-            let mut checkpoint = stored.clone();
-            let mut unstored_from = None;
+            let mut known = Known {
+                checkpoint,
+                revision,
+                unstored_from: None,
+            };
             for entry in job.entries.iter().filter(|entry| entry.account == account) {
-                let known = checkpoint.position;
-                let same = checkpoint.log_id == job.log_id;
-                checkpoint.fold(job.log_id, entry.position, &entry.event);
-                if !same || checkpoint.position != known {
-                    unstored_from.get_or_insert(entry.position);
+                ownership::fold(&mut known, job.log_id, entry.position, &entry.event);
+                if known.unstored_from.is_some() {
                     self.count("event folded in");
                 }
             }
             if self.owners[owner].folds_none {
                 self.mailboxes_told[account].acked.clear();
             }
-            self.check_nothing_forgotten(account, &checkpoint, job.read_to());
-            let known = Known {
-                checkpoint,
-                revision,
-                unstored_from,
-            };
+            self.check_nothing_forgotten(account, &known.checkpoint, job.read_to());
             self.start_run(owner, account, known);
         }
         if self.owners[owner].phase == Phase::Loading {
@@ -315,12 +329,8 @@ impl World {
                 continue;
             }
             let run = *state.runs.get(&account)?;
-            let session = &self.runs[run].session;
-            bound = match session.flush_bound() {
-                // What is in flight may lie anywhere in a history that the session does not know yet: as the watcher has it.
-                Some(_) if session.checkpoint().log_id != stand.log_id => 0,
-                own => bound.min(own.unwrap_or(bound)),
-            };
+            let own = Flush::of(&self.runs[run].session).within(stand.log_id);
+            bound = bound.min(own.unwrap_or(bound));
         }
         Some(bound)
     }

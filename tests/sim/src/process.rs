@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mailbell_core::{
-    ids::{LogId, Position},
+    history::History,
     session::{Input, Outcome},
 };
 
@@ -13,13 +13,6 @@ use crate::{
     world::{MS, S, World},
 };
 
-/// What a process knows of a log's identity.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct View {
-    pub(crate) log_id: LogId,
-    pub(crate) highest: Position,
-}
-
 /// See the module.
 pub(crate) struct Process {
     pub(crate) alive: bool,
@@ -28,7 +21,8 @@ pub(crate) struct Process {
     pub(crate) up: bool,
     /// Counts the connections: what was sent on an old one is not answered.
     pub(crate) link: u64,
-    pub(crate) views: [View; LOGS],
+    /// What it knows of the logs.
+    pub(crate) views: [History; LOGS],
     /// How far its wall clock is off.
     pub(crate) skew_us: i64,
 }
@@ -36,9 +30,10 @@ pub(crate) struct Process {
 impl World {
     /// A new process, linked.
     pub(crate) fn spawn(&mut self, gateway: Option<usize>) -> usize {
-        let views = std::array::from_fn(|log| View {
-            log_id: self.identities[log].log_id,
-            highest: self.identities[log].highest,
+        let views = std::array::from_fn(|log| {
+            let mut view = History::default();
+            self.identities[log].apply_to(&mut view);
+            view
         });
         let skew = self.between(Duration::ZERO, 2 * S);
         self.processes.push(Process {
@@ -49,7 +44,9 @@ impl World {
             views,
             skew_us: i64::try_from(skew.as_micros()).unwrap(),
         });
-        self.processes.len() - 1
+        let process = self.processes.len() - 1;
+        self.record_seen_later(process);
+        process
     }
 
     pub(crate) fn is_up(&self, process: usize) -> bool {
@@ -98,10 +95,9 @@ impl World {
         self.say(|| format!("process {process}: linked"));
         // The histories are looked at before anything is built on them.
         for log in 0..LOGS {
-            if self.look_at_log(process, log).is_none() {
-                // Its leader is away, but the bucket of the identities is watched again.
-                self.soon(Ev::IdentityTold { process, log });
-            }
+            self.look_at_log(process, log);
+            // The bucket of the identities is watched again.
+            self.soon(Ev::IdentityTold { process, log });
         }
         match self.processes[process].gateway {
             Some(gateway) => self.follow_anew(gateway),

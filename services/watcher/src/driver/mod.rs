@@ -15,6 +15,7 @@ use mailbell_bus::Link;
 use mailbell_core::{
     event::{Event, Fact},
     ids::OwnerEpoch,
+    ownership::Flush,
     session::{Effect, Input, Known, Op, Outcome, Session, Stop},
 };
 use mailbell_proto::bus::v1::AccountRecord;
@@ -35,11 +36,7 @@ pub(crate) use context::{Context, wall_us};
 pub(crate) use mail::{Connect, Dial, connect};
 pub(crate) use status::record as status_record;
 
-use crate::{
-    failure,
-    ledger::Boxed,
-    slot::{Flush, Slot},
-};
+use crate::{failure, ledger::Boxed, slot::Slot};
 
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

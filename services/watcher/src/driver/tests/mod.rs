@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use mailbell_core::{
     checkpoint::Checkpoint,
     ids::AccountId,
+    ownership::Flush,
     seal::{Binding, KeyRing, seal},
     session::{Known, Limits, Stop},
     timing::Timing,
@@ -34,7 +35,7 @@ use crate::{
     gate::Gate,
     metrics::Metrics,
     reload::reload,
-    slot::{Flush, ListRequest, Slot},
+    slot::{ListRequest, Slot},
 };
 
 struct Bench {
