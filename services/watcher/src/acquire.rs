@@ -190,7 +190,15 @@ async fn load(
     let ours: HashMap<Partition, Taken> = taken.iter().copied().collect();
     let mut known: HashMap<AccountId, Known> = HashMap::new();
     let mut unreadable: HashMap<AccountId, Flush> = HashMap::new();
+    let logs = &ledger.logs;
     for (account, found) in ledger.bus.checkpoints().load_group(group).await? {
+        // What was stored, of whatever partition, proves that the log had come so far, newer than what is written of it lazily: a
+        // log that is shorter now was cut, and must not grow over the positions that devices hold.
+        if let Ok(found) = &found {
+            let checkpoint = &found.value;
+            logs.ids()
+                .note_seen(group, checkpoint.log_id, checkpoint.position);
+        }
         if !ours.contains_key(&account.partition()) {
             continue;
         }
@@ -208,15 +216,9 @@ async fn load(
             }
         }
     }
-    let logs = &ledger.logs;
-    // What was stored proves that the log had come so far, newer than what is written of it lazily: a log that is shorter now was
-    // cut, and must not grow over the positions that devices hold.
+    // So does what a claim calls flushed.
     for before in ours.values().filter_map(|taken| taken.before) {
         logs.ids().note_seen(group, before.log_id, before.flushed);
-    }
-    for Known { checkpoint, .. } in known.values() {
-        logs.ids()
-            .note_seen(group, checkpoint.log_id, checkpoint.position);
     }
     let (log_id, tail) = logs.ids().check(group).await?;
     let mut begins: HashMap<Partition, Position> = HashMap::new();
