@@ -293,7 +293,13 @@ impl World {
             self.count("told again");
         }
         let epoch = stored.event.owner_epoch;
-        if epoch < self.claims[self.places[publish.account].partition].epoch {
+        let ledger = &mut self.ledgers[publish.account];
+        ledger.entries.push(stored.clone());
+        let run = &self.runs[publish.run];
+        let partition = self.places[publish.account].partition;
+        // What a session that is over sent comes after others may have read the log.
+        ledger.broken |= !run.alive || self.claims[partition].owner != Some(run.owner);
+        if epoch < self.claims[partition].epoch {
             self.count("zombie append");
         }
         self.say(|| {
@@ -552,6 +558,7 @@ impl World {
             if self.places[account].log != number {
                 continue;
             }
+            self.ledgers[account].broken = true;
             for (folder, place) in self.mailboxes[account].folders.iter().enumerate() {
                 let range = (folder, place.generation, 1, place.uid_next - 1);
                 self.mailboxes_told[account].ranges.push(range);

@@ -16,7 +16,7 @@ use crate::{
     gateway::Attach,
     mailbox::Work,
     scenario::{LOGS, PARTITIONS},
-    session::Told,
+    session::{Ledger, Told},
     world::{MS, S, World},
 };
 
@@ -309,11 +309,12 @@ impl World {
                 }
             }
             // Looked at when it was added, or not before its first login.
+            let mut first = Checkpoint::default();
             if self.mailboxes[account].search_ahead || self.chance(0.5) {
                 let looked = self.mailboxes[account].folders.clone().into_iter();
-                let first = looked
+                let looked = looked
                     .map(|folder| (folder.name.to_owned(), folder.generation, folder.uid_next));
-                let checkpoint = Checkpoint::first(first, self.wall_us());
+                first = Checkpoint::first(looked, self.wall_us());
                 for (number, folder) in self.mailboxes[account].folders.iter().enumerate() {
                     let told = (number, folder.generation, 1, folder.uid_next - 1);
                     self.mailboxes_told[account].ranges.push(told);
@@ -321,9 +322,14 @@ impl World {
                 self.last_revision += 1;
                 self.checkpoints[account] = Some(StoredCheckpoint {
                     revision: self.last_revision,
-                    record: checkpoint.to_record(),
+                    record: first.to_record(),
                 });
             }
+            self.ledgers.push(Ledger {
+                first,
+                entries: Vec::new(),
+                broken: false,
+            });
         }
         for gateway in [None, None, Some(0), Some(0)] {
             self.on_spawn(gateway);
@@ -393,7 +399,10 @@ impl World {
             self.now = rest;
         }
         if let Some(lacks) = self.unrest() {
-            self.fail(format!("does not stay at rest: {lacks}"));
+            return self.fail(format!("does not stay at rest: {lacks}"));
+        }
+        for account in 0..self.places.len() {
+            self.check_ledger(account);
         }
         let settled = (self.now - self.scenario.chaos_lasts).as_millis();
         self.coverage

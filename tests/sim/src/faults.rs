@@ -226,6 +226,7 @@ impl World {
                 self.say(|| format!("checkpoint of account {account} lost"));
                 self.checkpoints[account] = None;
                 self.mailboxes_told[account].acked.clear();
+                self.ledgers[account].broken = true;
             }
             Fault::KillGateway => {
                 let ready = self.ready_gateways();

@@ -5,8 +5,9 @@
 //! is one history: no thread, no clock, no await. A seed that fails is run again with a trace, and says how to repeat it.
 //!
 //! * [`run`] plays one seed: a time of faults, then everything is healed, and what must be true at the end is waited for.
-//! * What must be true always is checked where it could break: `owner` (checkpoint = fold(log)), `gateway` (no cursor that claims
-//!   what was not queued), `app` (nothing twice, nothing out of order, nothing of others), `check` (everything arrived).
+//! * What must be true always is checked where it could break: `owner` and `session` (checkpoint = fold(log)), `gateway` (no
+//!   cursor that claims what was not queued), `app` (nothing twice, nothing out of order, nothing of others), `check`
+//!   (everything arrived).
 //! * Bugs are planted by [`mailbell_core::plant`], to prove that they are found.
 #![expect(
     clippy::unwrap_used,

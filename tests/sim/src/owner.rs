@@ -226,6 +226,7 @@ impl World {
             }
             if self.owners[owner].folds_none {
                 self.mailboxes_told[account].acked.clear();
+                self.ledgers[account].broken = true;
             }
             self.check_nothing_forgotten(account, &known.checkpoint, job.read_to());
             self.start_run(owner, account, known);

@@ -1,6 +1,6 @@
 //! Drives the real sessions: carries out their effects on the models, and checks after each input what must be true always.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use mailbell_core::{
     checkpoint::Checkpoint,
@@ -10,6 +10,7 @@ use mailbell_core::{
 };
 
 use crate::{
+    bus::Stored,
     device::ListAsk,
     drive::Ev,
     mailbox::Work,
@@ -59,6 +60,14 @@ pub(crate) struct Told {
     pub(crate) acked: VecDeque<Acked>,
     /// Up to here an old owner's checkpoint may have left out what its successor told.
     pub(crate) forgiven: Position,
+}
+
+/// All that the log of an account ever held, and what that began with: what is known at the end must follow from it.
+pub(crate) struct Ledger {
+    pub(crate) first: Checkpoint,
+    pub(crate) entries: Vec<Rc<Stored>>,
+    /// No longer: something was lost, or a session that was over told what its successor need not know.
+    pub(crate) broken: bool,
 }
 
 impl Told {
@@ -420,6 +429,34 @@ impl World {
                 self.count("resyncs by the log");
             }
             _ => {}
+        }
+    }
+
+    /// What the session of an account knows at rest is exactly the fold of its log, wherever and by whomever it was folded.
+    pub(crate) fn check_ledger(&mut self, account: usize) {
+        let partition = self.places[account].partition;
+        let ledger = &self.ledgers[account];
+        if ledger.broken || self.removed[account] {
+            return;
+        }
+        let log_id = self.identities[self.places[account].log].log_id;
+        let owner = self.claims[partition].owner.unwrap();
+        let run = self.owners[owner].runs[&account];
+        let knows = self.runs[run].session.checkpoint().clone();
+        let mut told = ledger.first.clone();
+        let mut there = (told.log_id, told.position);
+        for stored in &ledger.entries {
+            told.fold(log_id, stored.position, &stored.event);
+            if stored.position <= knows.position {
+                there = (told.log_id, told.position);
+            }
+        }
+        self.count("log folded as a whole");
+        // Behind where it knows the log to be, a late publish may repeat what is known, and nothing else.
+        if !knows.same_told(&told) || (knows.log_id, knows.position) != there {
+            self.fail(format!(
+                "account {account} ends with {knows:?}, its whole log says {told:?}"
+            ));
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
     process::Process,
     read::Job,
     scenario::{Place, Scenario, places},
-    session::{Run, Told},
+    session::{Ledger, Run, Told},
 };
 
 /// The wall clock at the beginning, in microseconds since the epoch.
@@ -66,6 +66,7 @@ pub(crate) struct World {
     /// What was ever told of each account: message ids, by the log that held them or by a listing of a range.
     pub(crate) told: HashMap<String, u64>,
     pub(crate) mailboxes_told: Vec<Told>,
+    pub(crate) ledgers: Vec<Ledger>,
     pub(crate) paused: Vec<bool>,
     pub(crate) removed: Vec<bool>,
     /// How much all sessions asked for.
@@ -105,6 +106,7 @@ impl World {
             devices: Vec::new(),
             told: HashMap::new(),
             mailboxes_told: Vec::new(),
+            ledgers: Vec::new(),
             paused: Vec::new(),
             removed: Vec::new(),
             effects: 0,
