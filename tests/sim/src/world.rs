@@ -201,6 +201,8 @@ impl World {
             self.heal();
             self.settle();
         }
+        // Whoever compares two histories compares their length too.
+        self.coverage.add("steps", self.steps);
     }
 
     /// The next thing that happens before `end`.

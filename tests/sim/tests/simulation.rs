@@ -24,7 +24,7 @@ fn number(name: &str) -> Option<u64> {
 fn play(first: u64, many: u64) -> Result<Coverage, Failure> {
     let next = AtomicU64::new(first);
     let stop = AtomicBool::new(false);
-    let all = Mutex::new((Coverage::default(), None::<u64>));
+    let all = Mutex::new((Coverage::default(), None::<Failure>));
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -38,15 +38,16 @@ fn play(first: u64, many: u64) -> Result<Coverage, Failure> {
                     }
                     match run(seed, 0) {
                         Ok(covered) => mine.merge(&covered),
-                        Err(_) => {
+                        Err(failure) => {
                             stop.store(true, Ordering::Relaxed);
-                            failed = Some(seed);
+                            failed = Some(failure);
                         }
                     }
                 }
                 if let Ok(mut all) = all.lock() {
                     all.0.merge(&mine);
-                    all.1 = [all.1, failed].into_iter().flatten().min();
+                    let both = [all.1.take(), failed].into_iter().flatten();
+                    all.1 = both.min_by_key(|failure| failure.seed);
                 }
             });
         }
@@ -55,9 +56,35 @@ fn play(first: u64, many: u64) -> Result<Coverage, Failure> {
         .into_inner()
         .unwrap_or_else(|poison| poison.into_inner());
     match failed {
-        // Once more, with a trace.
-        Some(seed) => run(seed, TRACE_LINES).map(|_| coverage),
+        Some(failure) => Err(traced(failure)),
         None => Ok(coverage),
+    }
+}
+
+/// Plays a seed that failed once more, with a trace.
+fn traced(first: Failure) -> Failure {
+    let (second, trace) = match run(first.seed, TRACE_LINES) {
+        Ok(_) => ("nothing".to_owned(), Vec::new()),
+        Err(again) if again.what == first.what => return again,
+        Err(again) => (again.what, again.trace),
+    };
+    Failure {
+        what: format!(
+            "a seed is not one history: first {}, then {second}",
+            first.what
+        ),
+        trace,
+        ..first
+    }
+}
+
+#[test]
+fn a_seed_is_one_history() {
+    for seed in 0..20 {
+        let first = run(seed, 0).map_err(|failure| failure.what);
+        // Watching changes nothing.
+        let second = run(seed, TRACE_LINES).map_err(|failure| failure.what);
+        assert_eq!(first, second, "seed {seed}");
     }
 }
 
