@@ -300,6 +300,7 @@ impl World {
             self.mailboxes.push(mailbox);
             self.mailboxes_told.push(Told::default());
             self.paused.push(false);
+            self.narrowed.push(None);
             self.removed.push(false);
             self.checkpoints.push(None);
             let folders = self.places[account].folders;
@@ -362,6 +363,7 @@ impl World {
             self.mailboxes[account].up = true;
             self.mailboxes[account].password_right = true;
             self.pause(account, false);
+            self.narrow(account, None);
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     SlowDevice,
     Resubscribe,
     Pause,
+    Refolder,
+    RenewClaim,
     Relogin,
     Remove,
 }
@@ -73,6 +75,8 @@ impl Fault {
         (Self::SlowDevice, 3),
         (Self::Resubscribe, 1),
         (Self::Pause, 1),
+        (Self::Refolder, 1),
+        (Self::RenewClaim, 1),
         (Self::Relogin, 1),
         (Self::Remove, 1),
     ];
@@ -255,7 +259,13 @@ impl World {
                 self.crash_device(device, Some(subject));
             }
             Fault::Pause => self.pause(account, !self.paused[account]),
+            Fault::Refolder => {
+                let only = self.narrowed[account].is_none().then_some(folder);
+                self.narrow(account, only);
+            }
+            Fault::RenewClaim => self.renew_claim(partition),
             Fault::Relogin => {
+                self.count("login changed");
                 for run in self.live_runs(account) {
                     self.give(run, Input::Relogin);
                 }
@@ -287,9 +297,26 @@ impl World {
         self.count("paused or resumed");
         self.paused[account] = paused;
         for run in self.live_runs(account) {
-            let config = Box::new(self.config(self.runs[run].owner, account));
-            self.give(run, Input::Reconfigure { config });
+            self.reconfigure(run);
         }
+    }
+
+    /// Only this folder is watched from now on, or all again.
+    pub(crate) fn narrow(&mut self, account: usize, only: Option<usize>) {
+        if self.narrowed[account] == only || self.places[account].folders.len() == 1 {
+            return;
+        }
+        self.count("folders changed");
+        self.narrowed[account] = only;
+        for run in self.live_runs(account) {
+            self.reconfigure(run);
+        }
+    }
+
+    pub(crate) fn reconfigure(&mut self, run: usize) {
+        let config = self.config(self.runs[run].owner, self.runs[run].account);
+        let config = Box::new(config);
+        self.give(run, Input::Reconfigure { config });
     }
 
     /// An account is removed: its session says so, then all that is stored of it goes.

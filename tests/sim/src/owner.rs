@@ -14,7 +14,7 @@ use mailbell_core::{
 };
 
 use crate::{
-    bus::Stand,
+    bus::{Claim, Stand},
     drive::Ev,
     read::{Job, Purpose, Range},
     scenario::LOG_OF,
@@ -50,10 +50,9 @@ impl World {
         let place = &self.places[account];
         Config {
             account: place.account.clone(),
-            folders: place
-                .folders
-                .iter()
-                .map(|name| (*name).to_owned())
+            folders: (0..place.folders.len())
+                .filter(|folder| self.narrowed[account].is_none_or(|only| only == *folder))
+                .map(|folder| place.folders[folder].to_owned())
                 .collect(),
             paused: self.paused[account],
             owner_epoch: self.owners[owner].epoch,
@@ -71,11 +70,10 @@ impl World {
             return self.after(500 * MS, Ev::Take { partition });
         };
         let number = self.owners.len();
-        let seconds = u64::try_from(self.wall_us() / 1_000_000).unwrap();
+        let epoch = self.next_epoch(partition);
         let claim = &mut self.claims[partition];
         let old = claim.owner.replace(number);
-        // As the bus numbers ownerships: not below the seconds since 1970.
-        claim.epoch = seconds.max(claim.epoch + 1);
+        claim.epoch = epoch;
         let owner = Owner {
             process,
             partition,
@@ -100,6 +98,34 @@ impl World {
             owner: number,
             only: None,
         });
+    }
+
+    /// A claim aged out and nobody took it: it is taken again, under another epoch, and the sessions go on.
+    pub(crate) fn renew_claim(&mut self, partition: usize) {
+        let Some(owner) = self.claims[partition].owner else {
+            return;
+        };
+        if self.owners[owner].phase != Phase::Running || !self.is_up(self.owners[owner].process) {
+            return;
+        }
+        self.count("claim taken again");
+        let epoch = self.next_epoch(partition);
+        self.claims[partition] = Claim {
+            owner: Some(owner),
+            epoch,
+            ..Claim::default()
+        };
+        self.owners[owner].epoch = epoch;
+        self.say(|| format!("owner {owner}: takes partition {partition} again"));
+        for run in self.owners[owner].runs.clone().into_values() {
+            self.reconfigure(run);
+        }
+    }
+
+    /// As the bus numbers ownerships: not below the seconds since 1970.
+    fn next_epoch(&self, partition: usize) -> OwnerEpoch {
+        let seconds = u64::try_from(self.wall_us() / 1_000_000).unwrap();
+        seconds.max(self.claims[partition].epoch + 1)
     }
 
     fn is_owner(&self, owner: usize) -> bool {

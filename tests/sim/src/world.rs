@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) mailboxes_told: Vec<Told>,
     pub(crate) ledgers: Vec<Ledger>,
     pub(crate) paused: Vec<bool>,
+    /// The only folder that is watched.
+    pub(crate) narrowed: Vec<Option<usize>>,
     pub(crate) removed: Vec<bool>,
     /// How much all sessions asked for.
     pub(crate) effects: u64,
@@ -108,6 +110,7 @@ impl World {
             mailboxes_told: Vec::new(),
             ledgers: Vec::new(),
             paused: Vec::new(),
+            narrowed: Vec::new(),
             removed: Vec::new(),
             effects: 0,
         }
