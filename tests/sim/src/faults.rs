@@ -39,6 +39,7 @@ pub(crate) enum Fault {
     CrashDevice,
     SlowDevice,
     Resubscribe,
+    Unreadable,
     Pause,
     Refolder,
     RenewClaim,
@@ -74,6 +75,7 @@ impl Fault {
         (Self::CrashDevice, 4),
         (Self::SlowDevice, 3),
         (Self::Resubscribe, 1),
+        (Self::Unreadable, 1),
         (Self::Pause, 1),
         (Self::Refolder, 1),
         (Self::RenewClaim, 1),
@@ -150,6 +152,15 @@ impl World {
                 self.count("late lower uid");
                 let hidden = self.between(50 * MS, 4 * S);
                 self.deliver(account, folder, hidden);
+                self.arrive(account, folder, 1);
+            }
+            Fault::Unreadable => {
+                self.count("unreadable message");
+                let uid = self.deliver(account, folder, Duration::ZERO);
+                let messages = &mut self.mailboxes[account].folders[folder].messages;
+                if let Some(message) = messages.get_mut(&uid) {
+                    message.unreadable = true;
+                }
                 self.arrive(account, folder, 1);
             }
             Fault::Expunge => self.expunge(account, folder),

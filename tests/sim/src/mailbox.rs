@@ -24,6 +24,8 @@ pub(crate) struct Message {
     pub(crate) seen: bool,
     /// Whether it can be fetched yet.
     pub(crate) visible: bool,
+    /// Whoever fetches it is disconnected.
+    pub(crate) unreadable: bool,
 }
 
 /// A folder.
@@ -126,6 +128,7 @@ impl World {
             arrived,
             seen,
             visible: hidden.is_zero(),
+            unreadable: false,
         };
         place.messages.insert(uid, message);
         self.say(|| format!("mail {account}/{folder}: uid {uid} arrives, hidden {hidden:?}"));
@@ -486,7 +489,11 @@ impl World {
         let conn = &self.conns[index];
         let (number, generation, _) = conn.selected?;
         let folder = &self.mailboxes[conn.account].folders[number];
-        if folder.generation != generation {
+        let unreadable = |uid| {
+            let message: Option<&Message> = folder.messages.get(uid);
+            message.is_some_and(|message| message.unreadable)
+        };
+        if folder.generation != generation || uids.iter().any(unreadable) {
             return None;
         }
         let fetched = |uid: &Uid| {

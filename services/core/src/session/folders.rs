@@ -19,6 +19,37 @@ struct Recheck {
     at: Duration,
 }
 
+/// Messages that are asked for at once, ascending by UID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Page {
+    first: Uid,
+    last: Uid,
+    pub(super) size: usize,
+}
+
+impl Page {
+    pub(super) fn of(uids: &[Uid]) -> Option<Self> {
+        Some(Self {
+            first: *uids.first()?,
+            last: *uids.last()?,
+            size: uids.len(),
+        })
+    }
+}
+
+/// Among these is a message whose fetch ends the connection. Dovecot (2.3 and 2.4) says BYE where it cannot read one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Suspects {
+    first: Uid,
+    last: Uid,
+    /// The one that was asked for alone, and how often in a row the connection was lost with it.
+    alone: Uid,
+    losses: u32,
+}
+
+/// A message that was asked for alone so often and always took the connection with it is told unread.
+const UNREADABLE_AFTER: u32 = 3;
+
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) name: String,
@@ -28,6 +59,8 @@ pub(super) struct Watch {
     pub(super) select: bool,
     /// New messages that a look found and that are yet to be fetched, ascending.
     pub(super) backlog: VecDeque<Uid>,
+    /// These are fetched one by one.
+    pub(super) suspects: Option<Suspects>,
     /// The planted bug's: what should have gone before the backlog.
     pub(super) bulk_later: Option<Event>,
     /// People don't read it.
@@ -58,6 +91,7 @@ impl Watch {
             dirty: true,
             select: true,
             backlog: VecDeque::new(),
+            suspects: None,
             bulk_later: None,
             quiet: false,
             missing: false,
@@ -78,6 +112,65 @@ impl Watch {
         self.bulk_later = None;
         self.dirty = true;
         self.looked_us = None;
+    }
+
+    /// Takes what is to be fetched next out of the backlog.
+    pub(super) fn next_page(&mut self, most: usize) -> Vec<Uid> {
+        let suspects = self.suspects;
+        let is_suspect = |uid: &Uid| {
+            suspects.is_some_and(|suspects| (suspects.first..=suspects.last).contains(uid))
+        };
+        let size = match self.backlog.front() {
+            Some(first) if is_suspect(first) => 1,
+            _ => {
+                let harmless = self.backlog.iter().take_while(|uid| !is_suspect(uid));
+                harmless.take(most).count()
+            }
+        };
+        self.backlog.drain(..size).collect()
+    }
+
+    /// Takes the next message out of the backlog if it cannot be fetched.
+    pub(super) fn next_unreadable(&mut self) -> Option<Uid> {
+        let suspects = self.suspects?;
+        let next = *self.backlog.front()?;
+        if next != suspects.alone || suspects.losses < UNREADABLE_AFTER {
+            return None;
+        }
+        self.backlog.pop_front()
+    }
+
+    /// The connection was lost while this was fetched.
+    pub(super) fn suspect(&mut self, page: Page) {
+        let suspects = self.suspects.get_or_insert(Suspects {
+            first: page.first,
+            last: page.last,
+            alone: 0,
+            losses: 0,
+        });
+        suspects.first = suspects.first.min(page.first);
+        suspects.last = suspects.last.max(page.last);
+        if page.size > 1 {
+            return;
+        }
+        if suspects.alone != page.first {
+            suspects.alone = page.first;
+            suspects.losses = 0;
+        }
+        suspects.losses = suspects.losses.saturating_add(1);
+    }
+
+    /// This was fetched.
+    pub(super) fn clear(&mut self, page: Page) {
+        self.suspects = self
+            .suspects
+            .filter(|suspects| page.last < suspects.last)
+            .map(|suspects| Suspects {
+                first: suspects.first.max(page.last.saturating_add(1)),
+                alone: 0,
+                losses: 0,
+                ..suspects
+            });
     }
 
     /// A look ended; `expect_more`: something that should be there is not. Looks again soon, for a while.

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use mailbell_proto::push::v1::{Bulk, Resync, ResyncReason, resync::Scope};
+use mailbell_proto::push::v1::{Bulk, Message, Resync, ResyncReason, resync::Scope};
 use prost::Message as _;
 
 use super::{
     Effect, Fetched, Look, Now, Op, Session,
+    folders::Page,
     mailbox::{Connection, LOOK_PACE_MOST, Work},
 };
 use crate::{
@@ -57,16 +58,41 @@ impl Session {
         effects.push(effect);
     }
 
-    pub(super) fn fetch(&mut self, index: usize, effects: &mut Vec<Effect>) {
-        let op = self.op();
-        let page = self.config.limits.page;
+    pub(super) fn fetch(&mut self, now: Now, index: usize, effects: &mut Vec<Effect>) {
+        let most = self.config.limits.page;
         let Some(watch) = self.watches.get_mut(index) else {
             return;
         };
-        let size = page.min(watch.backlog.len());
-        let uids = watch.backlog.drain(..size).collect();
-        self.busy(op, Work::Fetch(index, size));
+        if let Some(uid) = watch.next_unreadable() {
+            self.tell_unread(now, index, uid);
+            self.advance_append(now, effects);
+            return;
+        }
+        let uids = watch.next_page(most);
+        let Some(page) = Page::of(&uids) else {
+            return;
+        };
+        let op = self.op();
+        self.busy(op, Work::Fetch(index, page));
         effects.push(Effect::Fetch { op, uids });
+    }
+
+    /// Tells of a message that the server cannot give: that it is there, and nothing of what is in it.
+    fn tell_unread(&mut self, now: Now, index: usize, uid: Uid) {
+        let message = Message {
+            uid,
+            internal_date_ms: now.wall_us / 1000,
+            ..Message::default()
+        };
+        let traceparent = String::new();
+        self.tell_messages(
+            now,
+            index,
+            vec![Fetched {
+                message,
+                traceparent,
+            }],
+        );
     }
 
     pub(super) fn on_looked(&mut self, now: Now, op: Op, look: Look) {
@@ -109,6 +135,7 @@ impl Session {
             return;
         }
         if let Some(reason) = reason {
+            watch.suspects = None;
             let from = look.uid_next.saturating_sub(UNSETTLED).max(1);
             if look.uid_next > 1 && watch_begins.is_none_or(|(of, _)| of != look.generation) {
                 // Once more, for what of the newest is there: the rest may show up after devices have listed.
@@ -213,16 +240,25 @@ impl Session {
     }
 
     pub(super) fn on_fetched(&mut self, now: Now, op: Op, messages: Vec<Fetched>) {
-        let Some(Work::Fetch(index, asked)) = self.answered(op) else {
+        let Some(Work::Fetch(index, page)) = self.answered(op) else {
             return;
         };
         let Some(watch) = self.watches.get_mut(index) else {
             return;
         };
-        if messages.len() < asked {
+        watch.clear(page);
+        if messages.len() < page.size {
             // Expunged since, or the server names messages before it gives them.
             watch.missed_some(now, &self.config.limits);
         }
+        self.tell_messages(now, index, messages);
+        self.poll_every = self.config.limits.poll_least;
+    }
+
+    fn tell_messages(&mut self, now: Now, index: usize, messages: Vec<Fetched>) {
+        let Some(watch) = self.watches.get(index) else {
+            return;
+        };
         let id = self.checkpoint.folder_id(&watch.name);
         let Some(folder) = self.checkpoint.folder(id) else {
             return;
@@ -268,7 +304,6 @@ impl Session {
                 content: Bytes::from(message.encode_to_vec()),
             });
         }
-        self.poll_every = self.config.limits.poll_least;
     }
 
     fn tell(

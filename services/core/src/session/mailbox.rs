@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt as _};
 
-use super::{Effect, Failure, Now, Op, Session, Severity, Wake};
+use super::{Effect, Failure, Now, Op, Session, Severity, Wake, folders::Page};
 
 /// A connection that was well for so long is a success: the next failure begins with the shortest delay.
 const WELL_AFTER: Duration = Duration::from_secs(30);
@@ -28,8 +28,8 @@ pub(super) enum Connection {
 pub(super) enum Work {
     Open,
     Look(usize),
-    /// Of this folder, so many messages.
-    Fetch(usize, usize),
+    /// Of this folder, these messages.
+    Fetch(usize, Page),
     Park {
         idle: bool,
         interrupted: bool,
@@ -124,6 +124,11 @@ impl Session {
             }
             // Without the folder that is held open there is nothing to wait on.
             effects.push(Effect::Drop);
+        }
+        if let Work::Fetch(index, page) = work
+            && let Some(watch) = self.watches.get_mut(index)
+        {
+            watch.suspect(page);
         }
         let act = self.condition.failed(now, &failure);
         // A look that works and a fetch or an IDLE that fails, again and again, must not become a loop of logins.
@@ -323,7 +328,7 @@ impl Session {
                 .iter()
                 .position(|watch| !watch.backlog.is_empty())
             {
-                self.fetch(index, effects);
+                self.fetch(now, index, effects);
                 return;
             }
             if let Some(bulk) = self

@@ -105,10 +105,20 @@ impl Bench {
     }
 
     fn fetch(&mut self) -> Vec<u32> {
-        let (op, uids) = self.take(|effect| match effect {
+        let (op, uids) = self.asked();
+        self.fetched(op, &uids);
+        uids
+    }
+
+    /// The page that is to be fetched.
+    fn asked(&mut self) -> (Op, Vec<u32>) {
+        self.take(|effect| match effect {
             Effect::Fetch { op, uids } => Some((*op, uids.clone())),
             _ => None,
-        });
+        })
+    }
+
+    fn fetched(&mut self, op: Op, uids: &[u32]) {
         let messages = uids
             .iter()
             .map(|uid| Fetched {
@@ -122,7 +132,27 @@ impl Bench {
             })
             .collect();
         self.give(Input::FetchedPage { op, messages });
-        uids
+    }
+
+    /// The connection is lost with what was asked for, and comes back. How long that took.
+    fn disconnect(&mut self, op: Op) -> Duration {
+        let begin = self.now.mono;
+        self.give(Input::Failed {
+            op,
+            failure: Failure {
+                code: "disconnected",
+                sentence: "The mail server closed the connection.".to_owned(),
+                severity: Severity::Transient,
+            },
+        });
+        while !self.has(|effect| matches!(effect, Effect::Open { .. })) {
+            self.now.mono += Duration::from_millis(100);
+            self.give(Input::Tick);
+            // Devices are told of a long failure.
+            self.appends();
+        }
+        self.open();
+        self.now.mono - begin
     }
 
     fn append(&mut self) -> (Op, Event) {
@@ -422,32 +452,44 @@ fn a_listing_does_not_come_between_a_look_and_its_fetch() {
 fn a_fetch_that_fails_again_and_again_is_no_loop_of_logins() {
     let mut bench = Bench::watching();
     let mut waited = Duration::ZERO;
-    for _ in 0..20 {
-        bench.look(look(&[10]));
-        let op = bench.take(|effect| match effect {
-            Effect::Fetch { op, .. } => Some(*op),
-            _ => None,
-        });
-        let begin = bench.now.mono;
-        bench.give(Input::Failed {
-            op,
-            failure: Failure {
-                code: "disconnected",
-                sentence: "The mail server closed the connection.".to_owned(),
-                severity: Severity::Transient,
-            },
-        });
-        while !bench.has(|effect| matches!(effect, Effect::Open { .. })) {
-            bench.now.mono += Duration::from_millis(100);
-            bench.give(Input::Tick);
-            // Devices are told of a long failure.
-            bench.appends();
-        }
-        waited = waited.max(bench.now.mono - begin);
-        bench.open();
+    for uid in 10..30 {
+        bench.look(look(&[uid]));
+        let (op, _) = bench.asked();
+        waited = waited.max(bench.disconnect(op));
     }
     let most = Limits::default().reconnect_most;
     assert!(waited > most / 3, "the delay grows: {waited:?}");
+}
+
+#[test]
+fn a_message_that_takes_the_connection_with_it_stops_no_other() {
+    let mut bench = Bench::watching();
+    let (mut asked, mut told) = (Vec::new(), Vec::new());
+    while told.len() < 4 {
+        assert!(asked.len() < 20, "no end: {asked:?}");
+        if bench.has(|effect| matches!(effect, Effect::Look { .. })) {
+            let new = (10..=13).filter(|uid| !told.contains(uid));
+            let found = look(&new.collect::<Vec<_>>());
+            bench.look(found);
+        }
+        if bench.has(|effect| matches!(effect, Effect::Fetch { .. })) {
+            let (op, uids) = bench.asked();
+            if uids.contains(&11) {
+                bench.disconnect(op);
+            } else {
+                bench.fetched(op, &uids);
+            }
+            asked.push(uids);
+        }
+        let facts = bench.appends();
+        told.extend(facts.iter().filter_map(|fact| match fact {
+            Fact::Arrived { uid, .. } => Some(*uid),
+            _ => None,
+        }));
+    }
+    assert_eq!(told, [10, 11, 12, 13]);
+    let expected: [&[u32]; 6] = [&[10, 11], &[10], &[11], &[11], &[11], &[12, 13]];
+    assert_eq!(asked, expected);
 }
 
 #[test]
