@@ -9,6 +9,8 @@ use mailbell_core::{
     session::{Effect, Input, Known, Now, Op, Outcome, Session, Tail},
 };
 
+use mailbell_proto::push::v1::Health;
+
 use crate::{
     bus::Stored,
     device::ListAsk,
@@ -292,9 +294,13 @@ impl World {
             Effect::Append { op, event, retry } => {
                 let state = &mut self.runs[run];
                 let busy = state.append.is_some() || state.tail.is_some();
+                let over = state.session.checkpoint().health == Health::Removed;
                 state.append = Some((op, (*event).clone()));
                 if busy {
                     self.fail(format!("run {run} has two appends in flight"));
+                }
+                if over && !retry {
+                    self.fail(format!("run {run} tells of an account after its removal"));
                 }
                 self.send_append(run, op, event, retry);
             }

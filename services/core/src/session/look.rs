@@ -103,6 +103,10 @@ impl Session {
         let Some(watch) = self.watches.get_mut(index) else {
             return;
         };
+        if self.stop.is_some() {
+            watch.look_again();
+            return;
+        }
         let quick = now.mono.saturating_sub(watch.looked_at) < LOOK_PACE_MOST * 2;
         let nothing = look.uids.is_empty() && look.late.is_empty();
         self.empty_looks = if quick && nothing {
@@ -246,6 +250,11 @@ impl Session {
         let Some(watch) = self.watches.get_mut(index) else {
             return;
         };
+        if self.stop.is_some() {
+            // Nothing may follow what is told last.
+            watch.look_again();
+            return;
+        }
         watch.clear(page);
         if messages.len() < page.size {
             // Expunged since, or the server names messages before it gives them.

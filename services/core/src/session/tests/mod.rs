@@ -422,6 +422,34 @@ fn a_hand_over_stores_what_is_known_first() {
 }
 
 #[test]
+fn nothing_is_told_of_an_account_after_its_removal() {
+    for fetching in [false, true] {
+        let mut bench = Bench::watching();
+        let mut op = bench.take(|effect| match effect {
+            Effect::Look { op, .. } => Some(*op),
+            _ => None,
+        });
+        let mut found = look(&[10]);
+        if fetching {
+            bench.give(Input::Looked { op, look: found });
+            op = bench.asked().0;
+            bench.give(Input::Stop(Stop::Removed));
+            assert_eq!(bench.appends().len(), 1);
+            bench.fetched(op, &[10]);
+        } else {
+            found.generation = 11;
+            found.uid_next = 1;
+            bench.give(Input::Stop(Stop::Removed));
+            assert_eq!(bench.appends().len(), 1);
+            bench.give(Input::Looked { op, look: found });
+        }
+        assert!(bench.session.removal_told());
+        assert_eq!(bench.appends(), []);
+        assert!(bench.has(|effect| matches!(effect, Effect::Close { .. })));
+    }
+}
+
+#[test]
 fn a_listing_does_not_come_between_a_look_and_its_fetch() {
     let mut bench = Bench::watching();
     let op = bench.take(|effect| match effect {
