@@ -261,7 +261,7 @@ impl Session {
             watch.missed_some(now, &self.config.limits);
         }
         self.tell_messages(now, index, messages);
-        self.poll_every = self.config.limits.poll_least;
+        self.poll_every = self.poll_least();
     }
 
     fn tell_messages(&mut self, now: Now, index: usize, messages: Vec<Fetched>) {

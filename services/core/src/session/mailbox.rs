@@ -90,6 +90,7 @@ impl Session {
         }
         self.idle = idle;
         self.handshake = handshake;
+        self.poll_every = self.poll_every.max(self.poll_least());
         for watch in &mut self.watches {
             watch.quiet = quiet.contains(&watch.name);
             watch.dirty = true;
@@ -172,14 +173,19 @@ impl Session {
         }
     }
 
+    /// No poll comes sooner than this after the last look.
+    pub(super) fn poll_least(&self) -> Duration {
+        let limits = self.config.limits;
+        limits
+            .poll_least
+            .max(self.handshake * limits.poll_handshakes)
+    }
+
     pub(super) fn on_polled(&mut self, now: Now, op: Op, changed: bool) {
         if self.answered(op).is_none() {
             return;
         }
-        let limits = self.config.limits;
-        let least = limits
-            .poll_least
-            .max(self.handshake * limits.poll_handshakes);
+        let (limits, least) = (self.config.limits, self.poll_least());
         self.poll_every = if changed {
             least
         } else {

@@ -60,6 +60,10 @@ impl Bench {
     }
 
     fn open(&mut self) {
+        self.open_with(true, Duration::from_millis(30));
+    }
+
+    fn open_with(&mut self, idle: bool, handshake: Duration) {
         self.give(Input::Start);
         let op = self.take(|effect| match effect {
             Effect::Open { op } => Some(*op),
@@ -67,8 +71,8 @@ impl Bench {
         });
         self.give(Input::Opened {
             op,
-            idle: true,
-            handshake: Duration::from_millis(30),
+            idle,
+            handshake,
             quiet_folders: Vec::new(),
         });
     }
@@ -487,6 +491,35 @@ fn a_fetch_that_fails_again_and_again_is_no_loop_of_logins() {
     }
     let most = Limits::default().reconnect_most;
     assert!(waited > most / 3, "the delay grows: {waited:?}");
+}
+
+#[test]
+fn no_poll_comes_sooner_than_the_server_can_stand() {
+    let mut bench = Bench::watching();
+    bench.give(Input::Relogin);
+    let handshake = Duration::from_secs(3);
+    bench.open_with(false, handshake);
+    let least = handshake * Limits::default().poll_handshakes;
+    for found in [&[][..], &[10]] {
+        bench.look(look(found));
+        if !found.is_empty() {
+            bench.fetch();
+            bench.appends();
+        }
+        let (op, most) = bench.take(|effect| match effect {
+            Effect::Park { op, most, .. } => Some((*op, *most)),
+            _ => None,
+        });
+        assert_eq!(most, least);
+        bench.now.mono += most;
+        let wake = Wake::Expired;
+        bench.give(Input::Woke { op, wake });
+        let op = bench.take(|effect| match effect {
+            Effect::Poll { op } => Some(*op),
+            _ => None,
+        });
+        bench.give(Input::Polled { op, changed: true });
+    }
 }
 
 #[test]
