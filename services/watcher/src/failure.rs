@@ -91,6 +91,10 @@ pub const CODES: &[(&str, &str)] = &[
     ),
     (LOG_DENIED, "the watcher's NATS user may not append"),
     (LOG_REFUSES, "the log refuses an event"),
+    (
+        CHECKPOINT_NOT_STORED,
+        "what is known of the mailbox cannot be stored",
+    ),
     (BUSY, "too much is asked of the owner at once: try again"),
     (
         NOT_CONNECTED,
@@ -119,6 +123,7 @@ pub(crate) const STORAGE_FULL: &str = "storage-full";
 pub(crate) const LOG_UNAVAILABLE: &str = "log-unavailable";
 pub(crate) const LOG_DENIED: &str = "log-denied";
 pub(crate) const LOG_REFUSES: &str = "log-refuses";
+pub(crate) const CHECKPOINT_NOT_STORED: &str = "checkpoint-not-stored";
 pub(crate) const BUSY: &str = "busy";
 pub(crate) const NOT_CONNECTED: &str = "not-connected";
 pub(crate) const NOT_OWNER: &str = "not-owner";
@@ -229,6 +234,20 @@ pub(crate) fn of_refusal(class: Refusal) -> (&'static str, String) {
         ),
     };
     (code, sentence.to_owned())
+}
+
+/// Code and sentence of a checkpoint that could not be stored.
+pub(crate) fn of_store(error: &BusError) -> (&'static str, String) {
+    if error.code() == Code::Full {
+        return of_refusal(Refusal::StorageFull);
+    }
+    let sentence = match error.code() {
+        Code::Denied => {
+            "The watcher's NATS user may not store what is known of the mailbox: check its permissions."
+        }
+        _ => "What is known of the mailbox cannot be stored in NATS: it is tried again.",
+    };
+    (CHECKPOINT_NOT_STORED, sentence.to_owned())
 }
 
 /// As the answer to a request. What passes may be asked again.

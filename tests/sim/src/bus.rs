@@ -591,7 +591,7 @@ impl World {
         let process = self.owners[self.runs[run].owner].process;
         let account = self.runs[run].account;
         if !self.processes[process].up {
-            return self.give(run, Input::CheckpointStored { op, revision: None });
+            return self.give(run, not_stored(op));
         }
         let there = self.checkpoints[account]
             .as_ref()
@@ -619,11 +619,20 @@ impl World {
         });
         self.count("checkpoint stored");
         let unsure = self.mishap(self.scenario.store_unsure, "store unsure");
-        let revision = (!unsure).then_some(revision);
-        self.soon(Ev::Give {
-            run,
-            input: Input::CheckpointStored { op, revision },
-        });
+        let input = if unsure {
+            not_stored(op)
+        } else {
+            Input::CheckpointStored { op, revision }
+        };
+        self.soon(Ev::Give { run, input });
+    }
+}
+
+fn not_stored(op: Op) -> Input {
+    Input::CheckpointNotStored {
+        op,
+        code: "checkpoint-not-stored",
+        sentence: "The simulation does not store it.".to_owned(),
     }
 }
 

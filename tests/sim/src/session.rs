@@ -197,7 +197,9 @@ impl World {
                     state.oracle.fold(log_id, *position, event);
                 }
             }
-            Input::CheckpointStored { op, .. } | Input::CheckpointConflict { op } => {
+            Input::CheckpointStored { op, .. }
+            | Input::CheckpointNotStored { op, .. }
+            | Input::CheckpointConflict { op } => {
                 state.store.take_if(|awaited| awaited == op);
             }
             Input::Opened { op, .. }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{Limits, Now};
+use super::{Limits, Now, health::Words};
 use crate::{
     event::Event,
     ids::{Generation, Uid},
@@ -65,8 +65,8 @@ pub(super) struct Watch {
     pub(super) bulk_later: Option<Event>,
     /// People don't read it.
     pub(super) quiet: bool,
-    /// It does not exist.
-    pub(super) missing: bool,
+    /// It does not exist: what is said of that.
+    pub(super) missing: Option<Words>,
     /// When the server's notice was read that the next look answers.
     pub(super) noticed_us: Option<i64>,
     /// When the look began whose findings are being told; becomes the time of the last look once all are.
@@ -94,7 +94,7 @@ impl Watch {
             suspects: None,
             bulk_later: None,
             quiet: false,
-            missing: false,
+            missing: None,
             noticed_us: None,
             looked_us: None,
             looked_at: Duration::ZERO,
@@ -238,4 +238,9 @@ impl Watch {
             .map(|recheck| recheck.at)
             .filter(|at| *at != Duration::MAX)
     }
+}
+
+/// What is said of the first folder that does not exist.
+pub(super) fn missing(watches: &[Watch]) -> Option<&Words> {
+    watches.iter().find_map(|watch| watch.missing.as_ref())
 }

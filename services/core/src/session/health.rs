@@ -6,8 +6,16 @@ use bytes::Bytes;
 use mailbell_proto::push::v1::{AccountState, Health};
 use prost::Message as _;
 
-use super::{Failure, Now, Session, Severity, Status, Stop};
+use super::{Failure, Now, Session, Severity, Status, Stop, folders};
 use crate::event::{Event, Fact};
+
+/// A stable word for programs, and a sentence for a person.
+pub(super) type Words = (&'static str, String);
+
+/// A log that leaves so many appends in a row unanswered does not work.
+const SILENT_AFTER: u32 = 2;
+/// A checkpoint that so many times in a row could not be stored is told of: a single failure passes.
+const UNSTORED_AFTER: u32 = 3;
 
 /// The account's condition now.
 #[derive(Debug)]
@@ -18,7 +26,12 @@ pub(super) struct Condition {
     since_us: i64,
     failing_since: Option<Duration>,
     permanent: u32,
-    log_trouble: Option<(&'static str, String)>,
+    /// What keeps the log from taking events.
+    log_trouble: Option<Words>,
+    /// Appends in a row that the log did not answer.
+    silences: u32,
+    /// What keeps the checkpoint from being stored, and how often in a row it did.
+    store_trouble: Option<(Words, u32)>,
     last_arrival_us: i64,
     shown: Option<Status>,
     telling: Option<Health>,
@@ -34,6 +47,8 @@ impl Condition {
             failing_since: None,
             permanent: 0,
             log_trouble: None,
+            silences: 0,
+            store_trouble: None,
             last_arrival_us: 0,
             shown: None,
             telling: None,
@@ -59,18 +74,6 @@ impl Condition {
             );
         }
         self.forget_failures();
-    }
-
-    pub(super) fn missing_folder(&mut self, failure: &Failure) {
-        self.code = failure.code;
-        self.sentence.clone_from(&failure.sentence);
-    }
-
-    pub(super) fn folder_found(&mut self) {
-        if self.health == Health::Watching && self.code != "watching" {
-            self.code = "watching";
-            self.sentence = "Watching for new mail.".to_owned();
-        }
     }
 
     /// Answers whether a person must act.
@@ -123,12 +126,38 @@ impl Condition {
         self.last_arrival_us = self.last_arrival_us.max(wall_us);
     }
 
-    pub(super) fn log_refuses(&mut self, _now: Now, code: &'static str, sentence: String) {
-        self.log_trouble = Some((code, sentence));
+    pub(super) fn log_refuses(&mut self, words: Words) {
+        self.silences = 0;
+        self.log_trouble = Some(words);
+    }
+
+    pub(super) fn log_is_silent(&mut self) {
+        self.silences = self.silences.saturating_add(1);
+        if self.silences >= SILENT_AFTER {
+            self.log_trouble = Some((
+                "log-unavailable",
+                "The log does not answer: it is tried again.".to_owned(),
+            ));
+        }
     }
 
     pub(super) fn log_works(&mut self) {
+        self.silences = 0;
         self.log_trouble = None;
+    }
+
+    pub(super) fn store_fails(&mut self, words: Words) {
+        let before = self.store_trouble.take().map_or(0, |(_, times)| times);
+        self.store_trouble = Some((words, before.saturating_add(1)));
+    }
+
+    pub(super) fn store_works(&mut self) {
+        self.store_trouble = None;
+    }
+
+    #[cfg(test)]
+    pub(super) fn shown(&self) -> Option<&Status> {
+        self.shown.as_ref()
     }
 
     /// What was queued for devices was dropped; it is told again.
@@ -144,12 +173,30 @@ impl Condition {
             .map(|since| since + tell_after)
     }
 
-    /// The status, if it is not the one that was given last.
-    pub(super) fn changed(&mut self, mode: &'static str) -> Option<Status> {
-        let (code, sentence) = match &self.log_trouble {
-            Some((code, sentence)) if self.health == Health::Watching => (*code, sentence.clone()),
-            _ => (self.code, self.sentence.clone()),
+    /// How the account is, apart from what is Mailbell's own. `missing`: a watched folder beside the one that is held open.
+    fn words<'a>(&'a self, missing: Option<&'a Words>) -> (&'static str, &'a str) {
+        match missing {
+            Some((code, sentence)) if self.health == Health::Watching => (*code, sentence),
+            _ => (self.code, &self.sentence),
+        }
+    }
+
+    /// The status, if it is not the one that was given last. `mode`: empty without a connection, and then what keeps the mail
+    /// server away is all that there is to say.
+    pub(super) fn changed(
+        &mut self,
+        mode: &'static str,
+        missing: Option<&Words>,
+    ) -> Option<Status> {
+        let unstored = self.store_trouble.as_ref();
+        let unstored = unstored.filter(|(_, times)| *times >= UNSTORED_AFTER);
+        let own = self.log_trouble.as_ref();
+        let own = own.or(unstored.map(|(words, _)| words));
+        let (code, sentence) = match own {
+            Some((code, sentence)) if !mode.is_empty() => (*code, sentence.as_str()),
+            _ => self.words(missing),
         };
+        let sentence = sentence.to_owned();
         let status = Status {
             health: self.health,
             code,
@@ -207,20 +254,16 @@ impl Session {
         self.condition.telling = Some(health);
         let counter = self.next_counter(now);
         let removed = health == Health::Removed;
+        let (code, sentence) = if removed {
+            ("removed", "This account was removed.")
+        } else {
+            self.condition.words(folders::missing(&self.watches))
+        };
         let content = AccountState {
             account: self.config.account.to_string(),
             health: health.into(),
-            code: if removed {
-                "removed"
-            } else {
-                self.condition.code
-            }
-            .to_owned(),
-            sentence: if removed {
-                "This account was removed.".to_owned()
-            } else {
-                crate::event::cut(&self.condition.sentence, 1024).to_owned()
-            },
+            code: code.to_owned(),
+            sentence: crate::event::cut(sentence, 1024).to_owned(),
             since_ms: self.condition.since_us / 1000,
             mode: self.mode().to_owned(),
             key: None,

@@ -115,9 +115,7 @@ impl Session {
             0
         };
         watch.looked_at = now.mono;
-        if std::mem::take(&mut watch.missing) {
-            self.condition.folder_found();
-        }
+        watch.missing = None;
         let name = watch.name.clone();
         let id = self.checkpoint.folder_id(&name);
         let known = self.checkpoint.folder(id).map(|folder| {

@@ -116,11 +116,10 @@ impl Session {
         if let (Severity::NoSuchFolder, Work::Look(index)) = (failure.severity, work) {
             if let Some(watch) = self.watches.get_mut(index) {
                 watch.dirty = false;
-                watch.missing = true;
+                watch.missing = Some((failure.code, failure.sentence.clone()));
                 watch.looked_at = now.mono;
             }
             if index > 0 {
-                self.condition.missing_folder(&failure);
                 return;
             }
             // Without the folder that is held open there is nothing to wait on.

@@ -21,7 +21,7 @@ use rand::Rng;
 use self::{
     append::{Flight, Outbox},
     folders::Watch,
-    health::Condition,
+    health::{Condition, Words},
     mailbox::{Connection, Work},
 };
 pub use types::{
@@ -191,7 +191,10 @@ impl Session {
             Input::Failed { op, failure } => self.on_failed(now, rng, op, failure, effects),
             Input::Appended { op, outcome } => self.on_appended(now, rng, op, outcome),
             Input::TailRead { op, tail } => self.on_tail(now, rng, op, tail),
-            Input::CheckpointStored { op, revision } => self.on_stored(now, op, revision),
+            Input::CheckpointStored { op, revision } => self.on_stored(now, op, Ok(revision)),
+            Input::CheckpointNotStored { op, code, sentence } => {
+                self.on_stored(now, op, Err((code, sentence)));
+            }
             Input::CheckpointConflict { op } => {
                 if self.storing == Some(op) {
                     self.stop = Some(Stop::Lost);
@@ -243,7 +246,8 @@ impl Session {
         self.queue_health(now);
         self.advance_append(now, effects);
         self.advance_checkpoint(now, effects);
-        if let Some(status) = self.condition.changed(self.mode()) {
+        let (mode, missing) = (self.mode(), folders::missing(&self.watches));
+        if let Some(status) = self.condition.changed(mode, missing) {
             effects.push(Effect::Status(status));
         }
         if self.may_finish() {
@@ -385,10 +389,13 @@ impl Session {
                 self.condition.log_works();
                 self.append_backoff.reset();
             }
-            Outcome::NoAnswer => self.retry_append(now, rng, false),
+            Outcome::NoAnswer => {
+                self.condition.log_is_silent();
+                self.retry_append(now, rng, false);
+            }
             Outcome::Disconnected => self.retry_append(now, rng, true),
             Outcome::Refused { code, sentence } => {
-                self.condition.log_refuses(now, code, sentence);
+                self.condition.log_refuses((code, sentence));
                 self.retry_append(now, rng, false);
             }
         }
@@ -409,6 +416,7 @@ impl Session {
             return;
         }
         let Some(tail) = tail else {
+            self.condition.log_is_silent();
             self.retry_append(now, rng, true);
             return;
         };
@@ -423,7 +431,9 @@ impl Session {
             stored |= found.key() == key;
             self.learn(now, tail.log_id, *position, found);
         }
-        if !stored {
+        if stored {
+            self.condition.log_works();
+        } else {
             // Not in the log as of now: a first try again, with a time of its own.
             self.outbox.flight = Flight::Waiting {
                 event,
@@ -501,15 +511,19 @@ impl Session {
         });
     }
 
-    fn on_stored(&mut self, now: Now, op: Op, revision: Option<u64>) {
+    fn on_stored(&mut self, now: Now, op: Op, stored: Result<u64, Words>) {
         if self.storing != Some(op) {
             return;
         }
         self.storing = None;
-        self.store_failed = revision.is_none();
-        if let Some(revision) = revision {
-            self.revision = Some(revision);
-            self.unstored_from = self.learnt_since;
+        self.store_failed = stored.is_err();
+        match stored {
+            Ok(revision) => {
+                self.revision = Some(revision);
+                self.unstored_from = self.learnt_since;
+                self.condition.store_works();
+            }
+            Err(words) => self.condition.store_fails(words),
         }
         if self.unstored_from.is_some() {
             let again = now.mono + self.config.timing.checkpoint_delay;

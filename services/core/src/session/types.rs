@@ -285,8 +285,17 @@ pub enum Input {
     CheckpointStored {
         /// Which.
         op: Op,
-        /// The revision now; `None`: it could not be stored.
-        revision: Option<u64>,
+        /// The revision now.
+        revision: u64,
+    },
+    /// Answer to [`Effect::StoreCheckpoint`]: it could not be stored, or nobody knows.
+    CheckpointNotStored {
+        /// Which.
+        op: Op,
+        /// A stable word.
+        code: &'static str,
+        /// One sentence for a person.
+        sentence: String,
     },
     /// Answer to [`Effect::StoreCheckpoint`]: somebody else has written it.
     CheckpointConflict {

@@ -501,13 +501,11 @@ impl Driver {
     fn on_stored(&mut self, stored: Stored) {
         self.context.metrics.checkpoint(stored.outcome());
         let input = match stored {
-            Stored::Done { op, revision } => Input::CheckpointStored {
-                op,
-                revision: Some(revision),
-            },
-            Stored::Unsure { op, unsure } => {
+            Stored::Done { op, revision } => Input::CheckpointStored { op, revision },
+            Stored::Unsure { op, unsure, error } => {
                 self.unsure = unsure;
-                Input::CheckpointStored { op, revision: None }
+                let (code, sentence) = failure::of_store(&error);
+                Input::CheckpointNotStored { op, code, sentence }
             }
             Stored::Conflict { op } => {
                 self.conflict = true;

@@ -37,6 +37,7 @@ pub(super) enum Stored {
     Unsure {
         op: Op,
         unsure: Unsure,
+        error: BusError,
     },
     /// Somebody else wrote it.
     Conflict {
@@ -70,7 +71,7 @@ pub(super) async fn store(
         Err(error) => {
             tracing::debug!(%account, %error, "a checkpoint could not be stored");
             unsure.add(*checkpoint);
-            Stored::Unsure { op, unsure }
+            Stored::Unsure { op, unsure, error }
         }
     }
 }

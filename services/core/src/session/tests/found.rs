@@ -254,7 +254,7 @@ fn what_is_acknowledged_where_an_old_owner_put_it_is_known_and_not_yet_stored() 
     let known = bench.session.checkpoint();
     assert_eq!(known.folder(INBOX).unwrap().uid_next, 12);
     assert_eq!(known.position, 7);
-    let revision = Some(2);
+    let revision = 2;
     bench.give(Input::CheckpointStored {
         op: store,
         revision,

@@ -1,6 +1,7 @@
 //! Single steps of the session. The interleavings are the simulation's, in `tests/sim`; what it found is in [`found`].
 
 mod found;
+mod status;
 
 use super::*;
 use mailbell_proto::push::v1::{Health, Message};
@@ -420,7 +421,7 @@ fn a_hand_over_stores_what_is_known_first() {
     assert!(!bench.session.is_stopped());
     bench.give(Input::CheckpointStored {
         op: store,
-        revision: Some(2),
+        revision: 2,
     });
     assert!(bench.session.is_stopped());
 }

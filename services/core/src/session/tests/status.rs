@@ -1,0 +1,124 @@
+//! What the status says when several things are wrong.
+
+use super::*;
+
+/// The words of the status as it is now.
+fn shown(bench: &Bench) -> (Health, &'static str) {
+    let status = bench.session.condition.shown().unwrap();
+    (status.health, status.code)
+}
+
+fn full() -> Outcome {
+    Outcome::Refused {
+        code: "storage-full",
+        sentence: "No room.".to_owned(),
+    }
+}
+
+/// The first append gets this answer, and the next one as well once it is due.
+fn answer(bench: &mut Bench, outcome: Outcome) {
+    let (op, _) = bench.append();
+    bench.give(Input::Appended { op, outcome });
+    bench.now.mono += Duration::from_secs(20);
+    bench.give(Input::Tick);
+}
+
+#[test]
+fn a_full_log_is_told_before_the_first_good_look() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[10]));
+    bench.fetch();
+    answer(&mut bench, full());
+    assert_eq!(shown(&bench), (Health::Starting, "storage-full"));
+    bench.appends();
+    assert_eq!(shown(&bench), (Health::Watching, "watching"));
+}
+
+#[test]
+fn a_full_log_is_told_once_the_mail_server_is_back() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[]));
+    let op = bench.take(|effect| match effect {
+        Effect::Park { op, .. } => Some(*op),
+        _ => None,
+    });
+    bench.disconnect(op);
+    bench.look(look(&[10]));
+    bench.fetch();
+    answer(&mut bench, full());
+    assert_eq!(shown(&bench).1, "storage-full");
+}
+
+#[test]
+fn a_log_that_does_not_answer_twice_in_a_row_is_told_until_it_does() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[10]));
+    bench.fetch();
+    answer(&mut bench, Outcome::NoAnswer);
+    assert_eq!(shown(&bench).1, "starting");
+    answer(&mut bench, Outcome::NoAnswer);
+    assert_eq!(shown(&bench).1, "log-unavailable");
+    bench.appends();
+    assert_eq!(shown(&bench).1, "watching");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_stored_is_told_until_it_is() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[10]));
+    bench.fetch();
+    bench.appends();
+    let store = |bench: &mut Bench| {
+        bench.now.mono += Duration::from_secs(10);
+        bench.give(Input::Tick);
+        bench.take(|effect| match effect {
+            Effect::StoreCheckpoint { op, .. } => Some(*op),
+            _ => None,
+        })
+    };
+    for expected in ["watching", "watching", "checkpoint-not-stored"] {
+        let op = store(&mut bench);
+        bench.give(Input::CheckpointNotStored {
+            op,
+            code: "checkpoint-not-stored",
+            sentence: "It cannot be stored.".to_owned(),
+        });
+        assert_eq!(shown(&bench).1, expected);
+    }
+    let (op, revision) = (store(&mut bench), 2);
+    bench.give(Input::CheckpointStored { op, revision });
+    assert_eq!(shown(&bench).1, "watching");
+}
+
+#[test]
+fn a_missing_folder_is_told_from_the_start_and_until_the_folders_change() {
+    let mut bench = Bench::watching();
+    let mut config = bench.session.config.clone();
+    config.folders.push("Wrok".to_owned());
+    bench.give(Input::Reconfigure {
+        config: Box::new(config.clone()),
+    });
+    bench.open();
+    let (op, folder) = bench.take(|effect| match effect {
+        Effect::Look { op, folder, .. } => Some((*op, folder.clone())),
+        _ => None,
+    });
+    assert_eq!(folder, "Wrok");
+    bench.give(Input::Failed {
+        op,
+        failure: Failure {
+            code: "no-such-folder",
+            sentence: "The folder \"Wrok\" does not exist.".to_owned(),
+            severity: Severity::NoSuchFolder,
+        },
+    });
+    bench.look(look(&[]));
+    assert_eq!(shown(&bench), (Health::Watching, "no-such-folder"));
+    config.folders.pop();
+    bench.give(Input::Reconfigure {
+        config: Box::new(config),
+    });
+    bench.open();
+    bench.look(look(&[]));
+    assert_eq!(shown(&bench), (Health::Watching, "watching"));
+}
