@@ -48,6 +48,10 @@ pub struct Header {
     /// The schema of this record.
     #[prost(uint32, tag = "14")]
     pub schema: u32,
+    /// BULK and RESYNC: which of the 64 newest UIDs up to `last_uid` were there when it was told: bit n stands for `last_uid - n`.
+    /// Those that were not there count as not told, since one may still show up. Unset: none of them was.
+    #[prost(fixed64, tag = "15")]
+    pub present: u64,
 }
 /// What the owner of an account knows of it: fold(log) over the first checkpoint. Bucket `CKPT_<g>`.
 #[derive(Clone, PartialEq, ::prost::Message)]

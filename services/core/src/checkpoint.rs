@@ -21,11 +21,34 @@ pub const SCHEMA: u32 = 1;
 pub const MAX_HOLES: usize = 32;
 /// A gap wider than this is no late message but the work of a server that skips UIDs.
 pub const MAX_HOLE_WIDTH: u32 = 256;
-/// So many UIDs below where a folder begins anew, or below the end of a range that was told as one, count as not told: one of
-/// them may show up after devices have listed. Those that are there by then need not be told.
-pub const UNSETTLED: u32 = 64;
+/// Of so many UIDs below where a folder begins anew, or below the end of a range that was told as one, those that are not there
+/// count as not told: one of them may show up after devices have listed. As many as [`present`] has bits.
+pub const UNSETTLED: u32 = u64::BITS;
 /// How many alerted messages are remembered.
 pub const MAX_ALERTED: usize = 16;
+
+/// Which of the newest UIDs up to `last` are among these: bit n stands for `last - n`.
+#[must_use]
+pub fn present(last: Uid, uids: &[Uid]) -> u64 {
+    uids.iter()
+        .filter_map(|uid| last.checked_sub(*uid))
+        .filter(|below| *below < UNSETTLED)
+        .fold(0, |bits, below| bits | 1 << below)
+}
+
+/// The gaps among the newest UIDs of a range that was told as one, ascending.
+#[must_use]
+pub fn gaps(first: Uid, last: Uid, present: u64) -> Vec<(Uid, Uid)> {
+    let lowest = last.saturating_sub(UNSETTLED - 1).max(first).max(1);
+    let mut gaps: Vec<(Uid, Uid)> = Vec::new();
+    for uid in (lowest..=last).filter(|uid| present >> (last - uid) & 1 == 0) {
+        match gaps.last_mut() {
+            Some((_, end)) if *end + 1 == uid => *end = uid,
+            _ => gaps.push((uid, uid)),
+        }
+    }
+    gaps
+}
 
 /// UIDs that were not there when a higher one was told, and may show up late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,16 +89,15 @@ impl Folder {
                 .any(|hole| (hole.first..=hole.last).contains(&uid))
     }
 
-    /// UIDs up to `last` were told as one, from `first` on.
-    fn tell_range(&mut self, first: Uid, last: Uid, fetched_us: i64) {
-        if last < first || last == 0 {
-            return;
-        }
-        self.holes.push(Hole {
-            first: last.saturating_sub(UNSETTLED - 1).max(first).max(1),
-            last,
-            noticed_us: fetched_us,
-        });
+    /// UIDs up to `last` were told as one, from `first` on; these of the newest were there.
+    fn tell_range(&mut self, first: Uid, last: Uid, present: u64, fetched_us: i64) {
+        let gaps = gaps(first, last, present);
+        self.holes
+            .extend(gaps.into_iter().map(|(first, last)| Hole {
+                first,
+                last,
+                noticed_us: fetched_us,
+            }));
         self.forget_surplus();
     }
 
@@ -263,6 +285,7 @@ impl Checkpoint {
                 counter,
                 first,
                 last,
+                present,
             } => {
                 if self.counts(counter)
                     && let Some(folder) = self
@@ -272,15 +295,19 @@ impl Checkpoint {
                 {
                     // What was told before lay in a log that is lost: as with a single message.
                     folder.skip_to(first, event.fetched_us);
-                    folder.tell_range(first.max(folder.uid_next), last, event.fetched_us);
+                    let first = first.max(folder.uid_next);
+                    folder.tell_range(first, last, present, event.fetched_us);
                     folder.uid_next = last.saturating_add(1);
                 }
             }
             Fact::Resync {
-                counter, uid_next, ..
+                counter,
+                uid_next,
+                present,
+                ..
             } => {
                 if self.counts(counter) {
-                    self.start(event, uid_next);
+                    self.start(event, uid_next, present);
                 }
             }
             Fact::AccountState { counter, health } => {
@@ -299,13 +326,14 @@ impl Checkpoint {
         higher
     }
 
-    fn start(&mut self, event: &Event, uid_next: Uid) {
+    fn start(&mut self, event: &Event, uid_next: Uid, present: u64) {
         self.next_folder = self.next_folder.max(event.folder.saturating_add(1));
         let begin = |folder: &mut Folder| {
             folder.generation = event.generation;
             folder.uid_next = uid_next;
             folder.holes.clear();
-            folder.tell_range(1, uid_next.saturating_sub(1), event.fetched_us);
+            let last = uid_next.saturating_sub(1);
+            folder.tell_range(1, last, present, event.fetched_us);
         };
         if let Some(folder) = self.folder_mut(event.folder) {
             begin(folder);
@@ -477,6 +505,7 @@ mod tests {
                 Fact::Resync {
                     counter,
                     uid_next: 1,
+                    present: 0,
                     reason,
                 },
                 false,
@@ -512,6 +541,7 @@ mod tests {
                 counter: 1,
                 first: 15,
                 last: 400,
+                present: 0b101,
             },
             false,
         ));
@@ -521,8 +551,19 @@ mod tests {
             .iter()
             .map(|hole| (hole.first, hole.last))
             .collect();
-        assert_eq!(gaps, [(10, 14), (401 - UNSETTLED, 400)]);
+        // Of the newest, those that were there are told.
+        assert_eq!(gaps, [(10, 14), (401 - UNSETTLED, 397), (399, 399)]);
         assert!(folder.told(9) && folder.told(15) && !folder.told(401));
+    }
+
+    #[test]
+    fn what_was_there_is_no_gap() {
+        assert_eq!(gaps(1, 0, 0), []);
+        assert_eq!(gaps(1, 4, present(4, &[1, 4])), [(2, 3)]);
+        assert_eq!(gaps(3, 4, present(4, &[4, 9])), [(3, 3)]);
+        let all: Vec<Uid> = (1..=200).collect();
+        assert_eq!(gaps(1, 200, present(200, &all)), []);
+        assert_eq!(gaps(1, 200, 0), [(137, 200)]);
     }
 
     fn histories() -> impl Strategy<Value = Vec<Event>> {
@@ -548,6 +589,7 @@ mod tests {
                                 counter,
                                 first: uid,
                                 last: uid + 20,
+                                present: u64::from(uid).wrapping_mul(0x9e37_79b9_7f4a_7c15),
                             },
                             false,
                         )
@@ -560,6 +602,7 @@ mod tests {
                             Fact::Resync {
                                 counter,
                                 uid_next: uid,
+                                present: u64::MAX / u64::from(uid),
                                 reason,
                             },
                             false,

@@ -49,6 +49,8 @@ pub enum Fact {
         first: Uid,
         /// The highest UID.
         last: Uid,
+        /// Which of the newest are there; see [`crate::checkpoint::present`].
+        present: u64,
     },
     /// What is known of the folder no longer holds; it is known anew from `uid_next` on.
     Resync {
@@ -56,6 +58,8 @@ pub enum Fact {
         counter: u64,
         /// UIDNEXT when it was looked at.
         uid_next: Uid,
+        /// Which of the newest below it are there; see [`crate::checkpoint::present`].
+        present: u64,
         /// Why.
         reason: ResyncReason,
     },
@@ -180,32 +184,45 @@ impl Event {
     /// # Errors
     /// [`EventError::TooLong`]: the content must be cut first, see [`fit_message`].
     pub fn encode(&self) -> Result<Bytes, EventError> {
-        let (first_uid, last_uid, reason, health, digest) = match self.fact {
-            Fact::Arrived { digest, .. } => (0, 0, 0, 0, digest),
-            Fact::Changed { .. } | Fact::Gone { .. } => (0, 0, 0, 0, 0),
-            Fact::Bulk { first, last, .. } => (first, last, 0, 0, 0),
-            Fact::Resync {
-                uid_next, reason, ..
-            } => (0, uid_next.saturating_sub(1), reason.into(), 0, 0),
-            Fact::AccountState { health, .. } => (0, 0, 0, health.into(), 0),
+        let mut header = Header {
+            key: Some(self.key()),
+            priority: self.priority().into(),
+            alert: self.alert,
+            owner_epoch: self.owner_epoch,
+            traceparent: self.traceparent.clone(),
+            detected_us: self.detected_us,
+            fetched_us: self.fetched_us,
+            folder_name: cut(&self.folder_name, MAX_FOLDER_NAME).to_owned(),
+            schema: SCHEMA,
+            ..Header::default()
         };
-        let bytes = LogEvent {
-            header: Some(Header {
-                key: Some(self.key()),
-                priority: self.priority().into(),
-                alert: self.alert,
-                owner_epoch: self.owner_epoch,
-                traceparent: self.traceparent.clone(),
-                detected_us: self.detected_us,
-                fetched_us: self.fetched_us,
-                folder_name: cut(&self.folder_name, MAX_FOLDER_NAME).to_owned(),
-                content_digest: digest,
-                first_uid,
-                last_uid,
+        match self.fact {
+            Fact::Arrived { digest, .. } => header.content_digest = digest,
+            Fact::Changed { .. } | Fact::Gone { .. } => {}
+            Fact::Bulk {
+                first,
+                last,
+                present,
+                ..
+            } => {
+                header.first_uid = first;
+                header.last_uid = last;
+                header.present = present;
+            }
+            Fact::Resync {
+                uid_next,
+                present,
                 reason,
-                health,
-                schema: SCHEMA,
-            }),
+                ..
+            } => {
+                header.last_uid = uid_next.saturating_sub(1);
+                header.present = present;
+                header.reason = reason.into();
+            }
+            Fact::AccountState { health, .. } => header.health = health.into(),
+        }
+        let bytes = LogEvent {
+            header: Some(header),
             content: self.content.clone(),
         }
         .encode_to_vec();
@@ -246,10 +263,12 @@ impl Event {
                 counter,
                 first: header.first_uid,
                 last: header.last_uid,
+                present: header.present,
             },
             Ok(EventKind::Resync) => Fact::Resync {
                 counter,
                 uid_next: header.last_uid.saturating_add(1),
+                present: header.present,
                 reason: header.reason(),
             },
             Ok(EventKind::AccountState) => Fact::AccountState {
@@ -394,15 +413,21 @@ mod tests {
             (1u32.., any::<u64>()).prop_map(|(uid, digest)| Fact::Arrived { uid, digest }),
             (1u32.., any::<u64>()).prop_map(|(uid, modseq)| Fact::Changed { uid, modseq }),
             (1u32..).prop_map(|uid| Fact::Gone { uid }),
-            (any::<u64>(), 1u32.., 1u32..).prop_map(|(counter, first, last)| Fact::Bulk {
-                counter,
-                first,
-                last
-            }),
-            (any::<u64>(), 1u32..).prop_map(|(counter, uid_next)| Fact::Resync {
-                counter,
-                uid_next,
-                reason: ResyncReason::Generation
+            (any::<u64>(), 1u32.., 1u32.., any::<u64>()).prop_map(
+                |(counter, first, last, present)| Fact::Bulk {
+                    counter,
+                    first,
+                    last,
+                    present
+                }
+            ),
+            (any::<u64>(), 1u32.., any::<u64>()).prop_map(|(counter, uid_next, present)| {
+                Fact::Resync {
+                    counter,
+                    uid_next,
+                    present,
+                    reason: ResyncReason::Generation,
+                }
             }),
             any::<u64>().prop_map(|counter| Fact::AccountState {
                 counter,

@@ -296,6 +296,7 @@ pub(crate) mod tests {
         let resync = Fact::Resync {
             counter: 4,
             uid_next: 12,
+            present: 0,
             reason: ResyncReason::Generation,
         };
         let entry = SharedEntry::new(event(resync, Vec::new()), 3, 4);

@@ -165,7 +165,7 @@ impl World {
             }
             Fault::Expunge => self.expunge(account, folder),
             // Where SEARCH names what cannot be fetched yet, nobody can say what was there when a folder began anew: a message
-            // that is so at that moment is in no listing, and is not told. Not modelled.
+            // that is so at that moment is in no listing, and is not told. An exception to I1 (ARCHITECTURE.md); not modelled.
             Fault::NewGeneration | Fault::CheckpointLost
                 if self.mailboxes[account].search_ahead => {}
             Fault::NewGeneration => {

@@ -431,12 +431,15 @@ impl World {
         holes: &[(Uid, Uid)],
     ) -> Result<Look, (&'static str, Severity)> {
         let account = self.conns[index].account;
-        let mailbox = &self.mailboxes[account];
-        let number = mailbox
-            .folders
-            .iter()
-            .position(|folder| folder.name == name);
+        let folders = &self.mailboxes[account].folders;
+        let number = folders.iter().position(|folder| folder.name == name);
         let number = number.ok_or(("no-such-folder", Severity::NoSuchFolder))?;
+        let new = folders[number].messages.range(from..).count();
+        if self.mailboxes[account].search_ahead && new > self.scenario.limits.flood as usize {
+            // Nor can anybody say what was there when a flood was told: as with `Fault::NewGeneration`.
+            self.reveal(account, number);
+        }
+        let mailbox = &self.mailboxes[account];
         let folder = &mailbox.folders[number];
         let generation = match self.conns[index].selected {
             Some((selected, generation, _)) if !select && selected == number => generation,

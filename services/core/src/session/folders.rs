@@ -80,8 +80,6 @@ pub(super) struct Watch {
     uid_next: Uid,
     /// The folder is about to begin anew, in this generation: what there is from this UID on is asked for first.
     pub(super) begins: Option<(Generation, Uid)>,
-    /// What was there when it was told as a whole, of the newest. Devices find it when they list.
-    settled: (Generation, Vec<Uid>),
 }
 
 impl Watch {
@@ -102,7 +100,6 @@ impl Watch {
             recheck: None,
             uid_next: 0,
             begins: None,
-            settled: (0, Vec::new()),
         }
     }
 
@@ -215,16 +212,6 @@ impl Watch {
             at: if over { Duration::MAX } else { next.at },
             ..next
         });
-    }
-
-    /// These are there while the folder, or a range of it, is told as a whole.
-    pub(super) fn settle(&mut self, generation: Generation, uids: impl IntoIterator<Item = Uid>) {
-        self.settled = (generation, uids.into_iter().collect());
-    }
-
-    /// Whether this message was there when it was told as part of a whole.
-    pub(super) fn is_settled(&self, generation: Generation, uid: Uid) -> bool {
-        self.settled.0 == generation && self.settled.1.contains(&uid)
     }
 
     /// Messages that a look found could not be fetched. Looks again soon, for a while.

@@ -12,7 +12,7 @@ use super::{
     mailbox::{Connection, LOOK_PACE_MOST, Work},
 };
 use crate::{
-    checkpoint::{Folder, Hole, UNSETTLED},
+    checkpoint::{Folder, Hole, UNSETTLED, gaps, present},
     event::{Event, Fact, content_digest, fit_message},
     ids::{FolderId, Generation, Uid},
     plant,
@@ -32,7 +32,8 @@ impl Session {
         }
         let (from, most) = match watch.begins {
             Some((_, from)) => (Some(from), UNSETTLED),
-            None => (None, self.config.limits.flood),
+            // Those below the newest that a flood leaves to be told one by one are told of as there or not there.
+            None => (None, self.config.limits.flood + UNSETTLED),
         };
         let id = self.checkpoint.folder_id(&watch.name);
         let known = self.checkpoint.folder(id);
@@ -145,12 +146,15 @@ impl Session {
                 watch.dirty = true;
                 return;
             }
-            watch.settle(look.generation, look.uids.iter().copied());
-            watch.plan_recheck(now, &self.config.limits, look.uid_next, look.uid_next > 1);
+            let last = look.uid_next.saturating_sub(1);
+            let present = present(last, &look.uids);
+            let absent = !gaps(1, last, present).is_empty();
+            watch.plan_recheck(now, &self.config.limits, look.uid_next, absent);
             let counter = self.next_counter(now);
             let fact = Fact::Resync {
                 counter,
                 uid_next: look.uid_next,
+                present,
                 reason,
             };
             let scope = Scope {
@@ -175,70 +179,65 @@ impl Session {
             );
             return;
         }
+        let Some(folder) = self.checkpoint.folder(id) else {
+            return;
+        };
         let cap = self.config.limits.flood;
-        if look.total_new > cap
-            && let Some(first_told) = look.uids.first().copied()
-            && let Some(folder) = self.checkpoint.folder(id)
-            && first_told > folder.uid_next
-        {
-            let (first, last) = (folder.uid_next, first_told - 1);
-            let counter = self.next_counter(now);
-            let count = look.total_new.saturating_sub(cap);
-            let fact = Fact::Bulk {
-                counter,
-                first,
-                last,
-            };
-            let content = Bulk {
-                first_uid: first,
-                last_uid: last,
-                count,
-            }
-            .encode_to_vec();
-            self.tell(now, index, id, look.generation, fact, content);
-            if plant::is(plant::Bug::BulkAfterNewest) {
-                let bulk = self.outbox.queue.pop_back();
-                if let Some(watch) = self.watches.get_mut(index) {
-                    watch.bulk_later = bulk;
+        // The lowest UID that is not told by then, and the new messages that are told one by one.
+        let (mut from, mut newest) = (folder.uid_next, look.uids.as_slice());
+        let mut absent = false;
+        if look.total_new > cap {
+            let most = usize::try_from(cap).unwrap_or(usize::MAX);
+            let (whole, rest) = newest.split_at(newest.len().saturating_sub(most));
+            if let Some(first_told) = rest.first().copied().filter(|first| *first > from) {
+                let (first, last) = (from, first_told - 1);
+                let present = present(last, whole);
+                absent = !gaps(first, last, present).is_empty();
+                (from, newest) = (first_told, rest);
+                let fact = Fact::Bulk {
+                    counter: self.next_counter(now),
+                    first,
+                    last,
+                    present,
+                };
+                let content = Bulk {
+                    first_uid: first,
+                    last_uid: last,
+                    count: look.total_new.saturating_sub(cap),
+                };
+                let content = content.encode_to_vec();
+                self.tell(now, index, id, look.generation, fact, content);
+                if plant::is(plant::Bug::BulkAfterNewest) {
+                    let bulk = self.outbox.queue.pop_back();
+                    if let Some(watch) = self.watches.get_mut(index) {
+                        watch.bulk_later = bulk;
+                    }
                 }
             }
         }
         let Some(folder) = self.checkpoint.folder(id) else {
             return;
         };
-        let expected = look
-            .uids
-            .last()
-            .map_or(folder.uid_next, |last| last.saturating_add(1));
+        let expected = newest.last().map_or(from, |last| last.saturating_add(1));
         let age = self.config.limits.hole_age;
         let open = folder.holes.iter().any(|hole| is_open(folder, hole, age));
-        let gap_now = look
-            .uids
-            .first()
-            .is_some_and(|first| *first > folder.uid_next)
-            || look
-                .uids
+        let gap_now = newest.first().is_some_and(|first| *first > from)
+            || newest
                 .windows(2)
                 .any(|pair| matches!(pair, [a, b] if *b > *a + 1));
-        let expect_more = open || gap_now || (look.uid_next_exact && look.uid_next > expected);
+        let missing = look.uid_next_exact && look.uid_next > expected;
+        let expect_more = absent || open || gap_now || missing;
         let backlog = look
             .late
             .iter()
-            .chain(&look.uids)
+            .chain(newest)
             .copied()
             .filter(|uid| !folder.told(*uid))
-            .filter(|uid| !self.is_settled(index, look.generation, *uid))
             .collect();
         if let Some(watch) = self.watches.get_mut(index) {
             watch.backlog = backlog;
             watch.plan_recheck(now, &self.config.limits, look.uid_next, expect_more);
         }
-    }
-
-    fn is_settled(&self, index: usize, generation: Generation, uid: Uid) -> bool {
-        self.watches
-            .get(index)
-            .is_some_and(|watch| watch.is_settled(generation, uid))
     }
 
     pub(super) fn on_fetched(&mut self, now: Now, op: Op, messages: Vec<Fetched>) {

@@ -123,6 +123,7 @@ async fn only_the_kinds_that_were_asked_for_and_always_resync() {
     world.source.append(&fact(Fact::Resync {
         counter: 2,
         uid_next: 9,
+        present: 0,
         reason: ResyncReason::Generation,
     }));
     let gone = device.event().await;

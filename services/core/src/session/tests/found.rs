@@ -36,7 +36,7 @@ fn reopen(bench: &mut Bench) {
 }
 
 /// The time that was asked for last.
-fn timer(bench: &Bench) -> Option<Duration> {
+pub(super) fn timer(bench: &Bench) -> Option<Duration> {
     bench.effects.iter().rev().find_map(|effect| match effect {
         Effect::Timer(at) => Some(*at),
         _ => None,
@@ -44,7 +44,7 @@ fn timer(bench: &Bench) -> Option<Duration> {
 }
 
 /// Wakes the parked connection at `at`, and takes the look that follows.
-fn look_at(bench: &mut Bench, at: Duration) -> (Op, Uid, Vec<(Uid, Uid)>) {
+pub(super) fn look_at(bench: &mut Bench, at: Duration) -> (Op, Uid, Vec<(Uid, Uid)>) {
     let park = bench.take(|effect| match effect {
         Effect::Park { op, .. } => Some(*op),
         _ => None,
@@ -132,13 +132,42 @@ fn what_shows_up_late_where_a_folder_began_anew_is_told_and_what_was_there_is_no
     bench.appends();
     let soon = timer(&bench).unwrap();
     let (op, from, holes) = look_at(&mut bench, soon);
-    assert_eq!((from, holes), (5, vec![(1, 4)]));
+    assert_eq!((from, holes), (5, vec![(2, 3)]));
     let late = Look {
-        late: vec![1, 2, 4],
+        late: vec![2],
         ..anew(&[])
     };
     bench.give(Input::Looked { op, look: late });
     assert_eq!(bench.fetch(), [2]);
+}
+
+#[test]
+fn a_successor_tells_nothing_that_was_there_where_a_folder_began_anew() {
+    let mut bench = Bench::new(Known::default());
+    bench.open();
+    let anew = |uids: &[u32]| Look {
+        uid_next: 5,
+        ..look(uids)
+    };
+    bench.look(anew(&[]));
+    bench.appends();
+    bench.look(anew(&[1, 2, 4]));
+    bench.appends();
+    let known = Known {
+        checkpoint: bench.session.checkpoint().clone(),
+        ..Known::default()
+    };
+    let mut next = Bench::new(known);
+    next.open();
+    let (op, holes) = next.take(|effect| match effect {
+        Effect::Look { op, holes, .. } => Some((*op, holes.clone())),
+        _ => None,
+    });
+    assert_eq!(holes, [(3, 3)]);
+    let mut late = anew(&[]);
+    late.late = vec![3];
+    next.give(Input::Looked { op, look: late });
+    assert_eq!(next.fetch(), [3]);
 }
 
 #[test]

@@ -248,9 +248,9 @@ fn without_a_checkpoint_it_starts_at_uidnext_and_says_so() {
 fn a_flood_is_bulk_and_then_the_newest() {
     let mut bench = Bench::watching();
     bench.appends();
-    let mut flood = look(&[26, 27, 28, 29, 30]);
-    flood.total_new = 21;
-    bench.look(flood);
+    // 24 is not there yet.
+    let new: Vec<_> = (10..=30).filter(|uid| *uid != 24).collect();
+    bench.look(look(&new));
     let mut facts = Vec::new();
     loop {
         facts.extend(bench.appends());
@@ -278,6 +278,15 @@ fn a_flood_is_bulk_and_then_the_newest() {
         })
         .collect();
     assert_eq!(uids, [26, 27, 28, 29, 30]);
+    // What was there is in the range; only what was not is looked for again, and told.
+    let soon = found::timer(&bench).unwrap();
+    let (op, from, holes) = found::look_at(&mut bench, soon);
+    assert_eq!((from, holes), (31, vec![(24, 24)]));
+    let mut late = look(&[]);
+    late.uid_next = 31;
+    late.late.push(24);
+    bench.give(Input::Looked { op, look: late });
+    assert_eq!(bench.fetch(), [24]);
 }
 
 #[test]
