@@ -228,3 +228,42 @@ async fn folders_and_the_pause_switch_change_while_it_runs() {
     world.write(&account, record, None).await;
     assert_eq!(world.until_arrived(&account, 2).await, ["work", "paused"]);
 }
+
+#[tokio::test]
+async fn a_message_that_the_server_cannot_read_stops_no_other() {
+    let world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    let record = world.record(&["INBOX"]);
+    let paused = AccountRecord {
+        paused: true,
+        ..record.clone()
+    };
+    world.write(&account, paused, None).await;
+    world
+        .until_status(&account, |_, health| health == Health::Paused)
+        .await;
+    let inbox = world.dovecot.directory().join("mail/alice/new");
+    let stored = || {
+        let files = std::fs::read_dir(&inbox).into_iter().flatten().flatten();
+        files.map(|file| file.path()).collect::<Vec<_>>()
+    };
+    let mut before = Vec::new();
+    for subject in ["before", "unreadable", "after"] {
+        let delivered = world.dovecot.deliver_lmtp("alice", &mail(subject)).await;
+        delivered.unwrap();
+        if subject == "unreadable" {
+            // A directory in its place can be opened and not read: Dovecot says BYE to whoever fetches it.
+            let file = stored().into_iter().find(|file| !before.contains(file));
+            let file = file.unwrap();
+            std::fs::remove_file(&file).unwrap();
+            std::fs::create_dir(&file).unwrap();
+        }
+        before = stored();
+    }
+    world.write(&account, record, None).await;
+    assert_eq!(
+        world.until_arrived(&account, 3).await,
+        ["before", "", "after"]
+    );
+}
