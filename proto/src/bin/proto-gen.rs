@@ -11,6 +11,9 @@ const FILES: [&str; 3] = [
     "mailbell/bus/v1/bus.proto",
 ];
 
+/// Who needs the messages alone gets no transport with them.
+const SERVICES: &str = "#[cfg(feature = \"services\")]";
+
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let check = env::args().any(|arg| arg == "--check");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -24,6 +27,8 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         .bytes(".")
         // Its `connect(address)` would clash with the call of that name.
         .build_transport(false)
+        .client_mod_attribute(".", SERVICES)
+        .server_mod_attribute(".", SERVICES)
         .out_dir(&fresh)
         .compile_fds(descriptors)?;
 

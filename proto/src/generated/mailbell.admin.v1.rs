@@ -289,6 +289,7 @@ impl TlsMode {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod accounts_client {
     #![allow(
         unused_variables,
@@ -519,6 +520,7 @@ pub mod accounts_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod accounts_server {
     #![allow(
         unused_variables,
@@ -965,6 +967,7 @@ pub mod accounts_server {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod tokens_client {
     #![allow(
         unused_variables,
@@ -1124,6 +1127,7 @@ pub mod tokens_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod tokens_server {
     #![allow(
         unused_variables,

@@ -651,6 +651,7 @@ impl Health {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod push_client {
     #![allow(
         unused_variables,
@@ -838,6 +839,7 @@ pub mod push_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod push_server {
     #![allow(
         unused_variables,
