@@ -1,9 +1,8 @@
 //! The gateway as a component.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use mailbell_core::ids::{Group, PerGroup};
-use mailbell_proto::DESCRIPTORS;
 use mailbell_runtime::{
     drain::DrainHandle,
     health::Health,
@@ -12,8 +11,6 @@ use mailbell_runtime::{
     tls::{ALPN_H2, ReloadingCert, server_config},
 };
 use tokio::{sync::mpsc, task::JoinSet};
-use tonic::service::Routes;
-use tonic_health::server::HealthReporter;
 
 use crate::{
     Error, Metrics, Options,
@@ -21,9 +18,9 @@ use crate::{
     bell::Bell,
     dispatcher::{CHECK, Dispatcher, Parts as DispatcherParts, joined},
     follower::FollowerTask,
+    others::{Others, tell_health},
     replays::Replays,
     server,
-    service::NAME,
     shared::{Phase, Shared},
     source::Source,
     tails::Tails,
@@ -33,8 +30,6 @@ use crate::{
 const HEARD: usize = 1024;
 /// Attaches that wait for the dispatcher; behind it the calls wait.
 const COMMANDS: usize = 256;
-/// How often the gRPC health service is told what `/readyz` says.
-const HEALTH_PERIOD: Duration = Duration::from_secs(1);
 
 /// What a gateway is made of.
 #[derive(Debug)]
@@ -123,7 +118,7 @@ impl Gateway {
         let tls = tls
             .map(|cert| server_config(cert, &[ALPN_H2]))
             .transpose()?;
-        let (reporter, others) = others().await?;
+        let (reporter, others) = Others::new()?;
         let connections = incoming(
             listener,
             "device",
@@ -216,30 +211,4 @@ async fn dispatch(
     shared.set_phase(Phase::Serving);
     tracing::info!("all logs are joined");
     Dispatcher::new(parts, &places).run(drain).await
-}
-
-/// The services beside ours: health and reflection.
-async fn others() -> Result<(HealthReporter, Routes), Error> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .with_service_name(NAME)
-        .build_v1()
-        .map_err(|_| Error::Descriptors)?;
-    Ok((reporter, Routes::new(health).add_service(reflection)))
-}
-
-/// Tells the gRPC health service what `/readyz` says.
-async fn tell_health(reporter: HealthReporter, health: Health) {
-    let mut period = tokio::time::interval(HEALTH_PERIOD);
-    loop {
-        period.tick().await;
-        let status = match health.readiness().ok {
-            true => tonic_health::ServingStatus::Serving,
-            false => tonic_health::ServingStatus::NotServing,
-        };
-        for service in ["", NAME] {
-            reporter.set_service_status(service, status).await;
-        }
-    }
 }

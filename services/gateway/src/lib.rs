@@ -7,7 +7,7 @@
 //! 5. `body`: handed to the device's connection (`server`).
 //!
 //! Beside it: `service` and `attach` (how a device joins), `authority` (whether its token is good), `replays` (reads for devices
-//! behind), `listing` (what lies in a folder). [`source`] is all that it needs of the bus.
+//! behind), `listing` (what lies in a folder), `others` (health and reflection). [`source`] is all that it needs of the bus.
 
 mod attach;
 mod authority;
@@ -25,6 +25,7 @@ mod listing;
 pub mod metrics;
 mod narrow;
 mod options;
+mod others;
 mod outbox;
 mod page_token;
 mod queue;

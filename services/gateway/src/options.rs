@@ -34,7 +34,7 @@ pub struct Options {
     pub keep_alive: Duration,
     /// A connection that does not answer a PING within this time is closed. Default 20 s.
     pub keep_alive_timeout: Duration,
-    /// A connection that carries no stream for so long is closed. Default 2 minutes.
+    /// A connection that carries no device's stream for so long is closed, also under a health `Watch`. Default 2 minutes.
     pub idle: Duration,
     /// ListMessages calls at the same time. Default 256.
     pub listings: usize,

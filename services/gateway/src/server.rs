@@ -18,11 +18,12 @@ use mailbell_runtime::{
 use tokio::time::{Instant, sleep};
 use tokio_stream::StreamExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{body::Body, service::Routes};
+use tonic::body::Body;
 
 use crate::{
     Options,
     device::Line,
+    others::Others,
     service::{call_name, serve},
     shared::Shared,
 };
@@ -40,7 +41,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub(crate) async fn run(
     mut incoming: Incoming,
     shared: Arc<Shared>,
-    others: Routes,
+    others: Others,
     drain: DrainHandle,
 ) {
     let http = Arc::new(http(&shared.options));
@@ -86,8 +87,7 @@ fn http(options: &Options) -> http2::Builder<TokioExecutor> {
 #[derive(Clone)]
 struct Served {
     shared: Arc<Shared>,
-    /// Health and reflection.
-    others: Routes,
+    others: Others,
     line: Line,
 }
 
@@ -99,13 +99,14 @@ impl Served {
             let (shared, line) = (Arc::clone(&self.shared), Arc::clone(&self.line));
             return Box::pin(async move { Ok(serve(shared, line, request).await) });
         }
-        let mut others = self.others.clone();
-        // Held as long as the call, so that its connection does not count as idle.
+        let others = self.others.clone();
+        // Held until the answer begins. What it streams after that does not keep a connection open that no device uses: whoever
+        // watches the health of this gateway over such a one is asked to come again.
         let line = Arc::clone(&self.line);
         Box::pin(async move {
-            let answer = tonic::codegen::Service::call(&mut others, request.map(Body::new)).await;
+            let answer = others.answer(request).await;
             drop(line);
-            answer
+            Ok(answer)
         })
     }
 }
