@@ -502,7 +502,9 @@ impl World {
         }
         self.gateways[gateway].beats += 1;
         if self.gateways[gateway].beats.is_multiple_of(10) {
-            self.with_hub(gateway, |hub, queues| hub.offer_cursors(queues));
+            self.with_hub(gateway, |hub, queues| {
+                hub.offer_cursors_after(DeviceId(0), usize::MAX, queues);
+            });
         } else {
             self.with_hub(gateway, |hub, queues| hub.offer_fresh_cursors(queues));
         }
