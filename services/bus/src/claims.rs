@@ -563,7 +563,7 @@ async fn watch(shared: Arc<Shared>, end: CancellationToken) {
                     // The bucket was made anew; the next renewal finds out what that means for us.
                     consumer.restart(Start::LastPerSubject);
                 }
-                Delivery::Made { .. } => {}
+                Delivery::Made { .. } | Delivery::Lost { .. } => {}
                 Delivery::Message { message, .. } => shared.see(message).await,
             }
         }

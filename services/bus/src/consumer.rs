@@ -46,6 +46,8 @@ pub(crate) enum Delivery {
         info: StreamInfo,
         pending: u64,
     },
+    /// It is gone or mute, and nothing comes before it was made anew. It was last heard then.
+    Lost { since: Instant },
     /// A message, and how many more were there for this consumer when it was sent.
     Message {
         message: StreamMessage,
@@ -66,6 +68,7 @@ struct Live {
     link: Instant,
     /// The number of the last delivery.
     delivered: u64,
+    heard: Instant,
 }
 
 /// Drives one consumer. Not cancel-safe: for a task of its own.
@@ -77,6 +80,8 @@ pub(crate) struct Ordered {
     filter: Option<String>,
     start: Start,
     live: Option<Live>,
+    /// It was lost, which is not told yet.
+    lost: Option<Instant>,
     link: watch::Receiver<Link>,
     failures: u32,
     heartbeat: Duration,
@@ -105,6 +110,7 @@ impl Ordered {
             filter,
             start,
             live: None,
+            lost: None,
             link,
             failures: 0,
             heartbeat,
@@ -117,9 +123,16 @@ impl Ordered {
         self.live = None;
     }
 
+    fn lose(&mut self) {
+        self.lost = self.live.take().map(|live| live.heard);
+    }
+
     /// What comes next; `None` once the bus is closed.
     pub(crate) async fn next(&mut self) -> Option<Delivery> {
         loop {
+            if let Some(since) = self.lost.take() {
+                return Some(Delivery::Lost { since });
+            }
             let Some(live) = &mut self.live else {
                 if !self.wire.wait_up().await {
                     return None;
@@ -137,8 +150,9 @@ impl Ordered {
                     }
                 }
             };
+            live.heard = Instant::now();
             // Two heartbeats may be missed.
-            let deadline = Instant::now() + self.heartbeat * 5 / 2;
+            let deadline = live.heard + self.heartbeat * 5 / 2;
             let received = tokio::select! {
                 biased;
                 () = self.wire.closed().cancelled() => Received::Closed,
@@ -154,12 +168,12 @@ impl Ordered {
                 Received::LinkChanged => {
                     if !matches!(*self.link.borrow_and_update(), Link::Up { since, .. } if since == live.link)
                     {
-                        self.live = None;
+                        self.lose();
                     }
                 }
                 Received::Silence => {
                     tracing::debug!(stream = %self.stream, "a consumer is silent");
-                    self.live = None;
+                    self.lose();
                 }
                 Received::Message(message) => {
                     if let Some(delivery) = self.on_message(message).await {
@@ -203,6 +217,7 @@ impl Ordered {
             deliveries,
             link: since,
             delivered: 0,
+            heard: Instant::now(),
         });
         Ok(Delivery::Made {
             start: self.start,
@@ -257,7 +272,7 @@ impl Ordered {
         if let Some(status) = message.status {
             if status.as_u16() != 100 {
                 // Deleted, or its leader has gone.
-                self.live = None;
+                self.lose();
                 return None;
             }
             let missed = number(message.headers.as_ref(), "Nats-Last-Consumer")
@@ -270,7 +285,7 @@ impl Ordered {
                 .map(ToString::to_string)
                 .or_else(|| message.reply.as_ref().map(ToString::to_string));
             if missed {
-                self.live = None;
+                self.lose();
             } else if let Some(subject) = answer {
                 // The server waits for this before it sends more. Lost, it is asked for again with the next heartbeat.
                 let _ = self.wire.publish(&subject, None, Bytes::new()).await;
@@ -278,12 +293,12 @@ impl Ordered {
             return None;
         }
         let Some(place) = message.reply.as_deref().and_then(Place::parse) else {
-            self.live = None;
+            self.lose();
             return None;
         };
         if place.consumer_sequence != live.delivered + 1 {
             tracing::debug!(stream = %self.stream, "a delivery was missed");
-            self.live = None;
+            self.lose();
             return None;
         }
         live.delivered = place.consumer_sequence;

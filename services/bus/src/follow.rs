@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mailbell_core::ids::{Group, LogId, Position};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     Bus, BusError, Entry, LogIds, LogTail,
@@ -45,6 +45,12 @@ pub enum Followed {
         log_id: LogId,
         /// Where it goes on.
         next: Position,
+    },
+    /// The consumer is gone or mute, or its server cannot be reached: whatever is appended now shows only after the next
+    /// [`Followed::Made`].
+    Lost {
+        /// When it was last heard.
+        since: Instant,
     },
     /// The positions from `from` to `to` are not in the log. If `tail.first <= from` they are those of purged accounts; else they
     /// have aged out before they were read.
@@ -147,6 +153,7 @@ impl Following {
                         .ok()?;
                     }
                 }
+                Delivery::Lost { since } => tx.send(Followed::Lost { since }).await.ok()?,
                 Delivery::Message { message, .. } => self.on_message(message, &tx).await?,
             }
         }

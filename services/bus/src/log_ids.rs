@@ -336,7 +336,7 @@ async fn keep_up(shared: Arc<Shared>) {
                     .for_each(|(_, known)| known.revision = 0);
                 consumer.restart(Start::LastPerSubject);
             }
-            Delivery::Made { .. } => {}
+            Delivery::Made { .. } | Delivery::Lost { .. } => {}
             Delivery::Message { message, .. } => {
                 let group = shared
                     .names

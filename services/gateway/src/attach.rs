@@ -20,7 +20,7 @@ use crate::{
     frame,
     narrow::{Narrowed, narrow},
     queue::{Item, Queue},
-    shared::{Shared, draining, unavailable},
+    shared::{Shared, draining, unavailable, unjoined},
 };
 
 /// The states of so many accounts are asked for at once.
@@ -37,7 +37,7 @@ pub(crate) async fn attach(
     request: &SubscribeRequest,
     line: Line,
 ) -> Result<(Arc<Device>, Registration), Status> {
-    shared.check_phase()?;
+    shared.check_serving()?;
     let narrowed = narrow(request, &credential.grant)?;
     let states = states(shared, &narrowed).await?;
     let digest = digest(&narrowed.subscription.subject, narrowed.subscription.kinds);
@@ -100,6 +100,7 @@ async fn register(
         match attached.await? {
             Attached::Yes(registration) => return Ok(registration),
             Attached::Unproven(groups) => shared.ask_leaders(&groups, &mut logs).await?,
+            Attached::Unjoined => return Err(unjoined()),
             Attached::Changing => break,
             Attached::Refused(refusal) => return Err(shared.refuse(refusal)),
             Attached::TooMany => {

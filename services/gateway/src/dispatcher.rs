@@ -16,7 +16,7 @@ use mailbell_core::{
     cursor::Place,
     dedupe::RecentKeys,
     delivery::{DeviceId, Hub},
-    ids::{Group, PerGroup, Position},
+    ids::{GROUPS, Group, PerGroup, Position},
 };
 use mailbell_proto::push::v1::ResyncReason;
 use mailbell_runtime::{
@@ -56,8 +56,8 @@ const RECENT_KEYS: usize = 2048;
 pub(crate) enum Command {
     /// Attach a device.
     Attach(Box<AttachRequest>),
-    /// The cursor of somebody who has everything up to now.
-    CursorNow(oneshot::Sender<Bytes>),
+    /// The cursor of somebody who has everything up to now, to list an account of this group; `None`: its log is not joined.
+    CursorNow(Group, oneshot::Sender<Option<Bytes>>),
 }
 
 /// What the dispatcher is given.
@@ -82,36 +82,24 @@ pub(crate) struct Dispatcher {
     outbox: Outbox,
     authority_version: watch::Receiver<u64>,
     recent: PerGroup<RecentKeys>,
+    /// Whose follower has said where this gateway stands. Nobody else's devices may attach before.
+    joined: PerGroup<bool>,
+    /// Which logs are not heard, and since when.
+    silent: PerGroup<Option<Instant>>,
+    /// Since when one of them is not, as devices were told last.
+    silent_since: Option<Instant>,
+    began: Instant,
     /// The device after which the heartbeat goes on; `None` between two rounds.
     beat_after: Option<DeviceId>,
     beat_round: Instant,
     draining: Option<Draining>,
 }
 
-/// Waits until every log has been joined. `None`: the source was closed before.
-pub(crate) async fn joined(heard: &mut mpsc::Receiver<Heard>) -> Option<PerGroup<Place>> {
-    let mut places: PerGroup<Option<Place>> = PerGroup::default();
-    loop {
-        match heard.recv().await? {
-            Heard::Begin(group, place) | Heard::Changed(group, place, _) => {
-                places[group] = Some(place);
-            }
-            // Nobody is attached yet: only the position counts.
-            Heard::Entry(group, position, _) | Heard::Skipped(group, position) => {
-                if let Some(place) = &mut places[group] {
-                    place.position = position;
-                }
-            }
-        }
-        if places.iter().all(|(_, place)| place.is_some()) {
-            return Some(PerGroup::from_fn(|group| places[group].unwrap_or_default()));
-        }
-    }
-}
-
 impl Dispatcher {
-    pub(crate) fn new(parts: Parts, places: &PerGroup<Place>) -> Self {
-        let hub = Hub::new(places, parts.options.window);
+    /// One that has joined no log yet.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let hub = Hub::new(&PerGroup::default(), parts.options.window);
+        let began = Instant::now();
         let outbox = Outbox::new(parts.metrics.clone());
         let authority_version = parts.authority.version();
         Self {
@@ -119,8 +107,12 @@ impl Dispatcher {
             outbox,
             authority_version,
             recent: PerGroup::from_fn(|_| RecentKeys::new(RECENT_KEYS)),
+            joined: PerGroup::default(),
+            silent: PerGroup::from_fn(|_| Some(began)),
+            silent_since: None,
+            began,
             beat_after: None,
-            beat_round: Instant::now(),
+            beat_round: began,
             draining: None,
             parts,
         }
@@ -184,9 +176,22 @@ impl Dispatcher {
             Heard::Entry(group, position, entry) => self.on_entry(group, position, &entry),
             Heard::Skipped(group, position) => self.hub.on_skipped(group, position),
             Heard::Changed(group, place, reason) => self.on_changed(group, place, reason),
-            // Each log is joined once, before this task begins.
-            Heard::Begin(..) => {}
+            Heard::Begin(group, place) => self.on_begin(group, place),
+            Heard::Following(group) => self.silent[group] = None,
+            Heard::Lost(group, since) => self.silent[group] = Some(since),
         }
+    }
+
+    fn on_begin(&mut self, group: Group, place: Place) {
+        self.hub.join(group, place);
+        self.joined[group] = true;
+        if self.is_joined() {
+            tracing::info!("all logs are joined");
+        }
+    }
+
+    fn is_joined(&self) -> bool {
+        self.joined.iter().all(|(_, joined)| *joined)
     }
 
     fn on_entry(&mut self, group: Group, position: Position, entry: &SharedEntry) {
@@ -208,9 +213,10 @@ impl Dispatcher {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Attach(request) => self.on_attach(*request),
-            Command::CursorNow(reply) => {
+            Command::CursorNow(group, reply) => {
+                let cursor = self.joined[group].then(|| self.hub.cursor_now().encode());
                 // Nobody waits any more: fine.
-                let _ = reply.send(self.hub.cursor_now().encode());
+                let _ = reply.send(cursor);
             }
         }
     }
@@ -320,7 +326,7 @@ impl Dispatcher {
     }
 
     fn on_tick(&mut self) {
-        self.look_at_the_link();
+        self.look_at_the_logs();
         self.hub.offer_fresh_cursors(&mut self.outbox);
         self.beat();
         self.look_at_tokens();
@@ -351,24 +357,40 @@ impl Dispatcher {
         self.beat_after = self.hub.offer_cursors_after(after, share, &mut self.outbox);
     }
 
-    fn look_at_the_link(&mut self) {
+    fn look_at_the_logs(&mut self) {
         let link = *self.parts.link.borrow_and_update();
-        let grace = self.parts.options.link_grace;
-        let (silent_since_ms, check) = match link {
-            Link::Up { .. } => (0, self.parts.authority.missing()),
-            Link::Down { since } => {
-                let silent = self.outbox.now.saturating_duration_since(since);
-                let silent_ms = i64::try_from(silent.as_millis()).unwrap_or(i64::MAX);
-                let was = self.outbox.silent_since_ms;
-                // Kept as it is while it lasts: then all devices get the same frame.
-                let since_ms = if was > 0 { was } else { now_ms() - silent_ms };
-                (
-                    since_ms,
-                    (silent > grace).then_some("not connected to NATS"),
-                )
-            }
+        let down = match link {
+            Link::Up { .. } => None,
+            Link::Down { since } => Some(since),
         };
-        self.outbox.silent_since_ms = silent_since_ms;
+        let silent = self.silent.iter().filter_map(|(_, since)| *since);
+        let silent_since = silent.chain(down).min();
+        // Kept as it is while it lasts: then all devices get the same frame.
+        if silent_since != self.silent_since {
+            self.silent_since = silent_since;
+            self.outbox.silent_since_ms = silent_since.map_or(0, |since| {
+                let silent = self.outbox.now.saturating_duration_since(since);
+                now_ms() - i64::try_from(silent.as_millis()).unwrap_or(i64::MAX)
+            });
+        }
+        let check = self.unready(down);
         self.parts.health.set(CHECK, check.map_or(Ok(()), Err));
+    }
+
+    /// Why this gateway is not ready. A few logs that are away make it tell so to their devices, and keep it from no other's.
+    fn unready(&self, down: Option<Instant>) -> Option<&'static str> {
+        let grace = self.parts.options.link_grace;
+        let long = |since: Instant| self.outbox.now.saturating_duration_since(since) > grace;
+        if let Some(since) = down {
+            return long(since).then_some("not connected to NATS");
+        }
+        if !self.is_joined() && !long(self.began) {
+            return Some("the logs are being joined");
+        }
+        let silent = self.silent.iter().filter_map(|(_, since)| *since);
+        if silent.filter(|since| long(*since)).count() > usize::from(GROUPS) / 2 {
+            return Some("most logs in NATS cannot be followed");
+        }
+        self.parts.authority.missing()
     }
 }

@@ -22,6 +22,9 @@ pub enum Error {
     /// The bus was closed while the gateway ran.
     #[error("the bus was closed while the gateway ran")]
     BusClosed,
+    /// A task that the gateway cannot be without ended by itself: a bug.
+    #[error("a task of the gateway ended")]
+    Helper(#[source] tokio::task::JoinError),
     /// The descriptors of the services cannot be read: a bug.
     #[error("the service descriptors cannot be read")]
     Descriptors,

@@ -13,7 +13,10 @@ use mailbell_core::{
     ids::{Group, LogId, PerGroup, Position},
 };
 use mailbell_proto::push::v1::ResyncReason;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::{
     clock::now_us,
@@ -30,6 +33,10 @@ const FLOOR: Duration = Duration::from_millis(50);
 pub(crate) enum Heard {
     /// This gateway stands here.
     Begin(Group, Place),
+    /// From now on it hears what is appended.
+    Following(Group),
+    /// It hears nothing since then.
+    Lost(Group, Instant),
     /// The next entry.
     Entry(Group, Position, SharedEntry),
     /// Nothing of interest lies up to here.
@@ -100,7 +107,9 @@ impl FollowerTask {
                     self.changed(place, ResyncReason::LogChanged).await?;
                 }
             }
+            self.tell(Heard::Following(self.group)).await?;
             known = Some(self.until_another_history(follower.as_mut(), place).await?);
+            self.tell(Heard::Lost(self.group, Instant::now())).await?;
             // Who says that the history is another and who was just asked may disagree for a moment.
             tokio::time::sleep(FLOOR).await;
         }
@@ -130,8 +139,8 @@ impl FollowerTask {
                 Followed::Made { log_id, next, .. } | Followed::Cut { log_id, next, .. } => {
                     (log_id, next)
                 }
-                // Neither comes before one of the above.
-                Followed::Jump { .. } | Followed::Entry(_) => continue,
+                // Lost before anybody was told that it was there; the others don't come before one of the above.
+                Followed::Lost { .. } | Followed::Jump { .. } | Followed::Entry(_) => continue,
             };
             if log_id != log.log_id {
                 tracing::info!(group = %self.group, "the log's history changed while it was joined");
@@ -179,10 +188,18 @@ impl FollowerTask {
 
     async fn on_followed(&self, followed: Followed, at: Place) -> Result<Place, Closed> {
         match followed {
-            Followed::Made { tail, log_id, next } => match judge(at, log_id, tail, next) {
-                Verdict::Whole => Ok(at),
-                Verdict::Changed(place, reason) => self.changed(place, reason).await,
-            },
+            Followed::Made { tail, log_id, next } => {
+                let at = match judge(at, log_id, tail, next) {
+                    Verdict::Whole => at,
+                    Verdict::Changed(place, reason) => self.changed(place, reason).await?,
+                };
+                self.tell(Heard::Following(self.group)).await?;
+                Ok(at)
+            }
+            Followed::Lost { since } => {
+                self.tell(Heard::Lost(self.group, since)).await?;
+                Ok(at)
+            }
             Followed::Cut { log_id, next, .. } => {
                 let place = Place {
                     log_id,

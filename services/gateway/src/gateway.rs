@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use mailbell_core::ids::{Group, PerGroup};
+use mailbell_core::ids::Group;
 use mailbell_runtime::{
     drain::DrainHandle,
     health::Health,
@@ -16,12 +16,12 @@ use crate::{
     Error, Metrics, Options,
     authority::Authority,
     bell::Bell,
-    dispatcher::{CHECK, Dispatcher, Parts as DispatcherParts, joined},
+    dispatcher::{CHECK, Dispatcher, Parts as DispatcherParts},
     follower::FollowerTask,
     others::{Others, tell_health},
     replays::Replays,
     server,
-    shared::{Phase, Shared},
+    shared::Shared,
     source::Source,
     tails::Tails,
 };
@@ -97,7 +97,8 @@ impl Gateway {
         Ok((this, handle))
     }
 
-    /// Runs until the drain is over. Calls are answered from the beginning, with UNAVAILABLE until the logs are joined.
+    /// Runs until the drain is over. Calls are answered from the beginning, with UNAVAILABLE until the
+    /// logs that they concern are joined.
     ///
     /// # Errors
     /// [`Error::Runtime`] for the listener or TLS, [`Error::BusClosed`].
@@ -181,8 +182,19 @@ impl Gateway {
             authority,
             replays,
         };
-        let served = dispatch(&shared, parts, drain).await;
-        shared.set_phase(Phase::Draining);
+        let served = tokio::select! {
+            // First: the end of a drain or of the bus, behind which the helpers end too.
+            biased;
+            served = Dispatcher::new(parts).run(drain) => served,
+            // Without it, a log or the revoked tokens would stand still unnoticed.
+            ended = helpers.join_next() => Err(match ended {
+                Some(Err(error)) => Error::Helper(error),
+                _ => Error::BusClosed,
+            }),
+            // In a drain it ends before the dispatcher.
+            Some(Err(error)) = server.join_next() => Err(Error::Helper(error)),
+        };
+        shared.set_draining();
         drop(shared);
         if served.is_ok() {
             // Each connection ends by itself, the last ones at the drain's deadline.
@@ -190,25 +202,4 @@ impl Gateway {
         }
         served
     }
-}
-
-/// Joins the logs, then serves devices until the drain is over.
-async fn dispatch(
-    shared: &Shared,
-    mut parts: DispatcherParts,
-    mut drain: DrainHandle,
-) -> Result<(), Error> {
-    let places: Option<PerGroup<_>> = tokio::select! {
-        // First: whoever drains before it began has nothing to drain.
-        biased;
-        _ = drain.signaled() => {
-            parts.health.set_draining();
-            return Ok(());
-        }
-        places = joined(&mut parts.heard) => places,
-    };
-    let places = places.ok_or(Error::BusClosed)?;
-    shared.set_phase(Phase::Serving);
-    tracing::info!("all logs are joined");
-    Dispatcher::new(parts, &places).run(drain).await
 }

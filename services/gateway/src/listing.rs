@@ -25,7 +25,7 @@ use crate::{
     metrics::Outcome,
     narrow::level,
     page_token::PageToken,
-    shared::{Shared, status_word, unavailable},
+    shared::{Shared, status_word, unavailable, unjoined},
 };
 
 /// The most messages of one listing of the newest.
@@ -75,7 +75,11 @@ async fn page(
     let cursor = match &listing.token {
         Some(token) => token.cursor.clone(),
         // Before the mailbox is read: whatever the pages lack comes after it.
-        None => shared.command(Command::CursorNow).await?,
+        None => {
+            let group = account.group();
+            let cursor = shared.command(|reply| Command::CursorNow(group, reply));
+            cursor.await?.ok_or_else(unjoined)?
+        }
     };
     let page = ask(shared, &account, &listing).await?;
     Ok(listing.answer(&request, page, cursor, level))

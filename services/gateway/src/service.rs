@@ -88,7 +88,7 @@ async fn subscribe(
     headers: &HeaderMap,
     requests: Streaming<SubscribeRequest>,
 ) -> Result<Response<Body>, Status> {
-    shared.check_phase()?;
+    shared.check_serving()?;
     // Before anything of the request is read.
     let credential = shared.authenticate(headers)?;
     let request = only(requests).await?;
@@ -103,7 +103,7 @@ async fn connect(
     headers: &HeaderMap,
     mut requests: Streaming<ClientFrame>,
 ) -> Result<Response<Body>, Status> {
-    shared.check_phase()?;
+    shared.check_serving()?;
     let credential = shared.authenticate(headers)?;
     let wrong = || Status::invalid_argument("the first frame must be `subscribe`");
     let first = timeout(FIRST_FRAME, requests.message()).map_err(|_elapsed| wrong());
@@ -123,7 +123,7 @@ async fn list_messages(
     headers: &HeaderMap,
     requests: Streaming<ListMessagesRequest>,
 ) -> Result<Response<Body>, Status> {
-    shared.check_phase()?;
+    shared.check_serving()?;
     let credential = shared.authenticate(headers)?;
     let request = only(requests).await?;
     let page = list(shared, &credential.grant, request).await?;

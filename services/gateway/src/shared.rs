@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -28,16 +28,6 @@ use crate::{
 /// The header by which gRPC clients are told how long to wait; see gRFC A6.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// Where in its life the gateway is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    /// It joins the logs.
-    Starting,
-    Serving,
-    Draining,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -49,7 +39,7 @@ pub(crate) struct Shared {
     pub(crate) authority: Arc<Authority>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) listings: Semaphore,
-    phase: AtomicU8,
+    draining: AtomicBool,
 }
 
 /// Try again, and not before this time.
@@ -95,25 +85,19 @@ impl Shared {
             tails,
             authority,
             commands,
-            phase: AtomicU8::new(Phase::Starting as u8),
+            draining: AtomicBool::new(false),
         }
     }
 
-    pub(crate) fn set_phase(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Release);
+    /// No call is served from now on.
+    pub(crate) fn set_draining(&self) {
+        self.draining.store(true, Ordering::Release);
     }
 
     /// Whether calls can be served now.
-    pub(crate) fn check_phase(&self) -> Result<(), Status> {
-        let phase = self.phase.load(Ordering::Acquire);
-        if phase == Phase::Draining as u8 {
+    pub(crate) fn check_serving(&self) -> Result<(), Status> {
+        if self.draining.load(Ordering::Acquire) {
             return Err(draining());
-        }
-        if phase == Phase::Starting as u8 {
-            return Err(unavailable(
-                "this gateway is starting",
-                Duration::from_secs(1),
-            ));
         }
         match self.authority.missing() {
             Some(missing) => Err(unavailable(missing, Duration::from_secs(1))),
@@ -182,6 +166,11 @@ impl Shared {
 /// A call on a gateway that is about to end.
 pub(crate) fn draining() -> Status {
     unavailable("this gateway ends: reconnect", Duration::ZERO)
+}
+
+/// A call that concerns a log which this gateway does not follow yet.
+pub(crate) fn unjoined() -> Status {
+    unavailable("the log is not joined yet", Duration::from_secs(1))
 }
 
 fn bearer(value: &str) -> Result<&str, Refusal> {

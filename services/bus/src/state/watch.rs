@@ -165,6 +165,8 @@ impl<K: Send + 'static, V: Send + 'static> Watching<K, V> {
                     info,
                     pending,
                 } => self.on_made(start, &info, pending, &tx).await?,
+                // Made anew, it says what was missed.
+                Delivery::Lost { .. } => continue,
                 Delivery::Message { message, pending } => {
                     self.at = message.sequence;
                     if let Some(change) = self.read(message) {

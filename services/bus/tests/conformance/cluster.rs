@@ -1,6 +1,7 @@
 //! What changes with three nodes.
 
 use mailbell_bus::{Bus, BusOptions, Filter, Followed, Link, Role};
+use mailbell_core::ids::Group;
 use mailbell_test_servers::{NatsCluster, NatsOptions};
 use serde_json::{Value, json};
 
@@ -125,6 +126,40 @@ async fn a_leader_is_killed() {
         assert_eq!(uids, (1..=101).collect::<Vec<_>>());
     }
     assert_eq!(logs.ids().check(group).await.unwrap().0, id);
+}
+
+#[tokio::test]
+async fn without_a_quorum_followers_say_that_they_hear_nothing() {
+    let mut cluster = cluster().await;
+    // The one node that stays: its connection is up all the time.
+    let options = BusOptions {
+        allow_plain: true,
+        ..options(&cluster.nodes[0].url(), Role::Gateway)
+    };
+    let gateway = Bus::connect(options).await.unwrap();
+    let logs = gateway.logs().await.unwrap();
+    let mut following = tokio::task::JoinSet::new();
+    for group in Group::all() {
+        let mut follower = logs.follow(group, 1);
+        assert!(matches!(
+            followed(&mut follower).await,
+            Followed::Made { .. }
+        ));
+        following.spawn(async move {
+            while !matches!(follower.next().await.unwrap(), Followed::Lost { .. }) {}
+            follower
+        });
+    }
+    for node in [1, 2] {
+        cluster.nodes[node].kill();
+    }
+    // Most consumers lived there.
+    let mut lost = soon(following.join_next()).await.unwrap().unwrap();
+    assert!(gateway.link().borrow().is_up());
+    for node in [1, 2] {
+        cluster.nodes[node].restart().await.unwrap();
+    }
+    assert!(matches!(followed(&mut lost).await, Followed::Made { .. }));
 }
 
 #[tokio::test]

@@ -215,8 +215,14 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap()
 }
 
+/// What comes next, but for a consumer that was lost: the one that is made anew tells of that.
 pub(crate) async fn followed(follower: &mut Follower) -> Followed {
-    soon(follower.next()).await.unwrap()
+    loop {
+        match soon(follower.next()).await.unwrap() {
+            Followed::Lost { .. } => {}
+            followed => return followed,
+        }
+    }
 }
 
 /// The UID of the next entry, past whatever else the follower tells.

@@ -298,6 +298,14 @@ impl<E: Entry> Hub<E> {
         state.position = state.position.max(position);
     }
 
+    /// This hub stands there. What was before is not in its window.
+    pub fn join(&mut self, group: Group, place: Place) {
+        let state = &mut self.groups[group];
+        state.log_id = place.log_id;
+        state.position = place.position;
+        state.window.reset(place.position);
+    }
+
     /// A log's history is another, or something was missed: every device concerned must list, and goes on from `place`.
     pub fn on_log_changed(
         &mut self,
@@ -306,10 +314,7 @@ impl<E: Entry> Hub<E> {
         reason: ResyncReason,
         frames: &mut impl Sink<E>,
     ) {
-        let state = &mut self.groups[group];
-        state.log_id = place.log_id;
-        state.position = place.position;
-        state.window.reset(place.position);
+        self.join(group, place);
         let mut concerned = Vec::new();
         for (id, device) in &mut self.devices {
             if device.phases[group] == Phase::Unconcerned {

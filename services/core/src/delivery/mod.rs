@@ -106,7 +106,9 @@ impl Subscription {
         matches!(kind, EventKind::Resync | EventKind::Bulk) || self.kinds & (1 << kind as u32) != 0
     }
 
-    fn concerns(&self, group: Group) -> bool {
+    /// Whether events of one of its accounts are stored there.
+    #[must_use]
+    pub fn concerns(&self, group: Group) -> bool {
         match &self.subject {
             Subject::Accounts(accounts) => accounts.iter().any(|account| account.group() == group),
             Subject::Tenant(_) => true,

@@ -47,6 +47,8 @@ pub(crate) enum Attached {
     Yes(Registration),
     /// Ask the leaders of these logs, and come again.
     Unproven(Vec<Group>),
+    /// A log that it concerns is not joined.
+    Unjoined,
     /// This gateway is about to hear that a log is another: try again soon.
     Changing,
     /// The token is no longer good.
@@ -87,6 +89,10 @@ impl Dispatcher {
         }
         if self.outbox.seats.len() >= self.parts.options.devices {
             return Err(Attached::TooMany);
+        }
+        let unjoined = |group: Group| !self.joined[group] && device.subscription.concerns(group);
+        if Group::all().any(unjoined) {
+            return Err(Attached::Unjoined);
         }
         // Again, in this task: a revocation that came since the token was verified has either been seen here, or this device
         // is among those that are looked at when it is.

@@ -28,7 +28,6 @@ struct Hall {
     options: Arc<Options>,
     drain: Drain,
     task: JoinHandle<Result<(), Error>>,
-    position: Position,
 }
 
 fn account() -> AccountId {
@@ -44,7 +43,7 @@ impl Hall {
         let source = MemorySource::new();
         let options = Arc::new(options);
         let (commands_tx, commands) = mpsc::channel(8);
-        let (heard_tx, heard) = mpsc::channel(8);
+        let (heard_tx, heard) = mpsc::channel(64);
         let shared: Arc<dyn crate::source::Source> = Arc::new(source.clone());
         let metrics = Metrics::default();
         let tails = Arc::new(Tails::new(Arc::clone(&shared)));
@@ -63,12 +62,16 @@ impl Hall {
         };
         let ids = source.log_ids();
         let ids = ids.borrow().clone();
-        let places = PerGroup::from_fn(|group| Place {
-            log_id: ids[group],
-            position: 0,
-        });
+        for group in Group::all() {
+            let place = Place {
+                log_id: ids[group],
+                position: 0,
+            };
+            heard_tx.try_send(Heard::Begin(group, place)).unwrap();
+            heard_tx.try_send(Heard::Following(group)).unwrap();
+        }
         let (drain, handle) = Drain::new();
-        let dispatcher = Dispatcher::new(parts, &places);
+        let dispatcher = Dispatcher::new(parts);
         Self {
             source,
             commands: commands_tx,
@@ -76,15 +79,20 @@ impl Hall {
             options,
             drain,
             task: tokio::spawn(dispatcher.run(handle)),
-            position: 0,
         }
     }
 
     async fn attach(&self, from: From) -> (Arc<Device>, Registration) {
+        self.attach_to(&[account()], from).await
+    }
+
+    async fn attach_to(&self, accounts: &[AccountId], from: From) -> (Arc<Device>, Registration) {
+        // What is heard has been taken in by then.
+        tokio::time::sleep(Duration::from_millis(1)).await;
         let grant = Grant {
             token_id: "1".to_owned(),
             tenant: account().tenant().clone(),
-            subject: Subject::accounts([account()]),
+            subject: Subject::accounts(accounts.iter().cloned()),
             content: ContentLevel::Preview,
             expires: i64::MAX,
         };
@@ -99,8 +107,9 @@ impl Hall {
         let device = Arc::new(device);
         let (reply, answer) = oneshot::channel();
         let mut logs = PerGroup::default();
-        let group = account().group();
-        logs[group] = self.source.log_state(group).await.ok();
+        for group in accounts.iter().map(AccountId::group) {
+            logs[group] = self.source.log_state(group).await.ok();
+        }
         let request = AttachRequest {
             device: Arc::clone(&device),
             from,
@@ -116,12 +125,15 @@ impl Hall {
     }
 
     /// An entry, in the log and through its follower.
-    async fn append(&mut self, uid: u32) {
-        let event = event(gone(uid), Vec::new());
+    async fn append(&self, account: AccountId, uid: u32) {
+        let event = mailbell_core::event::Event {
+            account,
+            ..event(gone(uid), Vec::new())
+        };
         let group = event.account.group();
-        self.position = self.source.append(&event);
+        let position = self.source.append(&event);
         let entry = SharedEntry::new(event, 1, 1);
-        let heard = Heard::Entry(group, self.position, entry);
+        let heard = Heard::Entry(group, position, entry);
         self.heard.send(heard).await.unwrap();
     }
 }
@@ -139,6 +151,28 @@ fn take(device: &Device, registration: &Registration) -> Vec<Frame> {
         frames.push(crate::frame::decode(&item.frame));
     }
     frames
+}
+
+/// Two reads at once, and hardly any window.
+fn few_reads() -> Options {
+    Options {
+        replays: 2,
+        window: mailbell_core::delivery::WindowLimits {
+            entries: 1,
+            bytes: 1 << 20,
+        },
+        ..Options::default()
+    }
+}
+
+/// A cursor from before the first entry.
+async fn start(hall: &Hall) -> Cursor {
+    let (device, registration) = hall.attach(From::Now).await;
+    let frames = take(&device, &registration);
+    let Some(Frame::Cursor(cursor)) = frames.last() else {
+        panic!("{frames:?}");
+    };
+    Cursor::decode(&cursor.token).unwrap()
 }
 
 fn cursors(frames: &[Frame]) -> usize {
@@ -172,10 +206,10 @@ async fn every_device_hears_a_cursor_each_heartbeat_and_hardly_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cursor_follows_an_event_within_its_delay() {
-    let mut hall = Hall::open(Options::default());
+    let hall = Hall::open(Options::default());
     let (device, registration) = hall.attach(From::Now).await;
     take(&device, &registration);
-    hall.append(1).await;
+    hall.append(account(), 1).await;
     tokio::time::sleep(Duration::from_millis(1001)).await;
     let frames = take(&device, &registration);
     assert!(matches!(frames[0], Frame::Event(_)), "{frames:?}");
@@ -188,24 +222,10 @@ async fn a_cursor_follows_an_event_within_its_delay() {
 
 #[tokio::test(start_paused = true)]
 async fn no_more_reads_at_once_than_allowed() {
-    let mut hall = Hall::open(Options {
-        replays: 2,
-        window: mailbell_core::delivery::WindowLimits {
-            entries: 1,
-            bytes: 1 << 20,
-        },
-        ..Options::default()
-    });
-    let start = {
-        let (device, registration) = hall.attach(From::Now).await;
-        let frames = take(&device, &registration);
-        let Some(Frame::Cursor(cursor)) = frames.last() else {
-            panic!("{frames:?}");
-        };
-        Cursor::decode(&cursor.token).unwrap()
-    };
+    let hall = Hall::open(few_reads());
+    let start = start(&hall).await;
     for uid in 1..=10 {
-        hall.append(uid).await;
+        hall.append(account(), uid).await;
     }
     hall.source.hold_reads(true);
     let mut devices = Vec::new();

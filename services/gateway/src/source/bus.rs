@@ -7,6 +7,7 @@ use mailbell_bus::{
     state::{Change, Revoked, Watch},
 };
 use mailbell_core::{
+    backoff::Backoff,
     delivery::LogState,
     ids::{AccountId, Group, LogId, PerGroup, Position, Tenant},
 };
@@ -26,13 +27,28 @@ pub struct BusSource {
 }
 
 impl BusSource {
-    /// Loads the identities of the logs.
+    /// Loads the identities of the logs. Waits while NATS does not answer, or not one log does; those that don't are waited for
+    /// by whoever uses them.
     ///
     /// # Errors
-    /// As [`Bus::logs`].
+    /// As [`Bus::logs_that_answer`], what waiting does not help against.
     pub async fn new(bus: Bus) -> Result<Self, BusError> {
-        let logs = bus.logs().await?;
-        Ok(Self { bus, logs })
+        let mut backoff = Backoff::new(
+            Duration::from_millis(100),
+            Duration::from_millis(500),
+            Duration::from_secs(5),
+        );
+        loop {
+            match bus.logs_that_answer().await {
+                Ok(logs) => return Ok(Self { bus, logs }),
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(%error, "the logs do not answer; they are asked again");
+                    let wait = backoff.next(&mut rand::rng());
+                    tokio::time::sleep(wait).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

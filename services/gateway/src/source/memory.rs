@@ -60,6 +60,10 @@ struct Log {
     entries: BTreeMap<Position, Entry>,
     /// Grows when consumers are made anew.
     consumers: u64,
+    /// It has no leader since then.
+    away: Option<Instant>,
+    /// Whoever follows it is told that the bus is closed.
+    closed: bool,
 }
 
 impl Log {
@@ -68,6 +72,13 @@ impl Log {
             first: self.first,
             last: self.last,
             created_us: 0,
+        }
+    }
+
+    fn answers(&self) -> Result<(), BusError> {
+        match self.away {
+            Some(_) => Err(BusError::Timeout(ANSWER)),
+            None => Ok(()),
         }
     }
 
@@ -201,6 +212,20 @@ impl MemorySource {
         self.log_ids.send_modify(|ids| ids[group] = id);
     }
 
+    /// The log loses its leader, or has one again: without, it does not answer and delivers nothing.
+    pub fn set_away(&self, group: Group, away: bool) {
+        self.change(|world| {
+            let log = &mut world.logs[group];
+            log.away = away.then(Instant::now);
+            log.consumers += 1;
+        });
+    }
+
+    /// Whoever follows this log is told that the bus is closed.
+    pub fn close_log(&self, group: Group) {
+        self.change(|world| world.logs[group].closed = true);
+    }
+
     /// Consumers are made anew, as after a broken connection.
     pub fn remake_consumers(&self) {
         self.change(|world| {
@@ -325,6 +350,7 @@ impl Source for MemorySource {
         let mut world = self.world();
         world.questions += 1;
         let log = &world.logs[group];
+        log.answers()?;
         Ok(LogState {
             log_id: log.id,
             first: log.first,
@@ -338,6 +364,7 @@ impl Source for MemorySource {
             group,
             next: from,
             made: None,
+            lost: false,
         })
     }
 
@@ -361,6 +388,7 @@ impl Source for MemorySource {
             Filter::Accounts(accounts) => accounts.contains(&entry.account),
         };
         let world = self.world();
+        world.logs[group].answers()?;
         let range = world.logs[group].entries.range(after + 1..=up_to);
         let entries: Vec<_> = range
             .map(|(_, entry)| entry)
@@ -415,6 +443,8 @@ struct MemoryFollower {
     next: Position,
     /// The consumer that was told of.
     made: Option<u64>,
+    /// It was told that this consumer is lost.
+    lost: bool,
 }
 
 impl MemoryFollower {
@@ -423,6 +453,11 @@ impl MemoryFollower {
         let world = self.source.world();
         let log = &world.logs[self.group];
         let tail = log.tail();
+        if let Some(since) = log.away {
+            let told = std::mem::replace(&mut self.lost, true);
+            return (self.made.is_some() && !told).then_some(Followed::Lost { since });
+        }
+        self.lost = false;
         if self.made != Some(log.consumers) {
             self.made = Some(log.consumers);
             let (log_id, end) = (log.id, log.last + 1);
@@ -457,6 +492,9 @@ impl Follow for MemoryFollower {
         let mut version = self.source.version.subscribe();
         let mut link = self.source.link.subscribe();
         loop {
+            if self.source.world().logs[self.group].closed {
+                return None;
+            }
             if let Some(followed) = self.now() {
                 return Some(followed);
             }

@@ -1,8 +1,21 @@
 //! Logs that are cut, lost, or skip something: nobody is left with a silent hole.
 
-use mailbell_proto::push::v1::ResyncReason;
+use std::time::Duration;
 
-use crate::support::{World, account, arrival, neighbour};
+use mailbell_core::ids::Group;
+use mailbell_gateway::{Error, Options, source::memory::MemorySource};
+use mailbell_proto::push::v1::{ListMessagesRequest, ResyncReason, SubscribeRequest};
+use tonic::Code;
+
+use crate::support::{World, account, arrival, bearer, neighbour, options};
+
+/// Not ready soon after it hears nothing.
+fn hasty() -> Options {
+    Options {
+        link_grace: Duration::from_millis(100),
+        ..options()
+    }
+}
 
 #[tokio::test]
 async fn a_lost_log_is_a_resync_for_whom_it_concerns() {
@@ -111,4 +124,75 @@ async fn consumers_that_are_made_anew_tell_nothing_twice_and_lose_nothing() {
     }
     let expected: Vec<u32> = (1..=60).collect();
     assert_eq!(device.uids(60).await, expected);
+}
+
+#[tokio::test]
+async fn a_log_without_a_leader_is_told_to_devices() {
+    let world = World::with(hasty()).await;
+    let mut device = world.device(&[account(0)]).await;
+    device.live().await;
+    let group = account(0).group();
+    world.source.set_away(group, true);
+    // Although the connection to NATS is good.
+    while device.silent_since_ms == 0 {
+        device.try_next().await.unwrap();
+    }
+    assert!(world.health.readiness().ok, "the others are there");
+    for other in Group::all() {
+        world.source.set_away(other, true);
+    }
+    let not_ready = || !world.health.readiness().ok;
+    world.until("not ready", not_ready).await;
+    for other in Group::all() {
+        world.source.set_away(other, false);
+    }
+    world.ready().await;
+    while device.silent_since_ms != 0 {
+        device.try_next().await.unwrap();
+    }
+    world.source.append(&arrival(&account(0), 1));
+    assert_eq!(device.uids(1).await, [1]);
+}
+
+#[tokio::test]
+async fn a_log_that_is_away_at_the_start_keeps_out_only_whom_it_concerns() {
+    let source = MemorySource::new();
+    let group = account(0).group();
+    let other = (1..).map(account).find(|a| a.group() != group).unwrap();
+    source.set_away(group, true);
+    let world = World::on(source, hasty()).await;
+    let mut there = world.device(std::slice::from_ref(&other)).await;
+    there.live().await;
+    world.source.append(&arrival(&other, 1));
+    assert_eq!(there.uids(1).await, [1]);
+    while there.silent_since_ms == 0 {
+        there.try_next().await.unwrap();
+    }
+    let token = world.minter.token(&[account(0), other]);
+    let refused = async || world.refused(SubscribeRequest::default(), &token).await;
+    assert_eq!(refused().await, Code::Unavailable);
+    let request = ListMessagesRequest {
+        account: account(0).to_string(),
+        ..ListMessagesRequest::default()
+    };
+    let mut client = world.client().await;
+    let listed = client.list_messages(bearer(request, &token));
+    assert_eq!(listed.await.unwrap_err().code(), Code::Unavailable);
+    world.source.set_away(group, false);
+    while refused().await == Code::Unavailable {
+        tokio::task::yield_now().await;
+    }
+    let mut both = world.device(&[account(0)]).await;
+    both.live().await;
+    world.source.append(&arrival(&account(0), 2));
+    assert_eq!(both.uids(1).await, [2]);
+}
+
+#[tokio::test]
+async fn a_follower_that_ends_ends_the_gateway() {
+    let mut world = World::start().await;
+    world.source.close_log(account(0).group());
+    let ended = tokio::time::timeout(crate::support::LIMIT, &mut world.gateway.task);
+    let ended = ended.await.unwrap().unwrap();
+    assert!(matches!(ended, Err(Error::BusClosed)), "{ended:?}");
 }

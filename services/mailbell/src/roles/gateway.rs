@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use mailbell_bus::{Bus, BusError, Role};
-use mailbell_gateway::{Gateway, Metrics, Options, Parts, source::BusSource};
+use mailbell_gateway::{CHECK, Gateway, Metrics, Options, Parts, source::BusSource};
 use mailbell_runtime::{listen, listen::Bound, telemetry::TelemetryArgs, tls::ReloadingCert};
 
 use super::{
@@ -78,37 +78,46 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         return Ok(ExitCode::SUCCESS);
     };
     let mut work = Work::new();
-    start(&mut process, &mut work, listener, tls, bus.clone()).await?;
+    start(&mut process, &mut work, listener, tls, bus.clone());
     process
         .run(work, |_| {}, async move { bus.close().await })
         .await
 }
 
-/// Starts the gateway as a part of this process.
-///
-/// # Errors
-/// When the installation is not as it must be.
-pub async fn start(
+/// Starts the gateway as a part of this process. It waits by itself for logs that do not answer.
+pub fn start(
     process: &mut Process,
     work: &mut Work,
     listener: Bound,
     tls: Option<Arc<ReloadingCert>>,
     bus: Bus,
-) -> Result<(), Failure> {
+) {
     let options = Options {
         timing: *bus.timing(),
         ..Options::default()
     };
-    let parts = Parts {
-        listener,
-        tls,
-        source: Arc::new(BusSource::new(bus).await?),
-        health: process.health.clone(),
-        metrics: Metrics::register(process.metrics.registry()),
-        incoming: process.incoming.clone(),
-    };
-    let (gateway, _handle) = Gateway::new(options, parts)?;
-    let drain = process.drain();
-    work.spawn(async move { Ok(gateway.run(drain).await?) });
-    Ok(())
+    let health = process.health.clone();
+    // Named before the process says for the first time whether it is ready.
+    health.set(CHECK, Err("the logs are being joined"));
+    let metrics = Metrics::register(process.metrics.registry());
+    let incoming = process.incoming.clone();
+    let mut drain = process.drain();
+    work.spawn(async move {
+        let source = tokio::select! {
+            // First: whoever drains before it began has nothing to drain.
+            biased;
+            _ = drain.signaled() => return Ok(()),
+            source = BusSource::new(bus) => Arc::new(source?),
+        };
+        let parts = Parts {
+            listener,
+            tls,
+            source,
+            health,
+            metrics,
+            incoming,
+        };
+        let (gateway, _handle) = Gateway::new(options, parts)?;
+        Ok(gateway.run(drain).await?)
+    });
 }
