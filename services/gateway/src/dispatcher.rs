@@ -242,12 +242,12 @@ impl Dispatcher {
         let Some(mut read) = self.parts.replays.unstage(id) else {
             return;
         };
+        let (group, log_id) = (read.replay.group, read.replay.log_id);
         let fits = |now: &mailbell_core::delivery::Replay| {
-            let then = &read.replay;
-            (now.group, now.log_id) == (then.group, then.log_id)
-                && (then.after..=read.read_to).contains(&now.after)
+            now.log_id == log_id && (read.replay.after..=read.read_to).contains(&now.after)
         };
-        let Some(replay) = self.hub.replay(id).filter(fits) else {
+        let same = |other| other == group;
+        let Some(replay) = self.hub.replay_of(id, same).filter(fits) else {
             return;
         };
         let had = read
@@ -262,10 +262,8 @@ impl Dispatcher {
             read.first,
             &mut self.outbox,
         );
-        let left = self.hub.replay(id).is_some_and(|next| {
-            (next.group, next.log_id) == (replay.group, replay.log_id) && next.after < read.read_to
-        });
-        if left {
+        let left = self.hub.replay_of(id, same);
+        if left.is_some_and(|next| next.log_id == log_id && next.after < read.read_to) {
             self.parts.replays.stage(id, read);
         }
     }
@@ -283,44 +281,34 @@ impl Dispatcher {
     }
 
     fn begin_reads(&mut self) {
-        while let Some(id) = self.parts.replays.next(self.outbox.now) {
+        let replays = &mut self.parts.replays;
+        replays.unpark(self.outbox.now);
+        while let Some(id) = replays.next() {
             let Some(seat) = self.outbox.seats.get_mut(&id) else {
                 continue;
             };
-            match self.hub.replay(id) {
+            match self.hub.replay_of(id, |group| replays.is_readable(group)) {
                 Some(replay) => {
                     let subject = &seat.device.subscription.subject;
-                    self.parts.replays.begin(id, replay, subject);
+                    replays.begin(id, replay, subject);
                 }
+                None if self.hub.replay(id).is_some() => replays.park(id),
                 None => seat.reading = false,
             }
         }
     }
 
-    fn on_read(&mut self, done: Option<Done>) {
-        let Some(Done { id, read }) = done else {
-            return self.read_again();
-        };
-        self.parts.replays.note(read.is_some(), self.outbox.now);
+    fn on_read(&mut self, done: Done) {
+        let Done { id, group, read } = done;
+        self.parts
+            .replays
+            .note(group, read.is_some(), self.outbox.now);
         if let Some(seat) = self.outbox.seats.get_mut(&id) {
             seat.reading = false;
             if let Some(read) = read {
                 self.parts.replays.stage(id, read);
                 self.feed(id);
             }
-            self.want_read(id);
-        }
-    }
-
-    /// A read was lost without saying whose: everybody who may wait for it asks anew. A second answer to one changes nothing.
-    fn read_again(&mut self) {
-        self.parts.replays.note(false, self.outbox.now);
-        let reading = |seat: &&mut crate::outbox::Seat| seat.reading;
-        for seat in self.outbox.seats.values_mut().filter(reading) {
-            seat.reading = false;
-        }
-        let ids: Vec<_> = self.outbox.seats.keys().copied().collect();
-        for id in ids {
             self.want_read(id);
         }
     }

@@ -2,9 +2,11 @@
 //!
 //! What was read and does not fit into the device's queue is kept for its next room, for as many devices as may read at the
 //! same time; the leftover of any other is read again. So the memory of replays is bounded whatever the devices do.
+//!
+//! A log that cannot be read is tried by one read at a time, with growing pauses, and holds back nobody who needs another log.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -15,12 +17,12 @@ use mailbell_core::{
     cursor::Subject,
     delivery::{DeviceId, Replay},
     event::Fact,
-    ids::{AccountId, Position},
+    ids::{AccountId, Group, PerGroup, Position},
 };
 use mailbell_proto::push::v1::Health;
 use mailbell_runtime::failpoint;
 use tokio::{
-    task::JoinSet,
+    task::{Id, JoinSet},
     time::{Instant, timeout},
 };
 
@@ -50,6 +52,7 @@ pub(crate) struct Read {
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) id: DeviceId,
+    pub(crate) group: Group,
     /// `None`: it failed.
     pub(crate) read: Option<Read>,
 }
@@ -62,11 +65,23 @@ pub(crate) struct Replays {
     tombstones: Arc<Tombstones>,
     metrics: Metrics,
     most: usize,
-    running: JoinSet<Done>,
+    running: JoinSet<Option<Read>>,
+    /// Whose reads those are, and of which log.
+    whose: HashMap<Id, (DeviceId, Group)>,
     waiting: VecDeque<DeviceId>,
+    /// Devices that need nothing but what cannot be read now.
+    parked: Vec<DeviceId>,
     staged: BTreeMap<DeviceId, Read>,
+    logs: PerGroup<Log>,
+}
+
+/// What reads of one log have shown.
+#[derive(Debug)]
+struct Log {
+    running: usize,
+    /// Counts the failures since a read was good.
     backoff: Backoff,
-    /// A read failed: none is begun before.
+    /// The last read failed: none is begun before.
     paused_until: Option<Instant>,
 }
 
@@ -84,14 +99,19 @@ impl Replays {
             metrics,
             most: most.max(1),
             running: JoinSet::new(),
+            whose: HashMap::new(),
             waiting: VecDeque::new(),
+            parked: Vec::new(),
             staged: BTreeMap::new(),
-            backoff: Backoff::new(
-                Duration::from_millis(50),
-                Duration::from_millis(200),
-                Duration::from_secs(5),
-            ),
-            paused_until: None,
+            logs: PerGroup::from_fn(|_| Log {
+                running: 0,
+                backoff: Backoff::new(
+                    Duration::from_millis(50),
+                    Duration::from_millis(200),
+                    Duration::from_secs(5),
+                ),
+                paused_until: None,
+            }),
         }
     }
 
@@ -100,9 +120,30 @@ impl Replays {
         self.waiting.push_back(id);
     }
 
+    /// Puts a device aside whose turn it was, but which needs nothing that can be read now.
+    pub(crate) fn park(&mut self, id: DeviceId) {
+        self.parked.push(id);
+    }
+
+    /// Lets those put aside wait again once a pause is over.
+    pub(crate) fn unpark(&mut self, now: Instant) {
+        for (_, log) in self.logs.iter_mut() {
+            if log.paused_until.is_some_and(|until| until <= now) {
+                log.paused_until = None;
+                self.waiting.extend(self.parked.drain(..));
+            }
+        }
+    }
+
+    /// Whether a read of this log may begin now.
+    pub(crate) fn is_readable(&self, group: Group) -> bool {
+        let log = &self.logs[group];
+        log.paused_until.is_none() && (log.backoff.attempts() == 0 || log.running == 0)
+    }
+
     /// The device whose read may begin now.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<DeviceId> {
-        if self.running.len() >= self.most || self.paused_until.is_some_and(|until| now < until) {
+    pub(crate) fn next(&mut self) -> Option<DeviceId> {
+        if self.running.len() >= self.most {
             return None;
         }
         self.waiting.pop_front()
@@ -113,33 +154,43 @@ impl Replays {
         let (source, tails) = (Arc::clone(&self.source), Arc::clone(&self.tails));
         let tombstones = Arc::clone(&self.tombstones);
         let filter = filter(subject, &replay);
-        self.running.spawn(async move {
-            let read = read(source, tails, tombstones, replay, filter).await;
-            Done { id, read }
-        });
+        let group = replay.group;
+        let reading = read(source, tails, tombstones, replay, filter);
+        let task = self.running.spawn(reading);
+        self.whose.insert(task.id(), (id, group));
+        self.logs[group].running += 1;
     }
 
-    /// Waits for the end of a read; for ever if none runs. Cancel-safe. `None`: a read ended without saying whose it was.
-    pub(crate) async fn done(&mut self) -> Option<Done> {
-        match self.running.join_next().await {
-            Some(Ok(done)) => Some(done),
-            Some(Err(error)) => {
-                tracing::error!(%error, "a read for a replay ended by itself");
-                None
+    /// Waits for the end of a read; for ever if none runs. Cancel-safe.
+    pub(crate) async fn done(&mut self) -> Done {
+        loop {
+            let (task, read) = match self.running.join_next_with_id().await {
+                Some(Ok(ended)) => ended,
+                Some(Err(error)) => {
+                    tracing::error!(%error, "a read for a replay ended by itself");
+                    (error.id(), None)
+                }
+                None => std::future::pending().await,
+            };
+            // Each that runs is there.
+            if let Some((id, group)) = self.whose.remove(&task) {
+                return Done { id, group, read };
             }
-            None => std::future::pending().await,
         }
     }
 
-    /// Takes note of how it went: after a failure the next one waits a while.
-    pub(crate) fn note(&mut self, ok: bool, now: Instant) {
+    /// Takes note of how a read of this log went: after a failure the next one waits a while.
+    pub(crate) fn note(&mut self, group: Group, ok: bool, now: Instant) {
+        let log = &mut self.logs[group];
+        log.running = log.running.saturating_sub(1);
         let outcome = if ok { "ok" } else { "failed" };
         self.metrics.reads.get_or_create(&Outcome { outcome }).inc();
-        if ok {
-            self.backoff.reset();
-            self.paused_until = None;
-        } else {
-            self.paused_until = Some(now + self.backoff.next(&mut rand::rng()));
+        if !ok {
+            log.paused_until = Some(now + log.backoff.next(&mut rand::rng()));
+        } else if log.backoff.attempts() > 0 {
+            log.backoff.reset();
+            log.paused_until = None;
+            self.waiting.extend(self.parked.drain(..));
         }
     }
 

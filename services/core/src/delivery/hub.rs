@@ -336,9 +336,15 @@ impl<E: Entry> Hub<E> {
     /// The read that this device needs next, if it is behind anywhere.
     #[must_use]
     pub fn replay(&self, id: DeviceId) -> Option<Replay> {
+        self.replay_of(id, |_| true)
+    }
+
+    /// The read that this device needs next of a log that can be read, if it is behind in one.
+    #[must_use]
+    pub fn replay_of(&self, id: DeviceId, readable: impl Fn(Group) -> bool) -> Option<Replay> {
         let device = self.devices.get(&id)?;
         device.phases.iter().find_map(|(group, phase)| match phase {
-            Phase::Behind(after) => Some(Replay {
+            Phase::Behind(after) if readable(group) => Some(Replay {
                 group,
                 log_id: self.groups[group].log_id,
                 after: *after,

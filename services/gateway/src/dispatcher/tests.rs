@@ -248,6 +248,51 @@ async fn no_more_reads_at_once_than_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_log_that_cannot_be_read_holds_back_no_other() {
+    let hall = Hall::open(few_reads());
+    let start = start(&hall).await;
+    let others = (1..).map(|n| {
+        let ulid = ulid::Ulid::from_parts(1_700_000_000_000, n);
+        AccountId::new(account().tenant().clone(), ulid)
+    });
+    let mut others = others.filter(|other| other.group() != account().group());
+    let mut both = [account(), others.next().unwrap()];
+    // The one that is read first is away.
+    both.sort_by_key(AccountId::group);
+    let [away, there] = both.clone();
+    for uid in 1..=10 {
+        hall.append(away.clone(), uid).await;
+        hall.append(there.clone(), uid).await;
+    }
+    hall.source.hold_reads(true);
+    let from = || From::Cursor(Box::new(start.clone()));
+    let (device, registration) = hall.attach_to(&both, from()).await;
+    let mut stuck = Vec::new();
+    for _ in 0..50 {
+        stuck.push(hall.attach_to(std::slice::from_ref(&away), from()).await);
+    }
+    hall.source.set_away(away.group(), true);
+    hall.source.hold_reads(false);
+    let uids = |account: &AccountId| -> usize {
+        let frames = take(&device, &registration);
+        let of = |frame: &&Frame| matches!(frame, Frame::Event(event) if event.key.as_ref().unwrap().account == account.to_string());
+        frames.iter().filter(of).count()
+    };
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(uids(&there), 10);
+    // One read at a time tries whether it is back.
+    assert!(hall.source.reads() < 50, "{}", hall.source.reads());
+    hall.source.set_away(away.group(), false);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(uids(&away), 10);
+    for (device, registration) in &stuck {
+        let events = take(device, registration);
+        let events = events.iter().filter(|f| matches!(f, Frame::Event(_)));
+        assert_eq!(events.count(), 10);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_without_devices_is_over_at_once() {
     let hall = Hall::open(Options::default());
     let since = Instant::now();
