@@ -38,6 +38,8 @@ pub(crate) struct Item {
     /// When it was queued, in microseconds since the epoch.
     pub(crate) queued_us: i64,
     is_cursor: bool,
+    /// It does not count against the bounds.
+    is_free: bool,
 }
 
 impl Item {
@@ -48,6 +50,7 @@ impl Item {
             entry: None,
             queued_us: 0,
             is_cursor: false,
+            is_free: false,
         }
     }
 
@@ -90,6 +93,8 @@ pub(crate) struct Queue {
 #[derive(Debug)]
 struct Inner {
     items: VecDeque<Item>,
+    /// Frames and bytes that count against the bounds.
+    frames: usize,
     bytes: usize,
     wants_room: bool,
     end: Option<Status>,
@@ -105,6 +110,7 @@ impl Queue {
             depth,
             inner: Mutex::new(Inner {
                 items: VecDeque::new(),
+                frames: 0,
                 bytes: 0,
                 wants_room: false,
                 end: None,
@@ -137,9 +143,9 @@ impl Queue {
             inner.bytes = inner.bytes + new - old;
             return Ok(());
         }
-        let full = inner.items.len() >= self.limits.frames
+        let full = inner.frames >= self.limits.frames
             || inner.bytes + item.frame.len() > self.limits.bytes;
-        if full && !inner.items.is_empty() {
+        if full && inner.frames > 0 {
             // A cursor that is refused is offered again by time.
             inner.wants_room |= !item.is_cursor;
             return Err(Full);
@@ -148,8 +154,10 @@ impl Queue {
         Ok(())
     }
 
-    /// Queues a frame beyond the bounds: Hello and GoAway, of which a stream gets one each.
-    pub(crate) fn force(&self, item: Item, now: Instant) {
+    /// Queues a frame beyond the bounds: Hello and GoAway, of which a stream gets one each. They take no room from others: a
+    /// Hello that is large leaves enough for the resyncs of an attach, without which the device would come back in vain.
+    pub(crate) fn force(&self, mut item: Item, now: Instant) {
+        item.is_free = true;
         let inner = self.inner();
         if inner.end.is_none() {
             self.add(inner, item, now);
@@ -157,7 +165,10 @@ impl Queue {
     }
 
     fn add(&self, mut inner: MutexGuard<'_, Inner>, item: Item, now: Instant) {
-        inner.bytes += item.frame.len();
+        if !item.is_free {
+            inner.frames += 1;
+            inner.bytes += item.frame.len();
+        }
         inner.items.push_back(item);
         inner.stalled.get_or_insert(now);
         let waker = inner.waker.take();
@@ -172,7 +183,7 @@ impl Queue {
     pub(crate) fn clear(&self) {
         let mut inner = self.inner();
         let dropped = std::mem::take(&mut inner.items);
-        inner.bytes = 0;
+        (inner.frames, inner.bytes) = (0, 0);
         drop(inner);
         self.uncount(dropped.len());
     }
@@ -196,7 +207,7 @@ impl Queue {
     }
 
     fn has_room(&self, inner: &Inner) -> bool {
-        inner.items.len() <= self.limits.frames / 2 && inner.bytes <= self.limits.bytes / 2
+        inner.frames <= self.limits.frames / 2 && inner.bytes <= self.limits.bytes / 2
     }
 
     /// How long its oldest frame has been waiting without any having been taken.
@@ -218,7 +229,10 @@ impl Queue {
             }
             return Poll::Pending;
         };
-        inner.bytes -= item.frame.len();
+        if !item.is_free {
+            inner.frames -= 1;
+            inner.bytes -= item.frame.len();
+        }
         inner.stalled = (!inner.items.is_empty()).then_some(now);
         if inner.items.is_empty() && inner.items.capacity() > 4 {
             // The memory of a burst is given back.
@@ -300,7 +314,7 @@ mod tests {
         let taken: Vec<_> = std::iter::from_fn(|| take(&queue)).collect();
         assert_eq!(
             taken,
-            [(1, false), (2, false), (3, true), (4, false), (9, false)],
+            [(1, false), (2, true), (3, false), (4, false), (9, false)],
             "told once that half is free"
         );
         assert_eq!(depth.get(), 0);
@@ -311,6 +325,27 @@ mod tests {
         assert_eq!(queue.push(item(60), now), Err(Full));
         drop(queue);
         assert_eq!(depth.get(), 0);
+    }
+
+    #[test]
+    fn the_first_words_take_no_room_from_others() {
+        let (queue, depth) = queue();
+        let now = Instant::now();
+        queue.force(item(1000), now);
+        assert!(!queue.ask_for_room());
+        for _ in 0..4 {
+            queue.push(item(25), now).unwrap();
+        }
+        assert_eq!(queue.push(item(1), now), Err(Full));
+        assert_eq!(depth.get(), 5);
+        let taken: Vec<_> = std::iter::from_fn(|| take(&queue)).collect();
+        let room = [false, false, true, false, false];
+        assert_eq!(
+            taken.iter().map(|(_, room)| *room).collect::<Vec<_>>(),
+            room
+        );
+        let inner = queue.inner();
+        assert_eq!((inner.frames, inner.bytes), (0, 0));
     }
 
     #[test]

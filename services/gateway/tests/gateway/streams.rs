@@ -1,6 +1,7 @@
 //! Live streams: who gets what, at which level, and what else a stream carries.
 
 use mailbell_core::event::{Event, Fact};
+use mailbell_gateway::{Options, QueueLimits};
 use mailbell_proto::{
     bus::v1::{AccountRecord, StatusRecord},
     push::v1::{
@@ -10,7 +11,7 @@ use mailbell_proto::{
 };
 use tonic::Code;
 
-use crate::support::{World, account, arrival, claims};
+use crate::support::{World, account, arrival, claims, options};
 
 #[tokio::test]
 async fn an_event_reaches_every_device_of_its_account() {
@@ -168,6 +169,37 @@ async fn hello_says_how_the_accounts_are() {
 }
 
 #[tokio::test]
+async fn a_hello_that_is_larger_than_the_queue_leaves_room_for_a_resync() {
+    let queue = QueueLimits {
+        frames: 4,
+        bytes: 1024,
+    };
+    let world = World::with(Options { queue, ..options() }).await;
+    for n in 0..10 {
+        let state = AccountState {
+            sentence: "x".repeat(200),
+            ..AccountState::default()
+        };
+        let status = StatusRecord {
+            state: Some(state),
+            ..StatusRecord::default()
+        };
+        world.source.put_status(&account(n), status);
+    }
+    let accounts: Vec<_> = (0..10).map(account).collect();
+    let request = SubscribeRequest {
+        cursor: b"of another subscription".as_slice().into(),
+        ..SubscribeRequest::default()
+    };
+    let token = world.minter.token(&accounts);
+    let mut device = world.subscribe(request, &token).await.unwrap();
+    assert_eq!(device.hello.accounts.len(), 10);
+    let resync = device.resync().await;
+    assert_eq!(resync.reason(), ResyncReason::SubscriptionChanged);
+    device.live().await;
+}
+
+#[tokio::test]
 async fn an_account_that_does_not_exist_is_not_found_if_it_is_named() {
     let world = World::start().await;
     let (gone, missing) = (account(0), account(999));
@@ -245,9 +277,9 @@ async fn without_the_bus_streams_stay_and_say_so() {
 
 #[tokio::test]
 async fn not_ready_when_the_bus_is_away_for_long() {
-    let options = mailbell_gateway::Options {
+    let options = Options {
         link_grace: std::time::Duration::ZERO,
-        ..crate::support::options()
+        ..options()
     };
     let world = World::with(options).await;
     world.source.disconnect();
