@@ -24,8 +24,8 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::source::Changes;
 
-/// A token of the most accounts has some 12 KB.
-const MAX_TOKEN: usize = 20 * 1024;
+/// A token of the most accounts has some 12 KB, and some 32 KB if its tenant's name is of the longest.
+const MAX_TOKEN: usize = 36 * 1024;
 /// A key id of ours is 16 characters; a record of an issuer takes at most 64.
 const MAX_KEY_ID: usize = 128;
 /// So long a key may be known elsewhere and not here: a replica that lags more than this is as good as away.

@@ -32,8 +32,8 @@ use crate::{
 const WINDOW: u32 = 64 * 1024;
 /// What one stream may have in its connection's buffer: two of the largest events. Behind it waits the device's own queue.
 const SEND_BUFFER: usize = 20 * 1024;
-/// A token of 256 accounts, and the rest.
-const HEADERS: u32 = 24 * 1024;
+/// The longest token, and the rest.
+const HEADERS: u32 = 40 * 1024;
 /// How long a connection may take for its end once its streams are over.
 const GOODBYE: Duration = Duration::from_secs(1);
 

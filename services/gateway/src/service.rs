@@ -22,7 +22,7 @@ use crate::{
 
 /// The service's name, as it stands in paths, in the health service and in reflection.
 pub(crate) const NAME: &str = "mailbell.push.v1.Push";
-/// An acknowledgement of 512 keys has some 40 KB; a token some 12.
+/// An acknowledgement of 512 keys has some 40 KB; the longest token some 32.
 const MAX_REQUEST: usize = 64 * 1024;
 /// How long the first frame may take.
 const FIRST_FRAME: Duration = Duration::from_secs(10);

@@ -52,6 +52,23 @@ async fn a_stream_needs_a_good_token() {
     }
 }
 
+#[tokio::test]
+async fn the_longest_token_that_is_minted_is_taken() {
+    let world = World::start().await;
+    let tenant = "t".repeat(63);
+    let accounts = (0..256).map(|n| format!("{tenant}.01ARZ3NDEKTSV4RRFFQ6{n:06}"));
+    let token = world.minter.sign(&Claims {
+        accounts: accounts.collect(),
+        tenant,
+        ..claims(&[account(0)])
+    });
+    assert!(token.len() > 30_000, "{}", token.len());
+    let request = SubscribeRequest::default();
+    let mut device = world.subscribe(request, &token).await.unwrap();
+    assert_eq!(device.hello.accounts.len(), 256);
+    device.live().await;
+}
+
 /// The last words and the status of a stream that ends.
 async fn last_words(device: &mut Device) -> (String, Code) {
     let (frames, status) = device.rest().await;
