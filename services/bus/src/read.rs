@@ -21,8 +21,6 @@ use crate::{
 const BATCH: usize = 256;
 /// Bytes of one batch.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Messages in one batch of each account, where several are merged.
-const MERGED_BATCH: usize = 64;
 /// Up to this many accounts are read one by one; beyond it, reading all of their tenant's, or the whole group, is cheaper.
 const MERGED_ACCOUNTS: usize = 16;
 
@@ -50,6 +48,7 @@ pub(crate) struct RangeReader {
     stream: String,
     filter: String,
     batch: usize,
+    batch_bytes: usize,
     range: ReadUpTo,
     end: u64,
     next: Next,
@@ -71,14 +70,17 @@ impl RangeReader {
             stream,
             filter,
             batch: BATCH,
+            batch_bytes: BATCH_BYTES,
             next: range.first(),
             range,
             end: up_to,
         }
     }
 
-    fn with_batch(mut self, batch: usize) -> Self {
-        self.batch = batch;
+    /// One of so many whose batches are held together. With [`MERGED_ACCOUNTS`] each still takes several of the largest events.
+    fn one_of(mut self, count: usize) -> Self {
+        self.batch = BATCH / count.max(1);
+        self.batch_bytes = BATCH_BYTES / count.max(1);
         self
     }
 
@@ -129,7 +131,7 @@ impl RangeReader {
             "seq": after + 1,
             "next_by_subj": self.filter,
             "batch": self.batch,
-            "max_bytes": BATCH_BYTES,
+            "max_bytes": self.batch_bytes,
         });
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
         let mut answers = self
@@ -242,10 +244,11 @@ impl LogReader {
             Filter::Accounts(mut accounts) => {
                 accounts.sort();
                 accounts.dedup();
-                if accounts.len() <= MERGED_ACCOUNTS {
+                let count = accounts.len();
+                if count <= MERGED_ACCOUNTS {
                     let ranges = accounts
                         .iter()
-                        .map(|account| range(names.log_subject(account)).with_batch(MERGED_BATCH));
+                        .map(|account| range(names.log_subject(account)).one_of(count));
                     (ranges.collect(), None)
                 } else {
                     let one = accounts.first().map(AccountId::tenant).filter(|one| {

@@ -92,6 +92,25 @@ async fn ranges_by_account_partition_and_group() {
 }
 
 #[tokio::test]
+async fn a_batch_of_several_accounts_is_no_larger_than_one_of_all() {
+    let world = World::start().await;
+    let logs = world.logs(Role::Watcher).await;
+    let accounts: Vec<_> = (0..8).map(|n| account(5, n)).collect();
+    for from in (1..=60).step_by(10) {
+        for account in &accounts {
+            append_all(&logs, account, from..=from + 9).await;
+        }
+    }
+    let mut reader = logs.read(accounts[0].group(), Filter::Accounts(accounts), 0, 480);
+    let mut entries = 0;
+    while let Some(batch) = reader.next_batch().await.unwrap() {
+        assert!(batch.len() <= 256, "{}", batch.len());
+        entries += batch.len();
+    }
+    assert_eq!(entries, 480);
+}
+
+#[tokio::test]
 async fn a_tenant_reads_its_own() {
     let world = World::start().await;
     let logs = world.logs(Role::Watcher).await;
