@@ -12,8 +12,8 @@ pub struct SubscribeRequest {
     /// The newest cursor that the client stored. Empty: from now on, without a replay.
     #[prost(bytes = "bytes", tag = "3")]
     pub cursor: ::prost::bytes::Bytes,
-    /// `Hello.digest` of the stream that the cursor is from. If what is subscribed has changed since, the client gets `Resync`
-    /// of what is new to it, since its cursor proves nothing about that.
+    /// `Hello.digest` of the stream that the cursor is from. If it is missing, or what is subscribed has changed since, the client
+    /// gets `Resync` of everything, since its cursor proves nothing about this subscription.
     #[prost(bytes = "bytes", tag = "4")]
     pub digest: ::prost::bytes::Bytes,
     /// Unset: as much as the token allows.
@@ -402,6 +402,7 @@ pub struct ListMessagesResponse {
     #[prost(string, tag = "5")]
     pub folder_name: ::prost::alloc::string::String,
     /// A cursor taken before the first page was read, in every page of a listing the same. Whatever the pages lack comes after it.
+    /// To resume from it takes the digest of a stream about this account alone; who has had none subscribes first and lists then.
     #[prost(bytes = "bytes", tag = "6")]
     pub cursor: ::prost::bytes::Bytes,
     /// How many messages the folder holds.
