@@ -364,9 +364,13 @@ impl Installation {
         text
     }
 
-    /// The sum of a metric's series with these labels over all processes; 0 if there is none.
-    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        http::metric(&self.metrics().await, name, labels).unwrap_or(0.0)
+    /// The sum of a metric's series with these labels over all processes.
+    ///
+    /// # Errors
+    /// When there is no such series: a name that nobody counts under would be 0 for ever.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
+        http::metric(&self.metrics().await, name, labels)
+            .with_context(|| format!("nobody counts {name} with {labels:?}"))
     }
 
     /// Kills a process alone, as `kill -9` does. A NATS server of its own is left to itself.

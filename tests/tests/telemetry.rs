@@ -90,9 +90,13 @@ async fn one_message_makes_one_trace_through_both_roles() {
 
 #[tokio::test]
 async fn each_milestone_is_counted() {
-    let mut world = World::start(WorldOptions::default()).await.unwrap();
+    let options = WorldOptions {
+        users: 2,
+        ..WorldOptions::default()
+    };
+    let mut world = World::start(options).await.unwrap();
     let first = world.device(&[0]).await.unwrap();
-    let second = world.device(&[0]).await.unwrap();
+    let mut second = world.device(&[0]).await.unwrap();
     let installation = &world.installation;
     world.deliver(0, 20).await.unwrap();
     world.judge(&[&first, &second]).await.unwrap();
@@ -100,6 +104,7 @@ async fn each_milestone_is_counted() {
         installation
             .metric(name, &[label][..usize::from(!label.is_empty())])
             .await
+            .unwrap()
     };
     let milestones = "mailbell_watcher_milestones_total";
     for label in ["detected", "fetched", "appended"] {
@@ -123,15 +128,24 @@ async fn each_milestone_is_counted() {
         .unwrap();
     }
     let hops = "mailbell_gateway_hop_seconds_count";
-    assert!(installation.metric(hops, &["detected-written"]).await >= 40.0);
-    assert_eq!(
-        installation.metric("mailbell_resynced_total", &[]).await,
-        0.0
-    );
-    assert_eq!(
-        installation.metric("mailbell_gateway_devices", &[]).await,
-        2.0
-    );
+    assert!(counted(hops, "detected-written").await >= 40.0);
+    assert_eq!(counted("mailbell_gateway_devices", "").await, 2.0);
+    for reason in ["subscription-changed", "log-changed", "cursor-too-old"] {
+        assert_eq!(counted("mailbell_resynced_total", reason).await, 0.0);
+    }
+    // One device must list, since it subscribes to more than before.
+    second.stop().await.unwrap();
+    let token = world.token(&[0, 1]).await.unwrap();
+    let places = vec![world.account(0).inbox(), world.account(1).inbox()];
+    second.subscribe(token, places);
+    second.start().unwrap();
+    until(SETTLE_LIMIT, "resynced", || async {
+        let installation = &world.installation;
+        let resynced = installation.metric("mailbell_resynced_total", &["subscription-changed"]);
+        resynced.await.unwrap() == 1.0
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

@@ -36,8 +36,8 @@ use crate::{
     clock::{now_ms, now_s},
     entry::SharedEntry,
     follower::Heard,
-    metrics::{Metrics, Reason},
-    outbox::{Outbox, reason_word},
+    metrics::{Metrics, Reason, reason_word},
+    outbox::Outbox,
     replays::{Done, Replays},
 };
 

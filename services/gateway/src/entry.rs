@@ -13,7 +13,7 @@ use mailbell_core::{
 };
 use mailbell_proto::push::v1::{
     self as push, AccountState, Arrived, Bulk, Changed, ContentLevel, EventKind, Gone, Message,
-    Resync, Times, event::Body, resync::Scope, server_frame::Frame,
+    Resync, ResyncReason, Times, event::Body, resync::Scope, server_frame::Frame,
 };
 use mailbell_runtime::trace::{self, KeyValue, TraceContext};
 use prometheus_client::metrics::counter::Counter;
@@ -76,6 +76,15 @@ impl SharedEntry {
 
     pub(crate) fn event(&self) -> &Event {
         &self.0.event
+    }
+
+    /// Why the device must list, if this says so.
+    pub(crate) fn resync(&self) -> Option<ResyncReason> {
+        match &self.0.event.fact {
+            Fact::Resync { reason, .. } => Some(*reason),
+            Fact::Bulk { .. } => Some(ResyncReason::Bulk),
+            _ => None,
+        }
     }
 
     pub(crate) fn received_us(&self) -> i64 {

@@ -1,5 +1,6 @@
 //! Names and labels of the gateway's metrics; each name gets the prefix `mailbell_`. Labels come from closed sets.
 
+use mailbell_proto::push::v1::ResyncReason;
 use mailbell_runtime::metrics::{Registry, latency_family};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -17,8 +18,8 @@ pub const QUEUED: &str = "queued";
 pub const WRITTEN: &str = "written";
 /// `acked_total`: facts that a device acknowledged.
 pub const ACKED: &str = "acked";
-/// `resynced_total{reason}`: times a device was told to list, for a reason of this gateway's own: `cursor-too-old`,
-/// `log-changed`, `subscription-changed`, `bad-cursor`, `other`.
+/// `resynced_total{reason}`: times a device was told to list. For a reason of its gateway's own: `cursor-too-old`, `log-changed`,
+/// `subscription-changed`, `bad-cursor`; as the log says: `generation`, `bulk`, `baseline`; `other`.
 pub const RESYNCED: &str = "resynced";
 /// `gateway_hop_seconds{hop}`: `detected-received`, `appended-received`, `received-queued`, `queued-written`, `detected-written`.
 pub const HOP_SECONDS: &str = "gateway_hop";
@@ -133,7 +134,27 @@ impl Default for Metrics {
     }
 }
 
+/// A reason as a label: a closed set.
+pub(crate) const fn reason_word(reason: ResyncReason) -> &'static str {
+    match reason {
+        ResyncReason::CursorTooOld => "cursor-too-old",
+        ResyncReason::LogChanged => "log-changed",
+        ResyncReason::SubscriptionChanged => "subscription-changed",
+        ResyncReason::BadCursor => "bad-cursor",
+        ResyncReason::Generation => "generation",
+        ResyncReason::Bulk => "bulk",
+        ResyncReason::Baseline => "baseline",
+        ResyncReason::Unspecified => "other",
+    }
+}
+
 impl Metrics {
+    /// Counts that a device was told to list.
+    pub(crate) fn count_resync(&self, reason: ResyncReason) {
+        let reason = reason_word(reason);
+        self.resynced.get_or_create(&Reason { reason }).inc();
+    }
+
     /// Registers all of them.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
@@ -153,6 +174,11 @@ impl Metrics {
         gauge(DEVICES, "Attached devices", &this.devices);
         gauge(BEHIND, "Attached devices that are behind", &this.behind);
         gauge(DEPTH, "Frames in the devices' queues", &this.depth);
+        for reason in (0..).map_while(|number| ResyncReason::try_from(number).ok()) {
+            // There from the beginning, so that the first one shows as a change.
+            let reason = reason_word(reason);
+            drop(this.resynced.get_or_create(&Reason { reason }));
+        }
         registry.register(RESYNCED, "Devices told to list", this.resynced.clone());
         registry.register_with_unit(
             HOP_SECONDS,

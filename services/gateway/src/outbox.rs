@@ -114,10 +114,14 @@ impl Sink<SharedEntry> for Outbox {
             Frame::Entry(entry) => {
                 let bytes = entry.frame(device.level, &metrics.damaged);
                 let received_us = entry.received_us();
+                let resync = entry.resync();
                 device
                     .queue
                     .push(Item::fact(bytes, entry, self.now_us), now)?;
                 metrics.queued.inc();
+                if let Some(reason) = resync {
+                    metrics.count_resync(reason);
+                }
                 observe(&metrics.received_queued, received_us, self.now_us);
                 Ok(())
             }
@@ -129,8 +133,7 @@ impl Sink<SharedEntry> for Outbox {
             Frame::Resync(concerned, reason) => {
                 let bytes = frame::resync(&concerned, reason, self.listing_wait_ms(reason));
                 device.queue.push(Item::control(bytes), now)?;
-                let reason = reason_word(reason);
-                metrics.resynced.get_or_create(&Reason { reason }).inc();
+                metrics.count_resync(reason);
                 Ok(())
             }
         }
@@ -138,15 +141,5 @@ impl Sink<SharedEntry> for Outbox {
 
     fn close(&mut self, id: DeviceId) {
         self.untold.push(id);
-    }
-}
-
-pub(crate) const fn reason_word(reason: ResyncReason) -> &'static str {
-    match reason {
-        ResyncReason::CursorTooOld => "cursor-too-old",
-        ResyncReason::LogChanged => "log-changed",
-        ResyncReason::SubscriptionChanged => "subscription-changed",
-        ResyncReason::BadCursor => "bad-cursor",
-        _ => "other",
     }
 }

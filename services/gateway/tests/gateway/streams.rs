@@ -132,6 +132,8 @@ async fn only_the_kinds_that_were_asked_for_and_always_resync() {
     let resync = device.resync().await;
     assert_eq!(resync.reason(), ResyncReason::Generation);
     assert_eq!((resync.uid_next, resync.generation), (9, 7));
+    let counted = "resynced_total{reason=\"generation\"}";
+    assert_eq!(world.value(counted), 1.0);
     device.cursor_at(&account(0), 4).await;
 }
 
