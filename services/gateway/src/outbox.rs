@@ -13,7 +13,7 @@ use crate::{
     device::Device,
     entry::SharedEntry,
     frame,
-    metrics::{Metrics, Reason, observe},
+    metrics::{Metrics, observe},
     queue::Item,
 };
 
@@ -47,7 +47,7 @@ pub(crate) struct Outbox {
     pub(crate) now: Instant,
     pub(crate) now_us: i64,
     pub(crate) metrics: Metrics,
-    /// The last cursor that was encoded: token, silence, frame.
+    /// The cursor that live devices share, as it was encoded last: token, silence, frame.
     cursor: Option<(Bytes, i64, Bytes)>,
     live: Bytes,
 }
@@ -82,12 +82,12 @@ impl Outbox {
         rand::rng().random_range(0..=spread)
     }
 
-    /// The frame of a cursor; encoded once for all devices that get the same token.
-    fn cursor(&mut self, token: Bytes) -> Bytes {
+    /// The frame of the cursor that live devices share; encoded once for all that get the same token.
+    fn shared_cursor(&mut self, token: Bytes) -> Bytes {
         let silent = self.silent_since_ms;
         if let Some((last, since, frame)) = &self.cursor
             && *since == silent
-            // The token that all live devices share is one buffer: its address says it is the same.
+            // The token of one round is one buffer: its address says it is the same.
             && last.as_ptr() == token.as_ptr()
             && last.len() == token.len()
         {
@@ -102,7 +102,8 @@ impl Outbox {
 impl Sink<SharedEntry> for Outbox {
     fn push(&mut self, id: DeviceId, frame: Frame<SharedEntry>) -> Result<(), Full> {
         let cursor = match &frame {
-            Frame::Cursor(token) => Some(self.cursor(token.clone())),
+            Frame::Cursor(token) => Some(self.shared_cursor(token.clone())),
+            Frame::OwnCursor(token) => Some(frame::cursor(token.clone(), self.silent_since_ms)),
             _ => None,
         };
         let Some(Seat { device, .. }) = self.seats.get(&id) else {
@@ -125,7 +126,7 @@ impl Sink<SharedEntry> for Outbox {
                 observe(&metrics.received_queued, received_us, self.now_us);
                 Ok(())
             }
-            Frame::Cursor(_) => match cursor {
+            Frame::Cursor(_) | Frame::OwnCursor(_) => match cursor {
                 Some(bytes) => device.queue.push(Item::cursor(bytes), now),
                 None => Ok(()),
             },

@@ -83,7 +83,7 @@ impl Sink<Shared> for Queues<'_> {
 pub(crate) fn wire(frame: &Frame<Shared>) -> ServerFrame {
     let frame = match frame {
         Frame::Entry(entry) => entry_frame(&entry.0),
-        Frame::Cursor(token) => Wire::Cursor(push::Cursor {
+        Frame::Cursor(token) | Frame::OwnCursor(token) => Wire::Cursor(push::Cursor {
             token: token.clone(),
             log_silent_since_ms: 0,
         }),

@@ -153,7 +153,7 @@ impl World {
                 let place = (entry.0.log, entry.0.position);
                 self.streams[number].queued.insert(place);
             }
-            Frame::Cursor(bytes) => self.check_cursor(number, bytes),
+            Frame::Cursor(bytes) | Frame::OwnCursor(bytes) => self.check_cursor(number, bytes),
             Frame::Resync(concerned, reason) => {
                 self.say(|| format!("stream {number}: resync {concerned:?} {reason:?}"));
                 self.count(match reason {

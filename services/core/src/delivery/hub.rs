@@ -515,12 +515,12 @@ impl<E: Entry> Hub<E> {
         shared: &Bytes,
         frames: &mut impl Sink<E>,
     ) -> bool {
-        let bytes = if device.is_live() || plant::is(plant::Bug::CursorOvertakesEvent) {
-            shared.clone()
+        let frame = if device.is_live() || plant::is(plant::Bug::CursorOvertakesEvent) {
+            Frame::Cursor(shared.clone())
         } else {
-            self.own_cursor(device).encode()
+            Frame::OwnCursor(self.own_cursor(device).encode())
         };
-        frames.push(id, Frame::Cursor(bytes)).is_ok()
+        frames.push(id, frame).is_ok()
     }
 
     fn own_cursor(&self, device: &Device) -> Cursor {

@@ -66,8 +66,10 @@ pub enum Concerned {
 pub enum Frame<E> {
     /// A fact.
     Entry(E),
-    /// The resume point, encoded; the same bytes for all live devices.
+    /// The resume point, encoded; within one round of offers the same buffer for all live devices.
     Cursor(Bytes),
+    /// The resume point of this device alone, which is behind.
+    OwnCursor(Bytes),
     /// The replay is over.
     Live,
     /// List what is concerned.

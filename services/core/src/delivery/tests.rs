@@ -58,7 +58,7 @@ impl Queues {
 fn word(frame: &Frame<Fact>) -> String {
     match frame {
         Frame::Entry(fact) => format!("{}", fact.position),
-        Frame::Cursor(bytes) => {
+        Frame::Cursor(bytes) | Frame::OwnCursor(bytes) => {
             let cursor = Cursor::decode(bytes).unwrap();
             format!("cursor {}", cursor.0[group()].position)
         }
@@ -593,7 +593,7 @@ impl World {
                 }
                 // It lists now, and so has everything up to now. (No entry of an old history is queued behind it.)
                 Frame::Resync(..) => client.since = at,
-                Frame::Cursor(bytes) => {
+                Frame::Cursor(bytes) | Frame::OwnCursor(bytes) => {
                     let place = Cursor::decode(&bytes).unwrap().0[group()];
                     if place.log_id == log_id(self.history) {
                         Self::check(&self.log, self.history, client, place.position);
