@@ -60,8 +60,9 @@ async fn a_storm_asks_each_leader_a_few_times_and_serves_everybody() {
         assert_eq!(uids.unwrap(), expected);
     }
     let asked = world.source.questions() - questions;
-    // One question serves all who wait for it: far fewer than one for each attach and each read.
-    assert!(asked < DEVICES, "{asked} questions");
+    // One question serves all who wait for it, with four reads at a time some 50 to 80 of them. If only the attaches or only the
+    // reads asked each for itself, it would be more than 200.
+    assert!(asked < 150, "{asked} questions");
     let bad = client.subscribe(SubscribeRequest::default()).await;
     assert!(bad.is_err());
 }
