@@ -40,7 +40,8 @@ pub struct Options {
     pub listings: usize,
     /// How long the owner of an account may take for a page. Default 20 s.
     pub list_timeout: Duration,
-    /// The connection to NATS may be down for so long before this gateway is not ready. Default 10 s.
+    /// The connection to NATS may be down, or most logs unheard, for so long before this gateway is not ready; so long it waits for
+    /// all logs when it starts. Default 10 s.
     pub link_grace: Duration,
 }
 
