@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     fs::File,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -16,6 +17,29 @@ use tokio::{
     net::TcpStream,
     process::{Child, Command},
 };
+
+use crate::stop::Stop;
+
+/// Its log in the state directory.
+const LOG: &str = "mailbell.log";
+/// The settings of the environment that are meant for whatever runs here. All others are somebody's for an installation of their
+/// own, which must be neither set up nor given a password by this.
+const KEPT: [&str; 3] = ["MAILBELL_NATS_SERVER", "MAILBELL_IMAP_CA", "MAILBELL_LOG"];
+
+/// The binary on this state directory; killed if nobody waits for its end.
+fn mailbell(binary: &Path, state_dir: &Path) -> Command {
+    let mut command = Command::new(binary);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("MAILBELL_") && !KEPT.contains(&&*text) {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("MAILBELL_STATE_DIR", state_dir)
+        .kill_on_drop(true);
+    command
+}
 
 /// A running `mailbell standalone`.
 #[derive(Debug)]
@@ -33,37 +57,46 @@ impl Standalone {
         state_dir: &Path,
         imap_ca: Option<&Path>,
     ) -> Result<Self> {
-        std::fs::create_dir_all(state_dir)?;
-        let log = state_dir.join("mailbell.log");
-        let mut command = Command::new(binary);
-        command
-            .arg("standalone")
-            .arg("--state-dir")
-            .arg(state_dir)
-            .args(["--push-listen", "127.0.0.1:0"])
-            .args(["--admin-listen", "127.0.0.1:0"])
-            .args(["--http-listen", "127.0.0.1:0"]);
+        let mut standalone = Self::spawn(binary, state_dir, imap_ca)?;
+        standalone.ready().await?;
+        Ok(standalone)
+    }
+
+    fn spawn(binary: &Path, state_dir: &Path, imap_ca: Option<&Path>) -> Result<Self> {
+        // As standalone would make it: it refuses a directory with something in it that others can look into.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)?;
+        let mut command = mailbell(binary, state_dir);
+        command.arg("standalone");
+        for flag in ["--push-listen", "--admin-listen", "--http-listen"] {
+            command.args([flag, "127.0.0.1:0"]);
+        }
         if let Some(ca) = imap_ca {
             command.arg("--imap-ca").arg(ca);
         }
         let process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(&log)?)
+            .stderr(File::create(state_dir.join(LOG))?)
             // Ctrl-C is for the demo, which stops it in order.
             .process_group(0)
-            .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot run {}", binary.display()))?;
-        let mut standalone = Self {
+        Ok(Self {
             binary: binary.to_owned(),
             state_dir: state_dir.to_owned(),
             process,
             push: SocketAddr::from(([127, 0, 0, 1], 0)),
-        };
-        let started = tokio::time::timeout(Duration::from_secs(60), standalone.addresses()).await;
+        })
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let log = self.state_dir.join(LOG);
+        let started = tokio::time::timeout(Duration::from_secs(60), self.addresses()).await;
         match started {
-            Ok(Ok(push)) => standalone.push = push,
+            Ok(Ok(push)) => self.push = push,
             Ok(Err(error)) => {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
                 return Err(error.context(format!("mailbell standalone did not start:\n{said}")));
@@ -73,7 +106,7 @@ impl Standalone {
                 log.display()
             ),
         }
-        Ok(standalone)
+        Ok(())
     }
 
     /// Where devices connect, from the file that it writes when it listens.
@@ -110,11 +143,8 @@ impl Standalone {
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Command {
-        let mut command = Command::new(&self.binary);
-        command
-            .args(arguments)
-            .env("MAILBELL_STATE_DIR", &self.state_dir)
-            .kill_on_drop(true);
+        let mut command = mailbell(&self.binary, &self.state_dir);
+        command.args(arguments);
         command
     }
 
@@ -157,8 +187,8 @@ async fn is_ready(http: SocketAddr) -> bool {
     ask.await.unwrap_or(false)
 }
 
-/// Watches the reader's own mailbox until Ctrl-C. The account stays in the usual state directory.
-pub(crate) async fn run_own(binary: &Path, url: &str) -> Result<()> {
+/// Watches the reader's own mailbox until it is to stop. The account stays in the usual state directory.
+pub(crate) async fn run_own(binary: &Path, url: &str, stop: &mut Stop) -> Result<()> {
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     let state_dir = std::env::var_os("MAILBELL_STATE_DIR")
         .map(PathBuf::from)
@@ -169,9 +199,17 @@ pub(crate) async fn run_own(binary: &Path, url: &str) -> Result<()> {
             Some(base.join("mailbell"))
         })
         .context("HOME is not set: name a directory with MAILBELL_STATE_DIR")?;
-    let mailbell = Standalone::start(binary, &state_dir, None).await?;
-    // The second Ctrl-C, or one in the wrong moment: the children get it too, and end by themselves.
-    let mut interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let mut mailbell = Standalone::spawn(binary, &state_dir, None)?;
+    let watched = tokio::select! {
+        watched = watch_own(&mut mailbell, url) => watched,
+        // What runs in the foreground has a signal of the terminal too and ends cleanly; dropping it makes sure.
+        () = stop.asked() => Ok(()),
+    };
+    watched.and(mailbell.stop().await)
+}
+
+async fn watch_own(mailbell: &mut Standalone, url: &str) -> Result<()> {
+    mailbell.ready().await?;
     let list = mailbell
         .command(["account", "list", "--json"])
         .stdin(Stdio::null())
@@ -185,16 +223,9 @@ pub(crate) async fn run_own(binary: &Path, url: &str) -> Result<()> {
             .status()
             .await?
             .success();
-    if added {
-        tokio::select! {
-            status = mailbell.command(["listen"]).status() => { status?; }
-            // `listen` has it too and ends cleanly; dropping it makes sure.
-            _ = interrupts.recv() => {}
-        }
-    }
-    mailbell.stop().await?;
     if !added {
         bail!("the account was not added");
     }
+    mailbell.command(["listen"]).status().await?;
     Ok(())
 }

@@ -13,6 +13,7 @@
 mod device;
 mod mailbell;
 mod relay;
+mod stop;
 
 use std::{
     fs::OpenOptions,
@@ -31,6 +32,7 @@ use crate::{
     device::{Alert, Device},
     mailbell::Standalone,
     relay::Relay,
+    stop::Stop,
 };
 
 /// Shows Mailbell at work: on a private mail server, or on your own mailbox.
@@ -47,21 +49,26 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let shown = match arguments.account {
-        Some(account) => mailbell::run_own(&arguments.mailbell, &account).await,
-        None => tokio::select! {
-            // Whatever was started ends when its value is dropped.
-            shown = demo(arguments.mailbell) => shown,
-            _ = tokio::signal::ctrl_c() => Err(anyhow!("stopped")),
-        },
-    };
-    match shown {
+    match shown(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The chain of causes in one line; a back-trace would help nobody here.
             eprintln!("\ndemo: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn shown(arguments: Arguments) -> Result<()> {
+    // Before anything is started: what runs in a process group of its own learns of no signal but by us.
+    let mut stop = Stop::install()?;
+    match arguments.account {
+        Some(account) => mailbell::run_own(&arguments.mailbell, &account, &mut stop).await,
+        None => tokio::select! {
+            // Either is right. Whatever was started ends when its value is dropped.
+            shown = demo(arguments.mailbell) => shown,
+            () = stop.asked() => Err(anyhow!("stopped")),
+        },
     }
 }
 
