@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    fs::Permissions,
     net::SocketAddr,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -161,7 +162,11 @@ impl Installation {
 
     async fn try_start(options: Options) -> anyhow::Result<Self> {
         let mut installation = Self {
-            directory: TempDir::with_prefix("mailbell-state-")?,
+            directory: tempfile::Builder::new()
+                .prefix("mailbell-state-")
+                // The log of the test lies in it, and no other directory with something in it is used.
+                .permissions(Permissions::from_mode(0o700))
+                .tempdir()?,
             options,
             processes: BTreeMap::new(),
             addresses: None,

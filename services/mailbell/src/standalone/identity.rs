@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Who the installation is; no secret.
-const IDENTITY: &str = "identity.json";
+pub const IDENTITY: &str = "identity.json";
 /// The watchers' key ring.
 pub const KEY_RING: &str = "key.ring";
 /// What signs device tokens.

@@ -3,12 +3,17 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use mailbell_runtime::{ExitCode, secretfile};
 use zeroize::Zeroizing;
+
+use super::identity::IDENTITY;
+
+/// The file that whoever uses the directory holds locked.
+const LOCK: &str = "lock";
 
 /// Why the directory cannot be used. Each text is one line for the person who started it.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +28,17 @@ pub enum StateDirError {
         path: PathBuf,
         /// Who holds the lock, as that process wrote it; `?` if it did not come to that.
         pid: String,
+    },
+    /// It was there before, and is no place for secrets.
+    #[error(
+        "{path} {why}: name a directory of your own with --state-dir, or say that it is only yours: chmod 700 {path}",
+        path = path.display()
+    )]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// It cannot be made, or not be used.
     #[error("cannot use the state directory {path}: {source}", path = path.display())]
@@ -43,6 +59,7 @@ impl StateDirError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::InUse { .. } => ExitCode::Unavailable,
+            Self::Open { .. } => ExitCode::CannotCreate,
             Self::Io { .. } => ExitCode::CannotCreate,
             Self::Secret(error) => error.exit_code(),
         }
@@ -73,20 +90,19 @@ impl StateDir {
     /// Makes the directory if it isn't there (mode 0700) and locks it.
     ///
     /// # Errors
-    /// [`StateDirError::InUse`] if another process has it; else what the system said.
+    /// [`StateDirError::InUse`] if another process has it, [`StateDirError::Open`] if it is no place for secrets; else what the
+    /// system said.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| StateDirError::Io { path, source }
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(io(path))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io(path))?;
+        make(path).map_err(io(path))?;
         let path = path.canonicalize().map_err(io(path))?;
-        let lock_path = path.join("lock");
+        if let Some(why) = unfit(&path).map_err(io(&path))? {
+            return Err(StateDirError::Open { path, why });
+        }
+        let lock_path = path.join(LOCK);
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -149,6 +165,38 @@ impl StateDir {
     }
 }
 
+/// Makes the directory, for its owner alone. One that is there with nothing in it is as good as just made; no other is changed:
+/// it may be everybody's, such as `/tmp`.
+fn make(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    let is_ours = fs::metadata(path)?.uid() == own_uid();
+    if is_ours && fs::read_dir(path)?.next().is_none() {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Why no secret belongs in it.
+fn unfit(path: &Path) -> io::Result<Option<&'static str>> {
+    let meta = fs::metadata(path)?;
+    if meta.uid() != own_uid() {
+        return Ok(Some("belongs to another user"));
+    }
+    // An installation that lives here already goes on: its secrets are for their owner alone by themselves, and `doctor` says
+    // what is wrong. But what others may write to may hold anything.
+    let lives_here =
+        fs::metadata(path.join(IDENTITY)).is_ok_and(|meta| meta.uid() == own_uid());
+    let open = if lives_here { 0o022 } else { 0o077 };
+    Ok((meta.mode() & open != 0).then_some("is open to other users"))
+}
+
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +214,39 @@ mod tests {
         assert_eq!(error.exit_code(), ExitCode::Unavailable);
         drop(first);
         StateDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn what_others_look_into_is_neither_used_nor_changed() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("shared");
+        let mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let is = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("of somebody"), "x").unwrap();
+        for open in [0o1777, 0o755, 0o750] {
+            mode(open);
+            let error = StateDir::open(&path).unwrap_err();
+            assert!(error.to_string().contains("chmod 700"), "{error}");
+            assert_eq!(error.exit_code(), ExitCode::CannotCreate);
+            assert_eq!(is(), open);
+            assert!(!path.join(LOCK).exists());
+        }
+        // An installation that lives there goes on, unless others may change it.
+        fs::write(path.join(IDENTITY), "{}").unwrap();
+        mode(0o755);
+        drop(StateDir::open(&path).unwrap());
+        assert_eq!(is(), 0o755);
+        mode(0o770);
+        assert!(matches!(
+            StateDir::open(&path),
+            Err(StateDirError::Open { .. })
+        ));
+        // Empty, it is as good as just made.
+        let empty = temp.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        StateDir::open(&empty).unwrap();
+        assert_eq!(fs::metadata(&empty).unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]
