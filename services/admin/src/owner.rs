@@ -15,7 +15,7 @@ use crate::{Error, metrics::Metrics};
 
 /// Logins that are tried at the same time: each holds a connection to a mail server on some watcher.
 const AT_ONCE: usize = 64;
-/// A partition that has no owner is about to get one (a start, a hand-over): it is asked again after this.
+/// A partition that has no owner is about to get one (a start, a hand-over), or no watcher runs: it is asked again after this.
 const NO_OWNER_PAUSE: Duration = Duration::from_millis(250);
 
 /// Asks owners.
@@ -24,15 +24,18 @@ pub(crate) struct Owners {
     bus: Bus,
     /// Longer than what a watcher's own limits (connect, TLS, login, folders) add up to on a server that is slow but works.
     timeout: Duration,
+    /// How long an owner is waited for where there is none.
+    patience: Duration,
     slots: Semaphore,
     metrics: Metrics,
 }
 
 impl Owners {
-    pub(crate) fn new(bus: Bus, timeout: Duration, metrics: Metrics) -> Self {
+    pub(crate) fn new(bus: Bus, timeout: Duration, patience: Duration, metrics: Metrics) -> Self {
         Self {
             bus,
             timeout,
+            patience,
             slots: Semaphore::new(AT_ONCE),
             metrics,
         }
@@ -75,11 +78,13 @@ impl Owners {
                 credential: credential.cloned(),
             })),
         };
-        let deadline = Instant::now() + self.timeout;
+        let begin = Instant::now();
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = self.timeout.saturating_sub(begin.elapsed());
             match self.bus.ask(account, request.clone(), left).await {
-                Err(AskError::NoOwner) if left > NO_OWNER_PAUSE => {
+                Err(AskError::NoOwner)
+                    if begin.elapsed() + NO_OWNER_PAUSE < self.patience.min(self.timeout) =>
+                {
                     tokio::time::sleep(NO_OWNER_PAUSE).await;
                 }
                 Err(error) => return Err(error.into()),

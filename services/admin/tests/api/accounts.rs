@@ -545,14 +545,14 @@ async fn lists_are_paged_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_owner_it_says_so() {
+    // A login may take 150 seconds; nobody waits that long to hear that no watcher runs.
     let mut world = World::start_with(Duration::from_millis(600)).await;
     world.service = None;
-    let status = world
-        .accounts
-        .create_account(request("ext"))
-        .await
-        .unwrap_err();
+    let asked = world.accounts.create_account(request("ext"));
+    let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
+    let status = answer.expect("it is answered").unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("no watcher"), "{status:?}");
     world.stop().await;
 }
 

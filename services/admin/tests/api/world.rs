@@ -94,7 +94,7 @@ impl World {
         Self::start_with(Duration::from_secs(20)).await
     }
 
-    pub(crate) async fn start_with(check_timeout: Duration) -> Self {
+    pub(crate) async fn start_with(owner_timeout: Duration) -> Self {
         let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
         connect(&nats, Role::Setup).await.setup().await.unwrap();
         let bus = connect(&nats, Role::Watcher).await;
@@ -124,7 +124,7 @@ impl World {
             listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
         let signing = SigningKey::generate(&mut rand::rng()).unwrap();
         let mut options = Options::new(listener, vec![TokenHash::of(TOKEN)], signing);
-        options.check_timeout = check_timeout;
+        options.owner_timeout = owner_timeout;
         options.policy = Policy {
             plaintext: true,
             private_hosts: true,
