@@ -208,8 +208,10 @@ mod tests {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             push: server.addr(),
             push_tls: false,
+            push_authority: None,
             admin: server.addr(),
             admin_tls: false,
+            admin_authority: None,
             http: server.addr(),
             nats: Vec::new(),
         };

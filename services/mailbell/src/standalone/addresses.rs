@@ -27,10 +27,14 @@ pub struct Addresses {
     pub push: SocketAddr,
     /// Whether devices speak TLS.
     pub push_tls: bool,
+    /// With TLS: `host:port` as the certificate has it, if it has a name.
+    pub push_authority: Option<String>,
     /// The admin API.
     pub admin: SocketAddr,
     /// Whether the admin API speaks TLS.
     pub admin_tls: bool,
+    /// With TLS: `host:port` as the certificate has it, if it has a name.
+    pub admin_authority: Option<String>,
     /// Metrics and health.
     pub http: SocketAddr,
     /// NATS.
@@ -85,23 +89,32 @@ impl Addresses {
     /// For the command line on the same machine.
     #[must_use]
     pub fn admin_url(&self) -> String {
-        url(self.admin_tls, self.admin)
+        url(self.admin_tls, self.admin, self.admin_authority.as_deref())
     }
 
     /// For devices on the same machine.
     #[must_use]
     pub fn push_url(&self) -> String {
-        url(self.push_tls, self.push)
+        url(self.push_tls, self.push, self.push_authority.as_deref())
+    }
+
+    /// Whether no client can find the certificate good at [`Addresses::push_url`].
+    #[must_use]
+    pub fn push_needs_name(&self) -> bool {
+        self.push_tls && self.push_authority.is_none()
     }
 }
 
-fn url(tls: bool, addr: SocketAddr) -> String {
-    let scheme = if tls { "https" } else { "http" };
-    format!("{scheme}://{}", reachable(addr))
+fn url(tls: bool, addr: SocketAddr, authority: Option<&str>) -> String {
+    match (tls, authority) {
+        (true, Some(authority)) => format!("https://{authority}"),
+        (true, None) => format!("https://{}", reachable(addr)),
+        (false, _) => format!("http://{}", reachable(addr)),
+    }
 }
 
 /// "Every address" is no address to connect to.
-fn reachable(addr: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(addr: SocketAddr) -> SocketAddr {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -125,8 +138,10 @@ mod tests {
             version: "0.1.0".to_owned(),
             push: "0.0.0.0:7443".parse().unwrap(),
             push_tls: true,
+            push_authority: None,
             admin: "[::]:7444".parse().unwrap(),
             admin_tls: false,
+            admin_authority: None,
             http: "127.0.0.1:7445".parse().unwrap(),
             nats: vec!["nats://127.0.0.1:4222".to_owned()],
         };
@@ -135,6 +150,13 @@ mod tests {
         assert_eq!(read, addresses);
         assert_eq!(read.push_url(), "https://127.0.0.1:7443");
         assert_eq!(read.admin_url(), "http://[::1]:7444");
+        assert!(read.push_needs_name());
+        let named = Addresses {
+            push_authority: Some("push.example.org:7443".to_owned()),
+            ..read
+        };
+        assert_eq!(named.push_url(), "https://push.example.org:7443");
+        assert!(!named.push_needs_name());
         fs::write(directory.path().join(FILE), "{").unwrap();
         assert_eq!(
             Addresses::read(directory.path()).unwrap_err().code,

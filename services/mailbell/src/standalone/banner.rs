@@ -72,6 +72,10 @@ fn print(
     for (name, place) in places {
         writeln!(out, "  {name:<16}{place}")?;
     }
+    if addresses.push_needs_name() {
+        let hint = "the certificate has no name to connect to: `listen` and devices need a --url that it covers";
+        writeln!(out, "  {}", paint.paint(Style::Yellow, hint))?;
+    }
     for reason in missing {
         writeln!(out, "  {}", paint.paint(Style::Yellow, reason))?;
     }
@@ -100,8 +104,10 @@ mod tests {
             version: "0.1.0".to_owned(),
             push: "127.0.0.1:7443".parse().unwrap(),
             push_tls: false,
+            push_authority: None,
             admin: "127.0.0.1:7444".parse().unwrap(),
             admin_tls: false,
+            admin_authority: None,
             http: "127.0.0.1:7445".parse().unwrap(),
             nats: vec!["nats://127.0.0.1:4222".to_owned()],
         };

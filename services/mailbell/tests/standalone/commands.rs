@@ -1,13 +1,11 @@
 //! Accounts, tokens and `listen` with a real mail server.
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{BufRead as _, BufReader},
     process::Stdio,
 };
 
-use mailbell_test_servers::{Dovecot, DovecotOptions};
+use mailbell_test_servers::{Certificate, Dovecot, DovecotOptions};
 use serde_json::Value;
 
 use crate::machine::{Machine, text};
@@ -17,16 +15,7 @@ fn json(bytes: &[u8]) -> Value {
 }
 
 fn password(machine: &Machine, password: &str) -> String {
-    let path = machine.file("password");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&path)
-        .unwrap();
-    writeln!(file, "{password}").unwrap();
-    path.display().to_string()
+    machine.beside("password", &format!("{password}\n"))
 }
 
 fn mail(subject: &str, text: &str) -> String {
@@ -162,6 +151,34 @@ async fn a_mailbox_is_added_listened_to_and_removed() {
         !said.contains("secret") && !said.contains("alice"),
         "{said}"
     );
+    assert!(machine.stop().await.success());
+}
+
+#[tokio::test]
+async fn with_a_certificate_its_commands_find_it_by_a_name_of_it() {
+    let certificate = Certificate::for_names(&["localhost"]);
+    let mut machine = Machine::new();
+    let cert = machine.beside("cert.pem", &certificate.certificate_pem);
+    let key = machine.beside("key.pem", &certificate.key_pem);
+    let ca = machine.beside("ca.pem", &certificate.authority_pem);
+    let args = ["--tls-cert", &cert, "--tls-key", &key];
+    machine.start_with(&args).await;
+    machine
+        .until("greeted", |machine| {
+            machine.said().contains("https://localhost:")
+        })
+        .await;
+    let mut listener = machine
+        .command(&["listen", "--json", "--ca", &ca, "--exit-after", "60s"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(listener.stdout.take().unwrap()).lines();
+    let kinds = lines.map(|line| json(line.unwrap().as_bytes())["kind"].clone());
+    let live = kinds.take_while(|kind| kind != "disconnected");
+    assert!(live.into_iter().any(|kind| kind == "live"));
+    listener.kill().unwrap();
+    listener.wait().unwrap();
     assert!(machine.stop().await.success());
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -69,6 +70,20 @@ impl Machine {
         command
     }
 
+    /// A file beside the state directory that nobody else reads.
+    pub(crate) fn beside(&self, name: &str, content: &str) -> String {
+        let path = self.directory.path().join(name);
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        path.display().to_string()
+    }
+
     pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
@@ -89,8 +104,14 @@ impl Machine {
 
     /// Starts it and waits until it is ready.
     pub(crate) async fn start(&mut self) {
+        self.start_with(&[]).await;
+    }
+
+    pub(crate) async fn start_with(&mut self, args: &[&str]) {
         let _ = fs::remove_file(self.file("addresses.json"));
-        self.spawn(self.standalone());
+        let mut command = self.standalone();
+        command.args(args);
+        self.spawn(command);
         self.until("ready", |machine| machine.is_ready()).await;
     }
 
@@ -210,7 +231,7 @@ pub(crate) fn lives(pid: u32) -> bool {
 fn ready(http: &str) -> std::io::Result<bool> {
     let mut stream = std::net::TcpStream::connect(http)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    std::io::Write::write_all(&mut stream, b"GET /readyz HTTP/1.0\r\nHost: x\r\n\r\n")?;
+    stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: x\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer.contains(" 200 "))

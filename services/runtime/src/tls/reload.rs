@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -11,7 +12,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
+use rustls_pki_types::{PrivateKeyDer, ServerName, pem::PemObject as _};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::MissedTickBehavior,
@@ -87,6 +88,29 @@ impl ReloadingCert {
         Ok(true)
     }
 
+    /// `host:port` under which a client on this machine reaches `addr` and finds the certificate in force good: the address itself,
+    /// `localhost` where that is the same, else the first name in the certificate. `None`: it has no name to connect to.
+    #[must_use]
+    pub fn authority(&self, addr: SocketAddr) -> Option<String> {
+        let current = self.current();
+        let cert = webpki::EndEntityCert::try_from(current.end_entity_cert().ok()?).ok()?;
+        let covers = |name: ServerName<'_>| cert.verify_is_valid_for_subject_name(&name).is_ok();
+        if covers(addr.ip().into()) {
+            return Some(addr.to_string());
+        }
+        let local = addr.ip().is_loopback();
+        let name = if local && ServerName::try_from("localhost").is_ok_and(covers) {
+            "localhost"
+        } else {
+            cert.valid_dns_names().find(|name| !name.starts_with('*'))?
+        };
+        Some(format!("{name}:{}", addr.port()))
+    }
+
+    fn current(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Looks at the files every `period` and on SIGHUP, until the drain begins.
     pub async fn watch(self: Arc<Self>, period: Duration, mut drain: DrainHandle) {
         let mut ticks = tokio::time::interval(period);
@@ -140,9 +164,7 @@ async fn next(hangup: &mut Option<tokio::signal::unix::Signal>) {
 
 impl ResolvesServerCert for ReloadingCert {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(
-            &self.current.read().unwrap_or_else(PoisonError::into_inner),
-        ))
+        Some(self.current())
     }
 }
 
@@ -179,5 +201,35 @@ impl Files {
             )),
             other => bad_key(other.to_string()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_client_is_sent_to_what_the_certificate_covers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let authority = |names: &[&str], addr: &str| {
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            let made = rcgen::generate_simple_self_signed(names).unwrap();
+            fs::write(&cert, made.cert.pem()).unwrap();
+            secretfile::write(&key, made.signing_key.serialize_pem().as_bytes()).unwrap();
+            let loaded = ReloadingCert::load(&cert, &key).unwrap();
+            loaded.authority(addr.parse().unwrap())
+        };
+        for (names, addr, expected) in [
+            (&["127.0.0.1"][..], "127.0.0.1:1", Some("127.0.0.1:1")),
+            (&["a.test", "localhost"], "127.0.0.1:1", Some("localhost:1")),
+            (&["a.test", "localhost"], "192.0.2.1:1", Some("a.test:1")),
+            (&["*.b.test", "a.test"], "[::1]:1", Some("a.test:1")),
+            (&["*.b.test"], "127.0.0.1:1", None),
+        ] {
+            assert_eq!(authority(names, addr).as_deref(), expected, "{names:?}");
+        }
     }
 }
