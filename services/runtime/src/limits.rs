@@ -20,11 +20,23 @@ pub struct Limit {
 /// # Errors
 /// When `/proc/self/limits` cannot be read or is not understood.
 pub fn open_files() -> Result<Limit, Error> {
-    let text = fs::read_to_string("/proc/self/limits").map_err(Error::Limits)?;
+    read_open_files("self")
+}
+
+/// How many files and sockets another process may have open.
+///
+/// # Errors
+/// When its limits in `/proc` cannot be read (it is gone, or another user's) or are not understood.
+pub fn open_files_of(pid: u32) -> Result<Limit, Error> {
+    read_open_files(&pid.to_string())
+}
+
+fn read_open_files(process: &str) -> Result<Limit, Error> {
+    let text = fs::read_to_string(format!("/proc/{process}/limits")).map_err(Error::Limits)?;
     parse_open_files(&text).ok_or_else(|| {
         Error::Limits(io::Error::new(
             io::ErrorKind::InvalidData,
-            "no line of open files in /proc/self/limits",
+            "no line of open files in the limits of /proc",
         ))
     })
 }
@@ -139,6 +151,7 @@ mod tests {
         let limit = raise_open_files().unwrap();
         assert_eq!(limit.soft, limit.hard);
         assert_eq!(open_files().unwrap(), limit);
+        assert_eq!(open_files_of(std::process::id()).unwrap(), limit);
         assert!(open_now().unwrap() < limit.soft.unwrap_or(u64::MAX));
     }
 

@@ -214,6 +214,8 @@ mod tests {
             admin_authority: None,
             http: server.addr(),
             nats: Vec::new(),
+            own_nats: true,
+            installation: "main".to_owned(),
         };
         addresses.write(temp.path()).unwrap();
         let mut report = Report::default();

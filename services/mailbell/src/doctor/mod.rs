@@ -26,7 +26,8 @@ use crate::{
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 Looks at a standalone installation from outside, or with --nats-url and the NATS user of `mailbell setup` at one in a cluster.
-Changes nothing, but logs in to each mailbox once (at most 50 of them).
+A standalone installation on a NATS server that is not its own needs the user of that too. Changes nothing, but logs in to each
+mailbox once (at most 50 of them).
 
 Exit codes: 0 all is well, or there are only warnings; 69 something is wrong.
 
@@ -81,7 +82,9 @@ async fn examine(args: &Args) -> Result<Report, Failure> {
         local::directory(&mut report, &directory);
         local::process(&mut report, &directory).await
     };
-    files(&mut report);
+    if let Some(addresses) = &addresses {
+        files(&mut report, addresses.pid);
+    }
     if remote || addresses.is_some() {
         nats::examine(&mut report, args, &directory, addresses.as_ref()).await;
     }
@@ -94,17 +97,21 @@ async fn examine(args: &Args) -> Result<Report, Failure> {
 /// A mailbox and a device cost a descriptor each.
 const FEW_FILES: u64 = 4096;
 
-fn files(report: &mut Report) {
-    // What services raise their limit to.
-    match limits::raise_open_files().map(|limit| limit.soft) {
+/// Of the process that is looked at: this command has limits of its own, which prove nothing.
+fn files(report: &mut Report, pid: u32) {
+    match limits::open_files_of(pid).map(|limit| limit.soft) {
         Ok(Some(limit)) if limit < FEW_FILES => report.warn(
             "open files",
-            format!("a process may open {limit} files; each mailbox and each device needs one"),
+            format!("process {pid} may open {limit} files; each mailbox and each device needs one"),
             "raise the hard limit: `LimitNOFILE=65536` in the unit, or `ulimit -Hn` before the start",
         ),
-        Ok(Some(limit)) => report.ok("open files", format!("a process may open {limit}")),
-        Ok(None) => report.ok("open files", "without a limit"),
-        Err(error) => report.warn("open files", error.to_string(), "look at /proc/self/limits"),
+        Ok(Some(limit)) => report.ok("open files", format!("process {pid} may open {limit}")),
+        Ok(None) => report.ok("open files", format!("process {pid} has no limit")),
+        Err(error) => report.warn(
+            "open files",
+            error.to_string(),
+            format!("look at /proc/{pid}/limits"),
+        ),
     }
 }
 

@@ -2,15 +2,15 @@
 
 use std::{path::Path, time::Duration};
 
-use mailbell_bus::{Auth, Bus, BusError, BusOptions, Metrics, Role, Secret};
+use mailbell_bus::{Auth, Bus, BusError, Metrics, Role, Secret};
 use mailbell_core::{ids::Group, seal::KeyRing};
-use mailbell_runtime::secretfile;
+use mailbell_runtime::{ExitCode, secretfile};
 use tokio::time::timeout;
 
 use super::{Args, Report, Where};
 use crate::{
     failure::Failure,
-    roles::key_ring,
+    roles::{key_ring, nats::NatsArgs},
     standalone::{
         identity::{KEY_RING, STORAGE, seed_file},
         nats_child,
@@ -30,10 +30,22 @@ pub(super) async fn examine(
     directory: &Path,
     addresses: Where<'_>,
 ) {
+    let own = addresses.is_some_and(|addresses| addresses.own_nats);
     let bus = match connect(args, directory, addresses).await {
         Ok(bus) => bus,
+        // The process has a user there, and this command was given none: that says nothing of the process.
+        Err(failure)
+            if addresses.is_some() && failure.code == ExitCode::Permission && !args.nats.has_user() =>
+        {
+            report.warn(
+                "NATS",
+                failure.message,
+                "name a NATS user with the same --nats flags as the installation's: without one NATS is not looked at",
+            );
+            return;
+        }
         Err(failure) => {
-            let advice = if addresses.is_some() {
+            let advice = if own {
                 "its log is nats.log in the state directory; the process starts it again by itself"
             } else {
                 "see whether the servers run, and whether --nats-url and the user are right"
@@ -42,7 +54,7 @@ pub(super) async fn examine(
             return;
         }
     };
-    server(report, &bus).await;
+    server(report, &bus, own).await;
     streams(report, &bus).await;
     logs(report, &bus).await;
     keys(report, &bus, addresses.map(|_| directory)).await;
@@ -51,27 +63,27 @@ pub(super) async fn examine(
 
 async fn connect(args: &Args, directory: &Path, addresses: Where<'_>) -> Result<Bus, Failure> {
     let name = "doctor".to_owned();
-    let own = args.nats.nats_url.is_empty();
     let options = match addresses {
-        Some(addresses) if own => {
-            let seed = secretfile::read_text(&directory.join(seed_file(Role::Setup)))?;
-            BusOptions {
-                auth: Auth::NKey(Secret::new(seed.trim())),
-                name,
-                storage: STORAGE,
-                ..BusOptions::new(
-                    addresses.nats.clone(),
-                    args.nats.installation()?,
-                    Role::Setup,
-                )
+        Some(addresses) => {
+            let nats = NatsArgs {
+                nats_url: addresses.nats.clone(),
+                installation: addresses.installation.clone(),
+                ..args.nats.clone()
+            };
+            let mut options = nats.options(Role::Setup, name, Metrics::default())?;
+            if addresses.own_nats {
+                let seed = secretfile::read_text(&directory.join(seed_file(Role::Setup)))?;
+                options.auth = Auth::NKey(Secret::new(seed.trim()));
+                options.storage = STORAGE;
             }
+            options
         }
-        _ => args.nats.options(Role::Setup, name, Metrics::default())?,
+        None => args.nats.options(Role::Setup, name, Metrics::default())?,
     };
     Ok(Bus::connect(options).await?)
 }
 
-async fn server(report: &mut Report, bus: &Bus) {
+async fn server(report: &mut Report, bus: &Bus, own: bool) {
     let status = match bus.server_status().await {
         Ok(status) => status,
         Err(error) => {
@@ -91,6 +103,14 @@ async fn server(report: &mut Report, bus: &Bus) {
             format!("version {} is too old", status.version),
             "upgrade nats-server to 2.11 or newer",
         );
+    }
+    if own {
+        // It runs on the same machine: the same clock, however wrong.
+        report.ok(
+            "clock",
+            "not looked at: NATS has the same; tokens and times of messages need one that NTP keeps right",
+        );
+        return;
     }
     let ahead = status.clock_ahead_us;
     let said = format!(

@@ -99,6 +99,15 @@ impl NatsArgs {
             .map_err(|error| Failure::usage(format!("--installation: {error}")))
     }
 
+    /// Whether it is said as whom.
+    #[must_use]
+    pub fn has_user(&self) -> bool {
+        self.nats_user.is_some()
+            || self.nats_creds.is_some()
+            || self.nats_nkey_file.is_some()
+            || self.nats_cert.is_some()
+    }
+
     /// What a connection of this role needs.
     ///
     /// # Errors

@@ -39,6 +39,10 @@ pub struct Addresses {
     pub http: SocketAddr,
     /// NATS.
     pub nats: Vec<String>,
+    /// Whether that is the process' own server, of which the state directory has the keys.
+    pub own_nats: bool,
+    /// The installation's name.
+    pub installation: String,
 }
 
 impl Addresses {
@@ -144,6 +148,8 @@ mod tests {
             admin_authority: None,
             http: "127.0.0.1:7445".parse().unwrap(),
             nats: vec!["nats://127.0.0.1:4222".to_owned()],
+            own_nats: true,
+            installation: "main".to_owned(),
         };
         addresses.write(directory.path()).unwrap();
         let read = Addresses::read(directory.path()).unwrap();

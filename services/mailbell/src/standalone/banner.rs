@@ -110,6 +110,8 @@ mod tests {
             admin_authority: None,
             http: "127.0.0.1:7445".parse().unwrap(),
             nats: vec!["nats://127.0.0.1:4222".to_owned()],
+            own_nats: true,
+            installation: "main".to_owned(),
         };
         let said = |missing: &[String]| {
             let mut out = Vec::new();

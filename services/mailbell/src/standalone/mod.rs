@@ -165,10 +165,12 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         admin_authority: authority(admin_tls.as_deref(), admin.addr()),
         http: process.http_addr(),
         nats: args.nats.nats_url.clone(),
+        own_nats: args.nats.nats_url.is_empty(),
+        installation: args.nats.installation.clone(),
     };
     let bus_metrics = process.bus_metrics.clone();
     let begin = async {
-        let child = if args.nats.nats_url.is_empty() {
+        let child = if addresses.own_nats {
             let child = own_server(&args, &state, &mut identity, &secrets).await?;
             addresses.nats = vec![format!("nats://127.0.0.1:{}", identity.nats_port)];
             Some(child)

@@ -1,7 +1,8 @@
 //! Start, stop, kill, start again.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
+use mailbell_test_servers::{NatsOptions, NatsServer};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -195,4 +196,39 @@ async fn doctor_finds_nothing_and_then_something() {
     assert_eq!(output.status.code(), Some(69));
     assert!(text(&output.stdout).contains("mailbell standalone"));
     assert_eq!(report(&machine)["verdict"], json!("fail"));
+}
+
+#[tokio::test]
+async fn doctor_looks_at_another_nats_with_its_user_only() {
+    let config = "authorization { users = [{ user: \"mailbell\", password: \"of nats\" }] }";
+    let nats = NatsServer::start(NatsOptions {
+        config: config.to_owned(),
+        ..NatsOptions::default()
+    })
+    .await
+    .unwrap();
+    let mut machine = Machine::new();
+    let (url, password) = (nats.url(), machine.beside("nats", "of nats"));
+    let user = ["--nats-user", "mailbell", "--nats-password-file", &password];
+    let there = ["--nats-url", &url, "--installation", "other"];
+    machine.start_with(&[&there[..], &user].concat()).await;
+    let verdicts = |args: &[&str]| -> BTreeMap<String, String> {
+        let output = machine.run(&[&["doctor", "--json"], args].concat());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let findings = report["findings"].as_array().unwrap().iter();
+        findings
+            .map(|finding| (text(&finding["name"]), text(&finding["verdict"])))
+            .collect()
+    };
+    // Without the user nothing is claimed, good or bad.
+    let without = verdicts(&[]);
+    assert_eq!(without["NATS"], "warn", "{without:?}");
+    assert!(!without.values().any(|verdict| verdict == "fail"));
+    assert!(!without.contains_key("streams"));
+    let with = verdicts(&user);
+    for name in ["NATS", "clock", "streams", "logs", "sealing keys", "open files"] {
+        assert_eq!(with[name], "ok", "{name}: {with:?}");
+    }
+    machine.stop().await;
 }
