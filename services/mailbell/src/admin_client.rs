@@ -155,7 +155,7 @@ impl AdminArgs {
             .unwrap_or_else(|| directory.join(TOKEN_FILE));
         let url = match &self.admin_url {
             Some(url) => url.clone(),
-            None => Addresses::read(&directory)?.admin_url(),
+            None => Addresses::of_running(&directory)?.admin_url(),
         };
         Ok((url, file))
     }

@@ -50,7 +50,7 @@ impl Source {
         let directory = args.admin.state.path()?;
         let url = match &args.url {
             Some(url) => url.clone(),
-            None => Addresses::read(&directory)?.push_url(),
+            None => Addresses::of_running(&directory)?.push_url(),
         };
         if let Some(token) = given {
             let whole_tenant = claims(&token).is_some_and(|claims| claims.whole_tenant);
@@ -63,7 +63,7 @@ impl Source {
         }
         if args.url.is_some()
             && args.admin.admin_url.is_none()
-            && Addresses::read(&directory).is_err()
+            && Addresses::of_running(&directory).is_err()
         {
             return Err(Failure::new(
                 Code::Usage,

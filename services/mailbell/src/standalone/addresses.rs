@@ -9,6 +9,7 @@ use std::{
 use mailbell_runtime::{ExitCode, secretfile};
 use serde::{Deserialize, Serialize};
 
+use super::state_dir::StateDir;
 use crate::failure::Failure;
 
 /// The file's name in the state directory.
@@ -54,6 +55,26 @@ impl Addresses {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|error| Failure::internal(error.to_string()))?;
         Ok(secretfile::write(&directory.join(FILE), &text)?)
+    }
+
+    /// Reads the file of a process that runs. What a killed one has left behind is not used: its ports may be somebody else's by
+    /// now, who would be given the admin token and passwords.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn of_running(directory: &Path) -> Result<Self, Failure> {
+        let addresses = Self::read(directory)?;
+        match StateDir::is_in_use(directory) {
+            Ok(true) => Ok(addresses),
+            Ok(false) => Err(Failure::unavailable(format!(
+                "the standalone installation on {} runs no more, it was killed: start it again with `mailbell standalone`",
+                directory.display()
+            ))),
+            Err(error) => Err(Failure::new(
+                ExitCode::NoInput,
+                format!("cannot see whether {} is in use: {error}", directory.display()),
+            )),
+        }
     }
 
     /// Reads the file. It may be stale: a process that was killed leaves it behind.
@@ -133,8 +154,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_found() {
-        let directory = tempfile::tempdir().unwrap();
-        let failure = Addresses::read(directory.path()).unwrap_err();
+        let temp = tempfile::tempdir().unwrap();
+        let directory = &temp.path().join("state");
+        let failure = Addresses::read(directory).unwrap_err();
         assert_eq!(failure.code, ExitCode::Unavailable);
         assert!(failure.message.contains("mailbell standalone"));
         let addresses = Addresses {
@@ -151,8 +173,9 @@ mod tests {
             own_nats: true,
             installation: "main".to_owned(),
         };
-        addresses.write(directory.path()).unwrap();
-        let read = Addresses::read(directory.path()).unwrap();
+        drop(StateDir::open(directory).unwrap());
+        addresses.write(directory).unwrap();
+        let read = Addresses::read(directory).unwrap();
         assert_eq!(read, addresses);
         assert_eq!(read.push_url(), "https://127.0.0.1:7443");
         assert_eq!(read.admin_url(), "http://[::1]:7444");
@@ -163,10 +186,14 @@ mod tests {
         };
         assert_eq!(named.push_url(), "https://push.example.org:7443");
         assert!(!named.push_needs_name());
-        fs::write(directory.path().join(FILE), "{").unwrap();
-        assert_eq!(
-            Addresses::read(directory.path()).unwrap_err().code,
-            ExitCode::Data
-        );
+        // Nobody holds the lock: it is of a process that is gone.
+        let failure = Addresses::of_running(directory).unwrap_err();
+        assert_eq!(failure.code, ExitCode::Unavailable);
+        assert!(failure.message.contains("killed"), "{failure}");
+        let state = StateDir::open(directory).unwrap();
+        Addresses::of_running(directory).unwrap();
+        drop(state);
+        fs::write(directory.join(FILE), "{").unwrap();
+        assert_eq!(Addresses::read(directory).unwrap_err().code, ExitCode::Data);
     }
 }

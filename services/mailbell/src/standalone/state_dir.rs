@@ -15,6 +15,9 @@ use super::identity::IDENTITY;
 /// The file that whoever uses the directory holds locked.
 const LOCK: &str = "lock";
 
+/// How often the lock is tried while only others who look are in the way.
+const TRIES: u32 = 1000;
+
 /// Why the directory cannot be used. Each text is one line for the person who started it.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
@@ -111,7 +114,7 @@ impl StateDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io(&lock_path))?;
-        match lock.try_lock() {
+        match take(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
@@ -132,6 +135,23 @@ impl StateDir {
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(io(&lock_path))?;
         Ok(Self { path, _lock: lock })
+    }
+
+    /// Whether a process has the directory now. Its files alone do not say so: who is killed leaves them behind.
+    ///
+    /// # Errors
+    /// When the lock cannot be looked at.
+    pub fn is_in_use(path: &Path) -> io::Result<bool> {
+        let lock = match File::open(path.join(LOCK)) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// The directory.
@@ -193,6 +213,22 @@ fn unfit(path: &Path) -> io::Result<Option<&'static str>> {
     Ok((meta.mode() & open != 0).then_some("is open to other users"))
 }
 
+/// Takes the lock. A command holds it shared for the moment in which it looks whether a process has the directory: that is no
+/// reason to be refused.
+fn take(lock: &File) -> Result<(), TryLockError> {
+    for _ in 0..TRIES {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock)
+                if lock.try_lock_shared().is_ok() && lock.unlock().is_ok() =>
+            {
+                std::thread::yield_now();
+            }
+            taken => return taken,
+        }
+    }
+    Err(TryLockError::WouldBlock)
+}
+
 fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
@@ -205,7 +241,9 @@ mod tests {
     fn a_second_one_is_refused_and_told_by_whom() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("a/b");
+        assert!(!StateDir::is_in_use(&path).unwrap());
         let first = StateDir::open(&path).unwrap();
+        assert!(StateDir::is_in_use(&path).unwrap());
         let error = StateDir::open(&path).unwrap_err();
         assert!(
             error.to_string().contains(&std::process::id().to_string()),
@@ -213,6 +251,7 @@ mod tests {
         );
         assert_eq!(error.exit_code(), ExitCode::Unavailable);
         drop(first);
+        assert!(!StateDir::is_in_use(&path).unwrap());
         StateDir::open(&path).unwrap();
     }
 

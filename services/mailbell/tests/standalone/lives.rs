@@ -75,6 +75,13 @@ async fn killed_and_started_again_it_is_the_same_installation() {
         .map(|name| fs::read(machine.file(name)).unwrap());
     let nats = machine.nats_pid().unwrap();
     machine.kill();
+    // Its file stays, and its ports may be somebody else's by now: nobody is told a secret there.
+    assert!(machine.addresses().is_some());
+    for args in [&["account", "list"][..], &["listen"]] {
+        let output = machine.run(args);
+        assert_eq!(output.status.code(), Some(69));
+        assert!(text(&output.stderr).contains("was killed"));
+    }
     // Its server goes with it, or is ended by the next start; there are never two on one store.
     machine.start().await;
     let again = machine.nats_pid().unwrap();
