@@ -23,7 +23,7 @@ Start here:
   mailbell listen                                      show each new message as it arrives
   mailbell doctor                                      what is wrong, and what to do
 
-Every flag can also be set as a variable MAILBELL_<FLAG>, such as MAILBELL_STATE_DIR. Commands that change something print
+A flag that shows [env: ...] can also be set as that variable, such as MAILBELL_STATE_DIR. Commands that change something print
 what they did on standard output; everything else goes to standard error. Exit codes follow sysexits.h: 0 done, 64 usage,
 65 bad data, 66 not found, 69 not there, 70 a bug, 73 cannot create, 75 try again, 77 not allowed."
 )]
@@ -155,6 +155,7 @@ mod tests {
             "mailbell token mint",
             "mailbell token mint --whole-tenant --account default.01ARZ3NDEKTSV4RRFFQ69G5FAV",
             "mailbell token mint --whole-tenant --ttl soon",
+            "mailbell token mint --whole-tenant --ttl 0s",
             "mailbell gateway --tls-cert /c",
             "mailbell standalone --push-listen here",
         ] {
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_has_its_variable() {
+    fn a_variable_is_named_after_its_flag() {
         fn walk(command: &clap::Command, path: &str) {
             for argument in command.get_arguments() {
                 let Some(long) = argument.get_long() else {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     account,
-    admin_client::{AdminArgs, AdminClient},
+    admin_client::{AdminArgs, AdminClient, patiently},
     duration,
     failure::Failure,
     terminal::{Paint, clean_line, done, table},
@@ -60,7 +60,7 @@ struct Mint {
     #[arg(long, env = "MAILBELL_TENANT")]
     tenant: Option<String>,
     /// How long it lives: 90d, 12h, 30m (at most 400d)
-    #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = ttl)]
     ttl: Duration,
     /// The most content it may see
     #[arg(long, value_enum, default_value_t = Content::Preview)]
@@ -73,6 +73,14 @@ struct Mint {
     json: bool,
     #[command(flatten)]
     admin: AdminArgs,
+}
+
+/// None at all would ask the service for its default.
+fn ttl(text: &str) -> Result<Duration, String> {
+    match duration::parse(text)? {
+        Duration::ZERO => Err("a token lives for at least a second".to_owned()),
+        ttl => Ok(ttl),
+    }
 }
 
 /// How much of a message is shown.
@@ -188,11 +196,7 @@ async fn list(args: List) -> Result<ExitCode, Failure> {
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     let now = now_ms();
     loop {
-        let page = client
-            .tokens
-            .list_tokens(request.clone())
-            .await?
-            .into_inner();
+        let page = patiently(async || client.tokens.list_tokens(request.clone()).await).await?;
         for token in &page.tokens {
             if args.json {
                 done(writeln!(io::stdout().lock(), "{}", token_json(token)))?;
