@@ -231,6 +231,10 @@ impl Mirror {
         state.groups_loaded.len() == usize::from(GROUPS)
     }
 
+    pub(crate) fn knows_revocations(&self) -> bool {
+        self.read().revoked_loaded
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         // No change under the guard can be left half made by a panic that matters.
         self.state.read().unwrap_or_else(PoisonError::into_inner)
@@ -324,7 +328,9 @@ mod tests {
             mirror.on_account(Change::Loaded { group });
         }
         let group = Group::new(0).unwrap();
+        assert!(!mirror.knows_revocations());
         mirror.on_revoked(Change::Loaded { group });
+        assert!(mirror.knows_revocations());
         mirror.on_key(Change::Loaded { group });
         assert!(!health.readiness().ok);
         let mut ring = mailbell_core::seal::KeyRing::default();

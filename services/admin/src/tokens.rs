@@ -155,6 +155,12 @@ impl Tokens {
         let page_token = Some(request.page_token)
             .filter(|token| !token.is_empty())
             .map(PageToken::from_text);
+        // What is not known yet would be answered as good.
+        if !self.mirror.knows_revocations() {
+            return Err(Error::Unavailable(
+                "the revocations are still being read; try again".to_owned(),
+            ));
+        }
         let limit = validate::page_size(request.page_size);
         let page = self
             .bus
