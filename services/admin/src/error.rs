@@ -128,7 +128,8 @@ impl From<AskError> for Error {
     fn from(error: AskError) -> Self {
         match error {
             AskError::NoOwner => Self::Unavailable(
-                "no watcher is there to try the login; see whether one runs, and try again".to_owned(),
+                "no watcher is there to try the login; see whether one runs, and try again"
+                    .to_owned(),
             ),
             AskError::Timeout => {
                 Self::Unavailable("the watcher did not answer in time; try again".to_owned())

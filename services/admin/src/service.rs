@@ -12,6 +12,7 @@ use mailbell_runtime::{
     metrics::Registry,
 };
 use rustls::ServerConfig;
+use tokio::time::MissedTickBehavior;
 use tonic::transport::Server;
 
 use crate::{
@@ -23,6 +24,9 @@ use crate::{
 const LISTENER: &str = "admin";
 /// The name of the readiness check of the connection to NATS.
 const NATS_CHECK: &str = "admin-nats";
+/// The beat by which a stuck service is noticed.
+const BEAT: &str = "admin";
+const BEAT_LIMIT: Duration = Duration::from_secs(30);
 /// The largest request: 256 accounts of a token at 100 bytes, or a password of 4 KB with 16 folders of 255.
 const MAX_REQUEST: usize = 64 * 1024;
 /// Calls of one connection at the same time.
@@ -194,13 +198,29 @@ impl Service {
                 () = &mut deadline => Ok(()),
             }
         };
-        let (result, (), (), ()) = tokio::join!(
+        let (result, (), (), (), ()) = tokio::join!(
             bounded,
+            beat(&health, drain.clone()),
             mirror.run(&bus, drain.clone()),
             sweep::run(bus.clone(), mirror.clone(), drain.clone()),
             watch_link(&bus, &health, drain),
         );
         result
+    }
+}
+
+/// Says that the task runs that accepts connections and follows the store.
+async fn beat(health: &Health, mut drain: DrainHandle) {
+    let alive = health.heartbeat(BEAT, BEAT_LIMIT);
+    let mut tick = tokio::time::interval(BEAT_LIMIT / 6);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            // First: somebody waits for this handle.
+            _ = drain.signaled() => return,
+            _ = tick.tick() => alive.beat(),
+        }
     }
 }
 

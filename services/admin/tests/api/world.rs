@@ -142,6 +142,9 @@ impl World {
             assert!(!run.is_finished(), "it ended: {:?}", run.await);
             tokio::task::yield_now().await;
         }
+        // `/healthz` means something: whether it is stuck.
+        let alive = health.liveness();
+        assert!(alive.ok && alive.checks.iter().any(|check| check.name == "admin"));
         drop(service_bus);
         let channel = Endpoint::from_shared(format!("http://{addr}"))
             .unwrap()
