@@ -5,7 +5,11 @@
 
 mod bounded;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -30,7 +34,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 struct Shared {
-    metrics: Arc<Metrics>,
+    metrics: Arc<OnceLock<Metrics>>,
     health: Health,
 }
 
@@ -38,16 +42,18 @@ struct Shared {
 #[derive(Debug)]
 pub struct HttpServer {
     addr: SocketAddr,
+    metrics: Arc<OnceLock<Metrics>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl HttpServer {
-    /// Serves on a listener that was bound before.
+    /// Serves on a listener that was bound before: health at once, metrics when they are all registered, see
+    /// [`HttpServer::serve_metrics`].
     ///
     /// # Errors
     /// When the runtime cannot watch the listener.
-    pub fn start(bound: Bound, metrics: Arc<Metrics>, health: Health) -> Result<Self, Error> {
+    pub fn start(bound: Bound, health: Health) -> Result<Self, Error> {
         let addr = bound.addr();
         let listener = bound.into_tokio().map_err(|source| Error::Listen {
             addr,
@@ -56,7 +62,11 @@ impl HttpServer {
         })?;
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let router = router(Shared { metrics, health });
+        let metrics = Arc::new(OnceLock::new());
+        let router = router(Shared {
+            metrics: Arc::clone(&metrics),
+            health,
+        });
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(BoundedListener::new(listener), router)
                 .with_graceful_shutdown(stopped)
@@ -65,7 +75,17 @@ impl HttpServer {
                 tracing::error!(%error, "the HTTP server for metrics and health ended");
             }
         });
-        Ok(Self { addr, stop, task })
+        Ok(Self {
+            addr,
+            metrics,
+            stop,
+            task,
+        })
+    }
+
+    /// From now on these are answered; until then `/metrics` is not available. Only the first counts.
+    pub fn serve_metrics(&self, metrics: Metrics) {
+        let _ = self.metrics.set(metrics);
     }
 
     /// The address it serves on.
@@ -97,7 +117,11 @@ fn router(shared: Shared) -> Router {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    match shared.metrics.encode() {
+    // Half of them would look as if the others were gone.
+    let Some(metrics) = shared.metrics.get() else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    match metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "metrics cannot be encoded");
@@ -141,7 +165,7 @@ mod tests {
 
     fn serve(health: &Health) -> HttpServer {
         let bound = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--http-listen").unwrap();
-        HttpServer::start(bound, Arc::new(Metrics::new("test")), health.clone()).unwrap()
+        HttpServer::start(bound, health.clone()).unwrap()
     }
 
     async fn get(addr: SocketAddr, path: &str) -> (u16, String) {
@@ -158,6 +182,9 @@ mod tests {
     #[tokio::test]
     async fn metrics_are_openmetrics() {
         let server = serve(&Health::new());
+        // Not all are registered yet.
+        assert_eq!(get(server.addr(), "/metrics").await.0, 503);
+        server.serve_metrics(Metrics::new("test"));
         let (status, answer) = get(server.addr(), "/metrics").await;
         assert_eq!(status, 200);
         assert!(answer.contains("content-type: application/openmetrics-text; version=1.0.0"));

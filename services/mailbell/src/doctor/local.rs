@@ -154,9 +154,7 @@ async fn ready(http: SocketAddr) -> io::Result<Readiness> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use mailbell_runtime::{health::Health, http::HttpServer, listen, metrics::Metrics};
+    use mailbell_runtime::{health::Health, http::HttpServer, listen};
 
     use super::*;
     use crate::doctor::Verdict;
@@ -201,8 +199,7 @@ mod tests {
         let health = Health::new();
         health.set("logs", Err("they are being joined"));
         let bound = listen::bind("127.0.0.1:0".parse().unwrap(), "--http-listen").unwrap();
-        let server =
-            HttpServer::start(bound, Arc::new(Metrics::new("test")), health.clone()).unwrap();
+        let server = HttpServer::start(bound, health.clone()).unwrap();
         let addresses = Addresses {
             pid: 7,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -35,7 +35,9 @@ pub(super) async fn examine(
         Ok(bus) => bus,
         // The process has a user there, and this command was given none: that says nothing of the process.
         Err(failure)
-            if addresses.is_some() && failure.code == ExitCode::Permission && !args.nats.has_user() =>
+            if addresses.is_some()
+                && failure.code == ExitCode::Permission
+                && !args.nats.has_user() =>
         {
             report.warn(
                 "NATS",

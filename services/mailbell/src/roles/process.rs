@@ -1,6 +1,6 @@
 //! What every role's process does in the same way: telemetry, metrics, health, signals, drain.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use mailbell_runtime::{
     drain::{Drain, DrainHandle},
@@ -8,9 +8,8 @@ use mailbell_runtime::{
     http::HttpServer,
     incoming::IncomingMetrics,
     limits, listen,
-    listen::Bound,
     metrics::Metrics,
-    signals::{Outcome, Signals, drain_unless},
+    signals::{Outcome, Signals, Stop, drain_unless},
     telemetry::{Telemetry, TelemetryArgs},
 };
 use tokio::task::JoinSet;
@@ -19,6 +18,9 @@ use crate::{duration, failure::Failure};
 
 /// How long the last spans may take to be sent.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
+
+/// The name of the readiness check of the start.
+const START_CHECK: &str = "start";
 
 /// Metrics, health, and the end.
 #[derive(Debug, Clone, clap::Args)]
@@ -42,7 +44,7 @@ pub struct ProcessArgs {
 pub struct Process {
     telemetry: Telemetry,
     signals: Signals,
-    http: Bound,
+    http: HttpServer,
     /// Where crates register theirs.
     pub metrics: Metrics,
     /// What `/readyz` says.
@@ -72,6 +74,13 @@ impl Process {
         let signals = Signals::install()?;
         let telemetry = Telemetry::init(telemetry, role)?;
         let http = listen::bind(args.http_listen, "--http-listen")?;
+        // From now on, so that a probe is answered: until NATS and the key ring answer, it lives and is not ready.
+        let health = Health::new();
+        health.set(
+            START_CHECK,
+            Err("it is starting: NATS, then what is stored there"),
+        );
+        let http = HttpServer::start(http, health.clone())?;
         limits::raise_open_files()?;
         let mut metrics = Metrics::new(role);
         telemetry.register_metrics(metrics.registry());
@@ -83,7 +92,7 @@ impl Process {
             signals,
             http,
             metrics,
-            health: Health::new(),
+            health,
             incoming,
             bus_metrics,
             drain,
@@ -141,7 +150,9 @@ impl Process {
             window,
             ..
         } = self;
-        let server = HttpServer::start(http, Arc::new(metrics), health.clone())?;
+        http.serve_metrics(metrics);
+        // The roles have named their own checks by now.
+        health.remove(START_CHECK);
         started(&health);
         let ended = tokio::select! {
             biased;
@@ -165,11 +176,28 @@ impl Process {
             failure = failure.or_else(|| failed_in_drain(ended));
         }
         work.abort_all();
-        last.await;
-        server.stop().await;
-        tracing::info!("stopped");
-        telemetry.shutdown(FLUSH_LIMIT).await;
+        let tail = async {
+            last.await;
+            http.stop().await;
+            tracing::info!("stopped");
+            telemetry.shutdown(FLUSH_LIMIT).await;
+        };
+        if let Some(stop) = finish(tail, signals.next()).await {
+            std::process::exit(stop.exit_code().into());
+        }
         failure.map_or(Ok(ExitCode::SUCCESS), Err)
+    }
+}
+
+/// What comes after the drain, unless a signal comes first.
+async fn finish(
+    tail: impl Future<Output = ()>,
+    second: impl Future<Output = Stop>,
+) -> Option<Stop> {
+    tokio::select! {
+        // Either is right when both happen at once.
+        () = tail => None,
+        stop = second => Some(stop),
     }
 }
 
@@ -186,5 +214,19 @@ fn failed_in_drain(ended: Ended) -> Option<Failure> {
         Ok(Err(failure)) => Some(failure),
         Err(error) if error.is_cancelled() => None,
         Err(error) => Some(Failure::internal(format!("a role panicked: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn another_signal_ends_also_what_comes_after_the_drain() {
+        assert_eq!(finish(ready(()), pending()).await, None);
+        let stopped = finish(pending(), ready(Stop::Interrupt)).await;
+        assert_eq!(stopped, Some(Stop::Interrupt));
     }
 }

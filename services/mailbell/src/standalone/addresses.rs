@@ -72,7 +72,10 @@ impl Addresses {
             ))),
             Err(error) => Err(Failure::new(
                 ExitCode::NoInput,
-                format!("cannot see whether {} is in use: {error}", directory.display()),
+                format!(
+                    "cannot see whether {} is in use: {error}",
+                    directory.display()
+                ),
             )),
         }
     }

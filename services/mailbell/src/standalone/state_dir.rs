@@ -3,7 +3,9 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -207,8 +209,7 @@ fn unfit(path: &Path) -> io::Result<Option<&'static str>> {
     }
     // An installation that lives here already goes on: its secrets are for their owner alone by themselves, and `doctor` says
     // what is wrong. But what others may write to may hold anything.
-    let lives_here =
-        fs::metadata(path.join(IDENTITY)).is_ok_and(|meta| meta.uid() == own_uid());
+    let lives_here = fs::metadata(path.join(IDENTITY)).is_ok_and(|meta| meta.uid() == own_uid());
     let open = if lives_here { 0o022 } else { 0o077 };
     Ok((meta.mode() & open != 0).then_some("is open to other users"))
 }

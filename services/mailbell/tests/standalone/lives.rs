@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_test_servers::{NatsOptions, NatsServer, free_port};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::machine::{Machine, lives, send, text};
+use crate::machine::{Machine, get, lives, send, text};
 
 #[tokio::test]
 async fn it_starts_says_where_and_stops_without_a_trace() {
@@ -148,6 +148,34 @@ async fn without_a_server_it_says_how_to_get_one() {
 }
 
 #[tokio::test]
+async fn a_probe_is_answered_before_nats_is() {
+    // A server that accepts and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nats = format!("nats://{}", silent.local_addr().unwrap());
+    let http = format!("127.0.0.1:{}", free_port().unwrap());
+    let mut machine = Machine::new();
+    machine.launch(&[
+        "gateway",
+        "--nats-url",
+        &nats,
+        "--push-listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        &http,
+    ]);
+    let mut answer = String::new();
+    machine
+        .until("answered", |_| {
+            answer = get(&http, "/readyz").unwrap_or_default();
+            !answer.is_empty()
+        })
+        .await;
+    assert!(answer.contains(" 503 ") && answer.contains("it is starting"));
+    assert!(get(&http, "/healthz").unwrap().contains(" 200 "));
+    machine.kill();
+}
+
+#[tokio::test]
 async fn what_is_open_to_others_needs_a_certificate() {
     let machine = Machine::new();
     let mut command = machine.command(&["standalone", "--push-listen", "0.0.0.0:0"]);
@@ -234,7 +262,14 @@ async fn doctor_looks_at_another_nats_with_its_user_only() {
     assert!(!without.values().any(|verdict| verdict == "fail"));
     assert!(!without.contains_key("streams"));
     let with = verdicts(&user);
-    for name in ["NATS", "clock", "streams", "logs", "sealing keys", "open files"] {
+    for name in [
+        "NATS",
+        "clock",
+        "streams",
+        "logs",
+        "sealing keys",
+        "open files",
+    ] {
         assert_eq!(with[name], "ok", "{name}: {with:?}");
     }
     machine.stop().await;

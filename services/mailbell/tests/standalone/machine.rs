@@ -138,6 +138,13 @@ impl Machine {
         self.child = Some(command.spawn().unwrap());
     }
 
+    /// Starts something else than standalone.
+    pub(crate) fn launch(&mut self, args: &[&str]) {
+        let mut command = self.command(args);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(command.spawn().unwrap());
+    }
+
     /// Tries to start a second one, which must not work.
     pub(crate) fn start_another(&self) -> Output {
         self.standalone().output().unwrap()
@@ -229,12 +236,16 @@ pub(crate) fn lives(pid: u32) -> bool {
 }
 
 fn ready(http: &str) -> std::io::Result<bool> {
+    Ok(get(http, "/readyz")?.contains(" 200 "))
+}
+
+pub(crate) fn get(http: &str, path: &str) -> std::io::Result<String> {
     let mut stream = std::net::TcpStream::connect(http)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: x\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(answer.contains(" 200 "))
+    Ok(answer)
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {
