@@ -6,6 +6,9 @@
 //! Clients and servers of the services are there with the feature `services`; without it, the messages alone.
 //! With the feature `gen`, which only the generator sets, this library is empty: so it can be made anew when it is broken.
 
+#[cfg(not(feature = "gen"))]
+mod secrets;
+
 /// What devices and app back ends speak: `mailbell.push.v1`.
 #[cfg(not(feature = "gen"))]
 pub mod push {

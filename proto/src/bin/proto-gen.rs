@@ -14,6 +14,14 @@ const FILES: [&str; 3] = [
 /// Who needs the messages alone gets no transport with them.
 const SERVICES: &str = "#[cfg(feature = \"services\")]";
 
+/// Messages with a secret in them: `src/secrets.rs` shows the rest of them.
+const SECRETS: [&str; 4] = [
+    ".mailbell.admin.v1.CreateAccountRequest",
+    ".mailbell.admin.v1.UpdateAccountRequest",
+    ".mailbell.admin.v1.MintTokenResponse",
+    ".mailbell.push.v1.Reauthenticate",
+];
+
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let check = env::args().any(|arg| arg == "--check");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -25,6 +33,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     fs::write(fresh.join("descriptors.bin"), prost_bytes(&descriptors))?;
     tonic_prost_build::configure()
         .bytes(".")
+        .skip_debug(SECRETS)
         // Its `connect(address)` would clash with the call of that name.
         .build_transport(false)
         .client_mod_attribute(".", SERVICES)

@@ -45,6 +45,7 @@ pub struct Account {
     pub revision: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct CreateAccountRequest {
     /// Unset: `default`.
     #[prost(string, tag = "1")]
@@ -105,6 +106,7 @@ pub struct ListAccountsRequest {
     /// Unset: 100. At most 1,000.
     #[prost(uint32, tag = "2")]
     pub page_size: u32,
+    /// `next_page_token` of the page before. Unset: the first page.
     #[prost(string, tag = "3")]
     pub page_token: ::prost::alloc::string::String,
 }
@@ -117,6 +119,7 @@ pub struct ListAccountsResponse {
     pub next_page_token: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct UpdateAccountRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -139,6 +142,7 @@ pub struct UpdateAccountRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteAccountRequest {
+    /// `<tenant>.<ulid>`
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
@@ -202,6 +206,7 @@ pub struct MintTokenRequest {
     pub label: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct MintTokenResponse {
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
@@ -210,6 +215,7 @@ pub struct MintTokenResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Token {
+    /// `<tenant>.<ulid>`
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -231,6 +237,7 @@ pub struct Token {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RevokeTokenRequest {
+    /// As Token has it: `<tenant>.<ulid>`
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
@@ -238,10 +245,13 @@ pub struct RevokeTokenRequest {
 pub struct RevokeTokenResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTokensRequest {
+    /// Unset: every tenant that the admin token may see.
     #[prost(string, tag = "1")]
     pub tenant: ::prost::alloc::string::String,
+    /// Unset: 100. At most 1,000.
     #[prost(uint32, tag = "2")]
     pub page_size: u32,
+    /// `next_page_token` of the page before. Unset: the first page.
     #[prost(string, tag = "3")]
     pub page_token: ::prost::alloc::string::String,
 }
@@ -249,6 +259,7 @@ pub struct ListTokensRequest {
 pub struct ListTokensResponse {
     #[prost(message, repeated, tag = "1")]
     pub tokens: ::prost::alloc::vec::Vec<Token>,
+    /// Empty: this was the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
@@ -371,8 +382,10 @@ pub mod accounts_client {
             self
         }
         /// Adds an account. The login is tried first by a watcher, and a wrong one answers FAILED_PRECONDITION with what is wrong and
-        /// what to do; nothing is stored then. Idempotent by `external_id`: the same id with the same settings answers the account
-        /// that exists (`created` false), with other settings ALREADY_EXISTS.
+        /// what to do, and in the metadata `mailbell-check-code` a stable word as CheckAccountResponse.code has it; nothing is stored
+        /// then. UNAVAILABLE if no watcher is there to try it. Idempotent by `external_id`: the same id with the same settings answers
+        /// the account that exists (`created` false), with other settings ALREADY_EXISTS. ABORTED: several calls with this external id
+        /// are at work; try again.
         pub async fn create_account(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateAccountRequest>,
@@ -419,7 +432,7 @@ pub mod accounts_client {
                 .insert(GrpcMethod::new("mailbell.admin.v1.Accounts", "GetAccount"));
             self.inner.unary(req, path, codec).await
         }
-        /// In ascending order of id.
+        /// In ascending order of id. UNAVAILABLE until the process has read which there are.
         pub async fn list_accounts(
             &mut self,
             request: impl tonic::IntoRequest<super::ListAccountsRequest>,
@@ -445,7 +458,8 @@ pub mod accounts_client {
             self.inner.unary(req, path, codec).await
         }
         /// Changes the fields that are set. A change of host, port, TLS mode or user needs the password anew, since the stored one is
-        /// bound to them: INVALID_ARGUMENT otherwise. The login is tried first, as for a new account.
+        /// bound to them: INVALID_ARGUMENT otherwise. The login is tried first, as for a new account. NOT_FOUND if there is no such
+        /// account; ABORTED if somebody else changed it meanwhile, with or without `revision`: read it and try again.
         pub async fn update_account(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateAccountRequest>,
@@ -467,7 +481,8 @@ pub mod accounts_client {
                 .insert(GrpcMethod::new("mailbell.admin.v1.Accounts", "UpdateAccount"));
             self.inner.unary(req, path, codec).await
         }
-        /// Ends the watching, tells subscribed devices, and removes credential, checkpoint and log. Deleting again answers OK.
+        /// Ends the watching, tells subscribed devices, and removes credential, checkpoint and log. Deleting again answers OK, and
+        /// so does deleting what never was. ABORTED if somebody else changed it meanwhile: try again.
         pub async fn delete_account(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteAccountRequest>,
@@ -492,7 +507,9 @@ pub mod accounts_client {
                 .insert(GrpcMethod::new("mailbell.admin.v1.Accounts", "DeleteAccount"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asks the watcher that owns the account to log in anew and look at its folders. Changes nothing.
+        /// Asks the watcher that owns the account to log in anew and look at its folders. Changes nothing. A login that fails is an
+        /// answer with `ok` false. NOT_FOUND if there is no such account; FAILED_PRECONDITION, with `mailbell-check-code`, if the login
+        /// could not even be tried.
         pub async fn check_account(
             &mut self,
             request: impl tonic::IntoRequest<super::CheckAccountRequest>,
@@ -534,8 +551,10 @@ pub mod accounts_server {
     #[async_trait]
     pub trait Accounts: std::marker::Send + std::marker::Sync + 'static {
         /// Adds an account. The login is tried first by a watcher, and a wrong one answers FAILED_PRECONDITION with what is wrong and
-        /// what to do; nothing is stored then. Idempotent by `external_id`: the same id with the same settings answers the account
-        /// that exists (`created` false), with other settings ALREADY_EXISTS.
+        /// what to do, and in the metadata `mailbell-check-code` a stable word as CheckAccountResponse.code has it; nothing is stored
+        /// then. UNAVAILABLE if no watcher is there to try it. Idempotent by `external_id`: the same id with the same settings answers
+        /// the account that exists (`created` false), with other settings ALREADY_EXISTS. ABORTED: several calls with this external id
+        /// are at work; try again.
         async fn create_account(
             &self,
             request: tonic::Request<super::CreateAccountRequest>,
@@ -548,7 +567,7 @@ pub mod accounts_server {
             &self,
             request: tonic::Request<super::GetAccountRequest>,
         ) -> std::result::Result<tonic::Response<super::Account>, tonic::Status>;
-        /// In ascending order of id.
+        /// In ascending order of id. UNAVAILABLE until the process has read which there are.
         async fn list_accounts(
             &self,
             request: tonic::Request<super::ListAccountsRequest>,
@@ -557,12 +576,14 @@ pub mod accounts_server {
             tonic::Status,
         >;
         /// Changes the fields that are set. A change of host, port, TLS mode or user needs the password anew, since the stored one is
-        /// bound to them: INVALID_ARGUMENT otherwise. The login is tried first, as for a new account.
+        /// bound to them: INVALID_ARGUMENT otherwise. The login is tried first, as for a new account. NOT_FOUND if there is no such
+        /// account; ABORTED if somebody else changed it meanwhile, with or without `revision`: read it and try again.
         async fn update_account(
             &self,
             request: tonic::Request<super::UpdateAccountRequest>,
         ) -> std::result::Result<tonic::Response<super::Account>, tonic::Status>;
-        /// Ends the watching, tells subscribed devices, and removes credential, checkpoint and log. Deleting again answers OK.
+        /// Ends the watching, tells subscribed devices, and removes credential, checkpoint and log. Deleting again answers OK, and
+        /// so does deleting what never was. ABORTED if somebody else changed it meanwhile: try again.
         async fn delete_account(
             &self,
             request: tonic::Request<super::DeleteAccountRequest>,
@@ -570,7 +591,9 @@ pub mod accounts_server {
             tonic::Response<super::DeleteAccountResponse>,
             tonic::Status,
         >;
-        /// Asks the watcher that owns the account to log in anew and look at its folders. Changes nothing.
+        /// Asks the watcher that owns the account to log in anew and look at its folders. Changes nothing. A login that fails is an
+        /// answer with `ok` false. NOT_FOUND if there is no such account; FAILED_PRECONDITION, with `mailbell-check-code`, if the login
+        /// could not even be tried.
         async fn check_account(
             &self,
             request: tonic::Request<super::CheckAccountRequest>,
@@ -1049,7 +1072,7 @@ pub mod tokens_client {
             self
         }
         /// Mints a token (a JWT signed with EdDSA) for the named accounts or the whole tenant. The token is answered once and not
-        /// stored; only its id, scope and expiry are.
+        /// stored; only its id, scope and expiry are. NOT_FOUND if one of the accounts does not exist.
         pub async fn mint_token(
             &mut self,
             request: impl tonic::IntoRequest<super::MintTokenRequest>,
@@ -1075,6 +1098,7 @@ pub mod tokens_client {
             self.inner.unary(req, path, codec).await
         }
         /// Ends the token: live streams that use it are closed within seconds. Revoking again answers OK.
+        /// NOT_FOUND if there is no such token; an expired one is forgotten a week later.
         pub async fn revoke_token(
             &mut self,
             request: impl tonic::IntoRequest<super::RevokeTokenRequest>,
@@ -1099,7 +1123,8 @@ pub mod tokens_client {
                 .insert(GrpcMethod::new("mailbell.admin.v1.Tokens", "RevokeToken"));
             self.inner.unary(req, path, codec).await
         }
-        /// In ascending order of id; revoked and expired ones are marked until they are forgotten.
+        /// In ascending order of id. Those that are revoked are marked, and those that have expired stay for a week. UNAVAILABLE until
+        /// the process has read which are revoked.
         pub async fn list_tokens(
             &mut self,
             request: impl tonic::IntoRequest<super::ListTokensRequest>,
@@ -1141,7 +1166,7 @@ pub mod tokens_server {
     #[async_trait]
     pub trait Tokens: std::marker::Send + std::marker::Sync + 'static {
         /// Mints a token (a JWT signed with EdDSA) for the named accounts or the whole tenant. The token is answered once and not
-        /// stored; only its id, scope and expiry are.
+        /// stored; only its id, scope and expiry are. NOT_FOUND if one of the accounts does not exist.
         async fn mint_token(
             &self,
             request: tonic::Request<super::MintTokenRequest>,
@@ -1150,6 +1175,7 @@ pub mod tokens_server {
             tonic::Status,
         >;
         /// Ends the token: live streams that use it are closed within seconds. Revoking again answers OK.
+        /// NOT_FOUND if there is no such token; an expired one is forgotten a week later.
         async fn revoke_token(
             &self,
             request: tonic::Request<super::RevokeTokenRequest>,
@@ -1157,7 +1183,8 @@ pub mod tokens_server {
             tonic::Response<super::RevokeTokenResponse>,
             tonic::Status,
         >;
-        /// In ascending order of id; revoked and expired ones are marked until they are forgotten.
+        /// In ascending order of id. Those that are revoked are marked, and those that have expired stay for a week. UNAVAILABLE until
+        /// the process has read which are revoked.
         async fn list_tokens(
             &self,
             request: tonic::Request<super::ListTokensRequest>,

@@ -56,6 +56,7 @@ pub struct Ack {
 }
 /// A new device token for a stream that is open.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Reauthenticate {
     /// The token alone, without "Bearer".
     #[prost(string, tag = "1")]
