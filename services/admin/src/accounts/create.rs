@@ -152,9 +152,12 @@ impl Accounts {
             return Ok(None);
         }
         self.bus.credentials().put(id, credential).await?;
-        match looked {
+        let free = match looked {
             Some(looked) => self.store_checkpoint(id, looked).await?,
             None => self.clear_checkpoint(id).await?,
+        };
+        if !free {
+            return Ok(None);
         }
         match self.bus.accounts().create(id, &wanted.record).await? {
             Cas::Stored(revision) => {
@@ -167,16 +170,21 @@ impl Accounts {
     }
 
     /// Of an account that was not looked at, the first login says where it begins: not an earlier try that did look, was cut off
-    /// before the account was there, and would have everything since then told as new.
-    async fn clear_checkpoint(&self, id: &AccountId) -> Result<(), Error> {
+    /// before the account was there, and would have everything since then told as new. False as of
+    /// [`Accounts::store_checkpoint`].
+    async fn clear_checkpoint(&self, id: &AccountId) -> Result<bool, Error> {
         let checkpoints = self.bus.checkpoints();
         if checkpoints.load(id).await?.is_some() {
+            if self.bus.accounts().get(id).await?.is_some() {
+                return Ok(false);
+            }
             checkpoints.delete(id).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn store_checkpoint(&self, id: &AccountId, looked: CheckResult) -> Result<(), Error> {
+    /// False: another admin process made the account meanwhile, and the checkpoint is its watcher's.
+    async fn store_checkpoint(&self, id: &AccountId, looked: CheckResult) -> Result<bool, Error> {
         let folders = looked
             .folders
             .into_iter()
@@ -185,12 +193,65 @@ impl Accounts {
         let first = Checkpoint::first(folders, now_us);
         let checkpoints = self.bus.checkpoints();
         if checkpoints.store(id, &first, 0).await? == Cas::Conflict {
+            if self.bus.accounts().get(id).await?.is_some() {
+                return Ok(false);
+            }
             // Of an earlier try that got no further. Nobody watches an account that does not exist, so it is safe to replace.
             checkpoints.delete(id).await?;
             if checkpoints.store(id, &first, 0).await? == Cas::Conflict {
                 return Err(super::changed());
             }
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use mailbell_bus::{Bus, BusOptions, Role};
+    use mailbell_runtime::{health::Health, metrics};
+    use mailbell_test_servers::{NatsOptions, NatsServer};
+    use prometheus_client::metrics::gauge::Gauge;
+
+    use super::*;
+    use crate::{Policy, metrics::Metrics, mirror::Mirror, owner::Owners};
+
+    #[tokio::test]
+    async fn the_checkpoint_of_an_account_that_lives_is_its_watchers() {
+        let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
+        let connect = |role| {
+            let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
+            async { Bus::connect(options).await.unwrap() }
+        };
+        connect(Role::Setup).await.setup().await.unwrap();
+        let (bus, watcher) = (connect(Role::Admin).await, connect(Role::Watcher).await);
+        let metrics = Metrics::register(metrics::Metrics::new("test").registry());
+        let limit = Duration::from_secs(1);
+        let accounts = Accounts::new(
+            bus.clone(),
+            Mirror::new(Gauge::default(), Health::new()),
+            Arc::new(Owners::new(bus.clone(), limit, limit, metrics.clone())),
+            Policy {
+                plaintext: false,
+                private_hosts: true,
+            },
+            metrics,
+        );
+        let id = AccountId::new("default".parse().unwrap(), Ulid::generate());
+        let mut watched = Checkpoint::first([("INBOX".to_owned(), 7, 42)], 0);
+        watched.counter = 3;
+        let store = watcher.checkpoints().store(&id, &watched, 0).await;
+        assert!(matches!(store.unwrap(), Cas::Stored(_)));
+        let record = AccountRecord::default();
+        let made = bus.accounts().create(&id, &record).await.unwrap();
+        assert!(matches!(made, Cas::Stored(_)));
+        // Whoever was at the same external id in another process, and looked for the account just before, loses.
+        let looked = CheckResult::default();
+        assert!(!accounts.store_checkpoint(&id, looked).await.unwrap());
+        assert!(!accounts.clear_checkpoint(&id).await.unwrap());
+        let kept = watcher.checkpoints().load(&id).await.unwrap().unwrap();
+        assert_eq!(kept.value, watched);
     }
 }
