@@ -24,6 +24,7 @@ use mailbell_runtime::{
     telemetry::TelemetryArgs,
     tls::{ALPN_H2, ReloadingCert, server_config},
 };
+use prometheus_client::metrics::counter::Counter;
 
 use self::{
     addresses::Addresses,
@@ -169,9 +170,17 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         installation: args.nats.installation.clone(),
     };
     let bus_metrics = process.bus_metrics.clone();
+    let restarts = Counter::default();
+    if addresses.own_nats {
+        process.metrics.registry().register(
+            nats_child::RESTARTS,
+            "Starts of the own nats-server after it had ended by itself",
+            restarts.clone(),
+        );
+    }
     let begin = async {
         let child = if addresses.own_nats {
-            let child = own_server(&args, &state, &mut identity, &secrets).await?;
+            let child = own_server(&args, &state, &mut identity, &secrets, restarts).await?;
             addresses.nats = vec![format!("nats://127.0.0.1:{}", identity.nats_port)];
             Some(child)
         } else {
@@ -251,6 +260,7 @@ async fn own_server(
     state: &StateDir,
     identity: &mut Identity,
     secrets: &Secrets,
+    restarts: Counter,
 ) -> Result<NatsChild, Failure> {
     let named = args.nats_server.clone();
     let binary = tokio::task::spawn_blocking(move || nats_child::find(named.as_deref()))
@@ -265,6 +275,7 @@ async fn own_server(
         config: config.to_owned(),
         addr: SocketAddr::from((Ipv4Addr::LOCALHOST, identity.nats_port)),
         log: state.join(NATS_LOG),
+        restarts,
     })
     .await?)
 }

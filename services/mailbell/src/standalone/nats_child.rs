@@ -12,13 +12,14 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError, SyncSender},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use rustix::{
     io::Errno,
     process::{
@@ -32,6 +33,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+/// `nats_server_restarts_total`: how often the installation's own server ended by itself, or could not be started, and was
+/// started again.
+pub const RESTARTS: &str = "nats_server_restarts";
 /// The hidden subcommand that runs [`guard`].
 pub const GUARD_COMMAND: &str = "nats-server-guard";
 /// The oldest server that answers batched direct gets.
@@ -94,6 +98,8 @@ pub struct NatsChildOptions {
     pub addr: SocketAddr,
     /// Where its log goes.
     pub log: PathBuf,
+    /// How often it was started again; registered as [`RESTARTS`].
+    pub restarts: Counter,
 }
 
 /// Finds the binary: the one that was named, else the one beside this program, else the one on the PATH; and looks at its version.
@@ -196,7 +202,6 @@ impl Running {
 struct Shared {
     stopping: AtomicBool,
     pid: Mutex<Option<Pid>>,
-    restarts: AtomicU64,
 }
 
 impl Shared {
@@ -244,12 +249,6 @@ impl NatsChild {
             .map_err(run)?;
         child.answers(&options).await?;
         Ok(child)
-    }
-
-    /// How often it was started again.
-    #[must_use]
-    pub fn restarts(&self) -> u64 {
-        self.shared.restarts.load(Ordering::Relaxed)
     }
 
     async fn answers(&self, options: &NatsChildOptions) -> Result<(), NatsChildError> {
@@ -339,7 +338,7 @@ fn keep_running(
             }
             Err(error) => warn!(%error, "nats-server cannot be started, trying again"),
         }
-        shared.restarts.fetch_add(1, Ordering::Relaxed);
+        options.restarts.inc();
         if begin.elapsed() >= HEALTHY_AFTER {
             delay = FIRST_DELAY;
         }

@@ -129,6 +129,12 @@ async fn a_server_that_dies_is_started_again() {
         })
         .await;
     machine.until("ready", |machine| machine.is_ready()).await;
+    let http = machine.addresses().unwrap()["http"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let metrics = get(&http, "/metrics").unwrap();
+    assert!(metrics.contains("mailbell_nats_server_restarts_total 1\n"));
 }
 
 #[tokio::test]
