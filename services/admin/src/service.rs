@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use mailbell_bus::{Bus, Link};
+use mailbell_bus::Bus;
 use mailbell_proto::admin::v1::{accounts_server::AccountsServer, tokens_server::TokensServer};
 use mailbell_runtime::{
     drain::DrainHandle,
@@ -203,7 +203,7 @@ impl Service {
             beat(&health, drain.clone()),
             mirror.run(&bus, drain.clone()),
             sweep::run(bus.clone(), mirror.clone(), drain.clone()),
-            watch_link(&bus, &health, drain),
+            bus.tell_health(&health, NATS_CHECK, drain),
         );
         result
     }
@@ -220,25 +220,6 @@ async fn beat(health: &Health, mut drain: DrainHandle) {
             // First: somebody waits for this handle.
             _ = drain.signaled() => return,
             _ = tick.tick() => alive.beat(),
-        }
-    }
-}
-
-async fn watch_link(bus: &Bus, health: &Health, mut drain: DrainHandle) {
-    let mut link = bus.link();
-    loop {
-        let up = matches!(*link.borrow_and_update(), Link::Up { .. });
-        let value = if up {
-            Ok(())
-        } else {
-            Err("not connected to NATS")
-        };
-        health.set(NATS_CHECK, value);
-        tokio::select! {
-            biased;
-            // First: readiness is off for good then.
-            _ = drain.signaled() => return,
-            changed = link.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -28,6 +28,7 @@ mod names;
 mod options;
 pub mod permissions;
 mod read;
+mod readiness;
 mod requests;
 mod server;
 pub mod server_config;

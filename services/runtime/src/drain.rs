@@ -134,13 +134,6 @@ impl DrainHandle {
     pub fn is_draining(&self) -> bool {
         self.rx.borrow().is_some()
     }
-
-    /// Holds the handle as long as `work` runs.
-    pub async fn release_after<T>(self, work: impl Future<Output = T>) -> T {
-        let out = work.await;
-        drop(self);
-        out
-    }
 }
 
 #[cfg(test)]
@@ -199,18 +192,5 @@ mod tests {
         let (drain, mut handle) = Drain::new();
         drop(drain);
         assert_eq!(handle.signaled().await.remaining(), Duration::ZERO);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn release_after_holds_until_the_work_is_done() {
-        let (drain, handle) = Drain::new();
-        let work = tokio::spawn(handle.release_after(async {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            7
-        }));
-        let start = Instant::now();
-        assert_eq!(drain.drain_with_timeout(WINDOW).await, Ok(()));
-        assert_eq!(start.elapsed(), Duration::from_secs(3));
-        assert_eq!(work.await.unwrap(), 7);
     }
 }

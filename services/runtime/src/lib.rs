@@ -23,7 +23,6 @@ pub mod limits;
 pub mod listen;
 pub mod metrics;
 mod process;
-pub mod queue;
 pub mod secretfile;
 pub mod signals;
 pub mod telemetry;

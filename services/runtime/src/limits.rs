@@ -1,10 +1,10 @@
-//! The limits that the system sets, and what is used of them.
+//! The limits that the system sets.
 
 use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::{Error, process};
+use crate::Error;
 
 /// A limit of the system; `None` is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,59 +58,6 @@ pub fn raise_open_files() -> Result<Limit, Error> {
     open_files()
 }
 
-/// How many files and sockets are open.
-#[must_use]
-pub fn open_now() -> Option<u64> {
-    process::open_descriptors()
-}
-
-/// Resident memory of this process in bytes.
-#[must_use]
-pub fn resident_bytes() -> Option<u64> {
-    process::resident_bytes()
-}
-
-/// The highest resident memory of this process so far, in bytes.
-#[must_use]
-pub fn peak_resident_bytes() -> Option<u64> {
-    process::peak_resident_bytes()
-}
-
-/// The memory this process may use, in bytes: the cgroup's limit (version 2), else all of the machine.
-#[must_use]
-pub fn memory_bytes() -> Option<u64> {
-    cgroup_memory().or_else(machine_memory)
-}
-
-fn cgroup_memory() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    // A parent's limit holds too, so the lowest of the way up counts. In a container the path is `/`.
-    std::path::Path::new(own)
-        .ancestors()
-        .filter_map(|group| {
-            let group = group.strip_prefix("/").unwrap_or(group);
-            let file = std::path::Path::new("/sys/fs/cgroup")
-                .join(group)
-                .join("memory.max");
-            fs::read_to_string(file).ok()?.trim().parse().ok()
-        })
-        .min()
-}
-
-fn machine_memory() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let kib: u64 = text
-        .lines()
-        .find_map(|l| l.strip_prefix("MemTotal:"))?
-        .trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse()
-        .ok()?;
-    kib.checked_mul(1024)
-}
-
 fn parse_open_files(text: &str) -> Option<Limit> {
     let line = text
         .lines()
@@ -152,13 +99,5 @@ mod tests {
         assert_eq!(limit.soft, limit.hard);
         assert_eq!(open_files().unwrap(), limit);
         assert_eq!(open_files_of(std::process::id()).unwrap(), limit);
-        assert!(open_now().unwrap() < limit.soft.unwrap_or(u64::MAX));
-    }
-
-    #[test]
-    fn memory_in_use_is_less_than_there_is() {
-        let used = resident_bytes().unwrap();
-        assert!(used <= peak_resident_bytes().unwrap().max(used));
-        assert!(used < memory_bytes().unwrap());
     }
 }

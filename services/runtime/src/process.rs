@@ -27,11 +27,6 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-/// Highest resident memory so far, in bytes.
-pub(crate) fn peak_resident_bytes() -> Option<u64> {
-    kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
-}
-
 /// Number of open descriptors, without the one that counts them.
 pub(crate) fn open_descriptors() -> Option<u64> {
     let counted = fs::read_dir("/proc/self/fd").ok()?.count();
@@ -110,9 +105,8 @@ mod tests {
 
     #[test]
     fn status_fields() {
-        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nThreads:\t9\n";
+        let status = "Name:\tx\nVmRSS:\t    1024 kB\nThreads:\t9\n";
         assert_eq!(kib_field(status, "VmRSS:"), Some(1_048_576));
-        assert_eq!(kib_field(status, "VmHWM:"), Some(2_097_152));
         assert_eq!(kib_field("VmRSS:\t12 MB\n", "VmRSS:"), None);
         assert_eq!(
             boot_time("cpu 1 2 3\nbtime 1700000000\n"),
@@ -123,7 +117,6 @@ mod tests {
     #[test]
     fn this_process_has_all_of_them() {
         assert!(resident_bytes().unwrap() > 100_000);
-        assert!(peak_resident_bytes().unwrap() >= resident_bytes().unwrap() / 2);
         assert!(open_descriptors().unwrap() >= 3);
         assert!(threads().unwrap() >= 1);
         assert!(cpu_time().is_some());

@@ -7,14 +7,11 @@ use std::{
     time::Duration,
 };
 
-use mailbell_bus::{Bus, Link, Role};
+use mailbell_bus::{Bus, Role};
 use mailbell_core::seal::KeyRing;
 use mailbell_imap::{Settings, TlsSettings};
-use mailbell_runtime::{
-    ExitCode as Code, drain::DrainHandle, health::Health, telemetry::TelemetryArgs,
-};
+use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
 use mailbell_watcher::{Metrics, Options, Watcher};
-use tokio::sync::watch;
 
 use super::{
     key_ring::{RingArgs, RingFile},
@@ -161,7 +158,7 @@ pub fn start(
 ) -> Result<(), Failure> {
     let incarnation = format!("{:016x}", rand::random::<u64>());
     let metrics = Metrics::register(process.metrics.registry());
-    let link = bus.link();
+    let told = bus.tell_health(&process.health, NATS_CHECK, process.drain());
     let (watcher, _handle) = Watcher::new(
         Options::new(member, incarnation),
         bus,
@@ -171,29 +168,10 @@ pub fn start(
         process.health.clone(),
     )?;
     process.health.set(NATS_CHECK, Err("starting"));
-    tokio::spawn(watch_link(link, process.health.clone(), process.drain()));
+    tokio::spawn(told);
     let drain = process.drain();
     work.spawn(async move { Ok(watcher.run(drain).await?) });
     Ok(())
-}
-
-/// Without NATS the sessions stay, but nothing is told of what they see.
-async fn watch_link(mut link: watch::Receiver<Link>, health: Health, mut drain: DrainHandle) {
-    loop {
-        let up = link.borrow_and_update().is_up();
-        let value = if up {
-            Ok(())
-        } else {
-            Err("not connected to NATS")
-        };
-        health.set(NATS_CHECK, value);
-        tokio::select! {
-            biased;
-            // First: readiness is off for good then.
-            _ = drain.signaled() => return,
-            changed = link.changed() => if changed.is_err() { return },
-        }
-    }
 }
 
 /// In a pod, the pod's name.
