@@ -45,14 +45,15 @@ async fn a_device_that_does_not_read() {
     // Whoever doesn't read is behind, and waits with a full queue and not with all that came.
     until(SETTLE_LIMIT, "all that don't read to be behind", || async {
         let behind = "mailbell_gateway_devices_behind";
-        world.installation.metric(behind, &[]).await == f64::from(DEAF + 1)
+        world.installation.metric(behind, &[]).await.unwrap() == f64::from(DEAF + 1)
     })
     .await
     .unwrap();
     let queued = world
         .installation
         .metric("mailbell_gateway_queued_frames", &[])
-        .await;
+        .await
+        .unwrap();
     let most = f64::from(queue) * f64::from(DEAF + 2);
     assert!(queued <= most, "{queued} frames wait, {most} may");
     let grown = process::resident(pid).saturating_sub(before) / 1_000_000;
