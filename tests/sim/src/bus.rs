@@ -266,6 +266,12 @@ impl World {
             .expect("an event")
             .expect("a known kind");
         assert_eq!(event, *publish.event, "an event is read as it was written");
+        let run = &self.runs[publish.run];
+        let partition = self.places[publish.account].partition;
+        // What a session that is over sent comes after others may have read the log; and where it is a repeat, that session takes
+        // the place of another's event for its own, and what was told before it by others for known.
+        self.ledgers[publish.account].broken |=
+            !run.alive || self.claims[partition].owner != Some(run.owner);
         let log = &mut self.logs[publish.log];
         if let Some((position, at)) = log.known_ids.get(&id)
             && now - *at < window
@@ -295,10 +301,6 @@ impl World {
         let epoch = stored.event.owner_epoch;
         let ledger = &mut self.ledgers[publish.account];
         ledger.entries.push(stored.clone());
-        let run = &self.runs[publish.run];
-        let partition = self.places[publish.account].partition;
-        // What a session that is over sent comes after others may have read the log.
-        ledger.broken |= !run.alive || self.claims[partition].owner != Some(run.owner);
         if epoch < self.claims[partition].epoch {
             self.count("zombie append");
         }
