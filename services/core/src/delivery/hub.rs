@@ -30,7 +30,7 @@ struct Device {
     subscription: Subscription,
     phases: PerGroup<Phase>,
     live_told: bool,
-    /// It was given entries since its last cursor, and is in [`Hub`]'s list of those.
+    /// It got on since its last cursor, and is in [`Hub`]'s list of those.
     fresh: bool,
 }
 
@@ -98,7 +98,7 @@ pub struct Hub<E> {
     devices: BTreeMap<DeviceId, Device>,
     by_account: HashMap<AccountId, Vec<DeviceId>>,
     by_tenant: HashMap<Tenant, Vec<DeviceId>>,
-    /// Devices that were given entries since their last cursor.
+    /// Devices that got on since their last cursor, by entries or by other means.
     fresh: Vec<DeviceId>,
     next: u64,
 }
@@ -321,6 +321,8 @@ impl<E: Entry> Hub<E> {
                 continue;
             }
             device.phases[group] = Phase::Live;
+            // Its last cursor is good for nothing now.
+            device.mark(*id, &mut self.fresh);
             concerned.push(*id);
             if !tell_resync(&device.subscription, *id, &[(group, reason)], frames) {
                 frames.close(*id);
@@ -375,6 +377,7 @@ impl<E: Entry> Hub<E> {
         }
         if first > replay.after.saturating_add(1) {
             device.phases[replay.group] = Phase::Live;
+            device.mark(id, &mut self.fresh);
             let resync = [(replay.group, ResyncReason::CursorTooOld)];
             if !tell_resync(&device.subscription, id, &resync, frames) {
                 frames.close(id);
@@ -419,6 +422,7 @@ impl<E: Entry> Hub<E> {
         let state = &self.groups[group];
         if after >= state.position {
             device.phases[group] = Phase::Live;
+            device.mark(id, &mut self.fresh);
             return;
         }
         if !state.window.covers(after) {
@@ -437,6 +441,8 @@ impl<E: Entry> Hub<E> {
             device.mark(id, &mut self.fresh);
         }
         device.phases[group] = Phase::Live;
+        // Also if nothing between was for it: else it would come back to where it was behind.
+        device.mark(id, &mut self.fresh);
     }
 
     fn tell_live(&mut self, id: DeviceId, frames: &mut impl Sink<E>) {
@@ -457,7 +463,7 @@ impl<E: Entry> Hub<E> {
         self.tell_live(id, frames);
     }
 
-    /// Offers its cursor to every device that was given entries since its last one.
+    /// Offers its cursor to every device that got on since its last one.
     pub fn offer_fresh_cursors(&mut self, frames: &mut impl Sink<E>) {
         let shared = self.cursor_now().encode();
         for id in std::mem::take(&mut self.fresh) {

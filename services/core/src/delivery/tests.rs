@@ -268,6 +268,45 @@ fn what_aged_out_during_a_read_is_a_resync() {
 }
 
 #[test]
+fn whoever_goes_on_elsewhere_soon_has_a_cursor_that_says_so() {
+    let (mut hub, mut queues) = (hub_with(3), Queues::of(100));
+    append(&mut hub, 11..=20, &mut queues);
+    let fresh = |hub: &mut Hub<Fact>, queues: &mut Queues, id| {
+        queues.told(id);
+        hub.offer_fresh_cursors(queues);
+        queues.told(id)
+    };
+    let mut logs = unasked();
+    logs[group()] = Some(LogState {
+        log_id: log_id(1),
+        first: 1,
+        tail: 20,
+    });
+    // It has to list, since what it missed aged out during the read.
+    let old = from_cursor(12, logs.clone());
+    let id = attach(&mut hub, to([account(0)]), &old, &mut queues);
+    assert!(fresh(&mut hub, &mut queues, id).is_empty());
+    let replay = hub.replay(id).unwrap();
+    hub.on_replayed(id, &replay, [], 20, 16, &mut queues);
+    assert_eq!(fresh(&mut hub, &mut queues, id), ["cursor 20"]);
+    // What was read had nothing for it.
+    let id = attach(&mut hub, to([account(0)]), &old, &mut queues);
+    let replay = hub.replay(id).unwrap();
+    hub.on_replayed(id, &replay, [], 20, 1, &mut queues);
+    assert!(hub.is_live(id));
+    assert_eq!(fresh(&mut hub, &mut queues, id), ["cursor 20"]);
+    // The log is another.
+    let place = Place {
+        log_id: log_id(2),
+        position: 3,
+    };
+    let reason = ResyncReason::LogChanged;
+    hub.on_log_changed(group(), place, reason, &mut queues);
+    assert_eq!(fresh(&mut hub, &mut queues, id), ["cursor 3"]);
+    assert!(fresh(&mut hub, &mut queues, id).is_empty());
+}
+
+#[test]
 fn full_means_behind_and_room_means_caught_up() {
     let (mut hub, mut queues) = (hub_with(4), Queues::of(3));
     let id = attach(&mut hub, to([account(0)]), &From::Now, &mut queues);
