@@ -3,7 +3,8 @@
 //! What was read and does not fit into the device's queue is kept for its next room, for as many devices as may read at the
 //! same time; the leftover of any other is read again. So the memory of replays is bounded whatever the devices do.
 //!
-//! A log that cannot be read is tried by one read at a time, with growing pauses, and holds back nobody who needs another log.
+//! A log that cannot be read is tried by one read at a time, with growing pauses. It holds back nobody who needs another log, but
+//! for the one device whose turn it is to try: that one waits for the end of its try.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},

@@ -58,8 +58,8 @@ pub struct SessionOptions {
     /// How many of a folder's newest messages a resync lists at least. 1 to 10,000. If more came than these, all of them are
     /// listed.
     pub resync_depth: u32,
-    /// How many keys are remembered. The unit of the memory and of the stored state: 8 to 20 bytes each. Half as many events
-    /// may be handed and not taken, see [`ClientSession::has_room`].
+    /// How many keys are remembered. The unit of the memory and of the stored state: 8 to 20 bytes each; beside them, which UIDs
+    /// of each folder were told, as ranges. Half as many events may be handed and not taken, see [`ClientSession::has_room`].
     pub recent_keys: usize,
     /// How many listings are under way, or handed and not taken, at a time: bounds what they take in memory.
     pub listings: usize,

@@ -123,11 +123,11 @@ impl Pending {
         not_before: Duration,
     ) -> Phase {
         self.since_ms = self.since_ms.min(since_ms);
-        // The larger hole counts. Of a generation of which nothing had been told at first, nothing is known now either.
+        // The larger hole counts. Of a generation of which nothing had been told at first, nothing is known now either; and what
+        // had been handed then, and is not known now, was not taken before a restart.
         for (generation, uid) in &mut self.told {
-            if let Some((_, other)) = told.iter().find(|(of, _)| of == generation) {
-                *uid = (*uid).min(*other);
-            }
+            let other = told.iter().find(|(of, _)| of == generation);
+            *uid = (*uid).min(other.map_or(0, |(_, other)| *other));
         }
         if let (Some(mine), Some(other)) = (&mut self.range, range) {
             // What lies between two ranges is listed with them: more than needed, and no harm done.

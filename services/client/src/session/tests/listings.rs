@@ -323,6 +323,24 @@ fn a_resync_reaches_down_to_what_was_told() {
 }
 
 #[test]
+fn what_was_handed_and_not_taken_before_a_restart_is_missing_too() {
+    let mut client = Client::live();
+    client.frame(arrived(400, false));
+    client.frame(resync(of_account(1)));
+    let mut next = Client::from(Some(client.stored()), SessionOptions::default());
+    next.greet();
+    next.frame(resync(of_account(1)));
+    let (ticket, ..) = next.listing().unwrap();
+    next.answer(ticket, Ok(newest(202..=401, 0)));
+    next.take_all();
+    let hole = Span::Uids {
+        first: 1,
+        last: 201,
+    };
+    assert_eq!(next.listing().map(|(_, _, span)| span), Some(hole));
+}
+
+#[test]
 fn where_nothing_was_told_the_date_says_how_far_a_resync_reaches() {
     for (date_ms, hole) in [(START - 3_600_000, None), (START, Some((1, 100)))] {
         let mut client = Client::live();
