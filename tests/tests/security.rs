@@ -98,9 +98,10 @@ async fn a_token_opens_what_it_names_and_nothing_else() {
     let refused = subscribe(&mut elsewhere, &token, &[]).await;
     assert_eq!(code(refused), Code::Unavailable);
     until(SETTLE_LIMIT, "the last word on a stranger's key", || {
-        let mut elsewhere = elsewhere.clone();
-        let token = &token;
+        let (stranger, token) = (&stranger, &token);
         async move {
+            // Anew each time: after 1,024 calls whose body came later than their refusal, a connection is ended.
+            let mut elsewhere = connect(stranger).await;
             let refused = subscribe(&mut elsewhere, token, &[]).await;
             match refused.unwrap_err().code() {
                 Code::Unavailable => false,
