@@ -160,24 +160,11 @@ async fn a_probe_is_answered_before_nats_is() {
     let nats = format!("nats://{}", silent.local_addr().unwrap());
     let http = format!("127.0.0.1:{}", free_port().unwrap());
     let mut machine = Machine::new();
-    machine.launch(&[
-        "gateway",
-        "--nats-url",
-        &nats,
-        "--push-listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        &http,
-    ]);
-    let mut answer = String::new();
-    machine
-        .until("answered", |_| {
-            answer = get(&http, "/readyz").unwrap_or_default();
-            !answer.is_empty()
-        })
-        .await;
-    assert!(answer.contains(" 503 ") && answer.contains("it is starting"));
-    assert!(get(&http, "/healthz").unwrap().contains(" 200 "));
+    let args = ["--push-listen", "127.0.0.1:0", "--http-listen", &http];
+    let args = [&["gateway", "--nats-url", &nats][..], &args].concat();
+    let [ready, alive] = machine.launch_waiting(&args, &http).await;
+    assert!(ready.contains(" 503 ") && ready.contains("it is starting"));
+    assert!(alive.contains(" 200 "));
     machine.kill();
 }
 

@@ -145,6 +145,25 @@ impl Machine {
         self.child = Some(command.spawn().unwrap());
     }
 
+    /// Starts something that waits for a NATS server which accepts and says nothing. Answers what it says at `http` of its
+    /// readiness and of its life. It gives up after a while, and is started anew then.
+    pub(crate) async fn launch_waiting(&mut self, args: &[&str], http: &str) -> [String; 2] {
+        self.launch(args);
+        let mut pages = Default::default();
+        self.until("answered", |machine| {
+            let child = machine.child.as_mut().expect("it was started");
+            if child.try_wait().unwrap().is_some() {
+                machine.launch(args);
+            }
+            let both = ["/readyz", "/healthz"].map(|path| get(http, path).unwrap_or_default());
+            let answered = both.iter().all(|page| !page.is_empty());
+            pages = both;
+            answered
+        })
+        .await;
+        pages
+    }
+
     /// Tries to start a second one, which must not work.
     pub(crate) fn start_another(&self) -> Output {
         self.standalone().output().unwrap()
