@@ -13,7 +13,7 @@ use super::state_dir::StateDir;
 use crate::failure::Failure;
 
 /// The file's name in the state directory.
-pub const FILE: &str = "addresses.json";
+const FILE: &str = "addresses.json";
 /// No file of ours is larger.
 const MAX_BYTES: u64 = 64 * 1024;
 
@@ -130,6 +130,21 @@ impl Addresses {
     #[must_use]
     pub fn push_needs_name(&self) -> bool {
         self.push_tls && self.push_authority.is_none()
+    }
+}
+
+/// Removes the file, if there is one.
+///
+/// # Errors
+/// One line that says what is in the way.
+pub fn remove(directory: &Path) -> Result<(), Failure> {
+    let path = directory.join(FILE);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Failure::new(
+            ExitCode::CannotCreate,
+            format!("cannot remove {}: {error}", path.display()),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -138,6 +138,8 @@ impl From<NatsChildError> for Failure {
 pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
     // First: who has the directory has everything else too, and this is the clearer refusal.
     let state = StateDir::open(&args.state.path()?)?;
+    // The lock says now that somebody runs here: where a killed process listened is nobody's to be told secrets.
+    addresses::remove(state.path())?;
     let mut process = Process::begin("standalone", &args.process, telemetry, WINDOW)?;
     let push = listen::bind(args.push_listen, "--push-listen")?;
     let admin = listen::bind(args.admin_listen, "--admin-listen")?;
@@ -230,11 +232,10 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     roles::admin::start(&mut process, &mut work, options, admin_bus.clone());
 
     addresses.write(state.path())?;
-    let file = state.join(addresses::FILE);
     let path = state.path().to_owned();
     let last = async move {
         // The commands say "nothing runs here" rather than "it does not answer".
-        let _ = std::fs::remove_file(&file);
+        let _ = addresses::remove(state.path());
         for bus in [watcher_bus, gateway_bus, admin_bus] {
             bus.close().await;
         }

@@ -94,6 +94,27 @@ async fn killed_and_started_again_it_is_the_same_installation() {
 }
 
 #[tokio::test]
+async fn what_a_killed_one_left_is_not_used_while_the_next_one_starts() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    machine.kill();
+    assert!(machine.addresses().is_some());
+    // It has the directory, and listens nowhere yet.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nats = format!("nats://{}", silent.local_addr().unwrap());
+    let http = format!("127.0.0.1:{}", free_port().unwrap());
+    let args = ["--push-listen", "127.0.0.1:0", "--admin-listen"];
+    let args = [&["standalone", "--nats-url", &nats][..], &args].concat();
+    let args = [&args[..], &["127.0.0.1:0", "--http-listen", &http]].concat();
+    machine.launch_waiting(&args, &http).await;
+    assert!(machine.addresses().is_none());
+    let output = machine.run(&["account", "list"]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(text(&output.stderr).contains("no standalone installation runs"));
+    machine.kill();
+}
+
+#[tokio::test]
 async fn without_its_key_ring_it_makes_no_other_one() {
     let mut machine = Machine::new();
     machine.start().await;

@@ -108,7 +108,6 @@ impl Machine {
     }
 
     pub(crate) async fn start_with(&mut self, args: &[&str]) {
-        let _ = fs::remove_file(self.file("addresses.json"));
         let mut command = self.standalone();
         command.args(args);
         self.spawn(command);
