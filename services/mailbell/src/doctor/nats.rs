@@ -33,10 +33,10 @@ pub(super) async fn examine(
     let own = addresses.is_some_and(|addresses| addresses.own_nats);
     let bus = match connect(args, directory, addresses).await {
         Ok(bus) => bus,
-        // The process has a user there, and this command was given none: that says nothing of the process.
+        // The process has a user there, and may have a CA; this command was given no user: that says nothing of the process.
         Err(failure)
-            if addresses.is_some()
-                && failure.code == ExitCode::Permission
+            if addresses.is_some_and(|addresses| !addresses.own_nats)
+                && matches!(failure.code, ExitCode::Permission | ExitCode::Usage)
                 && !args.nats.has_user() =>
         {
             report.warn(
@@ -70,7 +70,12 @@ async fn connect(args: &Args, directory: &Path, addresses: Where<'_>) -> Result<
             let nats = NatsArgs {
                 nats_url: addresses.nats.clone(),
                 installation: addresses.installation.clone(),
-                ..args.nats.clone()
+                // User, CA and certificate of the flags and variables are for another server than the process' own.
+                ..if addresses.own_nats {
+                    NatsArgs::default()
+                } else {
+                    args.nats.clone()
+                }
             };
             let mut options = nats.options(Role::Setup, name, Metrics::default())?;
             if addresses.own_nats {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
-use mailbell_test_servers::{NatsOptions, NatsServer, free_port};
+use mailbell_test_servers::{Certificate, NatsOptions, NatsServer, free_port};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -236,6 +236,13 @@ async fn doctor_finds_nothing_and_then_something() {
             .find(|finding| finding["name"] == name);
         assert_eq!(finding.unwrap()["verdict"], "ok", "{name}");
     }
+    // What is meant for another NATS does not matter to its own.
+    let mut doctor = machine.command(&["doctor"]);
+    for name in ["CA", "CERT", "KEY", "PASSWORD_FILE"] {
+        doctor.env(format!("MAILBELL_NATS_{name}"), "/nowhere");
+    }
+    let output = doctor.env("MAILBELL_NATS_USER", "a").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stdout));
     fs::set_permissions(machine.file("key.ring"), fs::Permissions::from_mode(0o644)).unwrap();
     let output = machine.run(&["doctor"]);
     assert_eq!(output.status.code(), Some(69));
@@ -250,15 +257,20 @@ async fn doctor_finds_nothing_and_then_something() {
 #[tokio::test]
 async fn doctor_looks_at_another_nats_with_its_user_only() {
     let config = "authorization { users = [{ user: \"mailbell\", password: \"of nats\" }] }";
+    let certificate = Certificate::for_names(&["localhost"]);
     let nats = NatsServer::start(NatsOptions {
         config: config.to_owned(),
+        tls: Some(certificate.clone()),
         ..NatsOptions::default()
     })
     .await
     .unwrap();
     let mut machine = Machine::new();
     let (url, password) = (nats.url(), machine.beside("nats", "of nats"));
+    let ca = machine.beside("ca.pem", &certificate.authority_pem);
+    let ca = ["--nats-ca", &ca];
     let user = ["--nats-user", "mailbell", "--nats-password-file", &password];
+    let user = [&ca[..], &user].concat();
     let there = ["--nats-url", &url, "--installation", "other"];
     machine.start_with(&[&there[..], &user].concat()).await;
     let verdicts = |args: &[&str]| -> BTreeMap<String, String> {
@@ -270,11 +282,13 @@ async fn doctor_looks_at_another_nats_with_its_user_only() {
             .map(|finding| (text(&finding["name"]), text(&finding["verdict"])))
             .collect()
     };
-    // Without the user nothing is claimed, good or bad.
-    let without = verdicts(&[]);
-    assert_eq!(without["NATS"], "warn", "{without:?}");
-    assert!(!without.values().any(|verdict| verdict == "fail"));
-    assert!(!without.contains_key("streams"));
+    // Without the user nothing is claimed, good or bad; nor without the CA.
+    for args in [&ca[..], &[]] {
+        let without = verdicts(args);
+        assert_eq!(without["NATS"], "warn", "{without:?}");
+        assert!(!without.values().any(|verdict| verdict == "fail"));
+        assert!(!without.contains_key("streams"));
+    }
     let with = verdicts(&user);
     for name in [
         "NATS",
