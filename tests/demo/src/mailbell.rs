@@ -2,9 +2,9 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{File, Permissions},
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -68,6 +68,11 @@ impl Standalone {
             .recursive(true)
             .mode(0o700)
             .create(state_dir)?;
+        // Before the log is in it: an empty one that is ours is made private by standalone, too.
+        let is_ours = std::fs::metadata(state_dir)?.uid() == rustix::process::geteuid().as_raw();
+        if is_ours && std::fs::read_dir(state_dir)?.next().is_none() {
+            std::fs::set_permissions(state_dir, Permissions::from_mode(0o700))?;
+        }
         let mut command = mailbell(binary, state_dir);
         command.arg("standalone");
         for flag in ["--push-listen", "--admin-listen", "--http-listen"] {

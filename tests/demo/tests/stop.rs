@@ -68,6 +68,21 @@ fn start(directory: &Path) -> Demo {
 }
 
 #[tokio::test]
+async fn an_empty_directory_is_made_private_before_anything_is_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut demo = start(directory.path());
+    let pid = state.join("pid");
+    until(|| pid.exists().then_some(())).await;
+    let mode = fs::metadata(&state).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    kill_process(Pid::from_child(&demo.0), Signal::TERM).unwrap();
+    until(|| demo.0.try_wait().unwrap()).await;
+}
+
+#[tokio::test]
 async fn a_signal_while_it_starts_ends_what_was_started() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let directory = tempfile::tempdir().unwrap();
