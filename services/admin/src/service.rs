@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use mailbell_bus::Bus;
+use mailbell_bus::{Bus, patiently};
 use mailbell_proto::admin::v1::{accounts_server::AccountsServer, tokens_server::TokensServer};
 use mailbell_runtime::{
     drain::DrainHandle,
@@ -119,10 +119,10 @@ impl Service {
         self.options.listener.addr()
     }
 
-    /// Serves until the drain begins; calls that run then get what is left of its window.
+    /// Waits for the store, then serves until the drain begins; calls that run then get what is left of its window.
     ///
     /// # Errors
-    /// [`Error::Setup`] when it cannot listen, [`Error::Bus`] when the signing key cannot be published.
+    /// [`Error::Setup`] when it cannot listen, [`Error::Bus`] when waiting does not help the store to take the signing key.
     pub async fn run(self, drain: DrainHandle) -> Result<(), Error> {
         let Self {
             options,
@@ -132,9 +132,19 @@ impl Service {
             health,
             mirror,
         } = self;
-        bus.check_meta().await?;
-        // Before the first token is signed with it.
-        bus.issuers().put(&options.signing.issuer()).await?;
+        let begin = async {
+            patiently(|| bus.check_meta()).await?;
+            // Before the first token is signed with it.
+            let (issuers, issuer) = (bus.issuers(), options.signing.issuer());
+            patiently(|| issuers.put(&issuer)).await
+        };
+        let mut stop = drain.clone();
+        tokio::select! {
+            biased;
+            // First: nothing is open yet that would have to be drained.
+            _ = stop.signaled() => return Ok(()),
+            begun = begin => begun?,
+        };
         let auth = Authenticator::new(options.tokens, metrics.refused.clone());
         let owners = Arc::new(Owners::new(
             bus.clone(),

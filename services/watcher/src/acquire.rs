@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use mailbell_bus::{BusError, Claims, Filter, Take, Taken};
+use mailbell_bus::{BusError, Claims, Filter, Take, Taken, patience};
 use mailbell_core::{
     ids::{AccountId, Group, OwnerEpoch, Partition, Position},
     ownership::{Flush, fold, fold_after},
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{ledger::BusLedger, wait::patience};
+use crate::ledger::BusLedger;
 
 /// Groups that are loaded at once; each holds its checkpoints and one batch of its log in memory.
 const GROUPS_AT_ONCE: usize = 4;

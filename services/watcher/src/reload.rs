@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mailbell_bus::{BusError, Code};
+use mailbell_bus::{BusError, Code, patience};
 use mailbell_core::{
     backoff::Backoff,
     ownership::fold,
@@ -20,7 +20,6 @@ use crate::{
     failure,
     ledger::Boxed,
     slot::Slot,
-    wait::patience,
 };
 
 /// A checkpoint that cannot be read is looked at again after a delay between these: somebody may have mended it.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use mailbell_bus::{
-    Bus, Claims, Lost, LostClaims, LostReason, OwnerService, ServeOptions,
+    Bus, Claims, Lost, LostClaims, LostReason, OwnerService, ServeOptions, patience, patiently,
     state::{Change, Watch},
 };
 use mailbell_core::{
@@ -35,7 +35,7 @@ use crate::{
     ledger::BusLedger,
     registry::Registry,
     requests::Answers,
-    wait::{finished, patience, patiently, until},
+    wait::{finished, until},
 };
 
 /// The name of the health check.

@@ -6,5 +6,6 @@
 )]
 
 mod accounts;
+mod start;
 mod tokens;
 mod world;

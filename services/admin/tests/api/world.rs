@@ -40,6 +40,8 @@ pub(crate) struct Owner {
     pub(crate) answer: Arc<Mutex<CheckResult>>,
 }
 
+type Run = tokio::task::JoinHandle<Result<(), mailbell_admin::Error>>;
+
 pub(crate) struct World {
     pub(crate) bus: Bus,
     pub(crate) owner: Owner,
@@ -49,7 +51,7 @@ pub(crate) struct World {
     pub(crate) tokens: TokensClient<InterceptedService<Channel, Bearer>>,
     pub(crate) service: Option<OwnerService>,
     drain: Drain,
-    run: tokio::task::JoinHandle<Result<(), mailbell_admin::Error>>,
+    run: Run,
     _nats: NatsServer,
 }
 
@@ -84,9 +86,39 @@ pub(crate) fn good(folders: &[&str]) -> CheckResult {
     }
 }
 
-async fn connect(nats: &NatsServer, role: Role) -> Bus {
+pub(crate) async fn connect(nats: &NatsServer, role: Role) -> Bus {
     let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
     Bus::connect(options).await.unwrap()
+}
+
+/// The service on this connection, on an address of its own.
+pub(crate) fn service(bus: Bus, owner_timeout: Duration) -> (Service, Health) {
+    let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
+    let signing = SigningKey::generate(&mut rand::rng()).unwrap();
+    let mut options = Options::new(listener, vec![TokenHash::of(TOKEN)], signing);
+    options.owner_timeout = owner_timeout;
+    options.policy = Policy {
+        plaintext: true,
+        private_hosts: true,
+    };
+    let mut metrics = Metrics::new("admin");
+    let incoming = IncomingMetrics::register(metrics.registry());
+    let health = Health::new();
+    let service = Service::new(options, bus, metrics.registry(), incoming, health.clone());
+    (service, health)
+}
+
+/// Waits for a service that runs.
+pub(crate) async fn until_ready(run: &mut Run, health: &Health) {
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    let wait = async {
+        while !health.readiness().ok {
+            assert!(!run.is_finished(), "it ended: {:?}", run.await);
+            tick.tick().await;
+        }
+    };
+    let ready = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    assert!(ready.is_ok(), "not ready: {:?}", health.readiness());
 }
 
 impl World {
@@ -120,28 +152,13 @@ impl World {
         let all: Vec<_> = Partition::all().collect();
         service.own(&all).await.unwrap();
 
-        let listener =
-            listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
-        let signing = SigningKey::generate(&mut rand::rng()).unwrap();
-        let mut options = Options::new(listener, vec![TokenHash::of(TOKEN)], signing);
-        options.owner_timeout = owner_timeout;
-        options.policy = Policy {
-            plaintext: true,
-            private_hosts: true,
-        };
-        let mut metrics = Metrics::new("admin");
-        let incoming = IncomingMetrics::register(metrics.registry());
-        let health = Health::new();
         let admin = connect(&nats, Role::Admin).await;
         let service_bus = admin.clone();
-        let admin = Service::new(options, admin, metrics.registry(), incoming, health.clone());
+        let (admin, health) = self::service(admin, owner_timeout);
         let addr = admin.addr();
         let (drain, handle) = Drain::new();
-        let run = tokio::spawn(admin.run(handle));
-        while !health.readiness().ok {
-            assert!(!run.is_finished(), "it ended: {:?}", run.await);
-            tokio::task::yield_now().await;
-        }
+        let mut run = tokio::spawn(admin.run(handle));
+        until_ready(&mut run, &health).await;
         // `/healthz` means something: whether it is stuck.
         let alive = health.liveness();
         assert!(alive.ok && alive.checks.iter().any(|check| check.name == "admin"));

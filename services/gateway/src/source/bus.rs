@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use mailbell_bus::{
-    AskError, Bus, BusError, Filter, Followed, Follower, Link, Logs,
+    AskError, Bus, BusError, Filter, Followed, Follower, Link, Logs, patiently,
     state::{Change, Revoked, Watch},
 };
 use mailbell_core::{
-    backoff::Backoff,
     delivery::LogState,
     ids::{AccountId, Group, LogId, PerGroup, Position, Tenant},
 };
@@ -33,22 +32,8 @@ impl BusSource {
     /// # Errors
     /// As [`Bus::logs_that_answer`], what waiting does not help against.
     pub async fn new(bus: Bus) -> Result<Self, BusError> {
-        let mut backoff = Backoff::new(
-            Duration::from_millis(100),
-            Duration::from_millis(500),
-            Duration::from_secs(5),
-        );
-        loop {
-            match bus.logs_that_answer().await {
-                Ok(logs) => return Ok(Self { bus, logs }),
-                Err(error) if error.is_retryable() => {
-                    tracing::warn!(%error, "the logs do not answer; they are asked again");
-                    let wait = backoff.next(&mut rand::rng());
-                    tokio::time::sleep(wait).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let logs = patiently(|| bus.logs_that_answer()).await?;
+        Ok(Self { bus, logs })
     }
 }
 
