@@ -165,7 +165,7 @@ impl Scene {
     async fn kill(&mut self, victim: Victim) -> anyhow::Result<()> {
         let down = Duration::from_millis(self.rng.random_range(0..400));
         // The end of the last life may not have been survived yet: then it is killed while it starts, which is as good. Not so
-        // NATS: a process that starts without it gives up, for its supervisor to try again.
+        // NATS, unless it is its own: a process that starts without it gives up, for its supervisor to try again.
         match victim {
             Victim::Part(part) => {
                 self.world.installation.kill(part);
@@ -173,7 +173,6 @@ impl Scene {
                 self.world.installation.launch(part)?;
             }
             Victim::Nats if self.nats.is_empty() => {
-                self.world.installation.ready().await?;
                 self.world.installation.nats_runs().await?;
                 self.world.installation.kill_nats()?;
             }

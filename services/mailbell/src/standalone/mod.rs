@@ -4,6 +4,7 @@
 
 pub mod addresses;
 mod banner;
+mod connect;
 pub mod identity;
 pub mod nats_child;
 mod stale;
@@ -17,7 +18,7 @@ use std::{
 };
 
 use mailbell_admin::{Options as AdminOptions, Policy};
-use mailbell_bus::{Auth, Bus, BusOptions, Role};
+use mailbell_bus::{Auth, BusOptions, Role};
 use mailbell_core::timing::Timing;
 use mailbell_runtime::{
     listen,
@@ -28,6 +29,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use self::{
     addresses::Addresses,
+    connect::Connections,
     identity::{Identity, NATS_CONFIG, NATS_LOG, NATS_PID, STORAGE, Secrets},
     nats_child::{NatsChild, NatsChildError, NatsChildOptions},
     state_dir::{StateDir, StateDirError},
@@ -190,18 +192,17 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         };
         let own = child.is_some().then_some(&addresses.nats);
         let options = |role| bus_options(&args, &secrets, own, role, &bus_metrics);
-        let setup = Bus::connect(options(Role::Setup)?).await?;
-        let report = setup.setup().await;
-        setup.close().await;
-        tracing::info!(
-            created = report?.created.len(),
-            "streams and buckets are as they should be"
-        );
-        let (watcher, gateway, admin) = tokio::try_join!(
-            Bus::connect(options(Role::Watcher)?),
-            Bus::connect(options(Role::Gateway)?),
-            Bus::connect(options(Role::Admin)?),
-        )?;
+        let connections = Connections {
+            setup: options(Role::Setup)?,
+            watcher: options(Role::Watcher)?,
+            gateway: options(Role::Gateway)?,
+            admin: options(Role::Admin)?,
+        };
+        let open = || Box::pin(connections.open());
+        let (watcher, gateway, admin) = match &child {
+            Some(child) => connect::to_own_server(open, || child.no_answer()).await?,
+            None => open().await?,
+        };
         let ring = ring.settle(&watcher, args.ring).await?;
         Ok((child, ring, watcher, gateway, admin))
     };

@@ -174,6 +174,7 @@ pub fn guard(parent: i32, binary: &Path, arguments: &[std::ffi::OsString]) -> io
 /// A running server. It is stopped when this is dropped.
 #[derive(Debug)]
 pub struct NatsChild {
+    options: NatsChildOptions,
     shared: Arc<Shared>,
     /// Wakes the thread between two starts.
     wake: SyncSender<()>,
@@ -220,8 +221,9 @@ impl NatsChild {
     /// # Errors
     /// If it cannot be run or does not answer.
     pub async fn start(options: NatsChildOptions) -> Result<Self, NatsChildError> {
+        let path = options.binary.clone();
         let run = |source| NatsChildError::Run {
-            path: options.binary.clone(),
+            path: path.clone(),
             source,
         };
         let shared = Arc::new(Shared::default());
@@ -239,6 +241,7 @@ impl NatsChild {
             })
             .map_err(run)?;
         let child = Self {
+            options,
             shared,
             wake,
             thread: Some(Running { thread, ended }),
@@ -247,17 +250,17 @@ impl NatsChild {
             .await
             .unwrap_or_else(|_| Err(io::Error::other("its thread ended")))
             .map_err(run)?;
-        child.answers(&options).await?;
+        child.answers().await?;
         Ok(child)
     }
 
-    async fn answers(&self, options: &NatsChildOptions) -> Result<(), NatsChildError> {
+    async fn answers(&self) -> Result<(), NatsChildError> {
         const LIMIT: Duration = Duration::from_secs(20);
         let wait = async {
             let mut tick = tokio::time::interval(Duration::from_millis(20));
             loop {
                 tick.tick().await;
-                let Ok(stream) = TcpStream::connect(options.addr).await else {
+                let Ok(stream) = TcpStream::connect(self.options.addr).await else {
                     continue;
                 };
                 let mut line = String::new();
@@ -269,11 +272,18 @@ impl NatsChild {
         };
         tokio::time::timeout(LIMIT, wait)
             .await
-            .map_err(|_| NatsChildError::NoAnswer {
-                addr: options.addr,
-                log: options.log.clone(),
-                end: last_line(&options.log),
-            })
+            .map_err(|_| self.no_answer())
+    }
+
+    /// That it does not answer, with what its log says of it.
+    #[must_use]
+    pub fn no_answer(&self) -> NatsChildError {
+        let log = &self.options.log;
+        NatsChildError::NoAnswer {
+            addr: self.options.addr,
+            log: log.clone(),
+            end: last_line(log),
+        }
     }
 
     /// Stops it, and waits until it has.
