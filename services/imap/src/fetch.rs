@@ -79,6 +79,8 @@ enum Answer {
     /// It told of all, and something could not be read.
     Unread,
     Refused,
+    /// In the words of a server that is in trouble.
+    Later,
 }
 
 /// A message while its page is put together.
@@ -119,6 +121,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection ends, the server refuses or it takes longer than [`crate::Timeouts::request`].
+    /// [`Error::Throttled`] also if the server can read none of them: it may be in trouble.
     pub async fn fetch(&mut self, uids: &[u32]) -> Result<Vec<Message>, Error> {
         let limit = self.session.timeouts.request;
         timeout(limit, self.fetch_all(uids))
@@ -161,9 +164,11 @@ impl Connection {
             return Ok(drafts);
         }
         // Of one message that they can't read, servers say what they say when they are in trouble: SERVERBUG,
-        // UNAVAILABLE, "internal error". Who is in trouble doesn't even name the messages.
+        // UNAVAILABLE, "internal error". Who is in trouble doesn't even name the messages, or names them from its index
+        // and reads none: only one that can be read proves that the others are damaged.
+        let mut away = answer == Answer::Later && !drafts.values().any(|draft| draft.read);
         let mut named = false;
-        if answer == Answer::Refused {
+        if matches!(answer, Answer::Refused | Answer::Later) {
             named = self.fetch_items(uids, Depth::Named, &mut drafts).await? == Answer::Whole;
             // The text that wasn't given is what can't be read. Dovecot 2.3 ends the connection of who asks again.
             for draft in drafts.values_mut().filter(|draft| !draft.begun) {
@@ -171,13 +176,20 @@ impl Connection {
             }
         }
         // The answer about some message can't be read, is too long, or makes the server refuse all: those one by one.
-        for uid in missing(&drafts, named) {
+        let missing = missing(&drafts, named);
+        away &= !missing.is_empty();
+        for uid in missing {
             for depth in [Depth::NoStructure, Depth::Minimal] {
                 let answer = self.fetch_items(&[uid], depth, &mut drafts).await?;
+                // Date and size may come from the index.
+                away &= depth == Depth::Minimal || answer == Answer::Later;
                 if answer == Answer::Whole || drafts.get(&uid).is_some_and(|draft| draft.read) {
                     break;
                 }
             }
+        }
+        if away {
+            return Err(Error::Throttled);
         }
         Ok(drafts)
     }
@@ -212,15 +224,20 @@ impl Connection {
                 Answer::Unread
             });
         }
+        let later = refused(&ending);
         if depth == Depth::Named {
-            if let Some(later) = refused(&ending) {
+            if let Some(later) = later {
                 return Err(later);
             }
             if ending.bad {
                 return Err(Error::Protocol("FETCH not understood"));
             }
         }
-        Ok(Answer::Refused)
+        Ok(if later.is_some() {
+            Answer::Later
+        } else {
+            Answer::Refused
+        })
     }
 
     /// What is asked of a message.

@@ -345,8 +345,9 @@ async fn a_message_that_spoils_a_page_costs_only_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_arrival_that_can_not_be_read_is_told_by_its_uid() {
+async fn messages_of_which_none_can_be_read_are_asked_for_again() {
     const NO: &str = "{tag} NO [UNAVAILABLE] Backend error\r\n";
+    const NAMES: &str = "* 1 FETCH (UID 1 FLAGS ())\r\n* 2 FETCH (UID 2 FLAGS ())\r\n{tag} OK\r\n";
     let mut connection = looked(
         "",
         vec![
@@ -356,6 +357,7 @@ async fn an_arrival_that_can_not_be_read_is_told_by_its_uid() {
                 "FETCH 1:2 (UID)",
                 "* 1 FETCH (UID 1)\r\n* 2 FETCH (UID 2)\r\n{tag} OK\r\n",
             ),
+            // Alone it may be damaged, or the server in trouble.
             answer("UID FETCH 2 (UID FLAGS", NO),
             answer(
                 "UID FETCH 2 (UID FLAGS)",
@@ -363,13 +365,32 @@ async fn an_arrival_that_can_not_be_read_is_told_by_its_uid() {
             ),
             answer("UID FETCH 2 (UID FLAGS", NO),
             answer("UID FETCH 2 (UID FLAGS", NO),
+            // Flags, date and size come from an index while what messages are is away.
+            answer("UID FETCH 1:2 (UID FLAGS", NO),
+            answer("UID FETCH 1:2 (UID FLAGS)", NAMES),
+            answer("UID FETCH 1 (UID FLAGS", NO),
+            answer(
+                "UID FETCH 1 (UID FLAGS INTERNALDATE RFC822.SIZE)",
+                "* 1 FETCH (UID 1 RFC822.SIZE 7)\r\n{tag} OK\r\n",
+            ),
+            answer("UID FETCH 2 (UID FLAGS", NO),
+            answer("UID FETCH 2 (UID FLAGS INTERNALDATE RFC822.SIZE)", NO),
+            // Beside one that can be read, the other one is told by its UID.
+            answer("UID FETCH 1:2 (UID FLAGS", NO),
+            answer("UID FETCH 1:2 (UID FLAGS)", NAMES),
+            answer(
+                "UID FETCH 1 (UID FLAGS",
+                "* 1 FETCH (UID 1 RFC822.SIZE 7)\r\n{tag} OK\r\n",
+            ),
+            answer("UID FETCH 2 (UID FLAGS", NO),
+            answer("UID FETCH 2 (UID FLAGS INTERNALDATE RFC822.SIZE)", NO),
             // A text that can't be read costs itself.
             answer(
                 "UID FETCH 2 (UID FLAGS",
                 "* 2 FETCH (UID 2 RFC822.SIZE 5 BODYSTRUCTURE ((\"text\" \"plain\" NIL NIL NIL \"7bit\" 5 1) \"mixed\"))\r\n{tag} OK\r\n",
             ),
             answer("UID FETCH 2 (UID BODY", NO),
-            // A server that is in trouble says so of the names too.
+            // Most servers that are in trouble say so of the names too.
             answer("UID FETCH 2 (UID FLAGS", NO),
             answer("UID FETCH 2 (UID FLAGS)", NO),
         ],
@@ -378,8 +399,13 @@ async fn an_arrival_that_can_not_be_read_is_told_by_its_uid() {
     connection.noop().await.unwrap();
     let look = connection.look("INBOX", 2, 10, false).await.unwrap();
     assert_eq!(look.uids, [2]);
-    let messages = connection.fetch(&[2]).await.unwrap();
-    assert_eq!((messages[0].uid, messages[0].size), (2, None));
+    for uids in [&[2][..], &[1, 2]] {
+        let error = connection.fetch(uids).await.unwrap_err();
+        assert_eq!(error.class(), Class::Throttled, "{uids:?}");
+    }
+    let messages = connection.fetch(&[1, 2]).await.unwrap();
+    let told = messages.iter().map(|message| (message.uid, message.size));
+    assert_eq!(told.collect::<Vec<_>>(), [(1, Some(7)), (2, None)]);
     let messages = connection.fetch(&[2]).await.unwrap();
     assert_eq!((messages[0].uid, messages[0].size), (2, Some(5)));
     assert_eq!(
