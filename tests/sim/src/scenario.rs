@@ -121,6 +121,7 @@ impl Scenario {
             flood: 8,
             page: 4,
             hole_age: 20 * S,
+            unread_age: 30 * S,
             sweep: 10 * S,
             idle: 60 * S,
             poll_least: S,

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{Limits, Now, health::Words};
 use crate::{
+    checkpoint::MAX_HOLE_WIDTH,
     event::Event,
     ids::{Generation, Uid},
 };
@@ -42,13 +43,36 @@ impl Page {
 pub(super) struct Suspects {
     first: Uid,
     last: Uid,
-    /// The one that was asked for alone, and how often in a row the connection was lost with it.
-    alone: Uid,
-    losses: u32,
 }
 
-/// A message that was asked for alone so often and always took the connection with it is told unread.
-const UNREADABLE_AFTER: u32 = 3;
+/// A message that was asked for alone, and with which the connection was lost each time.
+#[derive(Debug, Clone, Copy)]
+struct Unread {
+    uid: Uid,
+    losses: u32,
+    /// Of the first loss, and of the last one.
+    since: Duration,
+    latest: Duration,
+}
+
+/// After so many losses in a row a message no longer keeps those behind it waiting.
+const PASSED_AFTER: u32 = 3;
+/// How long it waits at least until it is asked for again.
+const PASSED_FOR: Duration = Duration::from_secs(10);
+
+impl Unread {
+    /// What was asked for so often and for so long is told unread.
+    fn is_unreadable(&self, age: Duration) -> bool {
+        self.losses >= PASSED_AFTER && self.latest.saturating_sub(self.since) >= age
+    }
+
+    /// It is not asked for until then: the longer it fails, the longer it waits.
+    fn passed_until(&self, age: Duration) -> Option<Duration> {
+        let lasts = self.latest.saturating_sub(self.since);
+        (self.losses >= PASSED_AFTER && lasts < age)
+            .then(|| (self.latest + lasts.max(PASSED_FOR)).min(self.since + age))
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -57,10 +81,12 @@ pub(super) struct Watch {
     pub(super) dirty: bool,
     /// EXAMINE anew at the next look.
     pub(super) select: bool,
-    /// New messages that a look found and that are yet to be fetched, ascending.
+    /// New messages that a look found and that are yet to be fetched: ascending, but for those that keep nobody waiting.
     pub(super) backlog: VecDeque<Uid>,
     /// These are fetched one by one.
-    pub(super) suspects: Option<Suspects>,
+    suspects: Option<Suspects>,
+    /// Those that were asked for alone and not given, of what the last look found.
+    unread: Vec<Unread>,
     /// The planted bug's: what should have gone before the backlog.
     pub(super) bulk_later: Option<Event>,
     /// People don't read it.
@@ -90,6 +116,7 @@ impl Watch {
             select: true,
             backlog: VecDeque::new(),
             suspects: None,
+            unread: Vec::new(),
             bulk_later: None,
             quiet: false,
             missing: None,
@@ -111,11 +138,18 @@ impl Watch {
         self.looked_us = None;
     }
 
+    /// The folder begins anew, or is not there: nothing that was found in it is looked for again.
+    pub(super) fn forget_found(&mut self) {
+        self.suspects = None;
+        self.unread.clear();
+        self.recheck = None;
+    }
+
     /// Takes what is to be fetched next out of the backlog.
     pub(super) fn next_page(&mut self, most: usize) -> Vec<Uid> {
-        let suspects = self.suspects;
         let is_suspect = |uid: &Uid| {
-            suspects.is_some_and(|suspects| (suspects.first..=suspects.last).contains(uid))
+            let within = |range: Suspects| (range.first..=range.last).contains(uid);
+            self.suspects.is_some_and(within) || self.unread_one(*uid).is_some()
         };
         let size = match self.backlog.front() {
             Some(first) if is_suspect(first) => 1,
@@ -127,34 +161,40 @@ impl Watch {
         self.backlog.drain(..size).collect()
     }
 
+    fn unread_one(&self, uid: Uid) -> Option<&Unread> {
+        self.unread.iter().find(|unread| unread.uid == uid)
+    }
+
     /// Takes the next message out of the backlog if it cannot be fetched.
-    pub(super) fn next_unreadable(&mut self) -> Option<Uid> {
-        let suspects = self.suspects?;
+    pub(super) fn next_unreadable(&mut self, limits: &Limits) -> Option<Uid> {
         let next = *self.backlog.front()?;
-        if next != suspects.alone || suspects.losses < UNREADABLE_AFTER {
-            return None;
-        }
-        self.backlog.pop_front()
+        self.unread_one(next)?
+            .is_unreadable(limits.unread_age)
+            .then(|| self.backlog.pop_front())?
     }
 
     /// The connection was lost while this was fetched.
-    pub(super) fn suspect(&mut self, page: Page) {
-        let suspects = self.suspects.get_or_insert(Suspects {
-            first: page.first,
-            last: page.last,
-            alone: 0,
-            losses: 0,
-        });
-        suspects.first = suspects.first.min(page.first);
-        suspects.last = suspects.last.max(page.last);
+    pub(super) fn suspect(&mut self, now: Now, page: Page) {
         if page.size > 1 {
+            let range = self.suspects.get_or_insert(Suspects {
+                first: page.first,
+                last: page.last,
+            });
+            range.first = range.first.min(page.first);
+            range.last = range.last.max(page.last);
             return;
         }
-        if suspects.alone != page.first {
-            suspects.alone = page.first;
-            suspects.losses = 0;
+        if let Some(unread) = self.unread.iter_mut().find(|one| one.uid == page.first) {
+            unread.losses = unread.losses.saturating_add(1);
+            unread.latest = now.mono;
+        } else {
+            self.unread.push(Unread {
+                uid: page.first,
+                losses: 1,
+                since: now.mono,
+                latest: now.mono,
+            });
         }
-        suspects.losses = suspects.losses.saturating_add(1);
     }
 
     /// This was fetched.
@@ -164,10 +204,44 @@ impl Watch {
             .filter(|suspects| page.last < suspects.last)
             .map(|suspects| Suspects {
                 first: suspects.first.max(page.last.saturating_add(1)),
-                alone: 0,
-                losses: 0,
                 ..suspects
             });
+        if page.size == 1 {
+            self.unread.retain(|unread| unread.uid != page.first);
+        }
+    }
+
+    /// What a look found is fetched next; those that keep nobody waiting come last, when it is their time. `from` is the lowest
+    /// UID that is not told by then.
+    pub(super) fn take_found(&mut self, now: Now, limits: &Limits, from: Uid, found: Vec<Uid>) {
+        self.unread.retain(|unread| found.contains(&unread.uid));
+        let (passed, mut rest): (Vec<Uid>, Vec<Uid>) = found.iter().partition(|uid| {
+            self.unread_one(**uid)
+                .is_some_and(|unread| unread.losses >= PASSED_AFTER)
+        });
+        // Who is passed is a gap until it is told: nobody is passed where the fold would not remember that.
+        let mut next = from;
+        let forgotten = rest.iter().filter(|uid| **uid >= from).any(|uid| {
+            let gap = std::mem::replace(&mut next, uid.saturating_add(1))..*uid;
+            *uid - gap.start > MAX_HOLE_WIDTH && passed.iter().any(|uid| gap.contains(uid))
+        });
+        let due = passed
+            .iter()
+            .filter(|uid| !self.is_passed(now, limits, **uid));
+        rest.extend(due);
+        self.backlog = if forgotten { found } else { rest }.into();
+    }
+
+    /// It is not asked for now.
+    pub(super) fn is_passed(&self, now: Now, limits: &Limits, uid: Uid) -> bool {
+        self.unread_one(uid)
+            .and_then(|unread| unread.passed_until(limits.unread_age))
+            .is_some_and(|until| until > now.mono)
+    }
+
+    /// Whether some of what was found waits to be asked for again.
+    pub(super) fn lacks_some(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// A look ended; `expect_more`: something that should be there is not. Looks again soon, for a while.
@@ -220,10 +294,15 @@ impl Watch {
     }
 
     /// When the next planned look is due.
-    pub(super) fn recheck_at(&self) -> Option<Duration> {
+    pub(super) fn recheck_at(&self, limits: &Limits) -> Option<Duration> {
+        let passed = self.unread.iter();
+        let passed = passed.filter_map(|unread| unread.passed_until(limits.unread_age));
         self.recheck
             .map(|recheck| recheck.at)
             .filter(|at| *at != Duration::MAX)
+            .into_iter()
+            .chain(passed)
+            .min()
     }
 }
 

@@ -64,7 +64,7 @@ impl Session {
         let Some(watch) = self.watches.get_mut(index) else {
             return;
         };
-        if let Some(uid) = watch.next_unreadable() {
+        if let Some(uid) = watch.next_unreadable(&self.config.limits) {
             self.tell_unread(now, index, uid);
             self.advance_append(now, effects);
             return;
@@ -109,7 +109,9 @@ impl Session {
             return;
         }
         let quick = now.mono.saturating_sub(watch.looked_at) < LOOK_PACE_MOST * 2;
-        let nothing = look.uids.is_empty() && look.late.is_empty();
+        let limits = &self.config.limits;
+        let mut found = look.uids.iter().chain(&look.late);
+        let nothing = found.all(|uid| watch.is_passed(now, limits, *uid));
         self.empty_looks = if quick && nothing {
             self.empty_looks.saturating_add(1)
         } else {
@@ -138,7 +140,7 @@ impl Session {
             return;
         }
         if let Some(reason) = reason {
-            watch.suspects = None;
+            watch.forget_found();
             let from = look.uid_next.saturating_sub(UNSETTLED).max(1);
             if look.uid_next > 1 && watch_begins.is_none_or(|(of, _)| of != look.generation) {
                 // Once more, for what of the newest is there: the rest may show up after devices have listed.
@@ -227,7 +229,7 @@ impl Session {
                 .any(|pair| matches!(pair, [a, b] if *b > *a + 1));
         let missing = look.uid_next_exact && look.uid_next > expected;
         let expect_more = absent || open || gap_now || missing;
-        let backlog = look
+        let found = look
             .late
             .iter()
             .chain(newest)
@@ -235,7 +237,7 @@ impl Session {
             .filter(|uid| !folder.told(*uid))
             .collect();
         if let Some(watch) = self.watches.get_mut(index) {
-            watch.backlog = backlog;
+            watch.take_found(now, &self.config.limits, from, found);
             watch.plan_recheck(now, &self.config.limits, look.uid_next, expect_more);
         }
     }
@@ -366,6 +368,10 @@ impl Session {
             if index == 0 {
                 self.condition.watching(now);
                 self.well_since.get_or_insert(now.mono);
+            }
+            // Gaps stay open until those are told too, here or by a successor.
+            if watch.lacks_some() {
+                continue;
             }
             let id = self.checkpoint.folder_id(&watch.name);
             if let Some(folder) = self.checkpoint.folder_mut(id) {

@@ -118,6 +118,7 @@ impl Session {
                 watch.dirty = false;
                 watch.missing = Some((failure.code, failure.sentence.clone()));
                 watch.looked_at = now.mono;
+                watch.forget_found();
             }
             if index > 0 {
                 return;
@@ -128,7 +129,7 @@ impl Session {
         if let Work::Fetch(index, page) = work
             && let Some(watch) = self.watches.get_mut(index)
         {
-            watch.suspect(page);
+            watch.suspect(now, page);
         }
         let act = self.condition.failed(now, &failure);
         // A look that works and a fetch or an IDLE that fails, again and again, must not become a loop of logins.
@@ -298,7 +299,11 @@ impl Session {
             .iter()
             .skip(1)
             .map(|watch| watch.looked_at + self.config.limits.sweep);
-        let recheck = self.watches.iter().filter_map(|watch| watch.recheck_at());
+        let limits = &self.config.limits;
+        let recheck = self
+            .watches
+            .iter()
+            .filter_map(|watch| watch.recheck_at(limits));
         poll.into_iter().chain(sweep).chain(recheck).min()
     }
 
@@ -393,11 +398,11 @@ impl Session {
 
     /// Marks what is due by time.
     fn mark_due(&mut self, now: Now) {
-        let sweep = self.config.limits.sweep;
+        let limits = &self.config.limits;
         let mut elsewhere = false;
         for (index, watch) in self.watches.iter_mut().enumerate() {
-            let swept = index > 0 && watch.looked_at + sweep <= now.mono;
-            let recheck = watch.recheck_at().is_some_and(|at| at <= now.mono);
+            let swept = index > 0 && watch.looked_at + limits.sweep <= now.mono;
+            let recheck = watch.recheck_at(limits).is_some_and(|at| at <= now.mono);
             if swept || recheck {
                 watch.dirty = true;
                 watch.select = true;

@@ -29,6 +29,9 @@ pub struct Limits {
     pub page: usize,
     /// How long a UID that was skipped is looked for.
     pub hole_age: Duration,
+    /// A message with which the connection is lost each time is told unread after so long, and not before: that is final, and a
+    /// mail server or proxy that restarts, or whose store is away, does the same to any message for some minutes.
+    pub unread_age: Duration,
     /// How often folders other than the one held open are looked at.
     pub sweep: Duration,
     /// IDLE is ended and begun anew after this time. RFC 2177 names 29 minutes.
@@ -60,6 +63,7 @@ impl Default for Limits {
             flood: 500,
             page: 32,
             hole_age: Duration::from_secs(120),
+            unread_age: Duration::from_secs(5 * 60),
             sweep: Duration::from_secs(60),
             idle: Duration::from_secs(24 * 60),
             poll_least: Duration::from_secs(10),

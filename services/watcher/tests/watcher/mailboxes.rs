@@ -264,6 +264,6 @@ async fn a_message_that_the_server_cannot_read_stops_no_other() {
     world.write(&account, record, None).await;
     assert_eq!(
         world.until_arrived(&account, 3).await,
-        ["before", "", "after"]
+        ["before", "after", ""]
     );
 }

@@ -220,6 +220,7 @@ impl World {
         options.limits.sweep = Duration::from_secs(2);
         options.limits.permanent_retry = Duration::from_secs(5);
         options.limits.reconnect_most = Duration::from_secs(3);
+        options.limits.unread_age = Duration::from_secs(1);
         options.limits.append_most = Duration::from_secs(2);
         options.retake = Duration::from_secs(1);
         let authority = self.dovecot.certificate().authority_pem.clone();
