@@ -311,11 +311,15 @@ pub fn message_id(key: &EventKey) -> String {
 }
 
 /// The digest by which copies of one message are known: of the server's own content id where it has one, else of what a copy
-/// keeps. Never of mutable things (flags, UID, folder).
+/// keeps. Never of mutable things (flags, UID, folder). `None` if nothing of that is known: then nobody can say what is a copy.
 #[must_use]
-pub fn content_digest(message: &push::Message) -> u64 {
+pub fn content_digest(message: &push::Message) -> Option<u64> {
     if !message.content_id.is_empty() {
-        return xxh3_64(message.content_id.as_bytes());
+        return Some(xxh3_64(message.content_id.as_bytes()));
+    }
+    let named = !message.message_id.is_empty() || !message.subject.is_empty();
+    if !named && message.date_ms == 0 && message.size == 0 {
+        return None;
     }
     let mut hash = Xxh3::new();
     let size = message.size.to_le_bytes();
@@ -328,6 +332,16 @@ pub fn content_digest(message: &push::Message) -> u64 {
     ] {
         hash.update(&part.len().to_le_bytes());
         hash.update(part);
+    }
+    Some(hash.digest())
+}
+
+/// Stands in for the digest of a message of which nothing is known: it has no copies.
+#[must_use]
+pub fn place_digest(folder: FolderId, generation: Generation, uid: Uid) -> u64 {
+    let mut hash = Xxh3::new();
+    for part in [folder, generation, uid] {
+        hash.update(&part.to_le_bytes());
     }
     hash.digest()
 }
@@ -502,5 +516,12 @@ mod tests {
             ..message.clone()
         };
         assert_ne!(content_digest(&message), content_digest(&other));
+        let unread = push::Message {
+            uid: 1,
+            flags: message.flags,
+            internal_date_ms: 77,
+            ..push::Message::default()
+        };
+        assert_eq!(content_digest(&unread), None);
     }
 }

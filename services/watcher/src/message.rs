@@ -25,9 +25,11 @@ pub(crate) fn convert(message: imap::Message, now_ms: i64) -> Message {
         preview: message.preview,
         content_id: message.content_id.unwrap_or_default(),
     });
-    if out.content_id.is_empty() {
+    if out.content_id.is_empty()
+        && let Some(digest) = content_digest(&out)
+    {
         // So that a client knows copies of one message, and those it listed, whatever the server tells.
-        out.content_id = format!("{:016x}", content_digest(&out));
+        out.content_id = format!("{digest:016x}");
     }
     out
 }
@@ -56,6 +58,11 @@ mod tests {
         );
         assert_eq!(copy.content_id, first.content_id);
         assert_eq!(first.content_id.len(), 16);
+        let unread = imap::Message {
+            uid: 7,
+            ..imap::Message::default()
+        };
+        assert_eq!(convert(unread, 5).content_id, "");
         let known = convert(
             imap::Message {
                 content_id: Some("M1".to_owned()),

@@ -438,5 +438,5 @@ fn hole_below(lowest: &Message, told: Option<u32>, after_ms: i64) -> Option<Rang
 pub(super) fn content(message: &Message) -> Option<u64> {
     let shown =
         !message.content_id.is_empty() || !message.message_id.is_empty() || message.size > 0;
-    shown.then(|| content_digest(message))
+    shown.then(|| content_digest(message)).flatten()
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Folder, Hole, UNSETTLED, gaps, present},
-    event::{Event, Fact, content_digest, fit_message},
+    event::{Event, Fact, content_digest, fit_message, place_digest},
     ids::{FolderId, Generation, Uid},
     plant,
 };
@@ -284,7 +284,8 @@ impl Session {
                 continue;
             }
             let message = fit_message(fetched.message);
-            let digest = content_digest(&message);
+            let digest = content_digest(&message)
+                .unwrap_or_else(|| place_digest(id, generation, message.uid));
             let seen = message
                 .flags
                 .iter()

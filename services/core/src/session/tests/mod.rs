@@ -635,6 +635,30 @@ fn an_outage_empties_no_message() {
 }
 
 #[test]
+fn each_of_several_unread_messages_alerts() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[10, 11]));
+    let (op, uids) = bench.asked();
+    let messages = uids
+        .iter()
+        .map(|uid| Fetched {
+            message: Message {
+                uid: *uid,
+                internal_date_ms: bench.now.wall_us / 1000,
+                ..Message::default()
+            },
+            traceparent: String::new(),
+        })
+        .collect();
+    bench.give(Input::FetchedPage { op, messages });
+    for _ in uids {
+        let (op, event) = bench.append();
+        assert!(event.alert, "{event:?}");
+        bench.stored(op);
+    }
+}
+
+#[test]
 fn a_successor_looks_for_a_message_that_was_passed() {
     let mut bench = Bench::watching();
     let (_, told) = with_a_bad_message(&mut bench, FOREVER, Duration::from_secs(250));
