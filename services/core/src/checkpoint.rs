@@ -18,7 +18,8 @@ use crate::{
 /// The schema of [`bus::Checkpoint`] that this release writes.
 pub const SCHEMA: u32 = 1;
 /// How many gaps of UIDs are remembered per folder. The oldest are forgotten: a message shows up late within seconds or never.
-pub const MAX_HOLES: usize = 32;
+/// One range that is told as one opens half of them at most ([`UNSETTLED`]), and so many are looked into at once.
+pub const MAX_HOLES: usize = 64;
 /// A gap wider than this is no late message but the work of a server that skips UIDs.
 pub const MAX_HOLE_WIDTH: u32 = 256;
 /// Of so many UIDs below where a folder begins anew, or below the end of a range that was told as one, those that are not there
@@ -554,6 +555,25 @@ mod tests {
         // Of the newest, those that were there are told.
         assert_eq!(gaps, [(10, 14), (401 - UNSETTLED, 397), (399, 399)]);
         assert!(folder.told(9) && folder.told(15) && !folder.told(401));
+    }
+
+    #[test]
+    fn a_range_full_of_gaps_closes_no_other_one() {
+        let mut checkpoint = start();
+        checkpoint.take_in(&arrived(12));
+        checkpoint.take_in(&event(
+            1,
+            Fact::Bulk {
+                counter: 1,
+                first: 13,
+                last: 400,
+                present: u64::MAX / 3,
+            },
+            false,
+        ));
+        let folder = checkpoint.folder(INBOX).unwrap();
+        assert_eq!(folder.holes.len(), 33);
+        assert!(!folder.told(10) && !folder.told(399) && folder.told(400));
     }
 
     #[test]
