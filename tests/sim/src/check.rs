@@ -1,7 +1,7 @@
 //! What must be true once everything is healed and at rest.
 
 use crate::world::World;
-use mailbell_core::cursor::Subject;
+use mailbell_core::{checkpoint::Checkpoint, cursor::Subject, ids::Uid};
 
 impl World {
     /// What is missing for all to be at rest and complete.
@@ -37,12 +37,30 @@ impl World {
                 if !run.alive || run.append.is_some() {
                     return Some(format!("the session of account {account} is busy"));
                 }
+                if let Some(uid) = self.untold(account, run.session.checkpoint()) {
+                    return Some(format!("account {account} still tries to read uid {uid}"));
+                }
                 if run.session.flush_bound().is_some() {
                     return Some(format!("the checkpoint of account {account} is old"));
                 }
             }
         }
         None
+    }
+
+    /// A message that nobody can read, of which devices may know by a listing, and which is yet to be told.
+    fn untold(&self, account: usize, knows: &Checkpoint) -> Option<Uid> {
+        let folders = self.mailboxes[account].folders.iter();
+        folders
+            .filter_map(|folder| {
+                let known = knows.folders.iter().find(|of| of.name == folder.name)?;
+                let mut bad = folder
+                    .messages
+                    .iter()
+                    .filter(|(_, message)| message.unreadable);
+                bad.find(|(uid, _)| !known.told(**uid)).map(|(uid, _)| *uid)
+            })
+            .next()
     }
 
     /// A message that a device should have and has not.

@@ -9,7 +9,8 @@ use mailbell_core::{
     session::{Effect, Input, Known, Now, Op, Outcome, Session, Tail},
 };
 
-use mailbell_proto::push::v1::Health;
+use mailbell_proto::push::v1::{self as push, Health};
+use prost::Message as _;
 
 use crate::{
     bus::Stored,
@@ -426,6 +427,7 @@ impl World {
             Fact::Arrived { uid, .. } => {
                 told.one_by_one.insert((folder, generation, uid));
                 self.count("arrivals told");
+                self.check_read(account, folder, uid, event);
             }
             Fact::Bulk { first, last, .. } => {
                 told.ranges.push((folder, generation, first, last));
@@ -437,6 +439,25 @@ impl World {
                 self.count("resyncs by the log");
             }
             _ => {}
+        }
+    }
+
+    /// Only what nobody can read is told unread.
+    fn check_read(&mut self, account: usize, folder: usize, uid: Uid, event: &Event) {
+        let read = push::Message::decode(event.content.clone());
+        if read.is_ok_and(|message| !message.message_id.is_empty()) {
+            return;
+        }
+        self.count("message told unread");
+        let place = &self.mailboxes[account].folders[folder];
+        let message = place
+            .messages
+            .get(&uid)
+            .filter(|_| place.generation == event.generation);
+        if message.is_some_and(|message| !message.unreadable) {
+            self.fail(format!(
+                "uid {uid} of folder {folder} of account {account} is told unread"
+            ));
         }
     }
 
