@@ -159,7 +159,13 @@ async fn a_password_that_is_wrong_and_later_right() {
         .ok()
         .unwrap();
     world.settle(&[&device]).await.unwrap();
-    assert_eq!(device.journal().state_health(&account.id), "watching");
+    // It follows the messages that were missed.
+    device
+        .wait(SETTLE_LIMIT, "the word that all is well", |journal| {
+            journal.state_health(&account.id) == "watching"
+        })
+        .await
+        .unwrap();
     world.search_leaks().await.unwrap();
 }
 
