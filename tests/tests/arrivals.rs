@@ -1,5 +1,7 @@
 //! Mail that arrives reaches every subscribed device: once, in order, all of it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use mailbell_test_servers::{DovecotOptions, NatsCluster, NatsOptions, NatsServer};
 use mailbell_tests::{
     installation::{Layout, Options, Part},
@@ -93,12 +95,27 @@ async fn a_folder_made_anew_is_listed_whole() {
             std::fs::remove_file(&path).unwrap();
         }
     }
+    // Dovecot takes the second at which a folder is made for its UIDVALIDITY.
+    after_second(before.generation).await;
     world.dovecot.restart().await.unwrap();
     let after = world.truth(0).await.unwrap();
     assert_ne!(before.generation, after.generation);
     assert_eq!(after.mail.len(), 5);
     world.settle(&[&device]).await.unwrap();
     assert!(device.journal().replaced > 0);
+}
+
+/// Returns once the clock has left this second, counted from 1970.
+async fn after_second(second: u32) {
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs()
+    };
+    while now() <= u64::from(second) {
+        tokio::time::sleep(process::LOOK_EVERY).await;
+    }
 }
 
 #[tokio::test]
