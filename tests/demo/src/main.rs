@@ -12,7 +12,6 @@
 
 mod device;
 mod mailbell;
-mod relay;
 mod stop;
 
 use std::{
@@ -26,12 +25,14 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Parser;
-use mailbell_test_servers::{Dovecot, DovecotOptions};
+use mailbell_test_servers::{
+    Dovecot, DovecotOptions,
+    proxy::{Mode, Proxy},
+};
 
 use crate::{
     device::{Alert, Device},
     mailbell::Standalone,
-    relay::Relay,
     stop::Stop,
 };
 
@@ -112,9 +113,9 @@ async fn demo(binary: PathBuf) -> Result<()> {
     println!("   {account}");
 
     step("4. Two devices of alice open their streams");
-    let mut relay = Relay::start(mailbell.gateway()).await?;
+    let network = Proxy::start(mailbell.gateway()).await?;
     let mut phone = Device::start(&mailbell, "phone", &account, mailbell.gateway())?;
-    let mut laptop = Device::start(&mailbell, "laptop", &account, relay.addr())?;
+    let mut laptop = Device::start(&mailbell, "laptop", &account, network.address())?;
     phone.live(PATIENCE).await?;
     laptop.live(PATIENCE).await?;
     println!("   phone and laptop are live");
@@ -133,7 +134,7 @@ async fn demo(binary: PathBuf) -> Result<()> {
     );
 
     step("6. The laptop's connection breaks, and two more messages arrive");
-    relay.cut();
+    network.set(Mode::Cut);
     laptop.disconnected(PATIENCE).await?;
     println!("   the laptop has lost its connection");
     deliver(
@@ -146,7 +147,7 @@ async fn demo(binary: PathBuf) -> Result<()> {
     show(&[phone.alert(PATIENCE).await?]);
     deliver(&dovecot, "Dan Example", "Re: Lunch?", "Count me in.").await?;
     show(&[phone.alert(PATIENCE).await?]);
-    relay.heal(mailbell.gateway()).await?;
+    network.set(Mode::PASS);
     println!("   the laptop is back, and resumes where it was:");
     show(&[laptop.alert(PATIENCE).await?, laptop.alert(PATIENCE).await?]);
     phone.nothing_twice()?;

@@ -4,14 +4,17 @@
 //! value is dropped, and also when the test process dies of `SIGKILL`: see [`process`].
 
 pub mod certificate;
+mod door;
 pub mod dovecot;
 pub mod nats;
 pub mod process;
+pub mod proxy;
 pub mod raw_imap;
 
 pub use certificate::Certificate;
 pub use dovecot::{Dovecot, DovecotOptions, Storage};
 pub use nats::{NatsCluster, NatsOptions, NatsServer};
+pub use proxy::Proxy;
 pub use raw_imap::RawImap;
 
 use std::io;

@@ -4,12 +4,10 @@ use std::time::{Duration, Instant};
 
 use mailbell_bus::{AppendOutcome, Bus, BusOptions, Link, Refusal, Role, StorageLimits};
 use mailbell_core::timing::Timing;
+use mailbell_test_servers::proxy::{Mode, Proxy};
 use serde_json::json;
 
-use crate::{
-    proxy::{Mode, Proxy},
-    world::{World, account, api, append, append_all, event, insist, soon},
-};
+use crate::world::{World, account, api, append, append_all, event, insist, soon};
 
 fn impatient(options: &mut BusOptions) {
     options.timing = Timing {
@@ -19,9 +17,9 @@ fn impatient(options: &mut BusOptions) {
 }
 
 async fn proxied(world: &World) -> (Proxy, Bus) {
-    let proxy = Proxy::start(world.server.port()).await;
+    let (proxy, url) = world.proxy().await;
     let options = BusOptions {
-        urls: vec![proxy.url()],
+        urls: vec![url],
         ..world.options(Role::Watcher)
     };
     let bus = Bus::connect(options).await.unwrap();
@@ -52,12 +50,12 @@ async fn an_acknowledgement_that_is_lost() {
     let (proxy, bus) = proxied(&world).await;
     let logs = bus.logs().await.unwrap();
     let account = account(5, 0);
-    proxy.set(Mode::Deaf);
+    proxy.set(Mode::DEAF);
     assert_eq!(
         logs.append(&event(&account, 1)).await,
         AppendOutcome::NoAnswer
     );
-    proxy.set(Mode::Pass);
+    proxy.set(Mode::PASS);
     let again = logs.append(&event(&account, 1)).await;
     assert!(
         matches!(
@@ -79,7 +77,7 @@ async fn a_connection_that_breaks_in_between() {
     let logs = bus.logs().await.unwrap();
     let account = account(5, 0);
     let before = *bus.link().borrow();
-    proxy.set(Mode::Deaf);
+    proxy.set(Mode::DEAF);
     let first = event(&account, 1);
     let (outcome, ()) = tokio::join!(logs.append(&first), async {
         proxy.swallowed().await;
@@ -97,7 +95,7 @@ async fn a_connection_that_breaks_in_between() {
         AppendOutcome::Disconnected
     );
     assert!(start.elapsed() < Duration::from_secs(1));
-    proxy.set(Mode::Pass);
+    proxy.set(Mode::PASS);
     let after = *soon(bus.link().wait_for(Link::is_up)).await.unwrap();
     assert_ne!(
         before, after,

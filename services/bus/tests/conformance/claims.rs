@@ -7,11 +7,9 @@ use mailbell_core::{
     ids::{LogId, Partition},
     timing::Timing,
 };
+use mailbell_test_servers::proxy::Mode;
 
-use crate::{
-    proxy::{Mode, Proxy},
-    world::{World, partition, soon},
-};
+use crate::world::{World, partition, soon};
 
 const LOG: LogId = LogId([7; 16]);
 
@@ -213,9 +211,9 @@ async fn renewed_claims_live_and_others_age_out() {
 #[tokio::test]
 async fn an_owner_that_was_away_for_too_long_has_lost_its_claim() {
     let world = World::start_with(short_lived).await;
-    let proxy = Proxy::start(world.server.port()).await;
+    let (proxy, url) = world.proxy().await;
     let mut options = world.options(Role::Watcher);
-    options.urls = vec![proxy.url()];
+    options.urls = vec![url];
     let bus = mailbell_bus::Bus::connect(options).await.unwrap();
     let (far, mut lost) = bus.claims("a", "1").await.unwrap();
     let first = taken(&far, 4).await;
@@ -235,7 +233,7 @@ async fn an_owner_that_was_away_for_too_long_has_lost_its_claim() {
         Some(first.epoch),
         "it keeps its sessions while it cannot know better"
     );
-    proxy.set(Mode::Pass);
+    proxy.set(Mode::PASS);
     let loss = soon(lost.recv()).await.unwrap();
     assert_eq!((loss.partition, loss.epoch), (partition(4), first.epoch));
     assert_eq!(
@@ -249,9 +247,9 @@ async fn an_owner_that_was_away_for_too_long_has_lost_its_claim() {
 #[tokio::test]
 async fn a_claim_that_aged_out_is_lost_too() {
     let world = World::start_with(short_lived).await;
-    let proxy = Proxy::start(world.server.port()).await;
+    let (proxy, url) = world.proxy().await;
     let mut options = world.options(Role::Watcher);
-    options.urls = vec![proxy.url()];
+    options.urls = vec![url];
     let bus = mailbell_bus::Bus::connect(options).await.unwrap();
     let (far, mut lost) = bus.claims("a", "1").await.unwrap();
     taken(&far, 4).await;
@@ -270,7 +268,7 @@ async fn a_claim_that_aged_out_is_lost_too() {
         {}
     })
     .await;
-    proxy.set(Mode::Pass);
+    proxy.set(Mode::PASS);
     let loss = soon(lost.recv()).await.unwrap();
     assert_eq!(
         (loss.partition, loss.reason),
@@ -288,16 +286,16 @@ async fn a_renewal_whose_acknowledgement_was_lost_is_ours() {
         };
     })
     .await;
-    let proxy = Proxy::start(world.server.port()).await;
+    let (proxy, url) = world.proxy().await;
     let mut options = world.options(Role::Watcher);
-    options.urls = vec![proxy.url()];
+    options.urls = vec![url];
     let bus = mailbell_bus::Bus::connect(options).await.unwrap();
     let (far, mut lost) = bus.claims("a", "1").await.unwrap();
     let first = taken(&far, 4).await;
     far.flushed(partition(4), LOG, 5);
-    proxy.set(Mode::Deaf);
+    proxy.set(Mode::DEAF);
     assert!(matches!(far.write().await, Err(BusError::Timeout(_))));
-    proxy.set(Mode::Pass);
+    proxy.set(Mode::PASS);
     far.flushed(partition(4), LOG, 6);
     far.write().await.unwrap();
     assert_eq!(far.epoch(partition(4)), Some(first.epoch));

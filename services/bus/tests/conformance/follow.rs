@@ -2,12 +2,10 @@
 
 use futures_util::{StreamExt as _, stream};
 use mailbell_bus::{Followed, Role, StorageLimits};
+use mailbell_test_servers::proxy::Mode;
 use serde_json::json;
 
-use crate::{
-    proxy::{Mode, Proxy},
-    world::{World, account, api, append, append_all, event, followed, next_uid},
-};
+use crate::world::{World, account, api, append, append_all, event, followed, next_uid};
 
 #[tokio::test]
 async fn from_a_position_on() {
@@ -134,19 +132,19 @@ async fn deliveries_that_are_lost_are_delivered_again() {
     .await;
     let logs = world.logs(Role::Watcher).await;
     let account = account(5, 0);
-    let proxy = Proxy::start(world.server.port()).await;
+    let (proxy, url) = world.proxy().await;
     let mut options = world.options(Role::Gateway);
-    options.urls = vec![proxy.url()];
+    options.urls = vec![url];
     let far = mailbell_bus::Bus::connect(options).await.unwrap();
     let far_logs = far.logs().await.unwrap();
     append_all(&logs, &account, 1..=2).await;
     let mut follower = far_logs.follow(account.group(), 1);
     assert_eq!(next_uid(&mut follower).await, 1);
     assert_eq!(next_uid(&mut follower).await, 2);
-    proxy.set(Mode::Deaf);
+    proxy.set(Mode::DEAF);
     append_all(&logs, &account, 3..=4).await;
     proxy.swallowed().await;
-    proxy.set(Mode::Pass);
+    proxy.set(Mode::PASS);
     append_all(&logs, &account, 5..=6).await;
     for uid in 3..=6 {
         assert_eq!(next_uid(&mut follower).await, uid);

@@ -14,7 +14,6 @@ mod fake;
 mod follow;
 mod log_ids;
 mod permissions;
-mod proxy;
 mod read;
 mod requests;
 mod send;

@@ -8,13 +8,11 @@ use mailbell_proto::bus::v1::{
     CheckResult, ListPage, OwnerRequest, OwnerResponse, owner_request::Request,
     owner_response::Response,
 };
+use mailbell_test_servers::proxy::Mode;
 use prost::Message as _;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use crate::{
-    proxy::{Mode, Proxy},
-    world::{World, account, partition, soon},
-};
+use crate::world::{World, account, partition, soon};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -89,18 +87,18 @@ async fn nothing_is_waited_for_where_nobody_answers() {
         options.timing.ack_timeout = Duration::from_millis(1500);
     })
     .await;
-    let proxy = Proxy::start(world.server.port()).await;
+    let (proxy, url) = world.proxy().await;
     let mut options = world.options(Role::Watcher);
-    options.urls = vec![proxy.url()];
+    options.urls = vec![url];
     let watcher = Bus::connect(options).await.unwrap();
     let owner = named(&watcher, "one");
     let (deaf, away) = ([partition(5)], [partition(6)]);
     owner.own(&deaf).await.unwrap();
     owner.own(&away).await.unwrap();
     // The connection stands, and the end of the subscription is never confirmed.
-    proxy.set(Mode::Deaf);
+    proxy.set(Mode::DEAF);
     soon(owner.disown(&deaf)).await;
-    proxy.set(Mode::Pass);
+    proxy.set(Mode::PASS);
     world.server.kill();
     let mut link = watcher.link();
     soon(link.wait_for(|link| !link.is_up())).await.unwrap();

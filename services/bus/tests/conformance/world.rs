@@ -12,7 +12,7 @@ use mailbell_core::{
     event::{Event, Fact},
     ids::{AccountId, Installation, Partition, Position, Tenant},
 };
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_test_servers::{NatsOptions, NatsServer, Proxy};
 
 /// The password of every role's user.
 pub(crate) const PASSWORD: &str = "for-tests-only";
@@ -71,6 +71,14 @@ impl World {
         let mut options = options(&self.server.url(), role);
         (self.change)(&mut options);
         options
+    }
+
+    /// A way to the server that can be cut, and its URL.
+    pub(crate) async fn proxy(&self) -> (Proxy, String) {
+        let server = ([127, 0, 0, 1], self.server.port()).into();
+        let proxy = Proxy::start(server).await.unwrap();
+        let url = format!("nats://{}", proxy.address());
+        (proxy, url)
     }
 
     pub(crate) async fn bus(&self, role: Role) -> Bus {
