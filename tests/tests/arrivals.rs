@@ -1,6 +1,6 @@
 //! Mail that arrives reaches every subscribed device: once, in order, all of it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mailbell_test_servers::{DovecotOptions, NatsCluster, NatsOptions, NatsServer};
 use mailbell_tests::{
@@ -107,13 +107,8 @@ async fn a_folder_made_anew_is_listed_whole() {
 
 /// Returns once the clock has left this second, counted from 1970.
 async fn after_second(second: u32) {
-    let now = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs()
-    };
-    while now() <= u64::from(second) {
+    let left = UNIX_EPOCH + Duration::from_secs(u64::from(second) + 1);
+    while SystemTime::now() < left {
         tokio::time::sleep(process::LOOK_EVERY).await;
     }
 }
