@@ -10,12 +10,14 @@ pub mod nats;
 pub mod process;
 pub mod proxy;
 pub mod raw_imap;
+pub mod synthetic;
 
 pub use certificate::Certificate;
 pub use dovecot::{Dovecot, DovecotOptions, Storage};
 pub use nats::{NatsCluster, NatsOptions, NatsServer};
 pub use proxy::Proxy;
 pub use raw_imap::RawImap;
+pub use synthetic::{SyntheticImap, SyntheticOptions};
 
 use std::io;
 use std::net::TcpListener;

@@ -33,7 +33,7 @@ impl RawImap {
     /// # Errors
     /// When the connection ends or the answer isn't OK.
     pub async fn command(&mut self, command: &str) -> io::Result<String> {
-        let tag = self.send(command).await?;
+        let tag = self.begin(command).await?;
         self.finish(&tag).await
     }
 
@@ -48,7 +48,7 @@ impl RawImap {
         message: &[u8],
     ) -> io::Result<String> {
         let tag = self
-            .send(&format!(
+            .begin(&format!(
                 "APPEND \"{folder}\" ({flags}) {{{}}}",
                 message.len()
             ))
@@ -96,7 +96,11 @@ impl RawImap {
         }
     }
 
-    async fn send(&mut self, command: &str) -> io::Result<String> {
+    /// Sends a command and returns its tag; what is answered is for [`RawImap::read_response`].
+    ///
+    /// # Errors
+    /// When the connection ends.
+    pub async fn begin(&mut self, command: &str) -> io::Result<String> {
         self.tags += 1;
         let tag = format!("T{}", self.tags);
         self.stream
