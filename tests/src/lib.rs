@@ -3,6 +3,7 @@
 //!
 //! * [`auditor`] decides whether a device got everything once and in order; it knows no I/O;
 //! * [`mailbox`] reads the ground truth over IMAP, with none of the code under test;
+//! * [`sessions`] decides from what the synthetic mail server saw whether each mailbox was watched, and by one watcher alone;
 //! * [`load`] makes numbered mail; [`device`] runs the client crate and notes what its app sees;
 //! * [`installation`] starts, kills and restarts the real binary;
 //! * [`cli`] runs commands as a person types them; [`leaks`] looks for planted secrets in all that was printed.
@@ -18,4 +19,5 @@ pub mod load;
 pub mod logs;
 pub mod mailbox;
 pub mod process;
+pub mod sessions;
 pub mod world;
