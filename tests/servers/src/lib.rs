@@ -4,6 +4,7 @@
 //! value is dropped, and also when the test process dies of `SIGKILL`: see [`process`].
 
 pub mod certificate;
+pub mod cluster;
 mod door;
 pub mod dovecot;
 pub mod nats;
@@ -13,8 +14,9 @@ pub mod raw_imap;
 pub mod synthetic;
 
 pub use certificate::Certificate;
+pub use cluster::NatsCluster;
 pub use dovecot::{Dovecot, DovecotOptions, Storage};
-pub use nats::{NatsCluster, NatsOptions, NatsServer};
+pub use nats::{NatsOptions, NatsServer};
 pub use proxy::Proxy;
 pub use raw_imap::RawImap;
 pub use synthetic::{SyntheticImap, SyntheticOptions};

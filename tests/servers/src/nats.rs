@@ -1,4 +1,4 @@
-//! NATS servers with JetStream, one or a cluster.
+//! A NATS server with JetStream.
 
 use std::fmt::Write as _;
 use std::io;
@@ -14,6 +14,11 @@ use crate::{Certificate, free_port};
 
 /// How long a server may take to be ready. Generous: tests share two cores.
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the monitoring endpoint may take: it waits for locks of a server that hangs.
+const MONITOR_LIMIT: Duration = Duration::from_secs(5);
+/// No page of it is larger.
+const PAGE_LIMIT: u64 = 4 << 20;
 
 /// What to start.
 #[derive(Clone, Debug, Default)]
@@ -70,7 +75,7 @@ impl NatsServer {
         Ok(server)
     }
 
-    fn prepare(name: &str, options: &NatsOptions, cluster: &str) -> io::Result<Self> {
+    pub(crate) fn prepare(name: &str, options: &NatsOptions, cluster: &str) -> io::Result<Self> {
         let directory = TempDir::with_prefix("mailbell-nats-")?;
         let (port, monitor) = (free_port()?, free_port()?);
         let path = directory.path().display();
@@ -116,7 +121,7 @@ impl NatsServer {
         self.wait_ready().await
     }
 
-    fn launch(&mut self) -> io::Result<()> {
+    pub(crate) fn launch(&mut self) -> io::Result<()> {
         let config = self.directory.path().join("nats.conf");
         let process = Process::start(
             &nats_binary(),
@@ -127,7 +132,7 @@ impl NatsServer {
         Ok(())
     }
 
-    async fn wait_ready(&mut self) -> io::Result<()> {
+    pub(crate) async fn wait_ready(&mut self) -> io::Result<()> {
         let (monitor, log) = (self.monitor, self.log_file());
         let Some(process) = &mut self.process else {
             return Err(io::Error::other("not started"));
@@ -179,6 +184,16 @@ impl NatsServer {
         self.monitor
     }
 
+    /// A page of the monitoring endpoint, such as `/jsz?streams=1`.
+    ///
+    /// # Errors
+    /// When the server doesn't answer, or not with JSON.
+    pub async fn monitor(&self, path: &str) -> io::Result<serde_json::Value> {
+        let limit = tokio::time::timeout(MONITOR_LIMIT, monitor(self.monitor, path));
+        let (_, body) = limit.await??;
+        Ok(serde_json::from_str(&body)?)
+    }
+
     /// The directory of the store, the configuration (`nats.conf`) and the log.
     #[must_use]
     pub fn directory(&self) -> &Path {
@@ -214,76 +229,19 @@ impl NatsServer {
 
 /// Whether `/healthz` says that the server serves and JetStream is current.
 async fn healthy(port: u16) -> io::Result<bool> {
+    let (ok, _) = monitor(port, "/healthz").await?;
+    Ok(ok)
+}
+
+/// A page of the monitoring endpoint: whether its status is 200, and its text.
+async fn monitor(port: u16, path: &str) -> io::Result<(bool, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(4096).read_to_end(&mut answer).await?;
-    let status = answer.split(|b| *b == b'\r').next().unwrap_or_default();
-    Ok(status.ends_with(b"200 OK"))
-}
-
-/// Several servers with JetStream as one cluster.
-#[derive(Debug)]
-pub struct NatsCluster {
-    /// The nodes; each may be killed and restarted.
-    pub nodes: Vec<NatsServer>,
-}
-
-impl NatsCluster {
-    /// Starts `count` nodes and waits until all are ready.
-    ///
-    /// # Errors
-    /// When a node doesn't start.
-    pub async fn start(count: usize) -> io::Result<Self> {
-        Self::start_with(count, NatsOptions::default()).await
-    }
-
-    /// Starts `count` nodes, each with these options, and waits until all are ready.
-    ///
-    /// # Errors
-    /// When a node doesn't start.
-    pub async fn start_with(count: usize, options: NatsOptions) -> io::Result<Self> {
-        let mut last = io::Error::other("no node");
-        for _ in 0..3 {
-            match Self::try_start(count, &options).await {
-                Ok(cluster) => return Ok(cluster),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    async fn try_start(count: usize, options: &NatsOptions) -> io::Result<Self> {
-        let ports = (0..count)
-            .map(|_| free_port())
-            .collect::<io::Result<Vec<_>>>()?;
-        let routes = ports
-            .iter()
-            .map(|port| format!("\"nats://127.0.0.1:{port}\""))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let mut nodes = Vec::new();
-        for (number, port) in ports.iter().enumerate() {
-            let cluster = format!(
-                "cluster {{ name: test, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}"
-            );
-            let mut node = NatsServer::prepare(&format!("n{number}"), options, &cluster)?;
-            node.launch()?;
-            nodes.push(node);
-        }
-        for node in &mut nodes {
-            node.wait_ready().await?;
-        }
-        Ok(Self { nodes })
-    }
-
-    /// Where clients connect, all nodes separated by commas.
-    #[must_use]
-    pub fn url(&self) -> String {
-        self.nodes
-            .iter()
-            .map(NatsServer::url)
-            .collect::<Vec<_>>()
-            .join(",")
-    }
+    stream.take(PAGE_LIMIT).read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.lines().next().unwrap_or_default();
+    Ok((status.ends_with("200 OK"), body.to_owned()))
 }

@@ -67,6 +67,18 @@ impl Mode {
         }
     }
 
+    /// The same for who sits at the other end: what the client says is treated as what the server said.
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        match self {
+            Self::Open {
+                to_server,
+                to_client,
+            } => Self::open(to_client, to_server),
+            Self::Cut => Self::Cut,
+        }
+    }
+
     fn to_server(self) -> Flow {
         match self {
             Self::Open { to_server, .. } => to_server,

@@ -1,5 +1,7 @@
 //! What a cut network does to the two ends of a connection.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
