@@ -17,5 +17,6 @@ pub mod plant;
 pub mod read;
 pub mod seal;
 pub mod session;
+pub mod sharding;
 pub mod timing;
 pub mod token;

@@ -1,0 +1,444 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// How many followers a change may have; see the module's documentation.
+const FOLLOWERS: usize = 16;
+
+type Weights = fn(usize, usize) -> u32;
+
+fn equal(_set: usize, _member: usize) -> u32 {
+    1
+}
+
+fn up_to_four(set: usize, member: usize) -> u32 {
+    1 + (xxh3_64(format!("{set}/{member}").as_bytes()) % 4) as u32
+}
+
+fn up_to_ten(set: usize, member: usize) -> u32 {
+    1 + (xxh3_64(format!("{set}/{member}").as_bytes()) % 10) as u32
+}
+
+fn ids(set: usize, members: usize) -> Vec<String> {
+    (0..members).map(|i| format!("watcher-{set}-{i}")).collect()
+}
+
+fn candidates<'a>(
+    ids: &'a [String],
+    weight: impl Fn(usize) -> u32,
+    most: Option<u16>,
+) -> Vec<Candidate<'a>> {
+    let candidate = |(i, id): (usize, &'a String)| Candidate {
+        id,
+        weight: weight(i),
+        most,
+    };
+    ids.iter().enumerate().map(candidate).collect()
+}
+
+fn share(members: &[Candidate<'_>], member: usize) -> f64 {
+    let weights: f64 = members.iter().map(|m| f64::from(m.weight)).sum();
+    f64::from(PARTITIONS) * f64::from(members[member].weight) / weights
+}
+
+/// How many partitions had another owner before, and how many of them went to a member that was there before.
+fn moved(before: &Assignment, after: &Assignment, newcomer: &str) -> (usize, usize) {
+    let owners = |p| (before.owner(p), after.owner(p));
+    let moved: Vec<_> = Partition::all()
+        .map(owners)
+        .filter(|(before, after)| before != after)
+        .collect();
+    let followers = moved
+        .iter()
+        // Who owned nothing before has nothing to stop.
+        .filter(|(before, after)| before.is_some() && *after != Some(newcomer))
+        .count();
+    (moved.len(), followers)
+}
+
+/// What one more member changes.
+struct Step {
+    members: usize,
+    /// What moved, in shares of the member that came.
+    moved: f64,
+    followers: usize,
+    /// The highest load of a member, in its shares.
+    load: f64,
+}
+
+/// Members come one by one, up to 64.
+fn steps(set: usize, weights: Weights, most: Option<u16>) -> Vec<Step> {
+    let ids = ids(set, 64);
+    let all = candidates(&ids, |member| weights(set, member), most);
+    let mut before = assign(PLANNER, &all[..1]);
+    (2..=all.len())
+        .map(|members| {
+            let there = &all[..members];
+            let newest = members - 1;
+            let after = assign(PLANNER, there);
+            let (moved, followers) = moved(&before, &after, there[newest].id);
+            let load = |member: usize| after.count(there[member].id) as f64 / share(there, member);
+            let step = Step {
+                members,
+                moved: moved as f64 / share(there, newest),
+                followers,
+                load: (0..members).map(load).fold(0.0, f64::max),
+            };
+            before = after;
+            step
+        })
+        .collect()
+}
+
+fn mean_moved(steps: &[Step], sizes: std::ops::RangeInclusive<usize>) -> f64 {
+    let moved: Vec<_> = steps
+        .iter()
+        .filter(|step| sizes.contains(&step.members))
+        .map(|step| step.moved)
+        .collect();
+    moved.iter().sum::<f64>() / moved.len() as f64
+}
+
+/// The numbers of the module's documentation:
+/// `cargo test -p mailbell-core --lib sharding::assignment -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures for minutes"]
+fn measure_what_moves() {
+    let kinds: [(&str, Weights, Option<u16>); 6] = [
+        ("equal weights", equal, None),
+        ("weights 1 to 4", up_to_four, None),
+        ("weights 1 to 10", up_to_ten, None),
+        ("equal weights, at most 128", equal, Some(128)),
+        ("equal weights, at most 32", equal, Some(32)),
+        ("weights 1 to 10, at most 32", up_to_ten, Some(32)),
+    ];
+    for (name, weights, most) in kinds {
+        let steps: Vec<_> = (0..200).flat_map(|set| steps(set, weights, most)).collect();
+        println!("{name}");
+        for sizes in [2..=4, 5..=8, 9..=16, 17..=32, 33..=48, 49..=64] {
+            let these = || steps.iter().filter(|step| sizes.contains(&step.members));
+            println!(
+                "  to {:2}..{:2} members: moved {:.3} shares on average, {:.2} at most; followers at most {}; highest load {:.2}",
+                sizes.start(),
+                sizes.end(),
+                mean_moved(&steps, sizes.clone()),
+                these().map(|step| step.moved).fold(0.0, f64::max),
+                these().map(|step| step.followers).max().unwrap(),
+                these().map(|step| step.load).fold(0.0, f64::max),
+            );
+        }
+    }
+}
+
+/// Frozen: another result here would make members of two releases disagree. A new algorithm gets a number of its own.
+#[test]
+fn version_1_is_frozen() {
+    let digest = |candidates: &[Candidate<'_>]| {
+        let assignment = assign(1, candidates);
+        let owners: Vec<_> = Partition::all()
+            .map(|partition| assignment.owner(partition).unwrap_or("-"))
+            .collect();
+        (owners[..6].join(" "), xxh3_64(owners.join(" ").as_bytes()))
+    };
+    let named = |id, weight, most| Candidate { id, weight, most };
+    let ids = ids(0, 64);
+    assert_eq!(
+        [
+            digest(&[
+                named("a", 1, None),
+                named("b", 1, None),
+                named("c", 1, None)
+            ]),
+            digest(&[
+                named("watcher-0", 100, None),
+                named("watcher-1", 250, Some(300)),
+                named("watcher-2", u32::MAX, Some(500)),
+                named("watcher-3", 1, Some(10)),
+            ]),
+            digest(&candidates(&ids, |i| 1 + i as u32, None)),
+        ],
+        [
+            ("a a a c a b".to_owned(), 9_650_847_229_346_833_729),
+            (
+                "watcher-2 watcher-2 watcher-1 watcher-1 watcher-2 watcher-2".to_owned(),
+                11_779_232_177_432_877_501
+            ),
+            (
+                "watcher-0-52 watcher-0-33 watcher-0-61 watcher-0-59 watcher-0-20 watcher-0-40"
+                    .to_owned(),
+                9_933_362_491_145_918_515
+            ),
+        ]
+    );
+}
+
+#[test]
+fn costs_are_logarithms() {
+    for (place, value) in LOGARITHM.iter().enumerate().take(PARTITIONS.into()) {
+        let exact = -(1.0 - place as f64 / f64::from(PARTITIONS)).ln();
+        let ours = *value as f64 / 2f64.powi(56);
+        assert!((ours - exact).abs() < 1e-12, "{place}: {ours} {exact}");
+    }
+    let (lowest, highest) = (0, !LOW_BITS);
+    for place in 1..usize::from(PARTITIONS) {
+        assert!(cost(place - 1, highest, 1) <= cost(place, lowest, 1));
+        assert!(cost(place, lowest, 1) < cost(place, highest, 1));
+    }
+    assert_eq!(LOGARITHM[1024] - LOGARITHM[1023], 2 << 56);
+}
+
+/// The bounds, checked against floating point, which is exact enough for shares that are no squares.
+#[test]
+fn bounds_are_a_share_and_its_root() {
+    for weights in 1..=200 {
+        for weight in 1..=weights {
+            let share = f64::from(PARTITIONS) * f64::from(weight) / f64::from(weights);
+            let exact = share + share.sqrt();
+            if (exact - exact.round()).abs() < 1e-4 {
+                continue;
+            }
+            let expected = (exact.floor() + 1.0).min(1024.0) as u16;
+            assert_eq!(
+                bound(1024, weight, weights.into()),
+                Some(expected),
+                "{weight}/{weights}"
+            );
+        }
+    }
+    assert_eq!(bound(1024, 1, 1 << 40), Some(1));
+    assert_eq!(bound(1024, u32::MAX, u32::MAX.into()), Some(1024));
+    assert_eq!(bound(0, 1, 0), None);
+}
+
+#[test]
+fn one_member_gets_all_and_none_gets_nothing() {
+    let one = |weight, most| {
+        let assignment = assign(
+            PLANNER,
+            &[Candidate {
+                id: "a",
+                weight,
+                most,
+            }],
+        );
+        (assignment.count("a"), assignment.unassigned().count())
+    };
+    assert_eq!(one(1, None), (1024, 0));
+    assert_eq!(one(u32::MAX, Some(u16::MAX)), (1024, 0));
+    assert_eq!(one(1, Some(1000)), (1000, 24));
+    assert_eq!(one(1, Some(0)), (0, 1024));
+    assert_eq!(one(0, None), (0, 1024));
+    let nobody = assign(PLANNER, &[]);
+    assert_eq!(nobody.unassigned().count(), 1024);
+    assert_eq!(nobody.count("a"), 0);
+}
+
+#[test]
+fn more_members_than_partitions_get_one_at_most_twice_each() {
+    let ids = ids(0, 1100);
+    let members = candidates(&ids, |_| 1, None);
+    let assignment = assign(PLANNER, &members);
+    assert_eq!(assignment.unassigned().count(), 0);
+    assert!(ids.iter().all(|id| assignment.count(id) <= 2));
+}
+
+/// Caps that are just enough are filled, whatever the weights say.
+#[test]
+fn hard_caps_that_just_suffice_are_filled() {
+    let named = |id, weight, most| Candidate {
+        id,
+        weight,
+        most: Some(most),
+    };
+    let members = [
+        named("a", 1, 600),
+        named("b", 1000, 300),
+        named("c", 7, 124),
+    ];
+    let assignment = assign(PLANNER, &members);
+    for member in &members {
+        assert_eq!(
+            assignment.count(member.id),
+            usize::from(member.most.unwrap())
+        );
+    }
+    assert_eq!(assignment.unassigned().count(), 0);
+}
+
+/// What a small member cannot take is shared by weight among the others, not taken by whoever costs least.
+#[test]
+fn what_a_cap_leaves_is_shared() {
+    let named = |id, weight, most| Candidate { id, weight, most };
+    let members = [
+        named("a", 8, Some(24)),
+        named("b", 1, None),
+        named("c", 1, None),
+    ];
+    let assignment = assign(PLANNER, &members);
+    assert_eq!(assignment.count("a"), 24);
+    // 500 + sqrt(500) = 522.4
+    assert!(assignment.count("b").max(assignment.count("c")) <= 523);
+}
+
+#[test]
+fn of_equal_ids_one_counts() {
+    let named = |id, weight| Candidate {
+        id,
+        weight,
+        most: None,
+    };
+    assert_eq!(
+        assign(PLANNER, &[named("a", 5), named("b", 1), named("a", 1)]),
+        assign(PLANNER, &[named("a", 1), named("b", 1)])
+    );
+}
+
+#[test]
+fn loads_follow_the_weights() {
+    let sets = 40;
+    let mut counts = [0; 4];
+    for set in 0..sets {
+        let ids = ids(set, 4);
+        let assignment = assign(PLANNER, &candidates(&ids, |i| 1 + i as u32, None));
+        for (count, id) in counts.iter_mut().zip(&ids) {
+            *count += assignment.count(id);
+        }
+    }
+    for (i, count) in counts.into_iter().enumerate() {
+        let relative = count as f64 / (sets as f64 * 102.4 * (i + 1) as f64);
+        assert!((0.98..1.02).contains(&relative), "{i}: {relative}");
+    }
+}
+
+/// Members come one by one, up to 64; read backwards they go.
+fn adding_moves_little(weights: Weights) {
+    let steps: Vec<_> = (0..4).flat_map(|set| steps(set, weights, None)).collect();
+    for step in &steps {
+        assert!(
+            step.followers <= FOLLOWERS,
+            "to {}: {} followers",
+            step.members,
+            step.followers
+        );
+    }
+    // A share of 1 of n members is 1 / n of all partitions.
+    for (sizes, most) in [
+        (2..=8, 1.05),
+        (9..=16, 1.05),
+        (17..=48, 1.1),
+        (49..=64, 1.15),
+    ] {
+        let mean = mean_moved(&steps, sizes.clone());
+        assert!(mean <= most, "to {sizes:?}: {mean} shares");
+    }
+}
+
+#[test]
+fn adding_one_of_equals_moves_little() {
+    adding_moves_little(equal);
+}
+
+#[test]
+fn adding_with_other_weights_moves_little() {
+    adding_moves_little(up_to_ten);
+}
+
+/// Ids, weights (0 among them) and hard caps of members.
+fn some_members() -> impl Strategy<Value = Vec<(String, u32, Option<u16>)>> {
+    let weight = prop_oneof![1 => Just(0), 6 => 1..20_u32, 1 => any::<u32>()];
+    let most = prop_oneof![2 => Just(None), 1 => (0..400_u16).prop_map(Some)];
+    proptest::collection::btree_map("[a-z0-9-]{1,12}", (weight, most), 0..20).prop_map(|members| {
+        members
+            .into_iter()
+            .map(|(id, (weight, most))| (id, weight, most))
+            .collect()
+    })
+}
+
+fn borrowed(members: &[(String, u32, Option<u16>)]) -> Vec<Candidate<'_>> {
+    members
+        .iter()
+        .map(|(id, weight, most)| Candidate {
+            id,
+            weight: *weight,
+            most: *most,
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn each_partition_has_one_owner_with_room(members in some_members()) {
+        let candidates = borrowed(&members);
+        let assignment = assign(PLANNER, &candidates);
+        let able = || candidates.iter().filter(|c| c.weight > 0);
+        let caps: usize = able().map(|c| usize::from(c.most.unwrap_or(PARTITIONS).min(PARTITIONS))).sum();
+        let all = usize::from(PARTITIONS);
+        prop_assert_eq!(assignment.unassigned().count(), all.saturating_sub(caps));
+
+        let mut owned = BTreeSet::new();
+        for candidate in &candidates {
+            let count = assignment.count(candidate.id);
+            prop_assert!(count <= usize::from(candidate.most.unwrap_or(PARTITIONS)));
+            prop_assert!(candidate.weight > 0 || count == 0);
+            for partition in assignment.partitions(candidate.id) {
+                prop_assert_eq!(assignment.owner(partition), Some(candidate.id));
+                prop_assert!(owned.insert(partition));
+            }
+        }
+        prop_assert_eq!(owned.len() + assignment.unassigned().count(), all);
+    }
+
+    #[test]
+    fn loads_are_bounded(members in some_members()) {
+        let candidates: Vec<_> = borrowed(&members)
+            .into_iter()
+            .filter(|c| c.weight > 0)
+            .map(|c| Candidate { most: None, ..c })
+            .collect();
+        let assignment = assign(PLANNER, &candidates);
+        for (index, candidate) in candidates.iter().enumerate() {
+            let share = share(&candidates, index);
+            prop_assert!(assignment.count(candidate.id) as f64 <= share + share.sqrt() + 1.0);
+        }
+    }
+
+    #[test]
+    fn order_does_not_matter(
+        (members, shuffled) in some_members().prop_flat_map(|m| (Just(m.clone()), Just(m).prop_shuffle()))
+    ) {
+        prop_assert_eq!(assign(PLANNER, &borrowed(&members)), assign(PLANNER, &borrowed(&shuffled)));
+    }
+
+    /// One that comes (or, read backwards, goes), of any weight, among any without hard caps.
+    #[test]
+    fn one_more_moves_its_bound_and_few_followers(
+        members in some_members(), weight in 1..20_u32
+    ) {
+        let mut candidates: Vec<_> = borrowed(&members)
+            .into_iter()
+            .map(|c| Candidate { most: None, weight: c.weight % 20, ..c })
+            .collect();
+        let before = assign(PLANNER, &candidates);
+        candidates.push(Candidate { id: "new_one", weight, most: None });
+        let after = assign(PLANNER, &candidates);
+        let share = share(&candidates, candidates.len() - 1);
+        let (moved, followers) = moved(&before, &after, "new_one");
+        prop_assert!(moved as f64 <= share + share.sqrt() + 1.0 + FOLLOWERS as f64);
+        prop_assert!(followers <= FOLLOWERS, "{} followers", followers);
+    }
+
+    /// A member without weight is as good as none.
+    #[test]
+    fn without_weight_nothing_changes(members in some_members()) {
+        let mut candidates = borrowed(&members);
+        let before = assign(PLANNER, &candidates);
+        candidates.push(Candidate { id: "new_one", weight: 0, most: None });
+        let after = assign(PLANNER, &candidates);
+        prop_assert!(Partition::all().all(|p| before.owner(p) == after.owner(p)));
+    }
+}

@@ -1,0 +1,3 @@
+//! How watchers share the partitions.
+
+pub mod assignment;
