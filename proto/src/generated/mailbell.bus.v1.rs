@@ -178,6 +178,101 @@ pub struct Claim {
     /// True after a clean release: nobody owns it.
     #[prost(bool, tag = "7")]
     pub released: bool,
+    /// The member to which it was released: it may take the partition at once. Unset: whoever wants it.
+    #[prost(string, tag = "8")]
+    pub successor: ::prost::alloc::string::String,
+    /// How many accounts the partition has, as its owner last counted. For people and gauges only.
+    #[prost(uint32, tag = "9")]
+    pub accounts: u32,
+}
+/// Bucket LIVE, key `member.<id>`: a watcher that lives, rewritten every few seconds from a thread of its own. Whoever sees it
+/// stand still for long enough, while its own record was acknowledged all along, takes the member for dead.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Member {
+    #[prost(uint32, tag = "1")]
+    pub schema: u32,
+    /// A pod, or a locked state directory.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// Random a start: another incarnation is another member, which may take the claims of the one before.
+    #[prost(string, tag = "3")]
+    pub incarnation: ::prost::alloc::string::String,
+    /// Its share of the partitions, relative to the others.
+    #[prost(uint32, tag = "4")]
+    pub weight: u32,
+    /// The most partitions that it takes. 0: no limit.
+    #[prost(uint32, tag = "5")]
+    pub most_partitions: u32,
+    /// It gives its partitions away and takes none.
+    #[prost(bool, tag = "6")]
+    pub draining: bool,
+    /// It has ended in order.
+    #[prost(bool, tag = "7")]
+    pub left: bool,
+    /// The part of the process that watches has not answered, or has had no connection to NATS, for as long as a member may
+    /// stand still: it counts as dead, although this record is renewed.
+    #[prost(bool, tag = "8")]
+    pub stalled: bool,
+    /// The newest way of assigning partitions that it knows. All use the lowest one alive.
+    #[prost(uint32, tag = "9")]
+    pub planner: u32,
+    /// The newest schema that it can read and write.
+    #[prost(uint32, tag = "10")]
+    pub writes: u32,
+    /// The release, for people.
+    #[prost(string, tag = "11")]
+    pub release: ::prost::alloc::string::String,
+    /// Members with the same name here share the address from which mail servers see them, and so a provider's budget.
+    #[prost(string, tag = "12")]
+    pub egress: ::prost::alloc::string::String,
+    #[prost(int64, tag = "13")]
+    pub started_ms: i64,
+    /// Its own clock at the last renewal. Nobody judges by it.
+    #[prost(int64, tag = "14")]
+    pub renewed_ms: i64,
+    #[prost(message, optional, tag = "15")]
+    pub load: ::core::option::Option<MemberLoad>,
+}
+/// What a member has to do, as it counts itself. Others give it no more partitions while its backlog is long.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberLoad {
+    #[prost(uint32, tag = "1")]
+    pub accounts: u32,
+    #[prost(uint32, tag = "2")]
+    pub watching: u32,
+    /// Partitions by what is done with them.
+    #[prost(uint32, tag = "3")]
+    pub serving: u32,
+    #[prost(uint32, tag = "4")]
+    pub loading: u32,
+    #[prost(uint32, tag = "5")]
+    pub handing_over: u32,
+    /// Accounts that do not watch yet, by why: they wait for their turn with a mail server.
+    #[prost(uint32, tag = "6")]
+    pub waiting_pace: u32,
+    /// The mail server's circuit is open.
+    #[prost(uint32, tag = "7")]
+    pub waiting_circuit: u32,
+    #[prost(uint32, tag = "8")]
+    pub quarantined: u32,
+    /// What is known of them cannot be read.
+    #[prost(uint32, tag = "9")]
+    pub held_back: u32,
+    /// Sessions that have begun and have not watched yet.
+    #[prost(uint32, tag = "10")]
+    pub starting: u32,
+}
+/// Bucket LIVE, key `drain.<member>`: asks a member to give its partitions away, or to take some again. It ages out; the member
+/// remembers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    #[prost(uint32, tag = "1")]
+    pub schema: u32,
+    #[prost(bool, tag = "2")]
+    pub drain: bool,
+    /// Only this incarnation is meant; unset: whichever runs.
+    #[prost(string, tag = "3")]
+    pub incarnation: ::prost::alloc::string::String,
 }
 /// Bucket CTL, key `log.<g>`: the identity of a log's history.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

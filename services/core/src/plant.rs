@@ -13,6 +13,18 @@ pub enum Bug {
     CursorOvertakesEvent,
     /// A cursor of another log's history is believed.
     ResumeIgnoresLogId,
+    /// A claim that is older than what was seen already is believed.
+    StaleClaimAccepted,
+    /// A partition is let go before its sessions have stored what they know.
+    ReleaseBeforeFlush,
+    /// An observer judges others while its own renewals fail.
+    JudgesWhileRenewalsFail,
+    /// A take-over loads the checkpoints and ignores the log after them.
+    TakeOverWithoutFold,
+    /// The number of an ownership is not above the one before.
+    EpochReused,
+    /// A checkpoint is written over whatever is there.
+    CheckpointOverwrites,
 }
 
 #[cfg(feature = "plant")]

@@ -20,6 +20,12 @@ pub struct Timing {
     pub checkpoint_delay: Duration,
     /// How often claims are rewritten. Well below the life of a key in the LIVE bucket.
     pub claim_refresh: Duration,
+    /// How often a watcher renews its membership.
+    pub member_renew: Duration,
+    /// A member whose record stood still for so long is dead, for whoever was acknowledged all along.
+    pub member_dead: Duration,
+    /// What was taken from a member that turns out to live is not given back to it before this.
+    pub take_back: Duration,
     /// How often a device hears a Cursor frame.
     pub heartbeat: Duration,
     /// After an event, the Cursor frame follows within this time.
@@ -38,6 +44,9 @@ impl Default for Timing {
             tombstone_age: Duration::from_secs(72 * 3600),
             checkpoint_delay: Duration::from_secs(3),
             claim_refresh: Duration::from_secs(30),
+            member_renew: Duration::from_secs(3),
+            member_dead: Duration::from_secs(12),
+            take_back: Duration::from_secs(60),
             heartbeat: Duration::from_secs(30),
             cursor_delay: Duration::from_secs(1),
             drain_window: Duration::from_secs(20),
@@ -68,10 +77,19 @@ impl Timing {
             tombstone_age: self.tombstone_age / factor,
             checkpoint_delay: self.checkpoint_delay / factor,
             claim_refresh: self.claim_refresh / factor,
+            member_renew: self.member_renew / factor,
+            member_dead: self.member_dead / factor,
+            take_back: self.take_back / factor,
             heartbeat: self.heartbeat / factor,
             cursor_delay: self.cursor_delay / factor,
             drain_window: self.drain_window / factor,
         }
+    }
+
+    /// How long a key of the LIVE bucket lives if nobody rewrites it: three rewrites of a claim may fail.
+    #[must_use]
+    pub fn live_age(&self) -> Duration {
+        self.claim_refresh * 4
     }
 
     /// Refuses an order that would break a rule.
@@ -106,6 +124,20 @@ impl Timing {
                 self.log_age,
             ),
             ("claim_refresh", self.claim_refresh, "log_age", self.log_age),
+            (
+                // Two renewals may fail in a row.
+                "three times member_renew",
+                self.member_renew * 3,
+                "member_dead",
+                self.member_dead,
+            ),
+            (
+                // Its key must outlive the renewals that fail.
+                "member_dead",
+                self.member_dead,
+                "the life of a key in LIVE",
+                self.live_age(),
+            ),
             (
                 "cursor_delay",
                 self.cursor_delay,

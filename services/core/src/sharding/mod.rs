@@ -1,3 +1,556 @@
-//! How watchers share the partitions.
+//! How watchers share the partitions among them: membership, claims, and who takes what.
+//!
+//! [`Sharding`] is one member's part in it, a state machine without await, clock or socket: what is seen and acknowledged goes
+//! in, what is to be done comes out. Ownership is the claim and only the claim; everything else is a wish.
 
 pub mod assignment;
+pub mod claims;
+pub mod liveness;
+pub mod planner;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mailbell_proto::bus::v1::{Claim, Member};
+
+pub use self::{
+    assignment::{Assignment, Candidate, PLANNER, assign},
+    claims::{Before, Claims, Effect, Lost, Standing, Written},
+    liveness::Observer,
+    planner::{Pace, Plan, Waiting, plan},
+};
+use crate::{
+    ids::{LogId, OwnerEpoch, Partition, Position},
+    plant,
+    timing::Timing,
+};
+
+/// The weight of a member that says nothing of it.
+pub const WEIGHT: u32 = 100;
+
+/// Who one is and how partitions move.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Of this process; unique among those that live.
+    pub member: String,
+    /// Random a start.
+    pub incarnation: String,
+    /// Periods.
+    pub timing: Timing,
+    /// How fast partitions are given away.
+    pub pace: Pace,
+    /// Which partitions are shared: all of them, but in a simulation.
+    pub partitions: Vec<Partition>,
+}
+
+impl Config {
+    /// Of a member that shares all partitions in the usual way.
+    #[must_use]
+    pub fn new(member: &str, incarnation: &str, timing: Timing) -> Self {
+        Self {
+            member: member.to_owned(),
+            incarnation: incarnation.to_owned(),
+            timing,
+            pace: Pace::default(),
+            partitions: Partition::all().collect(),
+        }
+    }
+}
+
+/// What one's part in it is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The own record was written.
+    Renewed,
+    /// It was not.
+    RenewalFailed,
+    /// All records of members that the leader had, by a read that was asked for at `asked` (of the own clock).
+    Members {
+        /// When.
+        asked: Duration,
+        /// With their revisions.
+        members: Vec<(Member, u64)>,
+    },
+    /// The bucket of claims was lost or is told anew: what was seen is void.
+    ClaimsRestarted,
+    /// A claim was seen; `None`: it was removed.
+    Claim {
+        /// Which.
+        partition: Partition,
+        /// Its revision.
+        revision: u64,
+        /// What it says.
+        claim: Option<Claim>,
+    },
+    /// All claims that the leader had have been told: who has none has none.
+    ClaimsLoaded,
+    /// The connection to NATS is back.
+    Linked,
+    /// A write that was asked for ended.
+    Wrote {
+        /// Which.
+        partition: Partition,
+        /// What was to be written.
+        claim: Claim,
+        /// How it ended.
+        written: Written,
+    },
+    /// A read that was asked for ended.
+    Read {
+        /// Which.
+        partition: Partition,
+        /// What stands there with its revision; `Err`: no answer.
+        found: Result<Option<(u64, Option<Claim>)>, ()>,
+    },
+    /// The sessions of a partition have begun.
+    Serving {
+        /// Which.
+        partition: Partition,
+        /// Of which ownership.
+        epoch: OwnerEpoch,
+    },
+    /// Every checkpoint of a partition covers the log up to there.
+    Flushed {
+        /// Which.
+        partition: Partition,
+        /// In which history.
+        log_id: LogId,
+        /// Up to there.
+        position: Position,
+        /// How many accounts it has.
+        accounts: u32,
+    },
+    /// The sessions of a partition that was to be finished have ended, and what they know is stored.
+    Finished {
+        /// Which.
+        partition: Partition,
+        /// Of which ownership.
+        epoch: OwnerEpoch,
+    },
+    /// Gives everything away (or no longer), and takes nothing.
+    Drain(bool),
+    /// The process is to end within this time: gives everything away, also to nobody.
+    Leave(Duration),
+    /// Time has passed: to be told every second or so.
+    Tick,
+}
+
+/// What is done with a partition of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stage {
+    /// What is known is being loaded.
+    Loading,
+    /// Its sessions run.
+    Serving,
+    /// They end in order, for this member.
+    Finishing(String),
+    /// They have ended; the claim is being released.
+    Releasing,
+}
+
+#[derive(Debug, Clone)]
+struct Owned {
+    epoch: OwnerEpoch,
+    stage: Stage,
+    since: Duration,
+}
+
+/// One member's part in sharing the partitions.
+#[derive(Debug)]
+pub struct Sharding {
+    config: Config,
+    observer: Observer,
+    claims: Claims,
+    claims_loaded: bool,
+    owned: BTreeMap<Partition, Owned>,
+    taken_from: BTreeMap<Partition, (String, Duration)>,
+    /// Who the candidates were, and what follows from it.
+    assignment: (Vec<(String, u32, u32)>, u32, Assignment),
+    draining: bool,
+    leaving: Option<Duration>,
+    /// Accounts that may be given away now.
+    tokens: f64,
+    filled: Duration,
+    last_plan: Plan,
+}
+
+impl Sharding {
+    /// A member that has seen nothing and owns nothing.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            observer: Observer::new(&config.timing),
+            claims: Claims::new(
+                &config.member,
+                &config.incarnation,
+                config.timing.claim_refresh,
+            ),
+            claims_loaded: false,
+            owned: BTreeMap::new(),
+            taken_from: BTreeMap::new(),
+            assignment: (Vec::new(), PLANNER, assign(PLANNER, &[])),
+            draining: false,
+            leaving: None,
+            tokens: f64::from(config.pace.accounts_per_second),
+            filled: Duration::ZERO,
+            last_plan: Plan::default(),
+            config,
+        }
+    }
+
+    /// What follows from an input at this time of the own steady clock, and of the calendar (`unix_s`).
+    pub fn handle(&mut self, now: Duration, unix_s: u64, input: Input) -> Vec<Effect> {
+        let plans = Self::may_change_plan(&input);
+        let mut effects = match input {
+            Input::Renewed => {
+                self.observer.renewed(now);
+                Vec::new()
+            }
+            Input::RenewalFailed => {
+                self.observer.renewal_failed();
+                Vec::new()
+            }
+            Input::Members { asked, members } => {
+                self.observer.read(asked, now, members);
+                self.observer.note_holders(self.claims.holders());
+                self.assign();
+                Vec::new()
+            }
+            Input::ClaimsRestarted => {
+                self.claims_loaded = false;
+                self.claims.forget(now);
+                Vec::new()
+            }
+            Input::Claim {
+                partition,
+                revision,
+                claim,
+            } => self.claims.see(now, partition, revision, claim),
+            Input::ClaimsLoaded => {
+                self.claims_loaded = true;
+                Vec::new()
+            }
+            Input::Linked => {
+                self.claims.all_due(now);
+                self.claims.due(now, unix_s, &self.config.partitions)
+            }
+            Input::Wrote {
+                partition,
+                claim,
+                written,
+            } => self.claims.wrote(now, unix_s, partition, claim, written),
+            Input::Read { partition, found } => self.claims.read(now, unix_s, partition, found),
+            Input::Serving { partition, epoch } => {
+                self.set_stage(now, partition, epoch, Stage::Serving);
+                Vec::new()
+            }
+            Input::Flushed {
+                partition,
+                log_id,
+                position,
+                accounts,
+            } => {
+                self.claims.flushed(partition, log_id, position, accounts);
+                Vec::new()
+            }
+            Input::Finished { partition, epoch } => self.finished(now, unix_s, partition, epoch),
+            Input::Drain(draining) => {
+                self.draining = draining;
+                self.assign();
+                Vec::new()
+            }
+            Input::Leave(within) => {
+                (self.draining, self.leaving) = (true, Some(within));
+                self.assign();
+                Vec::new()
+            }
+            Input::Tick => self.claims.due(now, unix_s, &self.config.partitions),
+        };
+        for effect in &effects {
+            self.note(now, effect);
+        }
+        if plans {
+            let planned = self.plan(now, unix_s);
+            for effect in &planned {
+                self.note(now, effect);
+            }
+            effects.extend(planned);
+        }
+        effects
+    }
+
+    /// Acknowledgements and renewals come by the thousand, and change no plan.
+    fn may_change_plan(input: &Input) -> bool {
+        match input {
+            Input::Members { .. }
+            | Input::ClaimsLoaded
+            | Input::Finished { .. }
+            | Input::Drain(_)
+            | Input::Leave(_)
+            | Input::Tick => true,
+            // Somebody let it go, perhaps for us: the less it waits the better.
+            Input::Claim { claim, .. } => claim.as_ref().is_none_or(|claim| claim.released),
+            Input::Renewed
+            | Input::RenewalFailed
+            | Input::ClaimsRestarted
+            | Input::Linked
+            | Input::Wrote { .. }
+            | Input::Read { .. }
+            | Input::Serving { .. }
+            | Input::Flushed { .. } => false,
+        }
+    }
+
+    fn set_stage(&mut self, now: Duration, partition: Partition, epoch: OwnerEpoch, stage: Stage) {
+        if let Some(owned) = self.owned.get_mut(&partition)
+            && owned.epoch == epoch
+        {
+            (owned.stage, owned.since) = (stage, now);
+        }
+    }
+
+    fn finished(
+        &mut self,
+        now: Duration,
+        unix_s: u64,
+        partition: Partition,
+        epoch: OwnerEpoch,
+    ) -> Vec<Effect> {
+        let Some(owned) = self.owned.get_mut(&partition) else {
+            return Vec::new();
+        };
+        let Stage::Finishing(successor) = &owned.stage else {
+            return Vec::new();
+        };
+        if owned.epoch != epoch {
+            return Vec::new();
+        }
+        let successor = successor.clone();
+        (owned.stage, owned.since) = (Stage::Releasing, now);
+        self.claims.release(now, unix_s, partition, &successor)
+    }
+
+    /// Keeps the books of what is ours.
+    fn note(&mut self, now: Duration, effect: &Effect) {
+        match effect {
+            Effect::Load {
+                partition, epoch, ..
+            } => {
+                let owned = Owned {
+                    epoch: *epoch,
+                    stage: Stage::Loading,
+                    since: now,
+                };
+                self.owned.insert(*partition, owned);
+            }
+            Effect::Renewed { partition, epoch } => {
+                if let Some(owned) = self.owned.get_mut(partition) {
+                    owned.epoch = *epoch;
+                }
+            }
+            Effect::Stop { partition, .. } | Effect::Released { partition } => {
+                self.owned.remove(partition);
+                self.taken_from.remove(partition);
+            }
+            Effect::Write { .. } | Effect::Read { .. } | Effect::Finish { .. } => {}
+        }
+    }
+
+    /// Computes who should own what, if the candidates are others than before.
+    fn assign(&mut self) {
+        let mut version = PLANNER;
+        let mut candidates: Vec<(String, u32, u32)> = Vec::new();
+        for member in self.observer.live() {
+            // Zero: it says nothing of it.
+            if member.planner > 0 {
+                version = version.min(member.planner);
+            }
+            let draining = if member.id == self.config.member {
+                // One's own record may be late.
+                self.draining
+            } else {
+                member.draining
+            };
+            if !draining {
+                let candidate = (member.id.clone(), member.weight, member.most_partitions);
+                candidates.push(candidate);
+            }
+        }
+        if (&candidates, version) == (&self.assignment.0, self.assignment.1) {
+            return;
+        }
+        let assignment = {
+            let candidates: Vec<Candidate<'_>> = candidates
+                .iter()
+                .map(|(id, weight, most)| Candidate {
+                    id,
+                    weight: *weight,
+                    most: u16::try_from(*most).ok().filter(|most| *most > 0),
+                })
+                .collect();
+            assign(version, &candidates)
+        };
+        self.assignment = (candidates, version, assignment);
+    }
+
+    fn plan(&mut self, now: Duration, unix_s: u64) -> Vec<Effect> {
+        if !self.claims_loaded || !self.observer.is_steady(now) && self.leaving.is_none() {
+            return Vec::new();
+        }
+        self.fill(now);
+        let giving = self
+            .owned
+            .values()
+            .filter(|owned| matches!(owned.stage, Stage::Finishing(_) | Stage::Releasing))
+            .count();
+        let at_once = match self.leaving {
+            Some(_) => self.config.pace.giving * 4,
+            None => self.config.pace.giving,
+        };
+        let owned = &self.owned;
+        let plan = plan(
+            now,
+            &self.config.partitions,
+            planner::Own {
+                id: &self.config.member,
+                draining: self.draining,
+                leaving: self.leaving.is_some(),
+                serving: &|partition| {
+                    owned
+                        .get(&partition)
+                        .is_some_and(|owned| owned.stage == Stage::Serving)
+                },
+                taken_from: &self.taken_from,
+                taken_at: &|partition| owned.get(&partition).map_or(now, |owned| owned.since),
+                may_give: at_once.saturating_sub(giving),
+            },
+            &self.claims,
+            &self.observer,
+            &self.assignment.2,
+            &self.config.timing,
+            &self.config.pace,
+        );
+        let mut effects = Vec::new();
+        let steady = self.observer.is_steady(now);
+        for partition in plan.take.iter().copied().filter(|_| steady) {
+            let dead = self
+                .claims
+                .claim(partition)
+                .filter(|claim| !claim.released && claim.member != self.config.member)
+                .map(|claim| claim.member.clone());
+            if let Some(member) = dead {
+                let until = now + self.config.timing.take_back;
+                self.taken_from.insert(partition, (member, until));
+            }
+            effects.extend(self.claims.take(unix_s, partition));
+        }
+        for partition in &plan.clear {
+            effects.extend(self.claims.clear(*partition));
+        }
+        for (partition, to) in &plan.give {
+            let accounts = self
+                .claims
+                .claim(*partition)
+                .map_or(0, |claim| claim.accounts);
+            let cost = f64::from(accounts) + 1.0;
+            // One that is larger than the bucket goes when it is full.
+            if self.tokens < cost.min(f64::from(self.rate(0))) && self.tokens < cost {
+                break;
+            }
+            self.tokens -= cost;
+            let Some(owned) = self.owned.get_mut(partition) else {
+                continue;
+            };
+            let epoch = owned.epoch;
+            if plant::is(plant::Bug::ReleaseBeforeFlush) {
+                (owned.stage, owned.since) = (Stage::Releasing, now);
+                effects.push(Effect::Finish {
+                    partition: *partition,
+                    epoch,
+                });
+                effects.extend(self.claims.release(now, unix_s, *partition, to));
+                continue;
+            }
+            (owned.stage, owned.since) = (Stage::Finishing(to.clone()), now);
+            effects.push(Effect::Finish {
+                partition: *partition,
+                epoch,
+            });
+        }
+        self.last_plan = plan;
+        effects
+    }
+
+    /// Accounts that may be given away a second, of `owned` ones.
+    fn rate(&self, owned: u32) -> u32 {
+        let usual = self.config.pace.accounts_per_second.max(1);
+        match self.leaving {
+            // All of it within half of the time.
+            Some(within) => {
+                let seconds = u32::try_from(within.as_secs()).unwrap_or(u32::MAX).max(2) / 2;
+                usual.max(owned / seconds.max(1) + 1)
+            }
+            None => usual,
+        }
+    }
+
+    fn fill(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.filled);
+        self.filled = now;
+        let owned: u32 = match self.leaving {
+            Some(_) => self
+                .owned
+                .keys()
+                .filter_map(|partition| self.claims.claim(*partition))
+                .map(|claim| claim.accounts.saturating_add(1))
+                .sum(),
+            None => 0,
+        };
+        let rate = f64::from(self.rate(owned));
+        self.tokens = (self.tokens + rate * passed.as_secs_f64()).min(rate);
+    }
+
+    /// What stands in the bucket and what is ours.
+    #[must_use]
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// What is known of the members.
+    #[must_use]
+    pub fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    /// Who should own what.
+    #[must_use]
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment.2
+    }
+
+    /// The last plan.
+    #[must_use]
+    pub fn last_plan(&self) -> &Plan {
+        &self.last_plan
+    }
+
+    /// Whether it gives everything away.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Partitions of ours that are (serving, loading, handed over).
+    #[must_use]
+    pub fn stages(&self) -> (usize, usize, usize) {
+        let count =
+            |is: fn(&Stage) -> bool| self.owned.values().filter(|owned| is(&owned.stage)).count();
+        (
+            count(|stage| *stage == Stage::Serving),
+            count(|stage| *stage == Stage::Loading),
+            count(|stage| matches!(stage, Stage::Finishing(_) | Stage::Releasing)),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,636 @@
+//! The claims of one member: what stands in the bucket, what is ours, and the compare-and-set that changes it.
+//!
+//! One write a partition is on its way at most. An answer that does not come, or says no, is followed by a read from the leader:
+//! nobody guesses what stands there. An older record never replaces a newer one.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mailbell_proto::bus::v1::Claim;
+
+use crate::{
+    ids::{LogId, OwnerEpoch, PARTITIONS, Partition, Position},
+    plant,
+};
+
+/// The schema of [`Claim`] that this release writes.
+pub const CLAIM_SCHEMA: u32 = 1;
+
+/// What an owner left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// The history in which `flushed` is a position.
+    pub log_id: LogId,
+    /// Every checkpoint of the partition covers the log up to there.
+    pub flushed: Position,
+}
+
+/// Why a partition was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// Another claim stands there: of this member.
+    Taken(String),
+}
+
+/// What is to be done about a partition.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Write this if the key's revision is `revision` (0: there is none), and tell [`Claims::wrote`].
+    Write {
+        /// Which.
+        partition: Partition,
+        /// What.
+        claim: Claim,
+        /// Over what.
+        revision: u64,
+    },
+    /// Read it from the leader, and tell [`Claims::read`].
+    Read {
+        /// Which.
+        partition: Partition,
+    },
+    /// It is ours: load what is known, fold in the log after `before`, then sessions.
+    Load {
+        /// Which.
+        partition: Partition,
+        /// By which ownership.
+        epoch: OwnerEpoch,
+        /// `None`: nothing is known, so the checkpoints' own positions count.
+        before: Option<Before>,
+    },
+    /// It is ours by another claim, and nobody had it in between: what runs goes on.
+    Renewed {
+        /// Which.
+        partition: Partition,
+        /// By which ownership from now on.
+        epoch: OwnerEpoch,
+    },
+    /// Its sessions end in order and store what they know; then it is released.
+    Finish {
+        /// Which.
+        partition: Partition,
+        /// Of which ownership.
+        epoch: OwnerEpoch,
+    },
+    /// It is somebody else's: its sessions end at once, and nothing may be appended for it.
+    Stop {
+        /// Which.
+        partition: Partition,
+        /// Of which ownership.
+        epoch: OwnerEpoch,
+        /// Why.
+        lost: Lost,
+    },
+    /// It was released.
+    Released {
+        /// Which.
+        partition: Partition,
+    },
+}
+
+/// How a write ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Under this revision.
+    Stored(u64),
+    /// Another revision stands there.
+    Conflict,
+    /// No answer: it may come to be stored yet.
+    Unknown,
+}
+
+/// How a claim stands, for the planner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing<'a> {
+    /// Something of it is on its way.
+    Busy,
+    /// Nobody has it. It was released to this member, if to any.
+    Free {
+        /// Empty: to nobody.
+        successor: &'a str,
+    },
+    /// Somebody else has it.
+    Foreign {
+        /// Who.
+        member: &'a str,
+        /// In which incarnation.
+        incarnation: &'a str,
+    },
+    /// It is ours.
+    Ours,
+    /// It bears our name, and we know nothing of it: a write that came late.
+    Stray,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Seen {
+    revision: u64,
+    claim: Option<Claim>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Mine {
+    epoch: OwnerEpoch,
+    log_id: LogId,
+    flushed: Position,
+    accounts: u32,
+    revision: u64,
+    /// When it is to be written again.
+    due: Duration,
+    /// It aged out, and nobody has it as far as is known.
+    expired: bool,
+    /// To be released, to this member if to any.
+    release: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Writing {
+    Take {
+        epoch: OwnerEpoch,
+        before: Option<Before>,
+    },
+    Renew,
+    Release,
+    /// Of a stray one.
+    Clear,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Slot {
+    seen: Option<Seen>,
+    mine: Option<Mine>,
+    writing: Option<Writing>,
+    reading: bool,
+    /// When a read that failed is tried again.
+    again_at: Option<Duration>,
+    /// The highest that was seen.
+    epoch: OwnerEpoch,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Claims {
+    member: String,
+    incarnation: String,
+    /// How often a claim is rewritten.
+    refresh: Duration,
+    slots: Vec<Slot>,
+    held: usize,
+}
+
+impl Claims {
+    /// Of this member in this incarnation; each claim is rewritten every `refresh`.
+    #[must_use]
+    pub fn new(member: &str, incarnation: &str, refresh: Duration) -> Self {
+        Self {
+            member: member.to_owned(),
+            incarnation: incarnation.to_owned(),
+            refresh,
+            slots: vec![Slot::default(); usize::from(PARTITIONS)],
+            held: 0,
+        }
+    }
+
+    fn slot(&self, partition: Partition) -> Option<&Slot> {
+        self.slots.get(usize::from(partition.number()))
+    }
+
+    fn is_ours(&self, claim: &Claim) -> bool {
+        claim.member == self.member && claim.incarnation == self.incarnation
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn standing(&self, partition: Partition) -> Standing<'_> {
+        let Some(slot) = self.slot(partition) else {
+            return Standing::Busy;
+        };
+        if slot.mine.is_some() {
+            return Standing::Ours;
+        }
+        if slot.writing.is_some() || slot.reading {
+            return Standing::Busy;
+        }
+        match slot.seen.as_ref().and_then(|seen| seen.claim.as_ref()) {
+            None => Standing::Free { successor: "" },
+            Some(claim) if claim.released => Standing::Free {
+                successor: &claim.successor,
+            },
+            Some(claim) if self.is_ours(claim) => Standing::Stray,
+            Some(claim) => Standing::Foreign {
+                member: &claim.member,
+                incarnation: &claim.incarnation,
+            },
+        }
+    }
+
+    /// What stands there, as far as is known.
+    #[must_use]
+    pub fn claim(&self, partition: Partition) -> Option<&Claim> {
+        self.slot(partition)?.seen.as_ref()?.claim.as_ref()
+    }
+
+    /// The number of our ownership, if it is ours.
+    #[must_use]
+    pub fn epoch(&self, partition: Partition) -> Option<OwnerEpoch> {
+        Some(self.slot(partition)?.mine.as_ref()?.epoch)
+    }
+
+    /// How many are ours.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Who holds claims, ours excepted.
+    pub fn holders(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.slots.iter().filter_map(|slot| {
+            let claim = slot.seen.as_ref()?.claim.as_ref()?;
+            let foreign = !claim.released && !self.is_ours(claim);
+            foreign.then_some((claim.member.as_str(), claim.incarnation.as_str()))
+        })
+    }
+
+    /// A record was seen, by the watch or a read.
+    pub fn see(
+        &mut self,
+        now: Duration,
+        partition: Partition,
+        revision: u64,
+        claim: Option<Claim>,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let ours = claim.as_ref().map(|claim| self.is_ours(claim));
+        let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
+            return effects;
+        };
+        let known = slot.seen.as_ref().map_or(0, |seen| seen.revision);
+        if revision < known && !plant::is(plant::Bug::StaleClaimAccepted) {
+            return effects;
+        }
+        let epoch = claim.as_ref().map_or(0, |claim| claim.owner_epoch);
+        slot.epoch = slot.epoch.max(epoch);
+        let member = claim.as_ref().map(|claim| claim.member.clone());
+        slot.seen = Some(Seen { revision, claim });
+        let Some(mine) = &mut slot.mine else {
+            return effects;
+        };
+        match (ours, member) {
+            (Some(true), _) if epoch == mine.epoch => {
+                mine.revision = mine.revision.max(revision);
+                mine.expired = false;
+            }
+            // What was there before ours.
+            _ if revision < mine.revision && !plant::is(plant::Bug::StaleClaimAccepted) => {}
+            // Another attempt of ours, which came late.
+            (Some(true), _) => {
+                mine.revision = revision;
+                mine.due = now;
+            }
+            (Some(false), member) => {
+                let epoch = mine.epoch;
+                slot.mine = None;
+                self.held -= 1;
+                effects.push(Effect::Stop {
+                    partition,
+                    epoch,
+                    lost: Lost::Taken(member.unwrap_or_default()),
+                });
+            }
+            (None, _) => {
+                mine.revision = revision;
+                mine.expired = true;
+                mine.due = now;
+            }
+        }
+        effects
+    }
+
+    /// Everything that was seen is void: the bucket is told anew.
+    pub fn forget(&mut self, now: Duration) {
+        for slot in &mut self.slots {
+            slot.seen = None;
+            if let Some(mine) = &mut slot.mine {
+                mine.due = now;
+            }
+        }
+    }
+
+    /// Every claim of ours is to be written: the connection is back, and they have aged.
+    pub fn all_due(&mut self, now: Duration) {
+        for mine in self.slots.iter_mut().filter_map(|slot| slot.mine.as_mut()) {
+            mine.due = mine.due.min(now);
+        }
+    }
+
+    /// Begins to take it, over what stands there. Whether one may is for the planner to say.
+    pub fn take(&mut self, unix_s: u64, partition: Partition) -> Option<Effect> {
+        let slot = self.slots.get_mut(usize::from(partition.number()))?;
+        if slot.writing.is_some() || slot.reading {
+            return None;
+        }
+        let again = slot.mine.as_ref().is_some_and(|mine| mine.expired);
+        if slot.mine.is_some() && !again {
+            return None;
+        }
+        let revision = slot.seen.as_ref().map_or(0, |seen| seen.revision);
+        let claim = slot.seen.as_ref().and_then(|seen| seen.claim.as_ref());
+        let before = claim.and_then(|claim| {
+            let log_id = LogId::from_slice(&claim.log_id)?;
+            let flushed = claim.flushed;
+            // Nothing, as long as nobody has flushed anything.
+            (log_id != LogId::default()).then_some(Before { log_id, flushed })
+        });
+        // Not below the seconds since 1970, so that it also grows if the bucket, or this claim in it, was lost.
+        let epoch = if plant::is(plant::Bug::EpochReused) {
+            claim.map_or(unix_s, |claim| claim.owner_epoch)
+        } else {
+            unix_s.max(slot.epoch + 1)
+        };
+        let claim = Claim {
+            schema: CLAIM_SCHEMA,
+            member: self.member.clone(),
+            incarnation: self.incarnation.clone(),
+            owner_epoch: epoch,
+            log_id: Bytes::copy_from_slice(
+                &before.map(|before| before.log_id).unwrap_or_default().0,
+            ),
+            flushed: before.map_or(0, |before| before.flushed),
+            released: false,
+            successor: String::new(),
+            accounts: claim.map_or(0, |claim| claim.accounts),
+        };
+        slot.writing = Some(Writing::Take { epoch, before });
+        Some(Effect::Write {
+            partition,
+            claim,
+            revision,
+        })
+    }
+
+    /// Notes how far the partition is flushed, and how many accounts it has; written with the next renewal.
+    pub fn flushed(
+        &mut self,
+        partition: Partition,
+        log_id: LogId,
+        position: Position,
+        accounts: u32,
+    ) {
+        let slot = self.slots.get_mut(usize::from(partition.number()));
+        if let Some(mine) = slot.and_then(|slot| slot.mine.as_mut()) {
+            mine.accounts = accounts;
+            if mine.log_id != log_id || mine.flushed < position {
+                (mine.log_id, mine.flushed) = (log_id, position);
+            }
+        }
+    }
+
+    /// Its sessions have ended and stored what they know: it may be let go, to this member if to any.
+    pub fn release(
+        &mut self,
+        now: Duration,
+        unix_s: u64,
+        partition: Partition,
+        successor: &str,
+    ) -> Vec<Effect> {
+        let slot = self.slots.get_mut(usize::from(partition.number()));
+        if let Some(mine) = slot.and_then(|slot| slot.mine.as_mut()) {
+            mine.release = Some(successor.to_owned());
+            mine.due = now;
+        }
+        self.pump(now, unix_s, partition).into_iter().collect()
+    }
+
+    /// Whatever is due: renewals, releases that were not acknowledged, reads that failed.
+    pub fn due(&mut self, now: Duration, unix_s: u64, of: &[Partition]) -> Vec<Effect> {
+        of.iter()
+            .filter_map(|partition| self.pump(now, unix_s, *partition))
+            .collect()
+    }
+
+    fn pump(&mut self, now: Duration, unix_s: u64, partition: Partition) -> Option<Effect> {
+        let slot = self.slots.get_mut(usize::from(partition.number()))?;
+        if slot.reading {
+            return None;
+        }
+        if let Some(at) = slot.again_at {
+            if at > now {
+                return None;
+            }
+            (slot.again_at, slot.reading) = (None, true);
+            return Some(Effect::Read { partition });
+        }
+        if slot.writing.is_some() {
+            return None;
+        }
+        let mine = slot.mine.as_mut()?;
+        if mine.due > now {
+            return None;
+        }
+        if mine.expired {
+            if mine.release.is_some() {
+                // Nothing stands there to be released.
+                slot.mine = None;
+                self.held -= 1;
+                return Some(Effect::Released { partition });
+            }
+            return self.take(unix_s, partition);
+        }
+        let released = mine.release.is_some();
+        let claim = Claim {
+            schema: CLAIM_SCHEMA,
+            member: self.member.clone(),
+            incarnation: self.incarnation.clone(),
+            owner_epoch: mine.epoch,
+            log_id: Bytes::copy_from_slice(&mine.log_id.0),
+            flushed: mine.flushed,
+            released,
+            successor: mine.release.clone().unwrap_or_default(),
+            accounts: mine.accounts,
+        };
+        let revision = mine.revision;
+        slot.writing = Some(if released {
+            Writing::Release
+        } else {
+            Writing::Renew
+        });
+        Some(Effect::Write {
+            partition,
+            claim,
+            revision,
+        })
+    }
+
+    /// Lets go of a stray claim.
+    pub fn clear(&mut self, partition: Partition) -> Option<Effect> {
+        let slot = self.slots.get_mut(usize::from(partition.number()))?;
+        if slot.writing.is_some() || slot.reading || slot.mine.is_some() {
+            return None;
+        }
+        let seen = slot.seen.as_ref()?;
+        let claim = Claim {
+            released: true,
+            ..seen.claim.clone()?
+        };
+        slot.writing = Some(Writing::Clear);
+        Some(Effect::Write {
+            partition,
+            claim,
+            revision: seen.revision,
+        })
+    }
+
+    /// A write of ours ended.
+    pub fn wrote(
+        &mut self,
+        now: Duration,
+        unix_s: u64,
+        partition: Partition,
+        claim: Claim,
+        written: Written,
+    ) -> Vec<Effect> {
+        let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
+            return Vec::new();
+        };
+        match written {
+            Written::Stored(revision) => self.stored(now, unix_s, partition, revision, claim),
+            // Whatever stands there decides.
+            Written::Conflict => {
+                slot.reading = true;
+                vec![Effect::Read { partition }]
+            }
+            Written::Unknown => {
+                slot.again_at = Some(now + self.refresh / 32);
+                Vec::new()
+            }
+        }
+    }
+
+    fn stored(
+        &mut self,
+        now: Duration,
+        unix_s: u64,
+        partition: Partition,
+        revision: u64,
+        claim: Claim,
+    ) -> Vec<Effect> {
+        let refresh = self.refresh;
+        let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
+            return Vec::new();
+        };
+        let newer = slot
+            .seen
+            .as_ref()
+            .and_then(|seen| Some((seen.revision, seen.claim.clone()?)))
+            .filter(|(known, _)| *known > revision);
+        let mut effects = Vec::new();
+        match slot.writing.take() {
+            Some(Writing::Take { epoch, before }) => {
+                if slot.mine.is_none() {
+                    self.held += 1;
+                }
+                let was = slot.mine.take();
+                // The first one after a part of the period, so that they are not all due at once.
+                let part = refresh * u32::from(partition.number()) / u32::from(PARTITIONS);
+                slot.mine = Some(Mine {
+                    epoch,
+                    log_id: before.map(|before| before.log_id).unwrap_or_default(),
+                    flushed: before.map_or(0, |before| before.flushed),
+                    accounts: claim.accounts,
+                    revision,
+                    due: now + part,
+                    expired: false,
+                    release: was.as_ref().and_then(|was| was.release.clone()),
+                });
+                // One that aged out was in nobody's hands: a foreign claim would have ended it.
+                effects.push(if was.is_some() {
+                    Effect::Renewed { partition, epoch }
+                } else {
+                    Effect::Load {
+                        partition,
+                        epoch,
+                        before,
+                    }
+                });
+                slot.epoch = slot.epoch.max(epoch);
+            }
+            Some(Writing::Renew) => {
+                if let Some(mine) = &mut slot.mine {
+                    mine.revision = mine.revision.max(revision);
+                    if mine.release.is_none() {
+                        mine.due = now + refresh;
+                    }
+                }
+            }
+            Some(Writing::Release) => {
+                if slot.mine.take().is_some() {
+                    self.held -= 1;
+                }
+                effects.push(Effect::Released { partition });
+            }
+            Some(Writing::Clear) | None => {}
+        }
+        if newer.is_none() {
+            slot.seen = Some(Seen {
+                revision,
+                claim: Some(claim),
+            });
+        } else if let Some((revision, claim)) = newer {
+            // The watch was faster.
+            effects.extend(self.see(now, partition, revision, Some(claim)));
+        }
+        effects.extend(self.pump(now, unix_s, partition));
+        effects
+    }
+
+    /// A read ended: what stands there with its revision; `Err`: no answer.
+    pub fn read(
+        &mut self,
+        now: Duration,
+        unix_s: u64,
+        partition: Partition,
+        found: Result<Option<(u64, Option<Claim>)>, ()>,
+    ) -> Vec<Effect> {
+        let retry = now + self.refresh / 32;
+        let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
+            return Vec::new();
+        };
+        slot.reading = false;
+        let Ok(found) = found else {
+            slot.again_at = Some(retry);
+            return Vec::new();
+        };
+        let writing = slot.writing.clone();
+        // The write that was doubtful stands there: it was stored.
+        if let (Some(writing), Some((revision, Some(claim)))) = (&writing, &found) {
+            let ours = claim.member == self.member && claim.incarnation == self.incarnation;
+            let epoch = match writing {
+                Writing::Take { epoch, .. } => Some(*epoch),
+                Writing::Renew | Writing::Release | Writing::Clear => {
+                    slot.mine.as_ref().map(|mine| mine.epoch)
+                }
+            };
+            let as_written = matches!(writing, Writing::Release | Writing::Clear) == claim.released;
+            if ours && epoch == Some(claim.owner_epoch) && as_written {
+                return self.stored(now, unix_s, partition, *revision, claim.clone());
+            }
+        }
+        slot.writing = None;
+        if let Some(mine) = &mut slot.mine {
+            mine.due = mine.due.min(now);
+        }
+        let mut effects = match found {
+            Some((revision, claim)) => self.see(now, partition, revision, claim),
+            None => {
+                // Aged out, or the bucket is another.
+                slot.seen = None;
+                if let Some(mine) = &mut slot.mine {
+                    mine.expired = true;
+                }
+                Vec::new()
+            }
+        };
+        effects.extend(self.pump(now, unix_s, partition));
+        effects
+    }
+}

@@ -1,0 +1,256 @@
+//! Which members live, as one observer may judge it.
+//!
+//! Every member rewrites its record every few seconds. A record that stands still proves nothing by itself: it may be the
+//! observer that NATS does not reach. So an observer counts only the time in which its *own* renewals were acknowledged all
+//! along, and only up to the last read that showed the record unchanged. One whose renewals fail, or that was stopped, judges
+//! nobody, and starts its count anew. No clock is compared with another's.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mailbell_proto::bus::v1::Member;
+
+use crate::{plant, timing::Timing};
+
+/// What one process knows of the members. Times are of its own steady clock.
+#[derive(Debug)]
+pub struct Observer {
+    /// A record that stood still for so long is a dead member's.
+    dead: Duration,
+    /// The longest pause between two acknowledged renewals that does not interrupt the count.
+    gap: Duration,
+    /// Own renewals were acknowledged from then on; `None`: the last one was not.
+    steady_since: Option<Duration>,
+    last_renewed: Duration,
+    /// When the last whole read was asked for.
+    read_at: Option<Duration>,
+    seen: BTreeMap<String, Seen>,
+    /// Holders of claims that have no record, by id and incarnation: since when they are missed.
+    missed: BTreeMap<(String, String), Duration>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    record: Member,
+    revision: u64,
+    changed: Duration,
+}
+
+impl Observer {
+    /// One that has seen nothing.
+    #[must_use]
+    pub fn new(timing: &Timing) -> Self {
+        Self {
+            dead: timing.member_dead,
+            gap: timing.member_renew * 5 / 2,
+            steady_since: None,
+            last_renewed: Duration::ZERO,
+            read_at: None,
+            seen: BTreeMap::new(),
+            missed: BTreeMap::new(),
+        }
+    }
+
+    /// An own renewal was acknowledged.
+    pub fn renewed(&mut self, now: Duration) {
+        if self.steady_since.is_none() || now.saturating_sub(self.last_renewed) > self.gap {
+            self.steady_since = Some(now);
+        }
+        self.last_renewed = now;
+    }
+
+    /// An own renewal was not acknowledged.
+    pub fn renewal_failed(&mut self) {
+        if !plant::is(plant::Bug::JudgesWhileRenewalsFail) {
+            self.steady_since = None;
+        }
+    }
+
+    /// All records that the leader had, asked for at `asked`.
+    pub fn read(
+        &mut self,
+        asked: Duration,
+        now: Duration,
+        members: impl IntoIterator<Item = (Member, u64)>,
+    ) {
+        let mut before = std::mem::take(&mut self.seen);
+        for (record, revision) in members {
+            let changed = match before.remove(&record.id) {
+                Some(seen) if seen.revision == revision => seen.changed,
+                _ => now,
+            };
+            let seen = Seen {
+                changed,
+                revision,
+                record,
+            };
+            self.seen.insert(seen.record.id.clone(), seen);
+        }
+        self.read_at = Some(asked);
+    }
+
+    /// Names everybody who holds a claim, so that time is counted for those who have no record too.
+    pub fn note_holders<'a>(&mut self, holders: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        let Some(read_at) = self.read_at else { return };
+        let mut before = std::mem::take(&mut self.missed);
+        for (member, incarnation) in holders {
+            if !self.seen.contains_key(member) {
+                let holder = (member.to_owned(), incarnation.to_owned());
+                let since = before.remove(&holder).unwrap_or(read_at);
+                self.missed.insert(holder, since);
+            }
+        }
+    }
+
+    /// Whether it may judge now.
+    #[must_use]
+    pub fn is_steady(&self, now: Duration) -> bool {
+        let renewed = now.saturating_sub(self.last_renewed) <= self.gap;
+        let steady = self.steady_since.is_some()
+            && (renewed || plant::is(plant::Bug::JudgesWhileRenewalsFail));
+        steady && self.read_at.is_some()
+    }
+
+    /// For how long something was seen to stand still since then.
+    fn still(&self, since: Duration) -> Duration {
+        let since = since.max(self.steady_since.unwrap_or(Duration::MAX));
+        self.read_at.unwrap_or_default().saturating_sub(since)
+    }
+
+    /// Whether this incarnation of a member is dead for sure: it said so, another one of it runs, or its record stood still.
+    #[must_use]
+    pub fn is_dead(&self, member: &str, incarnation: &str, now: Duration) -> bool {
+        if !self.is_steady(now) {
+            return false;
+        }
+        if let Some(seen) = self.seen.get(member) {
+            return seen.record.incarnation != incarnation || self.is_gone(seen);
+        }
+        let holder = (member.to_owned(), incarnation.to_owned());
+        let missed = self.missed.get(&holder);
+        missed.is_some_and(|since| self.still(*since) >= self.dead)
+    }
+
+    fn is_gone(&self, seen: &Seen) -> bool {
+        seen.record.left || seen.record.stalled || self.still(seen.changed) >= self.dead
+    }
+
+    /// Members that are not dead, as far as one can tell now; in the order of their names.
+    pub fn live(&self) -> impl Iterator<Item = &Member> {
+        self.seen
+            .values()
+            .filter(|seen| !self.is_gone(seen))
+            .map(|seen| &seen.record)
+    }
+
+    /// All records, with how long each has stood still; in the order of their names.
+    pub fn all(&self) -> impl Iterator<Item = (&Member, Duration)> {
+        self.seen
+            .values()
+            .map(|seen| (&seen.record, self.still(seen.changed)))
+    }
+
+    /// The record of a member.
+    #[must_use]
+    pub fn member(&self, id: &str) -> Option<&Member> {
+        self.seen.get(id).map(|seen| &seen.record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn member(id: &str, incarnation: &str) -> Member {
+        Member {
+            id: id.to_owned(),
+            incarnation: incarnation.to_owned(),
+            ..Member::default()
+        }
+    }
+
+    /// One that renews and reads every three seconds, while `b` stands still from the beginning.
+    fn watched(until: u32) -> Observer {
+        let mut observer = Observer::new(&Timing::default());
+        for at in (0..=until).step_by(3) {
+            observer.renewed(S * at);
+            observer.read(S * at, S * at, [(member("b", "1"), 7)]);
+        }
+        observer
+    }
+
+    #[test]
+    fn twelve_seconds_of_proof_are_death() {
+        assert!(!watched(9).is_dead("b", "1", S * 11));
+        assert!(watched(12).is_dead("b", "1", S * 12));
+        assert_eq!(watched(9).live().count(), 1);
+        assert_eq!(watched(12).live().count(), 0);
+    }
+
+    #[test]
+    fn time_without_reads_proves_nothing() {
+        let mut observer = watched(9);
+        for at in [12, 15, 18] {
+            observer.renewed(S * at);
+        }
+        assert!(!observer.is_dead("b", "1", S * 20));
+    }
+
+    #[test]
+    fn who_is_not_acknowledged_judges_nobody_and_starts_anew() {
+        let mut observer = watched(12);
+        observer.renewal_failed();
+        assert!(!observer.is_dead("b", "1", S * 13));
+        observer.renewed(S * 15);
+        observer.read(S * 15, S * 15, [(member("b", "1"), 7)]);
+        assert!(!observer.is_dead("b", "1", S * 15));
+        for at in [18, 21, 24, 27] {
+            observer.renewed(S * at);
+            observer.read(S * at, S * at, [(member("b", "1"), 7)]);
+        }
+        assert!(observer.is_dead("b", "1", S * 27));
+    }
+
+    #[test]
+    fn who_was_stopped_judges_nobody() {
+        let mut observer = watched(9);
+        // Continued after a minute: a read that was asked before comes first.
+        observer.read(S * 9, S * 69, [(member("b", "1"), 7)]);
+        assert!(!observer.is_dead("b", "1", S * 69));
+        observer.renewed(S * 69);
+        observer.read(S * 69, S * 69, [(member("b", "1"), 7)]);
+        assert!(!observer.is_dead("b", "1", S * 69));
+    }
+
+    #[test]
+    fn what_a_member_says_counts_at_once() {
+        let mut observer = watched(3);
+        assert!(
+            observer.is_dead("b", "0", S * 3),
+            "another incarnation runs"
+        );
+        let left = Member {
+            left: true,
+            ..member("b", "1")
+        };
+        observer.read(S * 3, S * 3, [(left, 8)]);
+        assert!(observer.is_dead("b", "1", S * 3));
+    }
+
+    #[test]
+    fn a_holder_without_a_record_dies_after_the_same_time() {
+        let mut observer = watched(0);
+        observer.note_holders([("c", "1"), ("b", "1")]);
+        for at in [3, 6, 9] {
+            observer.renewed(S * at);
+            observer.read(S * at, S * at, [(member("b", "1"), u64::from(at))]);
+            observer.note_holders([("c", "1"), ("b", "1")]);
+        }
+        assert!(!observer.is_dead("c", "1", S * 9));
+        observer.renewed(S * 12);
+        observer.read(S * 12, S * 12, []);
+        assert!(observer.is_dead("c", "1", S * 12));
+        assert!(!observer.is_dead("d", "1", S * 12), "never missed");
+    }
+}

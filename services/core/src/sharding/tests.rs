@@ -1,0 +1,372 @@
+//! Members on a bucket that answers at once. What happens when it does not is the simulation's to find.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const STEP: Duration = Duration::from_millis(250);
+const START: u64 = 1_800_000_000;
+
+struct Process {
+    sharding: Sharding,
+    /// Cut off from the bucket, or stopped.
+    away: bool,
+    serving: BTreeMap<Partition, OwnerEpoch>,
+    member: Member,
+}
+
+#[derive(Default)]
+struct Bucket {
+    claims: BTreeMap<Partition, (u64, Claim)>,
+    members: BTreeMap<String, (u64, Member)>,
+    revision: u64,
+    written: Vec<Partition>,
+}
+
+struct World {
+    now: Duration,
+    steps: u32,
+    bucket: Bucket,
+    processes: BTreeMap<String, Process>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            now: Duration::ZERO,
+            steps: 0,
+            bucket: Bucket::default(),
+            processes: BTreeMap::new(),
+        }
+    }
+
+    fn start(&mut self, id: &str, incarnation: &str) {
+        let mut sharding = Sharding::new(Config::new(id, incarnation, Timing::default()));
+        for (partition, (revision, claim)) in &self.bucket.claims {
+            let seen = Input::Claim {
+                partition: *partition,
+                revision: *revision,
+                claim: Some(claim.clone()),
+            };
+            sharding.handle(self.now, START, seen);
+        }
+        sharding.handle(self.now, START, Input::ClaimsLoaded);
+        let member = Member {
+            id: id.to_owned(),
+            incarnation: incarnation.to_owned(),
+            weight: WEIGHT,
+            planner: PLANNER,
+            ..Member::default()
+        };
+        let process = Process {
+            sharding,
+            away: false,
+            serving: BTreeMap::new(),
+            member,
+        };
+        self.processes.insert(id.to_owned(), process);
+    }
+
+    fn run(&mut self, seconds: u32) {
+        for _ in 0..seconds * 4 {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += STEP;
+        self.steps += 1;
+        let ids: Vec<String> = self.processes.keys().cloned().collect();
+        for id in &ids {
+            if self.steps.is_multiple_of(12) {
+                self.renew(id);
+            }
+            self.give(id, Input::Tick);
+        }
+    }
+
+    fn renew(&mut self, id: &str) {
+        let process = self.processes.get_mut(id).unwrap();
+        if process.away {
+            return self.give(id, Input::RenewalFailed);
+        }
+        self.bucket.revision += 1;
+        process.member.draining = process.sharding.is_draining();
+        let record = (self.bucket.revision, process.member.clone());
+        self.bucket.members.insert(id.to_owned(), record);
+        let members = self.bucket.members.values();
+        let members = members.map(|(revision, member)| (member.clone(), *revision));
+        let members = members.collect();
+        self.give(id, Input::Renewed);
+        let asked = self.now;
+        self.give(id, Input::Members { asked, members });
+    }
+
+    fn give(&mut self, id: &str, input: Input) {
+        let (now, unix) = (self.now, START + self.now.as_secs());
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            let process = self.processes.get_mut(id).unwrap();
+            for effect in process.sharding.handle(now, unix, input) {
+                self.carry_out(id, effect, &mut inputs);
+            }
+        }
+        for partition in std::mem::take(&mut self.bucket.written) {
+            let (revision, claim) = self.bucket.claims[&partition].clone();
+            let others: Vec<String> = self.processes.keys().cloned().collect();
+            for other in others {
+                if other != id && !self.processes[&other].away {
+                    let claim = Some(claim.clone());
+                    self.give(
+                        &other,
+                        Input::Claim {
+                            partition,
+                            revision,
+                            claim,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, id: &str, effect: Effect, inputs: &mut Vec<Input>) {
+        let process = self.processes.get_mut(id).unwrap();
+        match effect {
+            Effect::Write {
+                partition,
+                claim,
+                revision,
+            } => {
+                let known = self.bucket.claims.get(&partition).map_or(0, |(at, _)| *at);
+                let written = if process.away {
+                    Written::Unknown
+                } else if known == revision {
+                    self.bucket.revision += 1;
+                    let record = (self.bucket.revision, claim.clone());
+                    self.bucket.claims.insert(partition, record);
+                    self.bucket.written.push(partition);
+                    Written::Stored(self.bucket.revision)
+                } else {
+                    Written::Conflict
+                };
+                inputs.push(Input::Wrote {
+                    partition,
+                    claim,
+                    written,
+                });
+            }
+            Effect::Read { partition } => {
+                let found = self.bucket.claims.get(&partition);
+                let found = found.map(|(revision, claim)| (*revision, Some(claim.clone())));
+                let found = if process.away { Err(()) } else { Ok(found) };
+                inputs.push(Input::Read { partition, found });
+            }
+            Effect::Load {
+                partition, epoch, ..
+            } => {
+                process.serving.insert(partition, epoch);
+                inputs.push(Input::Serving { partition, epoch });
+            }
+            Effect::Renewed { partition, epoch } => {
+                process.serving.insert(partition, epoch);
+            }
+            Effect::Finish { partition, epoch } => {
+                process.serving.remove(&partition);
+                inputs.push(Input::Finished { partition, epoch });
+            }
+            Effect::Stop { partition, .. } => {
+                process.serving.remove(&partition);
+            }
+            Effect::Released { .. } => {}
+        }
+    }
+
+    fn served(&self) -> BTreeMap<Partition, Vec<String>> {
+        let mut served: BTreeMap<Partition, Vec<String>> = BTreeMap::new();
+        for (id, process) in &self.processes {
+            for partition in process.serving.keys() {
+                served.entry(*partition).or_default().push(id.clone());
+            }
+        }
+        served
+    }
+
+    /// Everything is served once, and by whom it should be.
+    fn assert_settled(&self) {
+        let served = self.served();
+        for partition in Partition::all() {
+            let by = served.get(&partition).cloned().unwrap_or_default();
+            assert_eq!(by.len(), 1, "partition {partition} is served by {by:?}");
+            let any = self.processes.values().find(|process| !process.away);
+            let wanted = any.unwrap().sharding.assignment().owner(partition);
+            assert_eq!(wanted, Some(by[0].as_str()), "partition {partition}");
+        }
+    }
+
+    fn count(&self, id: &str) -> usize {
+        self.processes[id].serving.len()
+    }
+}
+
+#[test]
+fn one_takes_all_and_gives_a_second_its_share() {
+    let mut world = World::new();
+    world.start("a", "1");
+    world.run(4);
+    assert_eq!(world.count("a"), 1024);
+    world.start("b", "1");
+    world.run(30);
+    world.assert_settled();
+    assert!(
+        (450..=574).contains(&world.count("b")),
+        "{}",
+        world.count("b")
+    );
+}
+
+#[test]
+fn the_dead_are_replaced_after_the_time_and_not_before() {
+    let mut world = World::new();
+    for id in ["a", "b", "c"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.assert_settled();
+    let died = world.processes.remove("b").unwrap().serving.len();
+    let before: usize = world.served().len();
+    world.run(9);
+    assert_eq!(world.served().len(), before);
+    assert_eq!(before + died, 1024);
+    world.run(7);
+    world.assert_settled();
+}
+
+#[test]
+fn who_comes_back_in_another_incarnation_takes_what_was_its_own() {
+    let mut world = World::new();
+    for id in ["a", "b"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    let before: Vec<Partition> = world.processes["b"].serving.keys().copied().collect();
+    world.start("b", "2");
+    world.run(4);
+    let after: Vec<Partition> = world.processes["b"].serving.keys().copied().collect();
+    assert_eq!(before, after);
+    world.assert_settled();
+}
+
+#[test]
+fn one_that_is_cut_off_takes_nothing_and_yields() {
+    let mut world = World::new();
+    for id in ["a", "b"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.processes.get_mut("b").unwrap().away = true;
+    world.run(20);
+    assert_eq!(world.count("a"), 1024);
+    let own = world.count("b");
+    assert!(own < 600, "{own}");
+    // Back again: it stops what is another's, and gets its share back only later.
+    world.processes.get_mut("b").unwrap().away = false;
+    let claims = world.bucket.claims.clone();
+    for (partition, (revision, claim)) in claims {
+        let claim = Some(claim);
+        world.give(
+            "b",
+            Input::Claim {
+                partition,
+                revision,
+                claim,
+            },
+        );
+    }
+    world.run(6);
+    assert_eq!((world.count("a"), world.count("b")), (1024, 0));
+    world.run(40);
+    assert_eq!(world.count("b"), 0, "not given back within a minute");
+    world.run(60);
+    world.assert_settled();
+}
+
+#[test]
+fn who_drains_gives_all_away_and_may_come_back() {
+    let mut world = World::new();
+    for id in ["a", "b", "c"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.give("c", Input::Drain(true));
+    world.run(20);
+    assert_eq!(world.count("c"), 0);
+    assert_eq!(world.served().len(), 1024);
+    world.give("c", Input::Drain(false));
+    world.run(30);
+    world.assert_settled();
+}
+
+#[test]
+fn the_last_one_leaves_in_order() {
+    let mut world = World::new();
+    world.start("a", "1");
+    world.run(4);
+    world.give("a", Input::Leave(Duration::from_secs(8)));
+    world.run(8);
+    assert_eq!(world.count("a"), 0);
+    assert!(
+        world
+            .bucket
+            .claims
+            .values()
+            .all(|(_, claim)| claim.released)
+    );
+}
+
+#[test]
+fn a_claim_that_is_lost_ends_its_sessions() {
+    let mut world = World::new();
+    world.start("a", "1");
+    world.run(4);
+    let partition = Partition::new(7).unwrap();
+    let (revision, claim) = world.bucket.claims[&partition].clone();
+    let foreign = Claim {
+        member: "z".to_owned(),
+        incarnation: "9".to_owned(),
+        owner_epoch: claim.owner_epoch + 1,
+        ..claim
+    };
+    // An older one says nothing.
+    let older = Input::Claim {
+        partition,
+        revision: revision - 1,
+        claim: Some(foreign.clone()),
+    };
+    world.give("a", older);
+    assert_eq!(world.count("a"), 1024);
+    let newer = Input::Claim {
+        partition,
+        revision: revision + 1000,
+        claim: Some(foreign),
+    };
+    world.give("a", newer);
+    assert_eq!(world.count("a"), 1023);
+}
+
+#[test]
+fn a_claim_that_aged_out_is_taken_again_under_another_number() {
+    let mut world = World::new();
+    world.start("a", "1");
+    world.run(4);
+    let before = world.processes["a"].serving.clone();
+    world.bucket.claims.clear();
+    world.run(40);
+    let after = &world.processes["a"].serving;
+    assert_eq!(after.len(), 1024);
+    assert!(
+        before
+            .iter()
+            .all(|(partition, epoch)| after[partition] > *epoch)
+    );
+}
