@@ -178,6 +178,7 @@ impl Bus {
             at: after,
             range: None,
             rounds: 0,
+            created: None,
         }
     }
 
@@ -209,6 +210,8 @@ pub(crate) struct KvRange {
     at: u64,
     range: Option<RangeReader>,
     rounds: u32,
+    /// When the bucket's stream was created.
+    created: Option<String>,
 }
 
 impl KvRange {
@@ -222,10 +225,12 @@ impl KvRange {
                 self.range = None;
             }
             let info = self.bus.wire().stream_info(&self.stream).await?;
-            let last = info
-                .ok_or_else(|| BusError::NoStream(self.stream.clone()))?
-                .state
-                .last_seq;
+            let info = info.ok_or_else(|| BusError::NoStream(self.stream.clone()))?;
+            let last = info.state.last_seq;
+            if *self.created.get_or_insert_with(|| info.created.clone()) != info.created {
+                // Made anew in the middle: what was read is of another bucket.
+                return Err(BusError::NoStream(self.stream.clone()));
+            }
             if last <= self.at || self.rounds == ROUNDS {
                 return Ok(None);
             }
@@ -238,5 +243,15 @@ impl KvRange {
                 last,
             ));
         }
+    }
+
+    /// Up to where everything was read.
+    pub(crate) fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// When the stream that was read was created; nothing before the first batch.
+    pub(crate) fn created(&self) -> &str {
+        self.created.as_deref().unwrap_or_default()
     }
 }

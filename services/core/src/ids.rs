@@ -1,6 +1,6 @@
 //! Names of things: tenants, accounts, partitions, groups, folders, logs.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use ulid::Ulid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -65,9 +65,9 @@ impl fmt::Display for Installation {
     }
 }
 
-/// Who owns accounts.
+/// Who owns accounts. Clones share the text: a process holds an id many times.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tenant(Box<str>);
+pub struct Tenant(Arc<str>);
 
 impl Tenant {
     /// The name as text.

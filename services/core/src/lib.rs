@@ -15,6 +15,7 @@ pub mod ids;
 pub mod ownership;
 pub mod plant;
 pub mod read;
+pub mod records;
 pub mod seal;
 pub mod session;
 pub mod sharding;

@@ -1,8 +1,10 @@
 //! Records of accounts: what they are, how they are, their checkpoints, their sealed credentials.
 
+use std::collections::BTreeMap;
+
 use mailbell_core::{
     checkpoint::Checkpoint,
-    ids::{AccountId, Group, Tenant},
+    ids::{AccountId, Group, Partition, Tenant},
 };
 use mailbell_proto::bus::v1::{self as record, AccountRecord, SealedCredential, StatusRecord};
 
@@ -13,10 +15,11 @@ use super::{
 };
 use crate::{
     Bus, BusError,
+    api::StreamMessage,
     names::{Bucket, account_key, account_of_key},
 };
 
-const ACCOUNT: &str = "account.";
+pub(super) const ACCOUNT: &str = "account.";
 const STATUS: &str = "status.";
 
 /// Where the next page of a listing begins. Opaque: text for the one who asks.
@@ -84,7 +87,7 @@ impl Bus {
 /// Account records (`STATE_<g>`, `account.…`).
 #[derive(Debug, Clone)]
 pub struct Accounts {
-    bus: Bus,
+    pub(super) bus: Bus,
 }
 
 impl Accounts {
@@ -261,31 +264,41 @@ impl Checkpoints {
             .transpose()
     }
 
-    /// Every checkpoint of a group, complete up to what its leader had. One that this release cannot read says so in its place.
+    /// Every checkpoint of these partitions of a group, complete up to what its leader had. One that this release cannot read
+    /// says so in its place. Several partitions are read in one pass.
     ///
     /// # Errors
     /// Why NATS did not answer. Of one account: [`BusError::Record`], [`BusError::NewerRecord`].
-    pub async fn load_group(&self, group: Group) -> Result<Vec<LoadedCheckpoint>, BusError> {
-        let bucket = Bucket::Checkpoints(group);
-        let mut all = Vec::new();
-        for message in self.bus.kv_all(bucket, ">").await? {
+    pub async fn load_partitions(
+        &self,
+        group: Group,
+        partitions: &[Partition],
+    ) -> Result<Vec<LoadedCheckpoint>, BusError> {
+        let mut all = BTreeMap::new();
+        let on_message = |account: AccountId, message: StreamMessage| {
+            // One that was written while we read may come twice: the later one counts.
+            if message.removes {
+                all.remove(&account);
+                return;
+            }
             let subject = message.subject.clone();
-            let Some(account) = self
-                .bus
-                .names()
-                .key_of(bucket, &subject)
-                .and_then(account_of_key)
-            else {
-                continue;
-            };
             let found =
                 versioned(&subject, message).and_then(|stored| read_checkpoint(&subject, stored));
-            all.push((account, found));
-        }
-        // One that was written while we read may have come twice: the later one counts.
-        let mut latest = std::collections::BTreeMap::new();
-        latest.extend(all);
-        Ok(latest.into_iter().collect())
+            all.insert(account, found);
+        };
+        self.bus
+            .kv_partitions(Bucket::Checkpoints(group), "", partitions, on_message)
+            .await?;
+        Ok(all.into_iter().collect())
+    }
+
+    /// Every checkpoint of a group: [`Checkpoints::load_partitions`] of all of its partitions.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn load_group(&self, group: Group) -> Result<Vec<LoadedCheckpoint>, BusError> {
+        let partitions: Vec<Partition> = group.partitions().collect();
+        self.load_partitions(group, &partitions).await
     }
 
     /// Replaces the checkpoint that has this revision; 0: there is none yet (or it was deleted).
@@ -383,7 +396,7 @@ fn status_at(account: &AccountId) -> (Bucket, String) {
     )
 }
 
-fn read_account_key(key: &str) -> Option<AccountId> {
+pub(super) fn read_account_key(key: &str) -> Option<AccountId> {
     account_of_key(key.strip_prefix(ACCOUNT)?)
 }
 

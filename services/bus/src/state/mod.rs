@@ -4,13 +4,16 @@
 //! and says when it has seen all that the leader had when it began.
 
 mod accounts;
+mod changes;
 mod control;
+mod partitions;
 mod records;
 mod watch;
 
 pub use accounts::{
     Accounts, Checkpoints, Credentials, LoadedCheckpoint, Page, PageToken, Statuses,
 };
+pub use changes::{AccountChange, AccountChanges, AccountReader, PartitionRecords};
 pub use control::{ExternalIds, Issuers, Revocations, Revoked, SealingKeys, Tokens};
 pub use watch::{Change, Watch};
 

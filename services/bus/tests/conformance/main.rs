@@ -6,6 +6,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod accounts;
 mod append;
 mod auth;
 mod claims;

@@ -134,15 +134,22 @@ pub(crate) fn account(partition: u16, number: usize) -> AccountId {
 }
 
 pub(crate) fn account_of(tenant: &Tenant, partition: u16, number: usize) -> AccountId {
+    all_of(tenant, partition).nth(number).unwrap()
+}
+
+/// So many accounts of a partition.
+pub(crate) fn accounts_of(partition: u16, count: usize) -> Vec<AccountId> {
+    all_of(&Tenant::default(), partition).take(count).collect()
+}
+
+fn all_of(tenant: &Tenant, partition: u16) -> impl Iterator<Item = AccountId> {
     (0u64..)
-        .map(|n| {
+        .map(move |n| {
             format!("{tenant}.{}", ulid_text(n))
                 .parse::<AccountId>()
                 .unwrap()
         })
-        .filter(|account| account.partition().number() == partition)
-        .nth(number)
-        .unwrap()
+        .filter(move |account| account.partition().number() == partition)
 }
 
 fn ulid_text(n: u64) -> String {

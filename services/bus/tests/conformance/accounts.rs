@@ -1,0 +1,251 @@
+//! Account records at scale: changes that are followed, partitions that are read, and how the two meet.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use mailbell_bus::{
+    Bus, BusError, Role,
+    state::{AccountChange, AccountChanges, AccountReader, Accounts, Cas, PartitionRecords},
+};
+use mailbell_core::{
+    ids::{AccountId, Group, Partition},
+    records::Merge,
+};
+use mailbell_proto::bus::v1::{AccountRecord, StatusRecord};
+use serde_json::json;
+
+use crate::world::{World, account, accounts_of, api, partition, soon};
+
+fn record(host: &str) -> AccountRecord {
+    AccountRecord {
+        schema: 1,
+        host: host.to_owned(),
+        port: 993,
+        ..AccountRecord::default()
+    }
+}
+
+async fn put(accounts: &Accounts, id: &AccountId, host: &str) -> u64 {
+    let revision = accounts.get(id).await.unwrap().map_or(0, |r| r.revision);
+    match accounts.update(id, &record(host), revision).await.unwrap() {
+        Cas::Stored(revision) => revision,
+        Cas::Conflict => panic!("a conflict"),
+    }
+}
+
+async fn change(changes: &mut AccountChanges) -> AccountChange {
+    soon(changes.next()).await.unwrap()
+}
+
+/// Reads until it works: a bucket that was made anew is noticed after a moment.
+async fn read(reader: &AccountReader, group: Group, of: &[Partition]) -> Vec<PartitionRecords> {
+    soon(async {
+        loop {
+            match reader.partitions(group, of).await {
+                Ok(read) => return read,
+                Err(BusError::NoStream(_) | BusError::Timeout(_) | BusError::Disconnected) => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await
+}
+
+fn hosts(read: &PartitionRecords) -> BTreeMap<AccountId, String> {
+    read.records
+        .iter()
+        .map(|(id, record)| (id.clone(), record.host.clone()))
+        .collect()
+}
+
+async fn admin_and_watcher(world: &World) -> (Accounts, Bus) {
+    let admin = world.bus(Role::Admin).await.accounts();
+    (admin, world.bus(Role::Watcher).await)
+}
+
+#[tokio::test]
+async fn partitions_are_read_whole_and_changes_come_after() {
+    let mut world = World::start().await;
+    let (accounts, watcher) = admin_and_watcher(&world).await;
+    // Partitions of group 5, with more accounts than one batch has.
+    let all: Vec<u16> = (0..8).map(|n| n * 16 + 5).collect();
+    for number in 0..3 {
+        for p in &all {
+            put(&accounts, &account(*p, number), &format!("{p}-{number}")).await;
+        }
+    }
+    accounts.delete(&account(5, 2)).await.unwrap();
+    let statuses = watcher.statuses();
+    statuses
+        .put(&account(5, 1), &StatusRecord::default())
+        .await
+        .unwrap();
+    let (mut changes, reader) = watcher.accounts().follow();
+    let group = partition(5).group();
+    // One by one, and in one pass.
+    for count in [1, 2, 8] {
+        let of: Vec<Partition> = all.iter().take(count).map(|p| partition(*p)).collect();
+        let found = read(&reader, group, &of).await;
+        let names: Vec<Partition> = found.iter().map(|read| read.partition).collect();
+        assert_eq!(names, of);
+        for read in &found {
+            let p = read.partition.number();
+            let left = if p == 5 { 2 } else { 3 };
+            let expected: BTreeMap<_, _> = (0..left)
+                .map(|n| (account(p, n), format!("{p}-{n}")))
+                .collect();
+            assert_eq!(hosts(read), expected);
+        }
+    }
+    // None of these was told as a change; what comes now is.
+    let revision = put(&accounts, &account(21, 0), "new").await;
+    let AccountChange::Put {
+        account: id,
+        record,
+        version,
+    } = change(&mut changes).await
+    else {
+        panic!("a change")
+    };
+    assert_eq!((id, record.host.as_str()), (account(21, 0), "new"));
+    assert_eq!(version.revision, revision);
+    let found = read(&reader, group, &[partition(21)]).await;
+    assert!(found[0].version >= version);
+    accounts.delete(&account(21, 0)).await.unwrap();
+    let removed = change(&mut changes).await;
+    assert!(
+        matches!(removed, AccountChange::Removed { account: id, version: later } if id == account(21, 0) && later > version)
+    );
+    // Over a restart of the server nothing is missed and nothing is told again.
+    world.server.kill();
+    world.server.restart().await.unwrap();
+    let accounts = world.bus(Role::Admin).await.accounts();
+    put(&accounts, &account(21, 0), "again").await;
+    let again = change(&mut changes).await;
+    assert!(
+        matches!(again, AccountChange::Put { record, version: later, .. } if record.host == "again" && later > version)
+    );
+}
+
+#[tokio::test]
+async fn a_partition_has_more_accounts_than_a_batch() {
+    let world = World::start().await;
+    let (accounts, watcher) = admin_and_watcher(&world).await;
+    let ids = accounts_of(5, 600);
+    for ids in ids.chunks(100) {
+        let record = record("one");
+        let puts = ids.iter().map(|id| accounts.create(id, &record));
+        for put in join_all(puts).await {
+            assert!(matches!(put, Ok(Cas::Stored(_))), "{put:?}");
+        }
+    }
+    let (_changes, reader) = watcher.accounts().follow();
+    let found = read(&reader, ids[0].group(), &[partition(5)]).await;
+    assert_eq!(hosts(&found[0]).into_keys().collect::<Vec<_>>(), ids);
+}
+
+#[tokio::test]
+async fn what_changes_during_a_load_is_neither_lost_nor_undone() {
+    let world = World::start().await;
+    let (accounts, watcher) = admin_and_watcher(&world).await;
+    let ids: Vec<AccountId> = (0..20).map(|n| account(5, n)).collect();
+    for id in &ids {
+        put(&accounts, id, "before").await;
+    }
+    let (mut changes, reader) = watcher.accounts().follow();
+    let (last, group) = (account(5, 20), ids[0].group());
+    let writes = async {
+        for round in 0..5 {
+            for (number, id) in ids.iter().enumerate() {
+                if (number + round) % 4 == 0 {
+                    accounts.delete(id).await.unwrap();
+                } else {
+                    put(&accounts, id, &format!("{round}-{number}")).await;
+                }
+            }
+        }
+        put(&accounts, &last, "last").await;
+    };
+    let reads = async {
+        let mut merge = Merge::reading();
+        let mut known: BTreeMap<AccountId, String> = BTreeMap::new();
+        // Followed before the writes have gone far: only then are changes told beside the read.
+        let _ = read(&reader, group, &[partition(5)]).await;
+        let loading = async {
+            // In the middle of the writes.
+            while accounts
+                .get(&ids[7])
+                .await
+                .unwrap()
+                .is_some_and(|r| r.value.host == "before")
+            {
+                tokio::task::yield_now().await;
+            }
+            read(&reader, group, &[partition(5)]).await.remove(0)
+        };
+        tokio::pin!(loading);
+        let mut loaded = false;
+        loop {
+            tokio::select! {
+                biased;
+                found = &mut loading, if !loaded => {
+                    loaded = true;
+                    let records = found.records.into_iter().map(|(id, record)| (id, record.host));
+                    known = merge.on_read(found.version, records).into_iter().collect();
+                }
+                told = changes.next() => {
+                    let told = match told.unwrap() {
+                        AccountChange::Put { account, record, version } => merge.on_change(account, version, Some(record.host)),
+                        AccountChange::Removed { account, version } => merge.on_change(account, version, None),
+                        AccountChange::Restarted { .. } => panic!("nothing restarts here"),
+                    };
+                    match told {
+                        Some((id, Some(host))) => { known.insert(id, host); }
+                        Some((id, None)) => { known.remove(&id); }
+                        None => {}
+                    }
+                }
+            }
+            if loaded && known.contains_key(&last) {
+                return known;
+            }
+        }
+    };
+    let ((), known) = soon(async { tokio::join!(writes, reads) }).await;
+    let mut there = BTreeMap::new();
+    for (id, found) in accounts.list(None, 1000, None).await.unwrap().records {
+        there.insert(id, found.value.host);
+    }
+    assert_eq!(known, there);
+}
+
+#[tokio::test]
+async fn a_bucket_made_anew_is_another_history() {
+    let world = World::start().await;
+    let (accounts, watcher) = admin_and_watcher(&world).await;
+    let id = account(5, 0);
+    for host in ["one", "two", "three"] {
+        put(&accounts, &id, host).await;
+    }
+    let (mut changes, reader) = watcher.accounts().follow();
+    let before = read(&reader, id.group(), &[partition(5)]).await.remove(0);
+    let operator = world.operator().await;
+    api(&operator, "STREAM.DELETE.KV_MB_main_STATE_5", json!({})).await;
+    world.bus(Role::Setup).await.setup().await.unwrap();
+    let other = account(5, 1);
+    put(&accounts, &other, "new").await;
+    let AccountChange::Restarted { group, history } = change(&mut changes).await else {
+        panic!("a restart")
+    };
+    assert_eq!(group, id.group());
+    let after = read(&reader, group, &[partition(5)]).await.remove(0);
+    assert_eq!(after.version.history, history);
+    // Although revisions count from the start.
+    assert!(after.version.revision < before.version.revision && after.version > before.version);
+    assert_eq!(hosts(&after), BTreeMap::from([(other, "new".to_owned())]));
+    put(&accounts, &id, "again").await;
+    let again = change(&mut changes).await;
+    assert!(matches!(again, AccountChange::Put { version, .. } if version > after.version));
+}
