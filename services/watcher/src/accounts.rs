@@ -6,10 +6,12 @@ use std::{
     time::Duration,
 };
 
+use mailbell_bus::state::PartitionRecords;
 use mailbell_core::{
     backoff::Backoff,
     ids::{AccountId, Group, OwnerEpoch, Partition},
     ownership::Flush,
+    records::{Merge, Version},
     session::{Known, Stop},
 };
 use mailbell_proto::bus::v1::AccountRecord;
@@ -52,8 +54,34 @@ struct Entry {
     record: Arc<AccountRecord>,
     state: State,
     crashes: Option<Box<Backoff>>,
-    /// Not told anew since its bucket was lost.
-    unconfirmed: bool,
+}
+
+impl Entry {
+    const fn new(record: Arc<AccountRecord>) -> Self {
+        Self {
+            record,
+            state: State::Resting,
+            crashes: None,
+        }
+    }
+}
+
+/// A partition that is ours: it is being loaded, or its sessions run.
+#[derive(Debug)]
+struct Owned {
+    /// Tells this ownership from one before or after it, also over a renewed claim.
+    tenure: u64,
+    /// That of the claim, as it was taken or renewed last.
+    epoch: OwnerEpoch,
+    merge: Merge<AccountId, Arc<AccountRecord>>,
+    entries: HashMap<AccountId, Entry>,
+}
+
+/// The records of a partition are to be read anew.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reread {
+    pub(crate) partition: Partition,
+    tenure: u64,
 }
 
 /// How a session begins.
@@ -71,7 +99,9 @@ pub(crate) type Ended = Result<(Id, End), JoinError>;
 pub(crate) struct Accounts {
     context: Arc<Context>,
     registry: Arc<Registry>,
-    entries: HashMap<AccountId, Entry>,
+    /// Those that are ours or being loaded; of no other is anything kept.
+    partitions: HashMap<Partition, Owned>,
+    tenures: u64,
     tasks: JoinSet<End>,
     running: HashMap<Id, AccountId>,
     quarantined: BTreeSet<(Instant, AccountId)>,
@@ -84,7 +114,8 @@ impl Accounts {
         Self {
             context,
             registry,
-            entries: HashMap::new(),
+            partitions: HashMap::new(),
+            tenures: 0,
             tasks: JoinSet::new(),
             running: HashMap::new(),
             quarantined: BTreeSet::new(),
@@ -92,27 +123,57 @@ impl Accounts {
         }
     }
 
+    /// These partitions were claimed and are being loaded: changes of their accounts are kept for [`Accounts::begin`].
+    pub(crate) fn expect(&mut self, partitions: impl IntoIterator<Item = (Partition, OwnerEpoch)>) {
+        for (partition, epoch) in partitions {
+            let owned = self.owned(epoch);
+            self.partitions.insert(partition, owned);
+        }
+    }
+
+    fn owned(&mut self, epoch: OwnerEpoch) -> Owned {
+        self.tenures += 1;
+        Owned {
+            tenure: self.tenures,
+            epoch,
+            merge: Merge::reading(),
+            entries: HashMap::new(),
+        }
+    }
+
     /// The sessions of these partitions begin, with what is known of them. Then their claims may move.
     pub(crate) fn begin(&mut self, partitions: &[(Partition, OwnerEpoch)], found: Found) {
         let Found {
+            records,
             mut known,
             mut unreadable,
         } = found;
         let ours: HashMap<_, _> = partitions.iter().copied().collect();
-        let accounts: Vec<(AccountId, OwnerEpoch)> = self
-            .entries
-            .keys()
-            .filter_map(|account| {
-                let epoch = ours.get(&account.partition())?;
-                Some((account.clone(), *epoch))
-            })
-            .collect();
-        for (account, epoch) in accounts {
-            let begin = match known.remove(&account) {
-                Some(known) => Begin::Known(known),
-                None => Begin::Alone(unreadable.remove(&account)),
+        for read in records {
+            let partition = read.partition;
+            let Some(&epoch) = ours.get(&partition) else {
+                continue;
             };
-            self.start(&account, epoch, begin);
+            // Whoever did not expect it has missed changes of it.
+            let mut owned = self
+                .partitions
+                .remove(&partition)
+                .unwrap_or_else(|| self.owned(epoch));
+            let all = owned.merge.on_read(read.version, shared(read.records));
+            owned.epoch = epoch;
+            owned.entries = all
+                .into_iter()
+                .map(|(account, record)| (account, Entry::new(record)))
+                .collect();
+            let accounts: Vec<AccountId> = owned.entries.keys().cloned().collect();
+            self.partitions.insert(partition, owned);
+            for account in accounts {
+                let begin = match known.remove(&account) {
+                    Some(known) => Begin::Known(known),
+                    None => Begin::Alone(unreadable.remove(&account)),
+                };
+                self.start(&account, epoch, begin);
+            }
         }
         let served = self.registry.serve(ours);
         self.count(served);
@@ -126,51 +187,127 @@ impl Accounts {
     /// A partition is ours by another claim, and nobody had it in between: what runs goes on.
     pub(crate) fn renew(&mut self, partition: Partition, epoch: OwnerEpoch) {
         self.context.metrics.claims_kept.inc();
+        if let Some(owned) = self.partitions.get_mut(&partition) {
+            owned.epoch = epoch;
+        }
         self.registry.renew(partition, epoch);
     }
 
-    /// A partition is somebody else's: its sessions end at once and write nothing.
+    /// A partition is somebody else's: its sessions end at once and write nothing. `false`: it was taken again since that
+    /// ownership.
     pub(crate) fn lose(&mut self, partition: Partition, epoch: OwnerEpoch) -> bool {
         let Some(left) = self.registry.lose(partition, epoch) else {
             return false;
         };
         self.count(left);
-        for (account, entry) in &mut self.entries {
-            if account.partition() != partition {
-                continue;
-            }
-            if let State::Quarantined { until } = entry.state {
-                self.quarantined.remove(&(until, account.clone()));
-            }
-            if let Some(slot) = self.registry.session(account) {
-                slot.stop(Stop::Lost);
-                self.registry.remove(account);
-            }
+        // It may be being loaded, by a newer claim.
+        if self
+            .partitions
+            .get(&partition)
+            .is_none_or(|owned| owned.epoch > epoch)
+        {
+            return true;
+        }
+        let lost = self.partitions.remove(&partition);
+        for (account, entry) in lost.into_iter().flat_map(|owned| owned.entries) {
             // The task ends by itself; nobody waits for it any more.
-            entry.state = State::Resting;
+            self.end(account, &entry);
         }
         true
     }
 
     /// An account was added or changed.
-    pub(crate) fn put(&mut self, account: AccountId, record: AccountRecord) {
-        let record = Arc::new(record);
-        let removed = record.removed_at_ms > 0;
-        let entry = self
+    pub(crate) fn put(&mut self, account: AccountId, version: Version, record: AccountRecord) {
+        let Some(owned) = self.partitions.get_mut(&account.partition()) else {
+            return;
+        };
+        let record = Some(Arc::new(record));
+        if let Some((account, Some(record))) = owned.merge.on_change(account, version, record) {
+            self.set(account, record);
+        }
+    }
+
+    /// The record is gone: its tombstone has aged out, or somebody deleted it.
+    pub(crate) fn delete(&mut self, account: AccountId, version: Version) {
+        let Some(owned) = self.partitions.get_mut(&account.partition()) else {
+            return;
+        };
+        if let Some((account, None)) = owned.merge.on_change(account, version, None) {
+            self.forget(account);
+        }
+    }
+
+    /// Changes of this group may have been missed before this history began: see [`Accounts::rereads`].
+    pub(crate) fn restarted(&mut self, group: Group, history: u32) {
+        for partition in group.partitions() {
+            if let Some(owned) = self.partitions.get_mut(&partition) {
+                owned.merge.on_restarted(history);
+            }
+        }
+    }
+
+    /// The partitions whose records are to be read anew: [`Accounts::reread`] takes what was read. Each is named once.
+    pub(crate) fn rereads(&mut self) -> Vec<Reread> {
+        let mut rereads = Vec::new();
+        for (partition, owned) in &mut self.partitions {
+            if owned.merge.wants_read() {
+                owned.merge.begin_read();
+                rereads.push(Reread {
+                    partition: *partition,
+                    tenure: owned.tenure,
+                });
+            }
+        }
+        rereads
+    }
+
+    /// All records of a partition, read anew. What was not found is not there any more.
+    pub(crate) fn reread(&mut self, reread: Reread, read: PartitionRecords) {
+        let Some(owned) = self.partitions.get_mut(&reread.partition) else {
+            return;
+        };
+        if owned.tenure != reread.tenure {
+            return;
+        }
+        let all = owned.merge.on_read(read.version, shared(read.records));
+        let gone: Vec<AccountId> = owned
+            .entries
+            .keys()
+            .filter(|account| !all.contains_key(account))
+            .cloned()
+            .collect();
+        let changed: Vec<(AccountId, Arc<AccountRecord>)> = all
+            .into_iter()
+            .filter(|(account, record)| {
+                let known = owned.entries.get(account);
+                known.is_none_or(|entry| entry.record != *record)
+            })
+            .collect();
+        if !gone.is_empty() {
+            tracing::error!(partition = %reread.partition, accounts = gone.len(), "account records were lost: restore them from a backup");
+        }
+        for account in gone {
+            self.forget(account);
+        }
+        for (account, record) in changed {
+            self.set(account, record);
+        }
+    }
+
+    /// This is the account's record now.
+    fn set(&mut self, account: AccountId, record: Arc<AccountRecord>) {
+        let Some(owned) = self.partitions.get_mut(&account.partition()) else {
+            return;
+        };
+        let entry = owned
             .entries
             .entry(account.clone())
-            .or_insert_with(|| Entry {
-                record: Arc::clone(&record),
-                state: State::Resting,
-                crashes: None,
-                unconfirmed: false,
-            });
+            .or_insert_with(|| Entry::new(Arc::clone(&record)));
         entry.record = Arc::clone(&record);
-        entry.unconfirmed = false;
         match entry.state {
             State::Running { .. } => {
                 if let Some(slot) = self.registry.session(&account) {
-                    if removed {
+                    if record.removed_at_ms > 0 {
                         slot.stop(Stop::Removed);
                     } else {
                         slot.change(record);
@@ -187,52 +324,38 @@ impl Accounts {
         }
     }
 
-    /// The record is gone: its tombstone has aged out, or somebody deleted it.
-    pub(crate) fn delete(&mut self, account: &AccountId) {
-        let Some(entry) = self.entries.remove(account) else {
-            return;
-        };
-        if let State::Quarantined { until } = entry.state {
-            self.quarantined.remove(&(until, account.clone()));
+    /// The account is not there any more.
+    fn forget(&mut self, account: AccountId) {
+        let owned = self.partitions.get_mut(&account.partition());
+        if let Some(entry) = owned.and_then(|owned| owned.entries.remove(&account)) {
+            self.end(account, &entry);
         }
-        if let Some(slot) = self.registry.session(account) {
+    }
+
+    /// Ends what there is of a session whose entry is gone.
+    fn end(&mut self, account: AccountId, entry: &Entry) {
+        if let Some(slot) = self.registry.session(&account) {
             slot.stop(Stop::Lost);
-            self.registry.remove(account);
+            self.registry.remove(&account);
+        }
+        if let State::Quarantined { until } = entry.state {
+            self.quarantined.remove(&(until, account));
         }
     }
 
-    /// The bucket of this group is told anew.
-    pub(crate) fn restarted(&mut self, group: Group) {
-        for (account, entry) in &mut self.entries {
-            if account.group() == group {
-                entry.unconfirmed = true;
-            }
-        }
-    }
-
-    /// All of this group was told: what was not told is not there any more.
-    pub(crate) fn loaded(&mut self, group: Group) {
-        let gone: Vec<AccountId> = self
-            .entries
-            .iter()
-            .filter(|(account, entry)| entry.unconfirmed && account.group() == group)
-            .map(|(account, _)| account.clone())
-            .collect();
-        if !gone.is_empty() {
-            tracing::error!(%group, accounts = gone.len(), "account records were lost: restore them from a backup");
-        }
-        for account in gone {
-            self.delete(&account);
-        }
+    fn entry(&mut self, account: &AccountId) -> Option<&mut Entry> {
+        let owned = self.partitions.get_mut(&account.partition())?;
+        owned.entries.get_mut(account)
     }
 
     fn start(&mut self, account: &AccountId, epoch: OwnerEpoch, begin: Begin) {
-        let Some(entry) = self.entries.get_mut(account) else {
+        let Some(entry) = self.entry(account) else {
             return;
         };
         if matches!(entry.state, State::Purged) {
             return;
         }
+        let record = Arc::clone(&entry.record);
         // What bounded the claim until now goes on to, until the session knows better.
         let (known, flush) = match begin {
             Begin::Known(known) => {
@@ -249,23 +372,19 @@ impl Accounts {
             }
         };
         let slot = Arc::new(Slot::new(account.clone(), flush));
-        if entry.record.removed_at_ms > 0 {
+        if record.removed_at_ms > 0 {
             slot.stop(Stop::Removed);
         }
         self.registry.insert(Arc::clone(&slot));
-        let run = run(
-            Arc::clone(&self.context),
-            slot,
-            Arc::clone(&entry.record),
-            epoch,
-            known,
-        );
+        let run = run(Arc::clone(&self.context), slot, record, epoch, known);
         let task = self.tasks.spawn(run).id();
         self.running.insert(task, account.clone());
-        entry.state = State::Running {
-            task,
-            since: Instant::now(),
-        };
+        if let Some(entry) = self.entry(account) {
+            entry.state = State::Running {
+                task,
+                since: Instant::now(),
+            };
+        }
     }
 
     /// The next task that ended; never, if none runs. Cancel-safe.
@@ -293,7 +412,8 @@ impl Accounts {
         let Some(account) = self.running.remove(&id) else {
             return;
         };
-        let Some(entry) = self.entries.get_mut(&account) else {
+        let owned = self.partitions.get_mut(&account.partition());
+        let Some(entry) = owned.and_then(|owned| owned.entries.get_mut(&account)) else {
             return;
         };
         let State::Running { task, since } = entry.state else {
@@ -368,6 +488,13 @@ impl Accounts {
         self.purges.shutdown().await;
         self.tasks.shutdown().await;
     }
+}
+
+fn shared(
+    records: Vec<(AccountId, AccountRecord)>,
+) -> impl Iterator<Item = (AccountId, Arc<AccountRecord>)> {
+    let share = |(account, record)| (account, Arc::new(record));
+    records.into_iter().map(share)
 }
 
 /// One session from its load to its end.

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use mailbell_bus::{BusError, Claims, Filter, Take, Taken, patience};
+use mailbell_bus::{
+    BusError, Claims, Filter, Take, Taken, patience,
+    state::{AccountReader, PartitionRecords},
+};
 use mailbell_core::{
     ids::{AccountId, Group, OwnerEpoch, Partition, Position},
     ownership::{Flush, fold, fold_after},
@@ -21,10 +24,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::ledger::BusLedger;
+use crate::{accounts::Reread, ledger::BusLedger};
 
 /// Groups that are loaded at once; each holds its checkpoints and one batch of its log in memory.
 const GROUPS_AT_ONCE: usize = 4;
+/// Up to so many partitions of a group's log are read one by one.
+const SINGLY: usize = 4;
 
 /// What became of an attempt to claim partitions.
 #[derive(Debug, Default)]
@@ -75,6 +80,8 @@ pub(crate) struct Loaded {
 /// See [`Loaded`].
 #[derive(Debug, Default)]
 pub(crate) struct Found {
+    /// The account records of each partition.
+    pub(crate) records: Vec<PartitionRecords>,
     pub(crate) known: HashMap<AccountId, Known>,
     /// Accounts whose checkpoint cannot be read, with what bounds the claim for as long as it is so: what the log has of them is
     /// not stored anywhere else.
@@ -84,14 +91,20 @@ pub(crate) struct Found {
 /// Loads that are under way. Each goes on until it is done: nobody else would.
 #[derive(Debug)]
 pub(crate) struct Loads {
+    reader: AccountReader,
+    /// Groups of which everything was looked at once: see [`load`].
+    seen: HashSet<Group>,
     tasks: JoinSet<Loaded>,
     partitions: HashSet<Partition>,
     attempts: Arc<Semaphore>,
 }
 
 impl Loads {
-    pub(crate) fn new() -> Self {
+    /// With what reads account records, beside their changes.
+    pub(crate) fn new(reader: AccountReader) -> Self {
         Self {
+            reader,
+            seen: HashSet::new(),
             tasks: JoinSet::new(),
             partitions: HashSet::new(),
             attempts: Arc::new(Semaphore::new(GROUPS_AT_ONCE)),
@@ -107,9 +120,15 @@ impl Loads {
             group.push((partition, taken));
         }
         for (group, taken) in groups {
-            let (ledger, attempts) = (ledger.clone(), Arc::clone(&self.attempts));
-            self.tasks
-                .spawn(load_until_done(ledger, group, taken, attempts));
+            let load = Load {
+                ledger: ledger.clone(),
+                reader: self.reader.clone(),
+                group,
+                taken,
+                whole: !self.seen.contains(&group),
+            };
+            let attempts = Arc::clone(&self.attempts);
+            self.tasks.spawn(load_until_done(load, attempts));
         }
     }
 
@@ -129,6 +148,7 @@ impl Loads {
             Some(Ok(loaded)) => {
                 for (partition, _) in &loaded.partitions {
                     self.partitions.remove(partition);
+                    self.seen.insert(partition.group());
                 }
                 loaded
             }
@@ -147,23 +167,32 @@ impl Loads {
     }
 }
 
-async fn load_until_done(
+/// What one task loads.
+struct Load {
     ledger: BusLedger,
+    reader: AccountReader,
     group: Group,
     taken: Vec<(Partition, Taken)>,
-    attempts: Arc<Semaphore>,
-) -> Loaded {
+    /// Whether the checkpoints of the whole group are looked at.
+    whole: bool,
+}
+
+async fn load_until_done(load_of: Load, attempts: Arc<Semaphore>) -> Loaded {
     let mut backoff = patience();
     let mut said = Instant::now();
+    let group = load_of.group;
     loop {
         // Held for an attempt only: a group that does not answer leaves the others their turn.
         let attempt = {
+            // Nobody's turn is spent on a bucket that is not there. (Closed: the attempt says so too.)
+            let _ = load_of.reader.until_followed(group).await;
             let _turn = attempts.acquire().await;
-            load(&ledger, group, &taken).await
+            load(&load_of).await
         };
         match attempt {
             Ok(found) => {
-                let partitions = taken
+                let partitions = load_of
+                    .taken
                     .iter()
                     .map(|(partition, taken)| (*partition, taken.epoch))
                     .collect();
@@ -181,17 +210,61 @@ async fn load_until_done(
     }
 }
 
-/// Loads the checkpoints of one group and folds in its log: one read for all partitions.
-async fn load(
-    ledger: &BusLedger,
+/// Reads the records of partitions anew; goes on until it is done.
+pub(crate) async fn reread(
+    reader: AccountReader,
     group: Group,
-    taken: &[(Partition, Taken)],
-) -> Result<Found, BusError> {
+    rereads: Vec<Reread>,
+) -> Vec<(Reread, PartitionRecords)> {
+    let partitions: Vec<Partition> = rereads.iter().map(|reread| reread.partition).collect();
+    let mut backoff = patience();
+    let read = loop {
+        match reader.partitions(group, &partitions).await {
+            Ok(read) => break read,
+            Err(error) => {
+                tracing::debug!(%group, %error, "account records cannot be read anew yet")
+            }
+        }
+        let wait = backoff.next(&mut rand::rng());
+        sleep(wait).await;
+    };
+    let mut of: HashMap<Partition, Reread> = rereads
+        .into_iter()
+        .map(|reread| (reread.partition, reread))
+        .collect();
+    read.into_iter()
+        .filter_map(|read| Some((of.remove(&read.partition)?, read)))
+        .collect()
+}
+
+/// Loads records and checkpoints of partitions of one group and folds in its log: one read for all partitions.
+///
+/// The first time that this process takes anything of a group it looks at the checkpoints of all of it: they prove how far the
+/// log had come, which this process has not seen. Later the partition's own are enough.
+async fn load(load: &Load) -> Result<Found, BusError> {
+    let Load {
+        ledger,
+        reader,
+        group,
+        taken,
+        whole,
+    } = load;
+    let group = *group;
     let ours: HashMap<Partition, Taken> = taken.iter().copied().collect();
+    let partitions: Vec<Partition> = ours.keys().copied().collect();
+    let wanted: Vec<Partition> = if *whole {
+        group.partitions().collect()
+    } else {
+        partitions.clone()
+    };
     let mut known: HashMap<AccountId, Known> = HashMap::new();
     let mut unreadable: HashMap<AccountId, Flush> = HashMap::new();
-    let logs = &ledger.logs;
-    for (account, found) in ledger.bus.checkpoints().load_group(group).await? {
+    let (logs, checkpoints) = (&ledger.logs, ledger.bus.checkpoints());
+    let (records, stored) = tokio::try_join!(
+        reader.partitions(group, &partitions),
+        checkpoints.load_partitions(group, &wanted),
+    )?;
+    for (account, found) in stored {
         // What was stored, of whatever partition, proves that the log had come so far, newer than what is written of it lazily: a
         // log that is shorter now was cut, and must not grow over the positions that devices hold.
         if let Ok(found) = &found {
@@ -236,22 +309,40 @@ async fn load(
     }
     // Where nothing is known of the claim, the checkpoints' own positions count; who has none needs all.
     let Some(after) = begins.values().min().copied() else {
-        return Ok(Found { known, unreadable });
+        return Ok(Found {
+            records,
+            known,
+            unreadable,
+        });
     };
-    let mut reader = logs.read(group, Filter::All, after, tail.last);
-    while let Some(entries) = reader.next_batch().await? {
-        for entry in entries {
-            let Some(begin) = begins.get(&entry.account.partition()) else {
-                continue;
-            };
-            if let Some(event) = entry.event
-                && entry.position > *begin
-                && !unreadable.contains_key(&entry.account)
-            {
-                let known = known.entry(entry.account).or_default();
-                fold(known, log_id, entry.position, &event);
+    // A few are read one by one: the log of a group holds those of 64.
+    let reads: Vec<(Filter, Position)> = if begins.len() <= SINGLY {
+        let single =
+            |(partition, begin): (&Partition, &Position)| (Filter::Partition(*partition), *begin);
+        begins.iter().map(single).collect()
+    } else {
+        vec![(Filter::All, after)]
+    };
+    for (filter, after) in reads {
+        let mut reader = logs.read(group, filter, after, tail.last);
+        while let Some(entries) = reader.next_batch().await? {
+            for entry in entries {
+                let Some(begin) = begins.get(&entry.account.partition()) else {
+                    continue;
+                };
+                if let Some(event) = entry.event
+                    && entry.position > *begin
+                    && !unreadable.contains_key(&entry.account)
+                {
+                    let known = known.entry(entry.account).or_default();
+                    fold(known, log_id, entry.position, &event);
+                }
             }
         }
     }
-    Ok(Found { known, unreadable })
+    Ok(Found {
+        records,
+        known,
+        unreadable,
+    })
 }

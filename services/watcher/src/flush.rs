@@ -39,11 +39,9 @@ pub(crate) async fn flush(
             Err(_) => failed = Some(BusError::Closed),
         }
     }
-    let log_id = |group| tails.get(&group).map(|(id, _)| *id).unwrap_or_default();
-    let bounds = registry.bounds(log_id);
     for partition in partitions {
         if let Some((log_id, tail)) = tails.get(&partition.group()) {
-            let bound = bounds.get(&partition).copied().unwrap_or(*tail);
+            let bound = registry.bound(partition, *log_id).unwrap_or(*tail);
             claims.flushed(partition, *log_id, bound.min(*tail));
         }
     }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use mailbell_core::ids::{AccountId, Group, LogId, OwnerEpoch, Partition, Position};
+use mailbell_core::ids::{AccountId, LogId, OwnerEpoch, Partition, Position};
 use mailbell_proto::push::v1::Health;
 
 use crate::slot::Slot;
@@ -16,7 +16,7 @@ use crate::slot::Slot;
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    sessions: RwLock<HashMap<AccountId, Arc<Slot>>>,
+    sessions: RwLock<HashMap<Partition, HashMap<AccountId, Arc<Slot>>>>,
     /// Partitions whose sessions have all begun.
     partitions: RwLock<HashMap<Partition, OwnerEpoch>>,
     draining: AtomicBool,
@@ -25,7 +25,7 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn session(&self, account: &AccountId) -> Option<Arc<Slot>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        sessions.get(account).cloned()
+        sessions.get(&account.partition())?.get(account).cloned()
     }
 
     pub(crate) fn insert(&self, slot: Arc<Slot>) {
@@ -33,7 +33,8 @@ impl Registry {
             .sessions
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        sessions.insert(slot.account.clone(), slot);
+        let partition = sessions.entry(slot.account.partition()).or_default();
+        partition.insert(slot.account.clone(), slot);
     }
 
     pub(crate) fn remove(&self, account: &AccountId) {
@@ -41,7 +42,13 @@ impl Registry {
             .sessions
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        sessions.remove(account);
+        let partition = account.partition();
+        if let Some(of_partition) = sessions.get_mut(&partition) {
+            of_partition.remove(account);
+            if of_partition.is_empty() {
+                sessions.remove(&partition);
+            }
+        }
     }
 
     pub(crate) fn serves(&self, partition: Partition) -> bool {
@@ -73,30 +80,30 @@ impl Registry {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// For each partition that has any, the lowest bound of its sessions in these histories.
-    pub(crate) fn bounds(&self, log_id: impl Fn(Group) -> LogId) -> HashMap<Partition, Position> {
-        let mut bounds = HashMap::new();
+    /// The lowest bound of the partition's sessions in this history, if any has one.
+    pub(crate) fn bound(&self, partition: Partition, log_id: LogId) -> Option<Position> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        for (account, slot) in sessions.iter() {
-            let partition = account.partition();
-            if let Some(bound) = slot.flush().within(log_id(partition.group())) {
-                bounds
-                    .entry(partition)
-                    .and_modify(|lowest: &mut Position| *lowest = bound.min(*lowest))
-                    .or_insert(bound);
-            }
-        }
-        bounds
+        let of_partition = sessions.get(&partition)?.values();
+        of_partition
+            .filter_map(|slot| slot.flush().within(log_id))
+            .min()
     }
 
-    /// How many sessions there are, and how many of them watch.
+    /// How many sessions there are.
+    pub(crate) fn sessions(&self) -> usize {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.values().map(HashMap::len).sum()
+    }
+
+    /// How many sessions there are, and how many of them watch. Looks at each of them.
     pub(crate) fn count(&self) -> (usize, usize) {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         let watching = sessions
             .values()
+            .flat_map(HashMap::values)
             .filter(|slot| slot.health() == Health::Watching)
             .count();
-        (sessions.len(), watching)
+        (sessions.values().map(HashMap::len).sum(), watching)
     }
 
     /// All sessions of these partitions have begun; how many there are now.
@@ -129,10 +136,12 @@ impl Registry {
     pub(crate) fn renew(&self, partition: Partition, epoch: OwnerEpoch) {
         self.serve([(partition, epoch)]);
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        for (account, slot) in sessions.iter() {
-            if account.partition() == partition {
-                slot.renew(epoch);
-            }
+        for slot in sessions
+            .get(&partition)
+            .into_iter()
+            .flat_map(HashMap::values)
+        {
+            slot.renew(epoch);
         }
     }
 }

@@ -1,20 +1,15 @@
 //! The watcher as a component: it starts, keeps what it owns, and hands everything over when it drains.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mailbell_bus::{
     Bus, Claims, Lost, LostClaims, LostReason, OwnerService, ServeOptions, patience, patiently,
-    state::{Change, Watch},
+    state::{AccountChange, AccountChanges, AccountReader, PartitionRecords},
 };
 use mailbell_core::{
-    ids::{AccountId, GROUPS, Group, OwnerEpoch, Partition},
+    ids::{Group, OwnerEpoch, Partition},
     seal::KeyRing,
 };
-use mailbell_proto::bus::v1::AccountRecord;
 use mailbell_runtime::{
     drain::{DrainHandle, Draining},
     health::Health,
@@ -22,13 +17,13 @@ use mailbell_runtime::{
 use tokio::{
     sync::{Semaphore, watch},
     task::{JoinHandle, JoinSet},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
 };
 
 use crate::{
     Error, Metrics, Options,
-    accounts::Accounts,
-    acquire::{Claimed, Loaded, Loads, claim},
+    accounts::{Accounts, Reread},
+    acquire::{Claimed, Loaded, Loads, claim, reread},
     driver::{Context, Dial},
     flush::flush,
     gate::Gate,
@@ -168,9 +163,10 @@ struct Running {
     claims: Claims,
     lost: LostClaims,
     service: Arc<OwnerService>,
-    changes: Watch<AccountId, AccountRecord>,
-    /// Groups whose accounts have been told. Only their partitions are taken.
-    told: HashSet<Group>,
+    changes: AccountChanges,
+    reader: AccountReader,
+    /// Records of partitions of ours that are read anew.
+    rereads: JoinSet<Vec<(Reread, PartitionRecords)>>,
     claiming: Option<JoinHandle<Claimed>>,
     loads: Loads,
     /// Tasks that begin to answer requests for partitions.
@@ -236,50 +232,27 @@ impl Running {
         let service = bus.serve(ServeOptions::default(), move |account, request| {
             answers.clone().answer(account, request)
         });
-        let mut running = Self {
+        let (changes, reader) = bus.accounts().follow();
+        Ok(Self {
             accounts: Accounts::new(context, Arc::clone(&registry)),
-            changes: bus.accounts().watch(Group::all()),
+            changes,
+            loads: Loads::new(reader.clone()),
+            reader,
+            rereads: JoinSet::new(),
             options,
             ledger,
             registry,
             claims,
             lost,
             service: Arc::new(service),
-            told: HashSet::new(),
             claiming: None,
-            loads: Loads::new(),
             owning: JoinSet::new(),
             expired: HashMap::new(),
             flushing: None,
             health,
             ready,
             settle: Some(Instant::now() + SETTLE),
-        };
-        running.load_accounts().await?;
-        Ok(running)
-    }
-
-    /// Reads every account record once, of those groups that answer soon. Sessions begin only when partitions are ours.
-    async fn load_accounts(&mut self) -> Result<(), Error> {
-        let retake = self.options.retake;
-        let all = async {
-            while self.told.len() < usize::from(GROUPS) {
-                let change = self.changes.next().await.ok_or(Error::Closed)?;
-                self.on_change(change);
-            }
-            Ok(())
-        };
-        match timeout(retake, all).await {
-            Ok(loaded) => loaded,
-            Err(_) => {
-                let left = usize::from(GROUPS) - self.told.len();
-                tracing::warn!(
-                    left,
-                    "some groups of accounts do not answer; the others begin"
-                );
-                Ok(())
-            }
-        }
+        })
     }
 
     /// Keeps what it owns until the drain begins.
@@ -303,6 +276,12 @@ impl Running {
                 Some(_) = self.owning.join_next() => self.see_whether_ready(),
                 ended = self.accounts.ended() => self.accounts.on_ended(ended),
                 change = self.changes.next() => self.on_change(change.ok_or(Error::Closed)?),
+                Some(Ok(read)) = self.rereads.join_next() => {
+                    for (wanted, records) in read {
+                        self.accounts.reread(wanted, records);
+                    }
+                    self.read_anew();
+                }
                 () = finished(&mut self.flushing) => {}
                 _ = retake.tick() => {
                     heartbeat.beat();
@@ -315,16 +294,32 @@ impl Running {
         }
     }
 
-    fn on_change(&mut self, change: Change<AccountId, AccountRecord>) {
+    fn on_change(&mut self, change: AccountChange) {
         match change {
-            Change::Put { key, value, .. } => self.accounts.put(key, value),
-            Change::Removed { key } => self.accounts.delete(&key),
-            Change::Restarted { group } => self.accounts.restarted(group),
-            Change::Loaded { group } => {
-                self.accounts.loaded(group);
-                // One that was waited for; else there is nothing that is missing of it.
-                self.told.insert(group);
+            AccountChange::Put {
+                account,
+                record,
+                version,
+            } => self.accounts.put(account, version, record),
+            AccountChange::Removed { account, version } => self.accounts.delete(account, version),
+            AccountChange::Restarted { group, history } => {
+                tracing::warn!(%group, "changes of accounts may have been missed; they are read anew");
+                self.accounts.restarted(group, history);
+                self.read_anew();
             }
+        }
+    }
+
+    /// Begins to read the records of partitions whose changes may have been missed.
+    fn read_anew(&mut self) {
+        let mut groups: HashMap<Group, Vec<Reread>> = HashMap::new();
+        for wanted in self.accounts.rereads() {
+            let group = groups.entry(wanted.partition.group()).or_default();
+            group.push(wanted);
+        }
+        for (group, rereads) in groups {
+            self.rereads
+                .spawn(reread(self.reader.clone(), group, rereads));
         }
     }
 
@@ -364,8 +359,6 @@ impl Running {
             .filter(|partition| {
                 !self.registry.serves(*partition) || self.expired.contains_key(partition)
             })
-            // What is taken before its accounts are known would be called flushed without them.
-            .filter(|partition| self.told.contains(&partition.group()))
             .filter(|partition| !self.loads.has(*partition))
             .collect();
         if !missing.is_empty() {
@@ -411,6 +404,10 @@ impl Running {
             _ => Ok(()),
         };
         self.health.set(CHECK, state);
+        let claims = taken
+            .iter()
+            .map(|(partition, taken)| (*partition, taken.epoch));
+        self.accounts.expect(claims);
         self.loads.begin(&self.ledger, taken);
         if foreign.len() + failed > 0 {
             tracing::debug!(
@@ -433,10 +430,11 @@ impl Running {
         }
         let numbers = partitions.iter().map(|(partition, _)| *partition).collect();
         self.accounts.begin(&partitions, found);
-        let progress = self.registry.count();
+        // One that was loaded when its bucket was made anew.
+        self.read_anew();
         tracing::info!(
             partitions = partitions.len(),
-            sessions = progress.0,
+            sessions = self.registry.sessions(),
             "partitions were taken"
         );
         self.owning.spawn(own(
@@ -449,9 +447,7 @@ impl Running {
 
     /// Ready: everything that could be taken answers, or at least something does and the rest was waited for.
     fn see_whether_ready(&mut self) {
-        let whole = self.told.len() == usize::from(GROUPS)
-            && self.loads.is_empty()
-            && self.claiming.is_none();
+        let whole = self.loads.is_empty() && self.claiming.is_none();
         let over = self.settle.is_some_and(|settle| settle <= Instant::now());
         if over {
             self.settle = None;

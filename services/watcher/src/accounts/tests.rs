@@ -19,6 +19,25 @@ struct World {
     logs: Logs,
 }
 
+const fn at(revision: u64) -> Version {
+    Version {
+        history: 1,
+        revision,
+    }
+}
+
+/// What a load finds of the partition of this account: it alone.
+fn found(account: &AccountId) -> Found {
+    Found {
+        records: vec![PartitionRecords {
+            partition: account.partition(),
+            version: at(1),
+            records: vec![(account.clone(), record())],
+        }],
+        ..Found::default()
+    }
+}
+
 /// Two accounts that share one mailbox, so that both hear of the same arrivals.
 async fn world() -> (World, AccountId, AccountId) {
     let ids = [
@@ -40,17 +59,17 @@ async fn world() -> (World, AccountId, AccountId) {
     let context = context(&server, logs.clone());
     let registry = Arc::new(Registry::default());
     let mut accounts = Accounts::new(Arc::clone(&context), Arc::clone(&registry));
-    accounts.put(one.clone(), record());
-    accounts.put(two.clone(), record());
-    assert_eq!(
-        accounts.running(),
-        0,
-        "nothing begins before its partition is ours"
-    );
-    accounts.begin(
-        &[(one.partition(), 1), (two.partition(), 1)],
-        Found::default(),
-    );
+    accounts.expect([(one.partition(), 1), (two.partition(), 1)]);
+    accounts.put(two.clone(), at(2), record());
+    assert_eq!(accounts.running(), 0, "nothing begins before it is loaded");
+    // Of the two one is read, and one is told while the other is read.
+    let mut found = found(&one);
+    found.records.push(PartitionRecords {
+        partition: two.partition(),
+        version: at(1),
+        records: Vec::new(),
+    });
+    accounts.begin(&[(one.partition(), 1), (two.partition(), 1)], found);
     server.until(|mailbox| mailbox.idling == 2).await;
     let world = World {
         accounts,
@@ -114,9 +133,7 @@ async fn a_lost_partition_takes_only_its_own_sessions() {
         (1, None)
     );
     // It is ours again.
-    world
-        .accounts
-        .begin(&[(one.partition(), 3)], Found::default());
+    world.accounts.begin(&[(one.partition(), 3)], found(&one));
     world.server.deliver(2);
     world.logs.0[&one].until_arrived(&[2]).await;
     world.logs.0[&two].until_arrived(&[2]).await;
@@ -129,12 +146,12 @@ async fn a_tombstone_purges_and_stays_purged() {
         removed_at_ms: 5,
         ..record()
     };
-    world.accounts.put(one.clone(), tombstone());
+    world.accounts.put(one.clone(), at(5), tombstone());
     let ended = world.accounts.ended().await;
     assert_eq!(ended.as_ref().unwrap().1, End::Removed);
     world.accounts.on_ended(ended);
     assert!(world.logs.0[&one].with(|state| state.checkpoint.is_none()));
-    world.accounts.put(one.clone(), tombstone());
+    world.accounts.put(one.clone(), at(6), tombstone());
     assert_eq!(world.accounts.running(), 1);
     assert!(world.registry.session(&one).is_none() && world.registry.session(&two).is_some());
 }
@@ -153,7 +170,7 @@ async fn the_claim_is_bound_over_a_crash() {
     // Its checkpoint is not stored: nobody may call the event flushed, whatever becomes of the session.
     let bound = |registry: &Registry| {
         let log_id = crate::driver::tests::log::LOG;
-        registry.bounds(|_| log_id).get(&one.partition()).copied()
+        registry.bound(one.partition(), log_id)
     };
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(bound(&world.registry), Some(0));
@@ -166,4 +183,67 @@ async fn the_claim_is_bound_over_a_crash() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     world.accounts.end_quarantines();
     assert_eq!(bound(&world.registry), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_kept_of_partitions_of_others() {
+    let (mut world, one, two) = world().await;
+    assert!(world.accounts.lose(two.partition(), 1));
+    let ended = world.accounts.ended().await;
+    world.accounts.on_ended(ended);
+    world.accounts.put(two.clone(), at(9), record());
+    world.accounts.delete(two.clone(), at(10));
+    assert_eq!(world.accounts.partitions.len(), 1);
+    assert_eq!(world.accounts.running(), 1);
+    assert!(world.registry.session(&one).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_of_an_old_claim_leaves_the_load_of_a_new_one() {
+    let (mut world, one, _) = world().await;
+    assert!(world.accounts.lose(one.partition(), 1));
+    world.accounts.expect([(one.partition(), 3)]);
+    world.accounts.lose(one.partition(), 1);
+    // Told while it is loaded, so it counts although the load does not have it.
+    let paused = AccountRecord {
+        paused: true,
+        ..record()
+    };
+    world.accounts.put(one.clone(), at(7), paused.clone());
+    world.accounts.begin(&[(one.partition(), 3)], found(&one));
+    let entry = world.accounts.entry(&one).unwrap();
+    assert_eq!(*entry.record, paused);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_made_anew_ends_what_it_has_lost_and_touches_nothing_else() {
+    let (mut world, one, two) = world().await;
+    assert!(world.accounts.rereads().is_empty());
+    for group in Group::all() {
+        world.accounts.restarted(group, 2);
+    }
+    let rereads = world.accounts.rereads();
+    assert_eq!(rereads.len(), 2);
+    assert!(world.accounts.rereads().is_empty(), "each is named once");
+    for reread in rereads {
+        let kept = (reread.partition == two.partition()).then(|| (two.clone(), record()));
+        let read = PartitionRecords {
+            partition: reread.partition,
+            version: Version {
+                history: 2,
+                revision: 1,
+            },
+            records: kept.into_iter().collect(),
+        };
+        world.accounts.reread(reread, read);
+    }
+    let ended = world.accounts.ended().await;
+    assert_eq!(ended.as_ref().unwrap().1, End::Lost);
+    world.accounts.on_ended(ended);
+    assert!(world.registry.session(&one).is_none());
+    assert!(world.accounts.rereads().is_empty());
+    // The other one goes on over the connection that it had.
+    world.server.deliver(2);
+    world.logs.0[&two].until_arrived(&[2]).await;
+    assert_eq!(world.server.look(|mailbox| mailbox.logins), 2);
 }

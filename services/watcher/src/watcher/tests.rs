@@ -1,8 +1,10 @@
 //! Who answers requests after an outage, with a real nats-server.
 
 use mailbell_bus::{AskError, BusOptions, Role};
+use mailbell_core::ids::AccountId;
 use mailbell_proto::bus::v1::{OwnerRequest, OwnerResponse};
 use mailbell_test_servers::{NatsOptions, NatsServer};
+use tokio::time::timeout;
 
 use super::*;
 
