@@ -1,558 +1,567 @@
-//! Which partitions this process owns.
+//! Which partitions this process owns: drives [`Sharding`] on the LIVE bucket.
+//!
+//! What decides is in `core`; here records are read, written and watched, and time passes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::VecDeque,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use mailbell_core::ids::{LogId, OwnerEpoch, Partition, Position};
-use mailbell_proto::bus::v1::Claim;
+use mailbell_core::{
+    ids::{LogId, OwnerEpoch, Partition, Position},
+    sharding::{Config, Effect, Input, Lost, PLANNER, Pace, Sharding, WEIGHT, Written},
+};
+use mailbell_proto::bus::v1::{Claim, Member, MemberLoad};
 use prost::Message as _;
 use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, Interval, MissedTickBehavior, interval},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    Bus, BusError,
+    Bus, BusError, Link,
     api::{Get, StreamMessage},
     consumer::{Delivery, Ordered, Start},
     kv,
+    membership::{Membership, News},
     names::{Bucket, Names},
     state::Cas,
     wire::Wire,
 };
 
-/// The schema of [`Claim`] that this release writes.
-const SCHEMA: u32 = 1;
-/// Writes that are on their way at once.
+/// The schema of [`Member`] that this release writes.
+const MEMBER_SCHEMA: u32 = 1;
+/// Reads and writes of claims that are on their way at once.
 const AT_ONCE: usize = 256;
-/// How often others may change a claim between our reading and writing it before we give up.
-const TRIES: u32 = 4;
-/// Losses that wait for their reader: each partition once, and some.
-const WAITING: usize = 2048;
+/// How often what is due is looked for.
+const TICK: Duration = Duration::from_millis(200);
+/// Claims that were told and wait to be seen. Behind it the server waits.
+const WAITING: usize = 256;
 
-/// What became of taking a partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Take {
-    /// It is ours.
-    Taken(Taken),
-    /// Another member holds it. A holder that is gone stops renewing, and its claim ages out of the bucket.
-    Foreign {
-        /// Who.
-        member: String,
-    },
+pub use mailbell_core::sharding::Before;
+
+/// Who a watcher is among the others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShareOptions {
+    /// A pod, or a locked state directory: letters, digits, `-` and `_`.
+    pub member: String,
+    /// Random a start.
+    pub incarnation: String,
+    /// Its share, relative to the others'.
+    pub weight: u32,
+    /// The release, for people.
+    pub release: String,
+    /// The newest schema that it reads and writes.
+    pub writes: u32,
+    /// Members with the same name here share one address towards mail servers.
+    pub egress: String,
+    /// How fast partitions are given away.
+    pub pace: Pace,
 }
 
-/// A partition that is ours now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Taken {
-    /// The number of this ownership; higher than any before, also if the bucket was lost.
-    pub epoch: OwnerEpoch,
-    /// What the owner before us left. `None`: nothing is known, so the checkpoints' own positions count.
-    pub before: Option<Before>,
-}
-
-/// What an owner left behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Before {
-    /// The history in which `flushed` is a position.
-    pub log_id: LogId,
-    /// Every checkpoint of the partition covers the log up to there.
-    pub flushed: Position,
-    /// Whether it let go in order; else it was a crash of ours.
-    pub released: bool,
-}
-
-/// A partition that is ours no longer: its sessions must stop at once, and nothing may be appended for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lost {
-    /// Which.
-    pub partition: Partition,
-    /// Of which ownership.
-    pub epoch: OwnerEpoch,
-    /// Why.
-    pub reason: LostReason,
-}
-
-/// Why a partition was lost.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LostReason {
-    /// Another claim stands there.
-    Taken {
-        /// Whose.
-        member: String,
-    },
-    /// Our claim aged out, since we could not renew it in time: anybody may have had it meanwhile. It may be taken again.
-    Expired,
-}
-
-/// The claims of this process. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Claims {
-    bus: Bus,
-    shared: Arc<Shared>,
-    /// Ends the renewals with the last handle.
-    _alive: Arc<tokio_util::sync::DropGuard>,
-}
-
-/// Where losses are told.
-#[derive(Debug)]
-pub struct LostClaims {
-    rx: mpsc::Receiver<Lost>,
-}
-
-impl LostClaims {
-    /// The next loss; `None` once the bus is closed or the claims are dropped. Cancel-safe.
-    pub async fn recv(&mut self) -> Option<Lost> {
-        self.rx.recv().await
+impl ShareOptions {
+    /// The defaults for this member.
+    #[must_use]
+    pub fn new(member: impl Into<String>, incarnation: impl Into<String>) -> Self {
+        Self {
+            member: member.into(),
+            incarnation: incarnation.into(),
+            weight: WEIGHT,
+            release: String::new(),
+            writes: 1,
+            egress: String::new(),
+            pace: Pace::default(),
+        }
     }
 }
 
-#[derive(Debug)]
-struct Shared {
-    wire: Arc<Wire>,
-    names: Names,
-    member: String,
-    incarnation: String,
-    held: Mutex<BTreeMap<Partition, Held>>,
-    /// One bulk write at a time: two would be each other's newer claim.
-    writing: tokio::sync::Mutex<()>,
-    lost: mpsc::Sender<Lost>,
-    claims_lost: prometheus_client::metrics::counter::Counter,
+/// What is to be done about a partition, or with this process.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Share {
+    /// It is ours: load what is known, fold in the log after `before`, begin the sessions, tell [`Shards::serving`].
+    Load {
+        /// Which.
+        partition: Partition,
+        /// By which ownership; higher than any before, also if the bucket was lost.
+        epoch: OwnerEpoch,
+        /// What the owner before left. `None`: nothing is known, so the checkpoints' own positions count.
+        before: Option<Before>,
+    },
+    /// It is ours by another claim, and nobody had it in between: what runs goes on.
+    Renewed {
+        /// Which.
+        partition: Partition,
+        /// By which ownership from now on.
+        epoch: OwnerEpoch,
+    },
+    /// It is given away: end its sessions in order, store what they know, tell [`Shards::flushed`] and [`Shards::finished`].
+    Finish {
+        /// Which.
+        partition: Partition,
+        /// Of which ownership.
+        epoch: OwnerEpoch,
+    },
+    /// It is somebody else's: its sessions must stop at once, and nothing may be appended for it.
+    Stop {
+        /// Which.
+        partition: Partition,
+        /// Of which ownership.
+        epoch: OwnerEpoch,
+    },
+    /// It was given away.
+    Released {
+        /// Which.
+        partition: Partition,
+    },
+    /// Another process runs under this member's name.
+    Replaced,
 }
 
-/// A partition that is ours.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    epoch: OwnerEpoch,
-    log_id: LogId,
-    flushed: Position,
-    revision: u64,
-    /// What is noted differs from what is written.
-    dirty: bool,
+/// One I/O that ended.
+enum Done {
+    Wrote {
+        partition: Partition,
+        claim: Claim,
+        written: Written,
+    },
+    Read {
+        partition: Partition,
+        found: Result<Option<(u64, Option<Claim>)>, ()>,
+    },
+}
+
+/// What the watch of the claims sees.
+#[derive(Debug)]
+enum Told {
+    Restarted,
+    Claim(StreamMessage),
+    Loaded,
+}
+
+/// This process' part in sharing the partitions. Works only while [`Shards::next`] is awaited.
+#[derive(Debug)]
+pub struct Shards {
+    /// A handle to the bus too.
+    _bus: Bus,
+    wire: Arc<Wire>,
+    names: Names,
+    machine: Sharding,
+    started: Instant,
+    membership: Membership,
+    claims: mpsc::Receiver<Told>,
+    link: watch::Receiver<Link>,
+    io: JoinSet<Done>,
+    /// Effects that wait for one of [`AT_ONCE`].
+    queued: VecDeque<Effect>,
+    ready: VecDeque<Share>,
+    tick: Interval,
+    _end: DropGuard,
+}
+
+impl std::fmt::Debug for Done {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Done")
+    }
 }
 
 impl Bus {
-    /// The claims of this process as `member` (a pod, or a locked state directory) in this `incarnation` (random a start).
-    /// They are renewed for as long as a handle lives.
+    /// Joins those who share the partitions.
     ///
     /// # Errors
-    /// [`BusError::Options`] for an empty name.
-    pub async fn claims(
-        &self,
-        member: &str,
-        incarnation: &str,
-    ) -> Result<(Claims, LostClaims), BusError> {
-        if member.is_empty() || incarnation.is_empty() {
+    /// [`BusError::Options`] for a name that cannot be one, or when there is no thread to be had.
+    pub fn share(&self, options: ShareOptions) -> Result<Shards, BusError> {
+        let usable = |name: &str| {
+            !name.is_empty()
+                && name
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        };
+        if !usable(&options.member) || !usable(&options.incarnation) {
             return Err(BusError::Options(
-                "a member and its incarnation must have names".to_owned(),
+                "a member's name has letters, digits, - and _ only".to_owned(),
             ));
         }
-        let (lost, rx) = mpsc::channel(WAITING);
-        let shared = Arc::new(Shared {
-            wire: Arc::clone(&self.inner.wire),
-            names: self.names().clone(),
-            member: member.to_owned(),
-            incarnation: incarnation.to_owned(),
-            held: Mutex::default(),
-            writing: tokio::sync::Mutex::default(),
-            lost,
-            claims_lost: self.wire().metrics().claims_lost.clone(),
-        });
+        let started = Instant::now();
+        let record = Member {
+            schema: MEMBER_SCHEMA,
+            id: options.member.clone(),
+            incarnation: options.incarnation.clone(),
+            weight: options.weight,
+            planner: PLANNER,
+            writes: options.writes,
+            release: options.release.clone(),
+            egress: options.egress.clone(),
+            started_ms: i64::try_from(unix_now().as_millis()).unwrap_or(i64::MAX),
+            ..Member::default()
+        };
+        let membership = Membership::start(self, record)?;
+        let mut config = Config::new(&options.member, &options.incarnation, *self.timing());
+        config.pace = options.pace;
         let end = self.wire().closed().child_token();
-        tokio::spawn(renew(
-            Arc::clone(&shared),
-            self.timing().claim_refresh,
+        let (tx, claims) = mpsc::channel(WAITING);
+        tokio::spawn(watch_claims(
+            Arc::clone(&self.inner.wire),
+            self.names().clone(),
+            tx,
             end.clone(),
         ));
-        tokio::spawn(watch(Arc::clone(&shared), end.clone()));
-        Ok((
-            Claims {
-                bus: self.clone(),
-                shared,
-                _alive: Arc::new(end.drop_guard()),
-            },
-            LostClaims { rx },
-        ))
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Shards {
+            _bus: self.clone(),
+            wire: Arc::clone(&self.inner.wire),
+            names: self.names().clone(),
+            machine: Sharding::new(config),
+            started,
+            membership,
+            claims,
+            link: self.wire().link(),
+            io: JoinSet::new(),
+            queued: VecDeque::new(),
+            ready: VecDeque::new(),
+            tick,
+            _end: end.drop_guard(),
+        })
     }
 }
 
-impl Claims {
-    /// Takes partitions that nobody holds, that were released, or that an earlier incarnation of this member held. All at once:
-    /// 1024 of them are well under a second.
-    pub async fn take(&self, partitions: &[Partition]) -> Vec<(Partition, Result<Take, BusError>)> {
-        let shared = &self.shared;
-        let _alone = shared.writing.lock().await;
-        let mut known = match self.read_all(partitions.len()).await {
-            Ok(known) => known,
-            Err(error) => {
-                return partitions
-                    .iter()
-                    .map(|&partition| (partition, Err(error.clone())))
-                    .collect();
-            }
-        };
-        // Gathered first: a future that holds the closure over borrowed partitions could not be spawned.
-        let takes: Vec<_> = partitions
-            .iter()
-            .map(|&partition| {
-                let found = known.as_mut().map(|known| known.remove(&partition));
-                async move { (partition, shared.take(partition, found).await) }
-            })
-            .collect();
-        stream::iter(takes).buffered(AT_ONCE).collect().await
-    }
-
-    /// All claims, unless only one is wanted: then it is not worth it. Old ones do no harm: taking compares.
-    async fn read_all(
-        &self,
-        wanted: usize,
-    ) -> Result<Option<HashMap<Partition, StreamMessage>>, BusError> {
-        if wanted <= 1 {
-            return Ok(None);
-        }
-        let claims = self.bus.kv_all(Bucket::Live, "claim.*").await?;
-        let claims = claims
-            .into_iter()
-            .filter_map(|claim| Some((self.shared.partition_of(&claim.subject)?, claim)));
-        Ok(Some(claims.collect()))
-    }
-
-    /// Notes that every checkpoint of the partition covers the log up to `position`; call it after their acknowledgements.
-    /// Written with the next renewal or [`Claims::write`].
-    pub fn flushed(&self, partition: Partition, log_id: LogId, position: Position) {
-        if let Some(held) = self.shared.held().get_mut(&partition)
-            && (held.log_id != log_id || held.flushed < position)
-        {
-            (held.log_id, held.flushed, held.dirty) = (log_id, position, true);
-        }
-    }
-
-    /// Writes the claims that changed since they were last written.
-    ///
-    /// # Errors
-    /// The first failure; the others are tried all the same.
-    pub async fn write(&self) -> Result<(), BusError> {
-        self.shared.write(|held| held.dirty).await
-    }
-
-    /// Lets go of partitions, with what was last noted by [`Claims::flushed`].
-    ///
-    /// # Errors
-    /// The first failure; the others are tried all the same. What could not be written ages out.
-    pub async fn release(&self, partitions: &[Partition]) -> Result<(), BusError> {
-        let shared = &self.shared;
-        let _alone = shared.writing.lock().await;
-        let releases = partitions.iter().filter_map(|partition| {
-            let held = shared.held().remove(partition)?;
-            Some(shared.put(*partition, held, true))
-        });
-        let mut failed = None;
-        let mut done = stream::iter(releases.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
-        while let Some(result) = done.next().await {
-            // A conflict: it was lost before, so there is nothing to let go.
-            failed = failed.or(result.err());
-        }
-        failed.map_or(Ok(()), Err)
-    }
-
-    /// What is ours.
-    #[must_use]
-    pub fn held(&self) -> Vec<(Partition, OwnerEpoch)> {
-        self.shared
-            .held()
-            .iter()
-            .map(|(partition, held)| (*partition, held.epoch))
-            .collect()
-    }
-
-    /// The number of our ownership of this partition, if it is ours.
-    #[must_use]
-    pub fn epoch(&self, partition: Partition) -> Option<OwnerEpoch> {
-        self.shared.held().get(&partition).map(|held| held.epoch)
-    }
+fn unix_now() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 fn key(partition: Partition) -> String {
     format!("claim.{partition}")
 }
 
-/// The number of an ownership that follows `last`. Not below the seconds since 1970, so that it also grows if the bucket, or
-/// this claim in it, was lost.
-fn next_epoch(last: OwnerEpoch) -> OwnerEpoch {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    now.max(last + 1)
+fn partition_of(names: &Names, subject: &str) -> Option<Partition> {
+    let key = names.key_of(Bucket::Live, subject)?;
+    Partition::new(key.strip_prefix("claim.")?.parse().ok()?)
 }
 
-/// What is known of what lies before an ownership: nothing, as long as nobody has flushed anything.
-fn known_before(log_id: LogId, flushed: Position, released: bool) -> Option<Before> {
-    (log_id != LogId::default()).then_some(Before {
-        log_id,
-        flushed,
-        released,
-    })
-}
-
-impl Shared {
-    fn held(&self) -> MutexGuard<'_, BTreeMap<Partition, Held>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_ours(&self, claim: &Claim) -> bool {
-        claim.member == self.member && claim.incarnation == self.incarnation
-    }
-
-    fn partition_of(&self, subject: &str) -> Option<Partition> {
-        let key = self.names.key_of(Bucket::Live, subject)?;
-        Partition::new(key.strip_prefix("claim.")?.parse().ok()?)
-    }
-
-    async fn read(&self, partition: Partition) -> Result<Option<StreamMessage>, BusError> {
-        let subject = self.names.key_subject(Bucket::Live, &key(partition));
-        let which = Get::Last {
-            last_by_subj: &subject,
-        };
-        self.wire
-            .leader_get(&self.names.bucket_stream(Bucket::Live), &which)
-            .await
-    }
-
-    async fn take(
-        &self,
-        partition: Partition,
-        mut found: Option<Option<StreamMessage>>,
-    ) -> Result<Take, BusError> {
-        if let Some(held) = self.held().get(&partition) {
-            let before = known_before(held.log_id, held.flushed, false);
-            let epoch = held.epoch;
-            return Ok(Take::Taken(Taken { epoch, before }));
-        }
-        for _ in 0..TRIES {
-            let found = match found.take() {
-                Some(found) => found,
-                // Not read yet, or it was an old one.
-                None => self.read(partition).await?,
-            };
-            let (claim, revision) = match &found {
-                None => (None, 0),
-                Some(message) if message.removes => (None, message.sequence),
-                Some(message) => {
-                    let claim = Claim::decode(message.payload.clone())
-                        .map_err(|_| BusError::Record(key(partition)))?;
-                    (Some(claim), message.sequence)
-                }
-            };
-            if let Some(claim) = &claim {
-                if claim.schema > SCHEMA {
-                    return Err(BusError::NewerRecord(key(partition)));
-                }
-                if !claim.released && claim.member != self.member {
-                    return Ok(Take::Foreign {
-                        member: claim.member.clone(),
-                    });
-                }
+impl Shards {
+    /// What is to be done next; `None` once the bus is closed. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Share> {
+        loop {
+            if let Some(share) = self.ready.pop_front() {
+                return Some(share);
             }
-            let before = claim.as_ref().and_then(|claim| {
-                let log_id = LogId::from_slice(&claim.log_id)?;
-                known_before(log_id, claim.flushed, claim.released)
-            });
-            let epoch = next_epoch(claim.as_ref().map_or(0, |claim| claim.owner_epoch));
-            let held = Held {
-                epoch,
-                log_id: before.map_or_else(LogId::default, |before| before.log_id),
-                flushed: before.map_or(0, |before| before.flushed),
-                revision,
-                dirty: false,
-            };
-            if let Cas::Stored(revision) = self.put(partition, held, false).await? {
-                self.held().insert(partition, Held { revision, ..held });
-                return Ok(Take::Taken(Taken { epoch, before }));
-            }
-        }
-        Err(BusError::Garbled("a claim that others keep changing"))
-    }
-
-    /// Writes one claim. What a conflict means is for the caller to judge.
-    async fn put(&self, partition: Partition, held: Held, released: bool) -> Result<Cas, BusError> {
-        let claim = Claim {
-            schema: SCHEMA,
-            member: self.member.clone(),
-            incarnation: self.incarnation.clone(),
-            owner_epoch: held.epoch,
-            log_id: Bytes::copy_from_slice(&held.log_id.0),
-            flushed: held.flushed,
-            released,
-        };
-        let subject = self.names.key_subject(Bucket::Live, &key(partition));
-        kv::put_expecting(
-            &self.wire,
-            &subject,
-            claim.encode_to_vec().into(),
-            held.revision,
-        )
-        .await
-    }
-
-    /// Renews the claims that are chosen.
-    async fn write(&self, chosen: impl Fn(&Held) -> bool) -> Result<(), BusError> {
-        let _alone = self.writing.lock().await;
-        let writes: Vec<(Partition, Held)> = self
-            .held()
-            .iter()
-            .filter(|(_, held)| chosen(held))
-            .map(|(partition, held)| (*partition, *held))
-            .collect();
-        let mut writes =
-            stream::iter(writes)
-                .map(|(partition, held)| async move {
-                    (partition, held, self.renew(partition, held).await)
-                })
-                .buffer_unordered(AT_ONCE);
-        let mut failed = None;
-        while let Some((partition, written, result)) = writes.next().await {
-            match result {
-                Ok(Renewed::Stored(revision)) => {
-                    if let Some(held) = self.held().get_mut(&partition) {
-                        held.revision = revision;
-                        held.dirty =
-                            (held.log_id, held.flushed) != (written.log_id, written.flushed);
+            tokio::select! {
+                // In order of urgency: what was lost ends what runs; answers free what waits for them; time comes last. All are
+                // cancel-safe.
+                biased;
+                () = self.wire.closed().cancelled() => return None,
+                told = self.claims.recv() => {
+                    let told = told?;
+                    self.on_told(told);
+                }
+                changed = self.link.changed() => {
+                    changed.ok()?;
+                    if self.link.borrow_and_update().is_up() {
+                        self.give(Input::Linked);
                     }
                 }
-                Ok(Renewed::Lost(reason)) => self.lose(partition, reason).await,
-                Err(error) => failed = failed.or(Some(error)),
+                Some(done) = self.io.join_next() => self.on_done(done.ok()),
+                news = self.membership.next() => self.on_news(news),
+                _ = self.tick.tick() => {
+                    if self.link.borrow().is_up() {
+                        self.membership.beat();
+                    }
+                    self.tell_stages();
+                    self.give(Input::Tick);
+                }
             }
         }
-        failed.map_or(Ok(()), Err)
     }
 
-    async fn renew(&self, partition: Partition, held: Held) -> Result<Renewed, BusError> {
-        if let Cas::Stored(revision) = self.put(partition, held, false).await? {
-            return Ok(Renewed::Stored(revision));
-        }
-        let Some(message) = self
-            .read(partition)
-            .await?
-            .filter(|message| !message.removes)
-        else {
-            return Ok(Renewed::Lost(LostReason::Expired));
-        };
-        let claim = Claim::decode(message.payload).map_err(|_| BusError::Record(key(partition)))?;
-        if !self.is_ours(&claim) || claim.owner_epoch != held.epoch {
-            return Ok(Renewed::Lost(LostReason::Taken {
-                member: claim.member,
-            }));
-        }
-        // An earlier write of ours whose acknowledgement was lost.
-        match self
-            .put(
-                partition,
-                Held {
-                    revision: message.sequence,
-                    ..held
-                },
-                false,
-            )
-            .await?
-        {
-            Cas::Stored(revision) => Ok(Renewed::Stored(revision)),
-            Cas::Conflict => Err(BusError::Garbled("a claim that others keep changing")),
-        }
+    fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
-    async fn lose(&self, partition: Partition, reason: LostReason) {
-        let Some(held) = self.held().remove(&partition) else {
-            return;
-        };
-        self.claims_lost.inc();
-        tracing::warn!(%partition, epoch = held.epoch, ?reason, "lost a partition");
-        // Nobody listens: the process ends.
-        let _ = self
-            .lost
-            .send(Lost {
-                partition,
-                epoch: held.epoch,
-                reason,
-            })
-            .await;
-    }
-
-    /// A claim was written by somebody.
-    async fn see(&self, message: StreamMessage) {
-        let Some(partition) = self.partition_of(&message.subject) else {
-            return;
-        };
-        let Some(held) = self.held().get(&partition).copied() else {
-            return;
-        };
-        // What was there before ours; or ours.
-        if message.removes || message.sequence <= held.revision {
-            return;
-        }
-        match Claim::decode(message.payload) {
-            Ok(claim) if !self.is_ours(&claim) => {
-                self.lose(
+    fn give(&mut self, input: Input) {
+        let effects = self.machine.handle(self.now(), unix_now().as_secs(), input);
+        for effect in effects {
+            match effect {
+                Effect::Write { .. } | Effect::Read { .. } => self.queued.push_back(effect),
+                Effect::Load {
                     partition,
-                    LostReason::Taken {
-                        member: claim.member,
-                    },
-                )
-                .await;
+                    epoch,
+                    before,
+                } => self.ready.push_back(Share::Load {
+                    partition,
+                    epoch,
+                    before,
+                }),
+                Effect::Renewed { partition, epoch } => {
+                    self.ready.push_back(Share::Renewed { partition, epoch });
+                }
+                Effect::Finish { partition, epoch } => {
+                    self.ready.push_back(Share::Finish { partition, epoch });
+                }
+                Effect::Stop {
+                    partition,
+                    epoch,
+                    lost,
+                } => {
+                    self.wire.metrics().claims_lost.inc();
+                    let Lost::Taken(member) = lost;
+                    tracing::warn!(%partition, epoch, %member, "a partition was lost");
+                    self.ready.push_back(Share::Stop { partition, epoch });
+                }
+                Effect::Released { partition } => {
+                    self.ready.push_back(Share::Released { partition });
+                }
             }
-            Ok(_) => {}
-            Err(_) => tracing::warn!(%partition, "a claim cannot be read"),
         }
+        self.begin();
+    }
+
+    /// Begins what waits, as much as may run at once.
+    fn begin(&mut self) {
+        while self.io.len() < AT_ONCE
+            && let Some(effect) = self.queued.pop_front()
+        {
+            let wire = Arc::clone(&self.wire);
+            match effect {
+                Effect::Write {
+                    partition,
+                    claim,
+                    revision,
+                } => {
+                    let subject = self.names.key_subject(Bucket::Live, &key(partition));
+                    self.io
+                        .spawn(write(wire, subject, partition, claim, revision));
+                }
+                Effect::Read { partition } => {
+                    let subject = self.names.key_subject(Bucket::Live, &key(partition));
+                    let stream = self.names.bucket_stream(Bucket::Live);
+                    self.io.spawn(read(wire, stream, subject, partition));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Option<Done>) {
+        match done {
+            Some(Done::Wrote {
+                partition,
+                claim,
+                written,
+            }) => self.give(Input::Wrote {
+                partition,
+                claim,
+                written,
+            }),
+            Some(Done::Read { partition, found }) => self.give(Input::Read { partition, found }),
+            // Cancelled: the process ends.
+            None => self.begin(),
+        }
+    }
+
+    fn on_told(&mut self, told: Told) {
+        match told {
+            Told::Restarted => self.give(Input::ClaimsRestarted),
+            Told::Loaded => self.give(Input::ClaimsLoaded),
+            Told::Claim(message) => {
+                let Some(partition) = partition_of(&self.names, &message.subject) else {
+                    return;
+                };
+                match decode(&message) {
+                    Ok(claim) => self.give(Input::Claim {
+                        partition,
+                        revision: message.sequence,
+                        claim,
+                    }),
+                    Err(()) => tracing::warn!(%partition, "a claim cannot be read"),
+                }
+            }
+        }
+    }
+
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::Renewed { at } => {
+                tracing::trace!(late = ?at.elapsed(), "renewed");
+                self.give(Input::Renewed);
+            }
+            News::Failed => self.give(Input::RenewalFailed),
+            News::Members { asked, members } => {
+                let asked = asked.saturating_duration_since(self.started);
+                self.give(Input::Members { asked, members });
+            }
+            News::Drain(drain) => {
+                tracing::info!(drain, "asked to give partitions away, or no longer to");
+                self.drain(drain);
+            }
+            News::Replaced => self.ready.push_back(Share::Replaced),
+        }
+    }
+
+    fn tell_stages(&self) {
+        let (serving, loading, handing_over) = self.machine.stages();
+        let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
+        let draining = self.machine.is_draining();
+        self.membership.change(|member| {
+            member.draining = draining;
+            let load = member.load.get_or_insert_default();
+            load.serving = count(serving);
+            load.loading = count(loading);
+            load.handing_over = count(handing_over);
+        });
+    }
+
+    /// The sessions of a partition, of so many accounts, have begun.
+    pub fn serving(&mut self, partition: Partition, epoch: OwnerEpoch, accounts: u32) {
+        self.give(Input::Serving {
+            partition,
+            epoch,
+            accounts,
+        });
+    }
+
+    /// Every checkpoint of a partition covers the log up to `position`; it has so many accounts. Call it after the
+    /// checkpoints' acknowledgements. Written with the next renewal or the release.
+    pub fn flushed(
+        &mut self,
+        partition: Partition,
+        log_id: LogId,
+        position: Position,
+        accounts: u32,
+    ) {
+        self.give(Input::Flushed {
+            partition,
+            log_id,
+            position,
+            accounts,
+        });
+    }
+
+    /// The sessions of a partition that was to be finished have ended, and what they know is stored or given up.
+    pub fn finished(&mut self, partition: Partition, epoch: OwnerEpoch) {
+        self.give(Input::Finished { partition, epoch });
+    }
+
+    /// Gives everything away to others and takes nothing, or no longer so.
+    pub fn drain(&mut self, drain: bool) {
+        self.give(Input::Drain(drain));
+        self.tell_stages();
+        self.membership.renew_now();
+    }
+
+    /// Gives everything away within this time, also to nobody.
+    pub fn leave(&mut self, within: Duration) {
+        self.give(Input::Leave(within));
+        self.tell_stages();
+        self.membership.renew_now();
+    }
+
+    /// Says that the member has ended. Nobody then waits for its death.
+    pub async fn left(&self) {
+        self.membership.leave().await;
+    }
+
+    /// What this member has to do. What is counted here as serving, loading and handing over is not taken from it.
+    pub fn report(&self, load: MemberLoad) {
+        self.membership.change(|member| {
+            let old = member.load.unwrap_or_default();
+            member.load = Some(MemberLoad {
+                serving: old.serving,
+                loading: old.loading,
+                handing_over: old.handing_over,
+                ..load
+            });
+        });
+    }
+
+    /// The most partitions that it takes from now on; 0: no limit.
+    pub fn limit(&self, most_partitions: u32) {
+        self.membership
+            .change(|member| member.most_partitions = most_partitions);
+    }
+
+    /// The machine, for what is to be shown.
+    #[must_use]
+    pub fn sharding(&self) -> &Sharding {
+        &self.machine
+    }
+
+    /// Whether this member has its place among the others, and has taken all that it may take now.
+    #[must_use]
+    pub fn has_settled(&self) -> bool {
+        self.queued.is_empty() && self.machine.has_settled(self.now())
+    }
+
+    /// How many partitions are ours, in whatever stage.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.machine.claims().held()
     }
 }
 
-enum Renewed {
-    Stored(u64),
-    Lost(LostReason),
+fn decode(message: &StreamMessage) -> Result<Option<Claim>, ()> {
+    if message.removes {
+        return Ok(None);
+    }
+    Claim::decode(message.payload.clone())
+        .map(Some)
+        .map_err(|_| ())
 }
 
-async fn renew(shared: Arc<Shared>, period: Duration, end: CancellationToken) {
-    let mut link = shared.wire.link();
-    let mut next = Instant::now() + period;
-    loop {
-        tokio::select! {
-            () = end.cancelled() => return,
-            () = sleep_until(next) => {}
-            // After an outage at once: they have aged meanwhile.
-            changed = link.changed() => match changed {
-                Ok(()) if link.borrow_and_update().is_up() => {}
-                Ok(()) => continue,
-                Err(_gone) => return,
-            },
+async fn write(
+    wire: Arc<Wire>,
+    subject: String,
+    partition: Partition,
+    claim: Claim,
+    revision: u64,
+) -> Done {
+    let payload = claim.encode_to_vec().into();
+    let written = match kv::put_expecting(&wire, &subject, payload, revision).await {
+        Ok(Cas::Stored(revision)) => Written::Stored(revision),
+        Ok(Cas::Conflict) => Written::Conflict,
+        Err(error) => {
+            tracing::debug!(%partition, %error, "a claim was not written");
+            Written::Unknown
         }
-        let wait = match shared.write(|_| true).await {
-            Ok(()) => period,
-            Err(error) => {
-                tracing::warn!(%error, "claims were not renewed");
-                period / 4
-            }
-        };
-        next = Instant::now() + wait;
+    };
+    Done::Wrote {
+        partition,
+        claim,
+        written,
     }
 }
 
-async fn watch(shared: Arc<Shared>, end: CancellationToken) {
-    let stream = shared.names.bucket_stream(Bucket::Live);
-    let filter = shared.names.key_subject(Bucket::Live, "claim.*");
-    let mut consumer = Ordered::new(
-        Arc::clone(&shared.wire),
-        stream,
-        Some(filter),
-        Start::LastPerSubject,
-    );
+async fn read(wire: Arc<Wire>, stream: String, subject: String, partition: Partition) -> Done {
+    let which = Get::Last {
+        last_by_subj: &subject,
+    };
+    let found = match wire.leader_get(&stream, &which).await {
+        Ok(None) => Ok(None),
+        Ok(Some(message)) => decode(&message).map(|claim| Some((message.sequence, claim))),
+        Err(error) => {
+            tracing::debug!(%partition, %error, "a claim was not read");
+            Err(())
+        }
+    };
+    Done::Read { partition, found }
+}
+
+/// Follows all claims.
+async fn watch_claims(
+    wire: Arc<Wire>,
+    names: Names,
+    tx: mpsc::Sender<Told>,
+    end: CancellationToken,
+) {
+    let stream = names.bucket_stream(Bucket::Live);
+    let filter = names.key_subject(Bucket::Live, "claim.*");
+    let mut consumer = Ordered::new(wire, stream, Some(filter), Start::LastPerSubject);
     let watching = async {
+        let mut loading = true;
         while let Some(delivery) = consumer.next().await {
             match delivery {
                 Delivery::Made {
@@ -560,16 +569,33 @@ async fn watch(shared: Arc<Shared>, end: CancellationToken) {
                     info,
                     ..
                 } if info.state.last_seq + 1 < next => {
-                    // The bucket was made anew; the next renewal finds out what that means for us.
+                    // The bucket was made anew.
                     consumer.restart(Start::LastPerSubject);
+                    loading = true;
+                    tx.send(Told::Restarted).await.ok()?;
                 }
-                Delivery::Made { .. } | Delivery::Lost { .. } => {}
-                Delivery::Message { message, .. } => shared.see(message).await,
+                Delivery::Made { pending, .. } => {
+                    if loading && pending == 0 {
+                        loading = false;
+                        tx.send(Told::Loaded).await.ok()?;
+                    }
+                }
+                Delivery::Lost { .. } => {}
+                Delivery::Message { message, pending } => {
+                    tx.send(Told::Claim(message)).await.ok()?;
+                    if loading && pending == 0 {
+                        loading = false;
+                        tx.send(Told::Loaded).await.ok()?;
+                    }
+                }
             }
         }
+        Some(())
     };
     tokio::select! {
+        // Nothing is held by either.
+        biased;
         () = end.cancelled() => {}
-        () = watching => {}
+        _ = watching => {}
     }
 }

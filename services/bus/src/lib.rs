@@ -5,7 +5,7 @@
 //! * [`Bus::setup`] creates and verifies every stream and bucket of an installation, [`Bus::verify`] only looks;
 //! * [`Bus::logs`]: append, read, follow, and the identity of each log's history ([`LogIds`]);
 //! * [`Bus::accounts`] and its neighbours: typed records in buckets ([`state`]);
-//! * [`Bus::claims`]: which partitions this process owns;
+//! * [`Bus::share`]: which partitions this process owns, among all that share them;
 //! * [`Bus::serve`] and [`Bus::ask`]: requests to the owner of an account.
 //!
 //! [`permissions`] and [`server_config`] say what each role may do and write the configuration of a server of our own.
@@ -23,6 +23,7 @@ mod follow;
 mod kv;
 mod log_ids;
 mod logs;
+mod membership;
 pub mod metrics;
 mod names;
 mod options;
@@ -38,7 +39,7 @@ pub mod state;
 mod wire;
 
 pub use bus::{Bus, Link};
-pub use claims::{Before, Claims, Lost, LostClaims, LostReason, Take, Taken};
+pub use claims::{Before, Shards, Share, ShareOptions};
 pub use error::{BusError, Code};
 pub use follow::{Followed, Follower};
 pub use log_ids::LogIds;

@@ -136,7 +136,7 @@ impl Lists {
         self.read_keys(Bucket::Control, &["meta", "log.*", "sealing.*"]);
         self.write_keys(Bucket::Control, &["log.*", "sealing.*"]);
         self.read_bucket(Bucket::Live);
-        self.write_keys(Bucket::Live, &["claim.*"]);
+        self.write_keys(Bucket::Live, &["member.*", "claim.*"]);
         self.subscribe.push(format!("mb.{installation}.req.*"));
         // Answers to those who ask owners; its own, to see that subscriptions have reached the server.
         for asker in [Role::Watcher, Role::Gateway, Role::Admin] {

@@ -29,8 +29,6 @@ const AT_ONCE: usize = 16;
 const MAX_LOG_MESSAGE: usize = MAX_EVENT + 2 * 1024;
 /// The schema of [`Meta`] that this release writes.
 const META_SCHEMA: u32 = 1;
-/// Claims live as long as so many renewals.
-const LIVE_RENEWALS: u32 = 4;
 const META: &str = "meta";
 
 /// A field of a stream that is not as it should be.

@@ -14,7 +14,7 @@ use mailbell_core::{
     records::{Merge, Version},
     session::{Known, Stop},
 };
-use mailbell_proto::bus::v1::AccountRecord;
+use mailbell_proto::bus::v1::{AccountRecord, MemberLoad};
 use tokio::{
     task::{Id, JoinError, JoinSet},
     time::Instant,
@@ -75,6 +75,8 @@ struct Owned {
     epoch: OwnerEpoch,
     merge: Merge<AccountId, Arc<AccountRecord>>,
     entries: HashMap<AccountId, Entry>,
+    /// Its sessions are to end in order, and none begins any more.
+    handing_over: bool,
 }
 
 /// The records of a partition are to be read anew.
@@ -138,6 +140,7 @@ impl Accounts {
             epoch,
             merge: Merge::reading(),
             entries: HashMap::new(),
+            handing_over: false,
         }
     }
 
@@ -395,8 +398,8 @@ impl Accounts {
         }
     }
 
-    /// Notes how a session ended, and what follows.
-    pub(crate) fn on_ended(&mut self, ended: Ended) {
+    /// Notes how a session ended, and what follows. The partition, if it is being handed over.
+    pub(crate) fn on_ended(&mut self, ended: Ended) -> Option<Partition> {
         let (id, end) = match ended {
             Ok((id, end)) => (id, Some(end)),
             Err(error) => (error.id(), None),
@@ -409,23 +412,23 @@ impl Accounts {
             None => "panicked",
         };
         self.context.metrics.ended(reason);
-        let Some(account) = self.running.remove(&id) else {
-            return;
-        };
-        let owned = self.partitions.get_mut(&account.partition());
-        let Some(entry) = owned.and_then(|owned| owned.entries.get_mut(&account)) else {
-            return;
-        };
+        let account = self.running.remove(&id)?;
+        let partition = account.partition();
+        let owned = self.partitions.get_mut(&partition)?;
+        let handing_over = owned.handing_over.then_some(partition);
+        let entry = owned.entries.get_mut(&account)?;
         let State::Running { task, since } = entry.state else {
-            return;
+            return handing_over;
         };
         if task != id {
             // Of an earlier ownership; another runs.
-            return;
+            return None;
         }
         entry.state = State::Resting;
         match end {
             Some(End::HandedOver) => {}
+            // The next owner reads what there is.
+            Some(End::Lost | End::Conflict) | None if handing_over.is_some() => {}
             Some(end @ (End::Removed | End::Unknown)) => {
                 entry.state = State::Purged;
                 self.registry.remove(&account);
@@ -448,6 +451,7 @@ impl Accounts {
                 self.quarantined.insert((until, account));
             }
         }
+        handing_over
     }
 
     /// When the next quarantine is over.
@@ -468,13 +472,92 @@ impl Accounts {
         }
     }
 
-    /// Tells every session to finish.
-    pub(crate) fn hand_over(&mut self) {
-        self.quarantined.clear();
-        for account in self.running.values() {
-            if let Some(slot) = self.registry.session(account) {
-                slot.stop(Stop::HandOver);
+    /// Tells the sessions of a partition to finish; none begins any more. `false`: that ownership is over.
+    pub(crate) fn hand_over(&mut self, partition: Partition, epoch: OwnerEpoch) -> bool {
+        let Some(owned) = self.partitions.get_mut(&partition) else {
+            return false;
+        };
+        if owned.epoch != epoch {
+            return false;
+        }
+        owned.handing_over = true;
+        if let Some(left) = self.registry.lose(partition, epoch) {
+            self.count(left);
+        }
+        let mut waiting = Vec::new();
+        for (account, entry) in self
+            .partitions
+            .get(&partition)
+            .into_iter()
+            .flat_map(|owned| &owned.entries)
+        {
+            match entry.state {
+                State::Running { .. } => {
+                    if let Some(slot) = self.registry.session(account) {
+                        slot.stop(Stop::HandOver);
+                    }
+                }
+                State::Quarantined { until } => waiting.push((until, account.clone())),
+                State::Resting | State::Purged => {}
             }
+        }
+        for quarantined in waiting {
+            self.quarantined.remove(&quarantined);
+        }
+        true
+    }
+
+    /// How many sessions of a partition run.
+    pub(crate) fn running_in(&self, partition: Partition) -> usize {
+        let entries = self.partitions.get(&partition).into_iter();
+        entries
+            .flat_map(|owned| owned.entries.values())
+            .filter(|entry| matches!(entry.state, State::Running { .. }))
+            .count()
+    }
+
+    /// Ends what is left of a partition that was handed over too slowly. What it did not store is in the log.
+    pub(crate) fn cut_short(&mut self, partition: Partition) {
+        let entries = self.partitions.get(&partition).into_iter();
+        for account in entries.flat_map(|owned| owned.entries.keys()) {
+            if let Some(slot) = self.registry.session(account) {
+                slot.stop(Stop::Lost);
+            }
+        }
+    }
+
+    /// Forgets a partition that was let go.
+    pub(crate) fn let_go(&mut self, partition: Partition, epoch: OwnerEpoch) {
+        if self
+            .partitions
+            .get(&partition)
+            .is_some_and(|owned| owned.epoch == epoch)
+            && let Some(owned) = self.partitions.remove(&partition)
+        {
+            for (account, entry) in owned.entries {
+                self.end(account, &entry);
+            }
+        }
+    }
+
+    /// How many accounts a partition has.
+    pub(crate) fn accounts_in(&self, partition: Partition) -> u32 {
+        let owned = self.partitions.get(&partition);
+        owned.map_or(0, |owned| {
+            u32::try_from(owned.entries.len()).unwrap_or(u32::MAX)
+        })
+    }
+
+    /// What there is to do, as far as accounts go.
+    pub(crate) fn load(&self) -> MemberLoad {
+        let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
+        let (sessions, watching, starting) = self.registry.count();
+        MemberLoad {
+            accounts: count(sessions),
+            watching: count(watching),
+            starting: count(starting),
+            quarantined: count(self.quarantined.len()),
+            ..MemberLoad::default()
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mailbell_bus::{
-    BusError, Claims, Filter, Take, Taken, patience,
+    Before, BusError, Filter, patience,
     state::{AccountReader, PartitionRecords},
 };
 use mailbell_core::{
@@ -31,42 +31,12 @@ const GROUPS_AT_ONCE: usize = 4;
 /// Up to so many partitions of a group's log are read one by one.
 const SINGLY: usize = 4;
 
-/// What became of an attempt to claim partitions.
-#[derive(Debug, Default)]
-pub(crate) struct Claimed {
-    /// Ours now; to be loaded.
-    pub(crate) taken: Vec<(Partition, Taken)>,
-    /// Claims of ours that had aged out and that nobody took meanwhile: what runs goes on.
-    pub(crate) kept: Vec<(Partition, OwnerEpoch)>,
-    /// Held by other members.
-    pub(crate) foreign: Vec<Partition>,
-    /// Not answered; to be tried again.
-    pub(crate) failed: usize,
-}
-
-/// Claims what can be claimed of these partitions. The sessions of `expired` ones run: they need no load if nobody had the
-/// partition since.
-pub(crate) async fn claim(
-    claims: Claims,
-    partitions: Vec<Partition>,
-    expired: HashSet<Partition>,
-) -> Claimed {
-    let mut claimed = Claimed::default();
-    for (partition, outcome) in claims.take(&partitions).await {
-        match outcome {
-            // Whoever had it would have left a claim. (One that aged out as well left checkpoints, which end our sessions.)
-            Ok(Take::Taken(taken)) if expired.contains(&partition) && taken.before.is_none() => {
-                claimed.kept.push((partition, taken.epoch));
-            }
-            Ok(Take::Taken(taken)) => claimed.taken.push((partition, taken)),
-            Ok(Take::Foreign { .. }) => claimed.foreign.push(partition),
-            Err(error) => {
-                tracing::debug!(%partition, %error, "a claim could not be taken");
-                claimed.failed += 1;
-            }
-        }
-    }
-    claimed
+/// An ownership that begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) epoch: OwnerEpoch,
+    /// What the owner before left. `None`: nothing is known, so the checkpoints' own positions count.
+    pub(crate) before: Option<Before>,
 }
 
 /// What is known of the accounts of partitions of one group.
@@ -95,7 +65,8 @@ pub(crate) struct Loads {
     /// Groups of which everything was looked at once: see [`load`].
     seen: HashSet<Group>,
     tasks: JoinSet<Loaded>,
-    partitions: HashSet<Partition>,
+    /// Groups that are being loaded, with what is to be loaded of them next: one read for as many partitions as there are.
+    groups: HashMap<Group, Vec<(Partition, Taken)>>,
     attempts: Arc<Semaphore>,
 }
 
@@ -106,7 +77,7 @@ impl Loads {
             reader,
             seen: HashSet::new(),
             tasks: JoinSet::new(),
-            partitions: HashSet::new(),
+            groups: HashMap::new(),
             attempts: Arc::new(Semaphore::new(GROUPS_AT_ONCE)),
         }
     }
@@ -115,26 +86,42 @@ impl Loads {
     pub(crate) fn begin(&mut self, ledger: &BusLedger, taken: Vec<(Partition, Taken)>) {
         let mut groups: HashMap<Group, Vec<(Partition, Taken)>> = HashMap::new();
         for (partition, taken) in taken {
-            self.partitions.insert(partition);
             let group = groups.entry(partition.group()).or_default();
             group.push((partition, taken));
         }
         for (group, taken) in groups {
-            let load = Load {
-                ledger: ledger.clone(),
-                reader: self.reader.clone(),
-                group,
-                taken,
-                whole: !self.seen.contains(&group),
-            };
-            let attempts = Arc::clone(&self.attempts);
-            self.tasks.spawn(load_until_done(load, attempts));
+            if let Some(next) = self.groups.get_mut(&group) {
+                next.extend(taken);
+            } else {
+                self.spawn(ledger, group, taken);
+            }
         }
     }
 
-    /// Whether this partition is being loaded.
-    pub(crate) fn has(&self, partition: Partition) -> bool {
-        self.partitions.contains(&partition)
+    fn spawn(&mut self, ledger: &BusLedger, group: Group, taken: Vec<(Partition, Taken)>) {
+        self.groups.insert(group, Vec::new());
+        let load = Load {
+            ledger: ledger.clone(),
+            reader: self.reader.clone(),
+            group,
+            taken,
+            whole: !self.seen.contains(&group),
+        };
+        let attempts = Arc::clone(&self.attempts);
+        self.tasks.spawn(load_until_done(load, attempts));
+    }
+
+    /// What was taken of a group while another part of it was loaded.
+    pub(crate) fn go_on(&mut self, ledger: &BusLedger, loaded: &Loaded) {
+        let first = loaded.partitions.first();
+        let Some(group) = first.map(|(partition, _)| partition.group()) else {
+            return;
+        };
+        if let Some(next) = self.groups.remove(&group)
+            && !next.is_empty()
+        {
+            self.spawn(ledger, group, next);
+        }
     }
 
     /// Whether nothing is being loaded.
@@ -147,7 +134,6 @@ impl Loads {
         match self.tasks.join_next().await {
             Some(Ok(loaded)) => {
                 for (partition, _) in &loaded.partitions {
-                    self.partitions.remove(partition);
                     self.seen.insert(partition.group());
                 }
                 loaded
@@ -159,11 +145,6 @@ impl Loads {
             },
             None => pending().await,
         }
-    }
-
-    /// Gives up all of them.
-    pub(crate) fn abort(&mut self) {
-        self.tasks.abort_all();
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! The way through this crate:
 //!
-//! * [`Watcher`] (`watcher.rs`) owns everything that changes hands: it takes partitions (`acquire.rs`), starts and ends the
-//!   sessions of their accounts (`accounts.rs`, `reload.rs`), lets claims move on (`flush.rs`), and drains.
+//! * [`Watcher`] (`watcher.rs`; at work: `running.rs`) owns everything that changes hands: it loads the partitions that are its
+//!   own (`acquire.rs`), starts and ends the sessions of their accounts (`accounts.rs`, `reload.rs`), lets claims move on
+//!   (`flush.rs`), and gives partitions away (`handing.rs`).
 //! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
 //!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
 //! * Requests of other processes (`requests/`) check a login on a connection of their own, or list a folder over the session's.
@@ -16,6 +17,7 @@ mod error;
 mod failure;
 mod flush;
 mod gate;
+mod handing;
 mod ledger;
 mod message;
 pub mod metrics;
@@ -24,6 +26,7 @@ mod registry;
 mod reload;
 mod removal;
 mod requests;
+mod running;
 mod slot;
 mod wait;
 mod watcher;

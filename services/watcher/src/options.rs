@@ -29,8 +29,16 @@ pub struct Options {
     pub requests: usize,
     /// The longest that one page of a listing may keep the connection from idling (30 s).
     pub page_time: Duration,
-    /// How often partitions that somebody else holds are asked for (3 s).
-    pub retake: Duration,
+    /// Its share of the partitions, relative to the others' (100).
+    pub weight: u32,
+    /// The most accounts that it takes (none: no limit). Others get what it has no room for.
+    pub most_accounts: Option<u32>,
+    /// Watchers with the same name here share one address towards mail servers, and so a provider's budget.
+    pub egress: String,
+    /// The release, as others see it.
+    pub release: String,
+    /// How long a session of a partition that is given away may take to end (10 s).
+    pub finish: Duration,
 }
 
 impl Options {
@@ -48,7 +56,11 @@ impl Options {
             checks: 16,
             requests: 8,
             page_time: Duration::from_secs(30),
-            retake: Duration::from_secs(3),
+            weight: 100,
+            most_accounts: None,
+            egress: String::new(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            finish: Duration::from_secs(10),
         }
     }
 }

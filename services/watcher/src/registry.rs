@@ -95,15 +95,19 @@ impl Registry {
         sessions.values().map(HashMap::len).sum()
     }
 
-    /// How many sessions there are, and how many of them watch. Looks at each of them.
-    pub(crate) fn count(&self) -> (usize, usize) {
+    /// How many sessions there are, how many of them watch, and how many have just begun. Looks at each of them.
+    pub(crate) fn count(&self) -> (usize, usize, usize) {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let watching = sessions
-            .values()
-            .flat_map(HashMap::values)
-            .filter(|slot| slot.health() == Health::Watching)
-            .count();
-        (sessions.values().map(HashMap::len).sum(), watching)
+        let (mut all, mut watching, mut starting) = (0, 0, 0);
+        for slot in sessions.values().flat_map(HashMap::values) {
+            all += 1;
+            match slot.health() {
+                Health::Watching => watching += 1,
+                Health::Starting => starting += 1,
+                _ => {}
+            }
+        }
+        (all, watching, starting)
     }
 
     /// All sessions of these partitions have begun; how many there are now.

@@ -9,7 +9,6 @@
 mod accounts;
 mod append;
 mod auth;
-mod claims;
 mod cluster;
 mod fake;
 mod follow;
@@ -19,5 +18,6 @@ mod read;
 mod requests;
 mod send;
 mod setup;
+mod sharing;
 mod state;
 mod world;

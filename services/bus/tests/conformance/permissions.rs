@@ -1,8 +1,8 @@
 //! What each role is refused.
 
 use futures_util::StreamExt as _;
-use mailbell_bus::{AppendOutcome, BusError, Refusal, Role};
-use mailbell_core::ids::{LogId, Tenant};
+use mailbell_bus::{AppendOutcome, BusError, Refusal, Role, ShareOptions};
+use mailbell_core::ids::Tenant;
 use mailbell_proto::bus::v1::{AccountRecord, Issuer, SealedCredential, SealingKey, TokenRecord};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -71,10 +71,6 @@ async fn a_gateway_reads_no_secret_and_writes_no_record() {
         ),
         "{outcome:?}"
     );
-    // Claims are none of its business either.
-    let (claims, _lost) = gateway.claims("a", "1").await.unwrap();
-    denied(claims.take(&[id.partition()]).await.remove(0).1);
-    claims.flushed(id.partition(), LogId::default(), 1);
 }
 
 #[tokio::test]
@@ -282,6 +278,16 @@ async fn no_other_way_to_what_is_refused() {
             json!({}),
         ),
         (
+            "gateway admin setup",
+            "$KV.MB_main_LIVE.member.a".to_owned(),
+            json!({}),
+        ),
+        (
+            "gateway admin setup",
+            "$KV.MB_main_LIVE.claim.1".to_owned(),
+            json!({}),
+        ),
+        (
             all,
             "$JS.API.STREAM.DELETE.MB_main_LOG_5".to_owned(),
             json!({}),
@@ -383,13 +389,8 @@ async fn nobody_listens_to_what_is_said_to_others() {
     let watcher = world.bus(Role::Watcher).await;
     let logs = watcher.logs().await.unwrap();
     append(&logs, &event(&account(5, 0), 1)).await;
-    let (claims, _lost) = watcher.claims("a", "1").await.unwrap();
-    claims
-        .take(&[account(5, 0).partition()])
-        .await
-        .remove(0)
-        .1
-        .unwrap();
+    let mut shards = watcher.share(ShareOptions::new("a", "1")).unwrap();
+    soon(shards.next()).await.unwrap();
     // What would have been heard comes before this.
     let operator = world.operator().await;
     let subject = "mb.main.inbox.gateway.mine";

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use mailbell_bus::{
-    Bus, Claims, Filter, Follower, LogReader, Logs, LostClaims, OwnerService, Role,
+    Bus, Filter, Follower, LogReader, Logs, OwnerService, Role, Shards, ShareOptions,
 };
 use mailbell_core::{checkpoint::Checkpoint, event::Event, ids::AccountId};
 use mailbell_proto::bus::v1::{AccountRecord, OwnerRequest, TokenRecord};
 
-use crate::world::{World, partition};
+use crate::world::World;
 
 fn sends<T: Send>(_future: T) {}
 
@@ -17,7 +17,6 @@ fn of_the_bus(bus: &Bus, account: &AccountId) {
     sends(bus.verify());
     sends(bus.logs());
     sends(bus.logs_that_answer());
-    sends(bus.claims("a", "1"));
     sends(bus.ask(account, OwnerRequest::default(), Duration::ZERO));
     sends(bus.accounts().list(None, 1, None));
     sends(bus.accounts().update(account, &AccountRecord::default(), 0));
@@ -39,11 +38,9 @@ fn of_logs(logs: &Logs, mut reader: LogReader, follower: &mut Follower, event: &
     sends(follower.next());
 }
 
-fn of_owners(claims: &Claims, lost: &mut LostClaims, service: &OwnerService) {
-    sends(claims.take(&[]));
-    sends(claims.write());
-    sends(claims.release(&[]));
-    sends(lost.recv());
+fn of_owners(shards: &mut Shards, service: &OwnerService) {
+    sends(shards.left());
+    sends(shards.next());
     sends(service.own(&[]));
     sends(service.disown(&[]));
 }
@@ -62,10 +59,10 @@ async fn everything_that_waits_can_be_spawned() {
         &mut logs.follow(account.group(), 1),
         &crate::world::event(&account, 1),
     );
-    let (claims, mut lost) = bus.claims("a", "1").await.unwrap();
+    let mut shards = bus.share(ShareOptions::new("a", "1")).unwrap();
     let service = bus.serve(mailbell_bus::ServeOptions::default(), |_, _| async {
         mailbell_bus::refuse("no", "No.", false)
     });
-    of_owners(&claims, &mut lost, &service);
-    assert_eq!(claims.epoch(partition(5)), None);
+    of_owners(&mut shards, &service);
+    assert_eq!(shards.held(), 0);
 }

@@ -236,6 +236,34 @@ impl Claims {
         Some(self.slot(partition)?.mine.as_ref()?.epoch)
     }
 
+    /// How many accounts the partition has, as was counted last.
+    #[must_use]
+    pub fn accounts(&self, partition: Partition) -> u32 {
+        let mine = self.slot(partition).and_then(|slot| slot.mine.as_ref());
+        match mine {
+            Some(mine) => mine.accounts,
+            None => self.claim(partition).map_or(0, |claim| claim.accounts),
+        }
+    }
+
+    /// Notes how many accounts it has; written with the next renewal.
+    pub fn count_accounts(&mut self, partition: Partition, accounts: u32) {
+        let slot = self.slots.get_mut(usize::from(partition.number()));
+        if let Some(mine) = slot.and_then(|slot| slot.mine.as_mut()) {
+            mine.accounts = accounts;
+        }
+    }
+
+    /// Whether any of these is being taken.
+    #[must_use]
+    pub fn is_taking(&self, of: &[Partition]) -> bool {
+        of.iter().any(|partition| {
+            self.slot(*partition).is_some_and(|slot| {
+                slot.mine.is_none() && matches!(slot.writing, Some(Writing::Take { .. }))
+            })
+        })
+    }
+
     /// How many are ours.
     #[must_use]
     pub fn held(&self) -> usize {

@@ -107,6 +107,8 @@ pub enum Input {
         partition: Partition,
         /// Of which ownership.
         epoch: OwnerEpoch,
+        /// How many accounts it has.
+        accounts: u32,
     },
     /// Every checkpoint of a partition covers the log up to there.
     Flushed {
@@ -239,7 +241,12 @@ impl Sharding {
                 written,
             } => self.claims.wrote(now, unix_s, partition, claim, written),
             Input::Read { partition, found } => self.claims.read(now, unix_s, partition, found),
-            Input::Serving { partition, epoch } => {
+            Input::Serving {
+                partition,
+                epoch,
+                accounts,
+            } => {
+                self.claims.count_accounts(partition, accounts);
                 self.set_stage(now, partition, epoch, Stage::Serving);
                 Vec::new()
             }
@@ -402,7 +409,10 @@ impl Sharding {
             .values()
             .filter(|owned| matches!(owned.stage, Stage::Finishing(_) | Stage::Releasing))
             .count();
+        let alone = self.assignment.0.is_empty();
         let at_once = match self.leaving {
+            // Nobody waits for any of it.
+            Some(_) if alone => usize::MAX,
             Some(_) => self.config.pace.giving * 4,
             None => self.config.pace.giving,
         };
@@ -447,13 +457,9 @@ impl Sharding {
             effects.extend(self.claims.clear(*partition));
         }
         for (partition, to) in &plan.give {
-            let accounts = self
-                .claims
-                .claim(*partition)
-                .map_or(0, |claim| claim.accounts);
-            let cost = f64::from(accounts) + 1.0;
+            let cost = f64::from(self.claims.accounts(*partition)) + 1.0;
             // One that is larger than the bucket goes when it is full.
-            if self.tokens < cost.min(f64::from(self.rate(0))) && self.tokens < cost {
+            if !alone && self.tokens < cost.min(f64::from(self.rate(0))) {
                 break;
             }
             self.tokens -= cost;
@@ -500,8 +506,7 @@ impl Sharding {
             Some(_) => self
                 .owned
                 .keys()
-                .filter_map(|partition| self.claims.claim(*partition))
-                .map(|claim| claim.accounts.saturating_add(1))
+                .map(|partition| self.claims.accounts(*partition).saturating_add(1))
                 .sum(),
             None => 0,
         };
@@ -531,6 +536,17 @@ impl Sharding {
     #[must_use]
     pub fn last_plan(&self) -> &Plan {
         &self.last_plan
+    }
+
+    /// Whether this member has its place among the others, and has taken all that it may take now.
+    #[must_use]
+    pub fn has_settled(&self, now: Duration) -> bool {
+        let (_, loading, _) = self.stages();
+        self.claims_loaded
+            && self.observer.is_steady(now)
+            && loading == 0
+            && self.last_plan.take.is_empty()
+            && !self.claims.is_taking(&self.config.partitions)
     }
 
     /// Whether it gives everything away.

@@ -166,7 +166,11 @@ impl World {
                 partition, epoch, ..
             } => {
                 process.serving.insert(partition, epoch);
-                inputs.push(Input::Serving { partition, epoch });
+                inputs.push(Input::Serving {
+                    partition,
+                    epoch,
+                    accounts: 3,
+                });
             }
             Effect::Renewed { partition, epoch } => {
                 process.serving.insert(partition, epoch);

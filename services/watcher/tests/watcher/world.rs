@@ -85,6 +85,8 @@ impl World {
         let timing = Timing {
             checkpoint_delay: Duration::from_millis(200),
             claim_refresh: Duration::from_secs(2),
+            member_renew: Duration::from_millis(500),
+            member_dead: Duration::from_secs(2),
             ..Timing::default()
         };
         let (nats, dovecot) = tokio::join!(
@@ -222,7 +224,6 @@ impl World {
         options.limits.reconnect_most = Duration::from_secs(3);
         options.limits.unread_age = Duration::from_secs(1);
         options.limits.append_most = Duration::from_secs(2);
-        options.retake = Duration::from_secs(1);
         let authority = self.dovecot.certificate().authority_pem.clone();
         let mut imap = Settings::new(TlsSettings::only([authority.as_bytes()]).unwrap());
         imap.allow_plaintext = true;

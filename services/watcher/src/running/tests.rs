@@ -1,6 +1,6 @@
 //! Who answers requests after an outage, with a real nats-server.
 
-use mailbell_bus::{AskError, BusOptions, Role};
+use mailbell_bus::{AskError, Bus, BusOptions, Role};
 use mailbell_core::ids::AccountId;
 use mailbell_proto::bus::v1::{OwnerRequest, OwnerResponse};
 use mailbell_test_servers::{NatsOptions, NatsServer};

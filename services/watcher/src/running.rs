@@ -1,0 +1,497 @@
+//! A watcher at work: the one owner of everything that changes hands.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use mailbell_bus::{
+    OwnerService, ServeOptions, Shards, Share, ShareOptions, patience, patiently,
+    state::{AccountChange, AccountChanges, AccountReader, PartitionRecords},
+};
+use mailbell_core::ids::{Group, OwnerEpoch, PARTITIONS, Partition};
+use mailbell_runtime::{
+    drain::{DrainHandle, Draining},
+    health::Health,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout_at},
+};
+
+use crate::{
+    Error, Options,
+    accounts::{Accounts, Reread},
+    acquire::{Loaded, Loads, Taken, reread},
+    driver::{Context, Dial},
+    flush::{Flushed, flush},
+    gate::Gate,
+    handing::Handing,
+    ledger::BusLedger,
+    registry::Registry,
+    requests::Answers,
+    wait::{finished, until},
+    watcher::Watcher,
+};
+
+/// The name of the health check.
+pub(crate) const CHECK: &str = "partitions";
+/// The loop beats at least this often, or the process is stuck.
+const BEAT: Duration = Duration::from_secs(30);
+/// Of the time that a drain has, this part is kept for the last writes, once sessions have ended or were given up.
+const RELEASE_PART: u32 = 4;
+/// At the start everything is waited for so long; whatever does not answer by then joins when it does.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How often a drain says how far it is, and counts are told.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// What is taken comes one by one: so long is waited for more, so that it is loaded together.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub(crate) struct Running {
+    options: Options,
+    ledger: BusLedger,
+    accounts: Accounts,
+    registry: Arc<Registry>,
+    shards: Shards,
+    service: Arc<OwnerService>,
+    changes: AccountChanges,
+    reader: AccountReader,
+    /// Records of partitions of ours that are read anew.
+    rereads: JoinSet<Vec<(Reread, PartitionRecords)>>,
+    /// Taken, and to be loaded at this time.
+    taken: Vec<(Partition, Taken)>,
+    load_at: Option<Instant>,
+    loads: Loads,
+    /// Partitions that are given away.
+    handing: Handing,
+    /// The most partitions that it takes, as others were told; 0: no limit.
+    room: u32,
+    /// Tasks that begin to answer requests for partitions.
+    owning: JoinSet<()>,
+    flushing: Option<JoinHandle<Flushed>>,
+    /// When claims are looked at, whether they can move on.
+    flushes: Interval,
+    progress: Interval,
+    health: Health,
+    ready: watch::Sender<bool>,
+    /// From then on it is ready with what it has; `None`: it is.
+    settle: Option<Instant>,
+}
+
+impl Running {
+    pub(crate) async fn start(watcher: Watcher) -> Result<Self, Error> {
+        let Watcher {
+            options,
+            bus,
+            imap,
+            ring,
+            metrics,
+            health,
+            registry,
+            ready,
+        } = watcher;
+        let logs = patiently(|| bus.logs_that_answer()).await?;
+        if let Some(key) = ring.newest() {
+            // Offered to whoever seals a new password.
+            let (keys, record) = (bus.sealing_keys(), key.to_record());
+            patiently(|| keys.put(&record)).await?;
+        }
+        let ledger = BusLedger {
+            bus: bus.clone(),
+            logs,
+        };
+        let context = Arc::new(Context {
+            ledger: Box::new(ledger.clone()),
+            connect: Box::new(Dial),
+            imap,
+            ring,
+            gate: Gate::new(
+                options.connects_per_second,
+                options.connects_per_host,
+                options.handshakes,
+            ),
+            limits: options.limits,
+            timing: *bus.timing(),
+            quiet: options.quiet,
+            page_time: options.page_time,
+            requests: options.requests,
+            metrics,
+            started: Instant::now(),
+            #[cfg(test)]
+            panics: std::sync::atomic::AtomicU32::new(0),
+        });
+        let answers = Answers {
+            context: Arc::clone(&context),
+            registry: Arc::clone(&registry),
+            checks: Arc::new(Semaphore::new(options.checks.max(1))),
+        };
+        let service = bus.serve(ServeOptions::default(), move |account, request| {
+            answers.clone().answer(account, request)
+        });
+        let service = Arc::new(service);
+        let (changes, reader) = bus.accounts().follow();
+        let shards = bus.share(ShareOptions {
+            weight: options.weight,
+            egress: options.egress.clone(),
+            release: options.release.clone(),
+            ..ShareOptions::new(&options.member, &options.incarnation)
+        })?;
+        let mut flushes = interval(bus.timing().claim_refresh);
+        flushes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut progress = interval(PROGRESS);
+        progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            accounts: Accounts::new(context, Arc::clone(&registry)),
+            changes,
+            loads: Loads::new(reader.clone()),
+            reader,
+            rereads: JoinSet::new(),
+            handing: Handing::new(
+                Arc::clone(&service),
+                ledger.logs.clone(),
+                Arc::clone(&registry),
+                options.finish,
+            ),
+            options,
+            ledger,
+            registry,
+            shards,
+            service,
+            taken: Vec::new(),
+            load_at: None,
+            room: 0,
+            owning: JoinSet::new(),
+            flushing: None,
+            flushes,
+            progress,
+            health,
+            ready,
+            settle: Some(Instant::now() + SETTLE),
+        })
+    }
+
+    /// Keeps what it owns until the drain begins.
+    pub(crate) async fn keep(&mut self, drain: &mut DrainHandle) -> Result<Draining, Error> {
+        let heartbeat = self.health.heartbeat("watcher", BEAT);
+        loop {
+            tokio::select! {
+                // The end goes first: whatever else there is to do, it is done on the way out.
+                biased;
+                draining = drain.signaled() => return Ok(draining),
+                stepped = self.step() => stepped?,
+            }
+            heartbeat.beat();
+        }
+    }
+
+    /// Whatever comes next. Cancel-safe: it waits for something, and does what follows without waiting.
+    async fn step(&mut self) -> Result<(), Error> {
+        let quarantine = self.accounts.quarantine_ends();
+        let overdue = self.handing.overdue_at();
+        tokio::select! {
+            // In order of urgency: after a loss nothing may be appended; sessions that ended free memory before new ones
+            // take it; the timers come last, since all they do can wait. All arms are cancel-safe: what they wait for
+            // stays where it is.
+            biased;
+            share = self.shards.next() => self.on_share(share.ok_or(Error::Closed)?)?,
+            ended = self.accounts.ended() => {
+                if let Some(partition) = self.accounts.on_ended(ended) {
+                    self.see_whether_ended(partition);
+                }
+            }
+            loaded = self.loads.next() => self.on_loaded(loaded),
+            handed = self.handing.next() => self.on_handed(handed),
+            Some(_) = self.owning.join_next() => self.see_whether_ready(),
+            change = self.changes.next() => self.on_change(change.ok_or(Error::Closed)?),
+            Some(Ok(read)) = self.rereads.join_next() => {
+                for (wanted, records) in read {
+                    self.accounts.reread(wanted, records);
+                }
+                self.read_anew();
+            }
+            flushed = finished(&mut self.flushing) => self.on_flushed(flushed),
+            () = until(self.load_at) => self.load(),
+            () = until(overdue) => {
+                for partition in self.handing.overdue() {
+                    tracing::warn!(%partition, "sessions had not ended in time: the next owner reads what they did not store from the log");
+                    self.accounts.cut_short(partition);
+                }
+            }
+            _ = self.flushes.tick() => self.flush(),
+            _ = self.progress.tick() => self.tell(),
+            () = until(quarantine) => self.accounts.end_quarantines(),
+            () = until(self.settle) => self.see_whether_ready(),
+        }
+        Ok(())
+    }
+
+    fn on_share(&mut self, share: Share) -> Result<(), Error> {
+        match share {
+            Share::Load {
+                partition,
+                epoch,
+                before,
+            } => {
+                self.accounts.expect([(partition, epoch)]);
+                self.taken.push((partition, Taken { epoch, before }));
+                self.load_at.get_or_insert(Instant::now() + GATHER);
+            }
+            Share::Renewed { partition, epoch } => {
+                tracing::info!(%partition, "a claim that had aged out is ours again");
+                self.accounts.renew(partition, epoch);
+            }
+            Share::Finish { partition, epoch } => {
+                if self.accounts.hand_over(partition, epoch) {
+                    self.handing.begin(partition, epoch);
+                    self.see_whether_ended(partition);
+                }
+            }
+            Share::Stop { partition, epoch } => {
+                self.accounts.lose(partition, epoch);
+                self.handing.lose(partition);
+            }
+            Share::Released { partition } => tracing::debug!(%partition, "given away"),
+            Share::Replaced => return Err(Error::Replaced(self.options.member.clone())),
+        }
+        Ok(())
+    }
+
+    fn load(&mut self) {
+        self.load_at = None;
+        self.loads
+            .begin(&self.ledger, std::mem::take(&mut self.taken));
+    }
+
+    fn on_loaded(&mut self, loaded: Loaded) {
+        self.loads.go_on(&self.ledger, &loaded);
+        let Loaded {
+            mut partitions,
+            found,
+        } = loaded;
+        // Some may have been lost while they were loaded.
+        let claims = self.shards.sharding().claims();
+        partitions.retain(|(partition, epoch)| claims.epoch(*partition) == Some(*epoch));
+        if partitions.is_empty() {
+            return;
+        }
+        self.accounts.begin(&partitions, found);
+        // One that was loaded when its bucket was made anew.
+        self.read_anew();
+        tracing::debug!(
+            partitions = partitions.len(),
+            sessions = self.registry.sessions(),
+            "partitions were taken"
+        );
+        for (partition, epoch) in &partitions {
+            let accounts = self.accounts.accounts_in(*partition);
+            self.shards.serving(*partition, *epoch, accounts);
+        }
+        self.owning.spawn(own(
+            Arc::clone(&self.service),
+            Arc::clone(&self.registry),
+            partitions.iter().map(|(partition, _)| *partition).collect(),
+        ));
+    }
+
+    fn on_change(&mut self, change: AccountChange) {
+        match change {
+            AccountChange::Put {
+                account,
+                record,
+                version,
+            } => self.accounts.put(account, version, record),
+            AccountChange::Removed { account, version } => self.accounts.delete(account, version),
+            AccountChange::Restarted { group, history } => {
+                tracing::warn!(%group, "changes of accounts may have been missed; they are read anew");
+                self.accounts.restarted(group, history);
+                self.read_anew();
+            }
+        }
+    }
+
+    /// Begins to read the records of partitions whose changes may have been missed.
+    fn read_anew(&mut self) {
+        let mut groups: HashMap<Group, Vec<Reread>> = HashMap::new();
+        for wanted in self.accounts.rereads() {
+            let group = groups.entry(wanted.partition.group()).or_default();
+            group.push(wanted);
+        }
+        for (group, rereads) in groups {
+            self.rereads
+                .spawn(reread(self.reader.clone(), group, rereads));
+        }
+    }
+
+    /// A partition that is handed over: once its sessions have ended, it is looked at how far it is flushed.
+    fn see_whether_ended(&mut self, partition: Partition) {
+        if self.accounts.running_in(partition) == 0 {
+            self.handing.ended(partition);
+        }
+    }
+
+    /// Sessions have ended, what they know is stored, and nobody is answered here any more: others may have it.
+    fn on_handed(&mut self, handed: (Partition, OwnerEpoch, Flushed)) {
+        let (partition, epoch, flushed) = handed;
+        self.on_flushed(flushed);
+        self.accounts.let_go(partition, epoch);
+        self.shards.finished(partition, epoch);
+    }
+
+    fn flush(&mut self) {
+        if self.flushing.is_none() {
+            self.flushing = Some(tokio::spawn(flush(
+                self.ledger.logs.clone(),
+                Arc::clone(&self.registry),
+                self.registry.partitions(),
+            )));
+        }
+    }
+
+    fn on_flushed(&mut self, flushed: Flushed) {
+        for (partition, log_id, position) in flushed.0 {
+            let accounts = self.accounts.accounts_in(partition);
+            self.shards.flushed(partition, log_id, position, accounts);
+        }
+    }
+
+    /// Says what this watcher has to do, for others to see.
+    fn tell(&mut self) {
+        let load = self.accounts.load();
+        self.shards.report(load);
+        if let Some(most) = self.options.most_accounts {
+            self.limit(most);
+        }
+        if self.settle.is_some() {
+            self.see_whether_ready();
+        }
+    }
+
+    /// Turns the limit of accounts into one of partitions, by how many accounts a partition has here. Moved only when it is off
+    /// by a tenth, since each change moves partitions.
+    fn limit(&mut self, most: u32) {
+        let served = u32::try_from(self.registry.partitions().len()).unwrap_or(u32::MAX);
+        let accounts = u32::try_from(self.registry.sessions()).unwrap_or(u32::MAX);
+        if served == 0 || accounts == 0 {
+            return;
+        }
+        let room = u64::from(most) * u64::from(served) / u64::from(accounts);
+        let room = u32::try_from(room)
+            .unwrap_or(u32::MAX)
+            .clamp(1, u32::from(PARTITIONS));
+        if room.abs_diff(self.room) * 10 > self.room {
+            self.room = room;
+            self.shards.limit(room);
+        }
+    }
+
+    /// Ready: it has its place among the others and everything that could be taken answers; or the rest was waited for.
+    fn see_whether_ready(&mut self) {
+        let whole = self.taken.is_empty() && self.loads.is_empty() && self.shards.has_settled();
+        let over = self.settle.is_some_and(|settle| settle <= Instant::now());
+        if over {
+            self.settle = None;
+        }
+        let enough = whole || (over && !self.registry.partitions().is_empty());
+        if enough && self.owning.is_empty() {
+            self.settle = None;
+            self.health.set::<&str>(CHECK, Ok(()));
+            if !self.ready.send_replace(true) {
+                tracing::info!(
+                    partitions = self.shards.held(),
+                    sessions = self.registry.sessions(),
+                    "this watcher has its place among the others"
+                );
+            }
+        } else if !*self.ready.borrow() {
+            self.settle.get_or_insert(Instant::now() + PROGRESS);
+            self.health.set(
+                CHECK,
+                Err("partitions are being claimed, and what is known of their accounts is being loaded"),
+            );
+        }
+    }
+
+    /// Gives everything away, a few partitions at a time; to nobody, if there is nobody.
+    pub(crate) async fn leave(mut self, draining: Draining) {
+        self.registry.set_draining();
+        let reserve = draining.window() / RELEASE_PART;
+        let patience = draining
+            .deadline
+            .checked_sub(reserve)
+            .unwrap_or(draining.deadline);
+        let (all, sessions) = (self.shards.held(), self.accounts.running());
+        tracing::info!(partitions = all, sessions, "handing over");
+        self.shards
+            .leave(patience.saturating_duration_since(Instant::now()));
+        let mut progress = interval(PROGRESS);
+        progress.reset();
+        while self.shards.held() > 0 {
+            tokio::select! {
+                // Whichever comes: no order matters, and nothing is held by an arm.
+                stepped = self.step() => {
+                    if let Err(error) = stepped {
+                        tracing::warn!(%error, "handing over ends here");
+                        break;
+                    }
+                }
+                _ = progress.tick() => {
+                    tracing::info!(
+                        partitions = self.shards.held(),
+                        sessions = self.accounts.running(),
+                        of = all,
+                        "still to be handed over"
+                    );
+                }
+                () = tokio::time::sleep_until(patience) => break,
+            }
+        }
+        let left = self.shards.held();
+        if left > 0 {
+            tracing::warn!(
+                partitions = left,
+                sessions = self.accounts.running(),
+                "not handed over in time: whoever takes them reads what was not stored from the log"
+            );
+        } else {
+            tracing::info!(partitions = all, "handed over");
+        }
+        self.accounts.abort().await;
+        if timeout_at(draining.deadline, self.shards.left())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the others could not be told; they notice by themselves");
+        }
+    }
+
+    /// Whatever runs is not ours to finish.
+    pub(crate) async fn abort(&mut self) {
+        self.registry.set_draining();
+        self.accounts.abort().await;
+    }
+}
+
+/// Answers requests for partitions from now on.
+pub(crate) async fn own(
+    service: Arc<OwnerService>,
+    registry: Arc<Registry>,
+    partitions: Vec<Partition>,
+) {
+    let mut backoff = patience();
+    while let Err(error) = service.own(&partitions).await {
+        tracing::debug!(%error, "requests cannot be answered yet");
+        let wait = backoff.next(&mut rand::rng());
+        sleep(wait).await;
+    }
+    // What was lost meanwhile is another's to answer for. Not so what is ours by another claim than it was: that of an outage
+    // aged out, and sessions went on.
+    let lost: Vec<Partition> = partitions
+        .into_iter()
+        .filter(|partition| !registry.serves(*partition))
+        .collect();
+    if !lost.is_empty() {
+        service.disown(&lost).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;
