@@ -69,6 +69,11 @@ bench: tools ## Latency beside a bare IDLE client, CPU and memory of each role (
 	$(RELEASE)/bench roles --lazy-sync $(BENCH)
 	@ls -l $(RELEASE)/mailbell | awk '{printf "binary: %.1f MB\n", $$5 / 1e6}'
 
+.PHONY: bench-accounts
+bench-accounts: tools ## A watcher that owns 100,000 of 1,000,000 accounts, and one that owns 100: time, memory, what idles
+	cargo bench -p mailbell-watcher --bench accounts -- $(BENCH)
+	cargo bench -p mailbell-watcher --bench accounts -- --accounts 1000 $(BENCH)
+
 .PHONY: sim
 sim: ## The simulation with many seeds: make sim SEEDS=100000
 	MAILBELL_SIM_SEEDS=$(or $(SEEDS),100000) cargo test --release -p mailbell-sim -- --nocapture

@@ -11,7 +11,7 @@ use std::{
 
 use mailbell_bus::{
     Before, BusError, Filter, patience,
-    state::{AccountReader, PartitionRecords},
+    state::{AccountReader, LoadedCheckpoint, PartitionRecords},
 };
 use mailbell_core::{
     ids::{AccountId, Group, OwnerEpoch, Partition, Position},
@@ -233,19 +233,10 @@ async fn load(load: &Load) -> Result<Found, BusError> {
     let group = *group;
     let ours: HashMap<Partition, Taken> = taken.iter().copied().collect();
     let partitions: Vec<Partition> = ours.keys().copied().collect();
-    let wanted: Vec<Partition> = if *whole {
-        group.partitions().collect()
-    } else {
-        partitions.clone()
-    };
     let mut known: HashMap<AccountId, Known> = HashMap::new();
     let mut unreadable: HashMap<AccountId, Flush> = HashMap::new();
     let (logs, checkpoints) = (&ledger.logs, ledger.bus.checkpoints());
-    let (records, stored) = tokio::try_join!(
-        reader.partitions(group, &partitions),
-        checkpoints.load_partitions(group, &wanted),
-    )?;
-    for (account, found) in stored {
+    let on_checkpoint = |(account, found): LoadedCheckpoint| {
         // What was stored, of whatever partition, proves that the log had come so far, newer than what is written of it lazily: a
         // log that is shorter now was cut, and must not grow over the positions that devices hold.
         if let Ok(found) = &found {
@@ -254,7 +245,7 @@ async fn load(load: &Load) -> Result<Found, BusError> {
                 .note_seen(group, checkpoint.log_id, checkpoint.position);
         }
         if !ours.contains_key(&account.partition()) {
-            continue;
+            return;
         }
         match found {
             Ok(found) => {
@@ -263,13 +254,24 @@ async fn load(load: &Load) -> Result<Found, BusError> {
                     revision: Some(found.revision),
                     unstored_from: None,
                 };
+                unreadable.remove(&account);
                 known.insert(account, found);
             }
             Err(_) => {
+                known.remove(&account);
                 unreadable.insert(account, Flush::default());
             }
         }
-    }
+    };
+    let load_checkpoints = async {
+        if *whole {
+            return checkpoints.scan_group(group, on_checkpoint).await;
+        }
+        let loaded = checkpoints.load_partitions(group, &partitions).await?;
+        loaded.into_iter().for_each(on_checkpoint);
+        Ok(())
+    };
+    let (records, ()) = tokio::try_join!(reader.partitions(group, &partitions), load_checkpoints)?;
     // So does what a claim calls flushed.
     for before in ours.values().filter_map(|taken| taken.before) {
         logs.ids().note_seen(group, before.log_id, before.flushed);

@@ -281,15 +281,34 @@ impl Checkpoints {
                 all.remove(&account);
                 return;
             }
-            let subject = message.subject.clone();
-            let found =
-                versioned(&subject, message).and_then(|stored| read_checkpoint(&subject, stored));
-            all.insert(account, found);
+            all.insert(account, read_stored(message));
         };
         self.bus
             .kv_partitions(Bucket::Checkpoints(group), "", partitions, on_message)
             .await?;
         Ok(all.into_iter().collect())
+    }
+
+    /// Shows every checkpoint of a group, complete up to what its leader had, without holding more than a batch of them. One that is
+    /// written meanwhile may be shown twice, the later one last.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::load_partitions`].
+    pub async fn scan_group(
+        &self,
+        group: Group,
+        mut show: impl FnMut(LoadedCheckpoint),
+    ) -> Result<(), BusError> {
+        let partitions: Vec<Partition> = group.partitions().collect();
+        let on_message = |account: AccountId, message: StreamMessage| {
+            if !message.removes {
+                show((account, read_stored(message)));
+            }
+        };
+        self.bus
+            .kv_partitions(Bucket::Checkpoints(group), "", &partitions, on_message)
+            .await?;
+        Ok(())
     }
 
     /// Every checkpoint of a group: [`Checkpoints::load_partitions`] of all of its partitions.
@@ -402,6 +421,11 @@ pub(super) fn read_account_key(key: &str) -> Option<AccountId> {
 
 fn read_status_key(key: &str) -> Option<AccountId> {
     account_of_key(key.strip_prefix(STATUS)?)
+}
+
+fn read_stored(message: StreamMessage) -> Result<Versioned<Checkpoint>, BusError> {
+    let subject = message.subject.clone();
+    versioned(&subject, message).and_then(|stored| read_checkpoint(&subject, stored))
 }
 
 fn read_checkpoint(

@@ -213,7 +213,7 @@ async fn what_changes_during_a_load_is_neither_lost_nor_undone() {
             }
         }
     };
-    let ((), known) = soon(async { tokio::join!(writes, reads) }).await;
+    let ((), known) = soon(Box::pin(async { tokio::join!(writes, reads) })).await;
     let mut there = BTreeMap::new();
     for (id, found) in accounts.list(None, 1000, None).await.unwrap().records {
         there.insert(id, found.value.host);

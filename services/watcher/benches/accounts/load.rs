@@ -1,0 +1,105 @@
+//! What runs in processes of its own: registering, timing reads, holding the other partitions.
+
+use std::{io::Read as _, sync::Arc, time::Instant};
+
+use anyhow::{Context as _, bail};
+use mailbell_bus::{Bus, Role, state::Cas};
+use mailbell_core::ids::{AccountId, Group, Partition, Tenant};
+use mailbell_proto::{admin::v1::TlsMode, bus::v1::AccountRecord};
+use tokio::task::{JoinSet, spawn_blocking};
+use ulid::Ulid;
+
+use crate::connect;
+
+/// How many publishes are under way at once.
+const AT_ONCE: u64 = 256;
+
+/// The accounts, always the same ones.
+pub(crate) fn accounts(count: u64) -> impl Iterator<Item = AccountId> {
+    (0..count).map(account)
+}
+
+fn account(number: u64) -> AccountId {
+    let time = 1_700_000_000_000_u128 << 80;
+    AccountId::new(Tenant::default(), Ulid(time | u128::from(number)))
+}
+
+/// As most of them are: one host for many.
+pub(crate) fn record() -> AccountRecord {
+    AccountRecord {
+        schema: 1,
+        host: "127.0.0.1".to_owned(),
+        port: 993,
+        tls: TlsMode::Implicit.into(),
+        user: "somebody-with-a-name@example.org".to_owned(),
+        folders: vec!["INBOX".to_owned()],
+        paused: true,
+        ..AccountRecord::default()
+    }
+}
+
+pub(crate) async fn part(name: &str, url: &str, number: u64) -> anyhow::Result<()> {
+    match name {
+        "register" => register(&connect(url, Role::Admin).await?, number).await,
+        "read" => read(&connect(url, Role::Watcher).await?).await,
+        "claim" => claim(&connect(url, Role::Watcher).await?, number).await,
+        _ => bail!("{name} is no part"),
+    }
+}
+
+async fn register(bus: &Bus, count: u64) -> anyhow::Result<()> {
+    let mut tasks = JoinSet::new();
+    let record = Arc::new(record());
+    for first in 0..AT_ONCE {
+        let (accounts, record) = (bus.accounts(), Arc::clone(&record));
+        tasks.spawn(async move {
+            let mut number = first;
+            while number < count {
+                if accounts.create(&account(number), &record).await? == Cas::Conflict {
+                    bail!("account {number} is there already");
+                }
+                number += AT_ONCE;
+            }
+            Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+async fn read(bus: &Bus) -> anyhow::Result<()> {
+    let (_changes, reader) = bus.accounts().follow();
+    let group = Group::all().next().context("no group")?;
+    let partitions: Vec<Partition> = group.partitions().collect();
+    reader.until_followed(group).await?;
+    for count in [1, 1, 2, 4, 5, 16, 64] {
+        let of: Vec<Partition> = partitions.iter().copied().take(count).collect();
+        let begun = Instant::now();
+        let read = reader.partitions(group, &of).await?;
+        let accounts: usize = read.iter().map(|read| read.records.len()).sum();
+        println!(
+            "records of {count} partitions of a group, {accounts} accounts: read in {:.1?}",
+            begun.elapsed()
+        );
+    }
+    Ok(())
+}
+
+/// Claims all partitions but the first `keep`, until standard input ends.
+async fn claim(bus: &Bus, keep: u64) -> anyhow::Result<()> {
+    let (claims, mut lost) = bus.claims("pod-1", "1").await?;
+    let others: Vec<Partition> = Partition::all().skip(usize::try_from(keep)?).collect();
+    for (partition, outcome) in claims.take(&others).await {
+        outcome.with_context(|| format!("partition {partition}"))?;
+    }
+    println!("the other member has {} partitions", others.len());
+    let stdin_ends = spawn_blocking(|| std::io::stdin().read(&mut [0]));
+    tokio::select! {
+        // No order matters: both end it.
+        biased;
+        lost = lost.recv() => bail!("a claim was lost: {lost:?}"),
+        _ = stdin_ends => Ok(()),
+    }
+}
