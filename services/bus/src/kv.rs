@@ -171,6 +171,16 @@ impl Bus {
     pub(crate) fn kv_range(&self, bucket: Bucket, keys: &str, after: u64) -> KvRange {
         let stream = self.names().bucket_stream(bucket);
         let filter = self.names().key_subject(bucket, keys);
+        self.kv_filtered(stream, filter, after)
+    }
+
+    /// Reads all of a bucket, as of now. Only this very filter spares the server to look through the subjects of a whole block
+    /// for each message: with any other that matches much, a read takes as long as the square of what there is.
+    pub(crate) fn kv_whole(&self, bucket: Bucket) -> KvRange {
+        self.kv_filtered(self.names().bucket_stream(bucket), ">".to_owned(), 0)
+    }
+
+    fn kv_filtered(&self, stream: String, filter: String, after: u64) -> KvRange {
         KvRange {
             bus: self.clone(),
             stream,

@@ -42,9 +42,8 @@ impl Bus {
             let range = |partition| self.kv_range(bucket, &keys(partition), 0);
             wanted.iter().map(range).collect()
         } else {
-            // Everything, other prefixes too: a filter that is neither all nor narrow makes the server look through the subjects of a
-            // whole block for each message (`firstMatching`), so a pass would take as long as their square.
-            vec![self.kv_range(bucket, ">", 0)]
+            // Other prefixes too.
+            vec![self.kv_whole(bucket)]
         };
         loop {
             let batches = try_join_all(ranges.iter_mut().map(KvRange::next_batch)).await?;
