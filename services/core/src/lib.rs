@@ -13,6 +13,7 @@ pub mod history;
 pub mod host;
 pub mod ids;
 pub mod ownership;
+pub mod pace;
 pub mod plant;
 pub mod read;
 pub mod records;
