@@ -94,6 +94,16 @@ impl Condition {
         act
     }
 
+    /// It waits until its mail server works for others again. Whoever has to mend something still has to.
+    pub(super) fn held(&mut self, now: Now, failure: &Failure) {
+        if self.health == Health::ActionNeeded {
+            return;
+        }
+        self.failing_since.get_or_insert(now.mono);
+        let sentence = failure.sentence.clone();
+        self.set(now, Health::Retrying, failure.code, sentence);
+    }
+
     pub(super) fn forget_failures(&mut self) {
         self.failing_since = None;
         self.permanent = 0;

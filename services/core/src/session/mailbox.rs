@@ -26,7 +26,10 @@ pub(super) enum Connection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
-    Open,
+    /// `held`: not begun, and it may take long.
+    Open {
+        held: bool,
+    },
     Look(usize),
     /// Of this folder, these messages.
     Fetch(usize, Page),
@@ -45,7 +48,8 @@ impl Session {
         match self.connection {
             Connection::Down { .. }
             | Connection::Busy {
-                work: Work::Open, ..
+                work: Work::Open { .. },
+                ..
             } => "",
             _ if self.idle => "idle",
             _ => "poll",
@@ -95,6 +99,19 @@ impl Session {
             watch.quiet = quiet.contains(&watch.name);
             watch.dirty = true;
             watch.select = true;
+        }
+    }
+
+    pub(super) fn on_held(&mut self, now: Now, op: Op, failure: &Failure) {
+        if let Connection::Busy {
+            op: awaited,
+            work: Work::Open { held },
+        } = &mut self.connection
+            && *awaited == op
+        {
+            *held = true;
+            // No attempt failed, so the delay of the next one does not grow.
+            self.condition.held(now, failure);
         }
     }
 
@@ -232,7 +249,7 @@ impl Session {
             Connection::Down { retry_at } => {
                 if self.wants_connection() && retry_at <= now.mono {
                     let op = self.op();
-                    self.busy(op, Work::Open);
+                    self.busy(op, Work::Open { held: false });
                     effects.push(Effect::Open { op });
                 } else if self.requests > 0 {
                     self.requests = 0;
@@ -260,10 +277,18 @@ impl Session {
                 }
             }
             Connection::Busy {
-                work: Work::Open, ..
+                work: Work::Open { .. },
+                ..
             } if self.stop.is_some() => {
                 effects.push(Effect::Drop);
                 self.lost(Duration::MAX);
+            }
+            Connection::Busy {
+                work: Work::Open { held: true },
+                ..
+            } if self.requests > 0 => {
+                self.requests = 0;
+                effects.push(Effect::RefuseRequests);
             }
             Connection::Busy { .. } => {}
             Connection::Free => self.next_work(now, effects),

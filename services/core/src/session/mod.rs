@@ -188,6 +188,7 @@ impl Session {
             Input::Polled { op, changed } => self.on_polled(now, op, changed),
             Input::Served { op } => self.on_served(op),
             Input::Closed { op } => self.on_closed(op),
+            Input::Held { op, failure } => self.on_held(now, op, &failure),
             Input::Failed { op, failure } => self.on_failed(now, rng, op, failure, effects),
             Input::Appended { op, outcome } => self.on_appended(now, rng, op, outcome),
             Input::TailRead { op, tail } => self.on_tail(now, rng, op, tail),

@@ -264,6 +264,14 @@ pub enum Input {
         /// Which.
         op: Op,
     },
+    /// [`Effect::Open`] is not even begun yet and may take long, since the mail server fails for many accounts. The answer still
+    /// follows.
+    Held {
+        /// Which.
+        op: Op,
+        /// Why, for the status; it is no attempt that failed.
+        failure: Failure,
+    },
     /// What was asked of the mail server did not work.
     Failed {
         /// Which.

@@ -122,3 +122,83 @@ fn a_missing_folder_is_told_from_the_start_and_until_the_folders_change() {
     bench.look(look(&[]));
     assert_eq!(shown(&bench), (Health::Watching, "watching"));
 }
+
+fn held() -> Failure {
+    Failure {
+        code: "host-unavailable",
+        sentence: "It fails for many.".to_owned(),
+        severity: Severity::Transient,
+    }
+}
+
+#[test]
+fn who_waits_for_a_host_that_fails_for_many_says_so_and_no_delay_grows() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[]));
+    let op = bench.take(|effect| match effect {
+        Effect::Park { op, .. } => Some(*op),
+        _ => None,
+    });
+    bench.give(Input::Failed {
+        op,
+        failure: held(),
+    });
+    let attempts = bench.session.reconnect.attempts();
+    bench.now.mono += Duration::from_secs(10);
+    bench.give(Input::Tick);
+    let op = bench.take(|effect| match effect {
+        Effect::Open { op } => Some(*op),
+        _ => None,
+    });
+    let stale = Op(op.0 + 1);
+    for op in [stale, op, op] {
+        bench.give(Input::Held {
+            op,
+            failure: held(),
+        });
+    }
+    assert_eq!(shown(&bench), (Health::Retrying, "host-unavailable"));
+    assert_eq!(bench.session.reconnect.attempts(), attempts);
+    // Whoever asks for a listing is not kept waiting.
+    bench.give(Input::Request);
+    assert!(bench.has(|effect| matches!(effect, Effect::RefuseRequests)));
+    bench.give(Input::Opened {
+        op,
+        idle: true,
+        handshake: Duration::ZERO,
+        quiet_folders: Vec::new(),
+    });
+    bench.look(look(&[]));
+    assert_eq!(shown(&bench), (Health::Watching, "watching"));
+}
+
+#[test]
+fn who_must_mend_a_password_still_must_while_the_host_fails() {
+    let mut bench = Bench::new(Known::default());
+    bench.give(Input::Start);
+    let open = |bench: &mut Bench| {
+        bench.take(|effect| match effect {
+            Effect::Open { op } => Some(*op),
+            _ => None,
+        })
+    };
+    for _ in 0..2 {
+        let op = open(&mut bench);
+        bench.give(Input::Failed {
+            op,
+            failure: Failure {
+                code: "bad-credentials",
+                sentence: "Refused.".to_owned(),
+                severity: Severity::Permanent,
+            },
+        });
+        bench.now.mono += Duration::from_secs(3600);
+        bench.give(Input::Tick);
+    }
+    let op = open(&mut bench);
+    bench.give(Input::Held {
+        op,
+        failure: held(),
+    });
+    assert_eq!(shown(&bench), (Health::ActionNeeded, "bad-credentials"));
+}
