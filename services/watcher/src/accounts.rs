@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     acquire::Found,
     driver::{Context, Driver, End},
+    quarantine::Quarantine,
     registry::Registry,
     reload::reload,
     slot::Slot,
@@ -41,10 +42,8 @@ enum State {
         task: Id,
         since: Instant,
     },
-    /// Crashed; to begin again then.
-    Quarantined {
-        until: Instant,
-    },
+    /// Crashed; to begin again later.
+    Quarantined(Quarantine),
     /// A tombstone whose account is purged.
     Purged,
 }
@@ -323,7 +322,7 @@ impl Accounts {
                 }
             }
             // It begins with the newest record.
-            State::Quarantined { .. } | State::Purged => {}
+            State::Quarantined(_) | State::Purged => {}
         }
     }
 
@@ -341,8 +340,8 @@ impl Accounts {
             slot.stop(Stop::Lost);
             self.registry.remove(&account);
         }
-        if let State::Quarantined { until } = entry.state {
-            self.quarantined.remove(&(until, account));
+        if let State::Quarantined(quarantine) = &entry.state {
+            self.quarantined.remove(&(quarantine.until(), account));
         }
     }
 
@@ -447,7 +446,7 @@ impl Accounts {
                     .crashes
                     .get_or_insert_with(|| Box::new(Backoff::new(first, first, most)));
                 let until = Instant::now() + crashes.next(&mut rand::rng());
-                entry.state = State::Quarantined { until };
+                entry.state = State::Quarantined(Quarantine::new(&self.context, &account, until));
                 self.quarantined.insert((until, account));
             }
         }
@@ -497,7 +496,9 @@ impl Accounts {
                         slot.stop(Stop::HandOver);
                     }
                 }
-                State::Quarantined { until } => waiting.push((until, account.clone())),
+                State::Quarantined(quarantine) => {
+                    waiting.push((quarantine.until(), account.clone()));
+                }
                 State::Resting | State::Purged => {}
             }
         }

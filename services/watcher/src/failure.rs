@@ -2,6 +2,7 @@
 
 use mailbell_bus::{BusError, Code, Refusal};
 use mailbell_core::{
+    pace::Outcome,
     seal::SealError,
     session::{Failure, Severity},
 };
@@ -41,6 +42,14 @@ pub const CODES: &[(&str, &str)] = &[
         "the mail server refuses user name or password",
     ),
     ("throttled", "the mail server asks to come back later"),
+    (
+        HOST_UNAVAILABLE,
+        "the mail server fails for many accounts: it is probed, and this account waits for that",
+    ),
+    (
+        QUARANTINED,
+        "the account's session ended by itself again and again: it begins anew after a delay",
+    ),
     (
         "no-such-folder",
         "a watched folder does not exist or cannot be opened",
@@ -112,6 +121,8 @@ pub const CODES: &[(&str, &str)] = &[
     ),
 ];
 
+pub(crate) const HOST_UNAVAILABLE: &str = "host-unavailable";
+pub(crate) const QUARANTINED: &str = "quarantined";
 pub(crate) const CREDENTIAL_MISSING: &str = "credential-missing";
 pub(crate) const SEALING_KEY_MISSING: &str = "sealing-key-missing";
 pub(crate) const CREDENTIAL_MISMATCH: &str = "credential-mismatch";
@@ -150,6 +161,39 @@ pub(crate) fn of_mail(error: &imap::Error, folder: &str) -> Failure {
             _ if error.is_permanent() => Severity::Permanent,
             _ => Severity::Transient,
         },
+    }
+}
+
+/// What a connection that failed says of its host. Whatever is about one account is an answer of a host that works.
+pub(crate) fn outcome_of(error: &imap::Error) -> Outcome {
+    use imap::Class;
+    match error.class() {
+        Class::Dns | Class::Refused | Class::ConnectTimeout | Class::Tls => Outcome::Unreachable,
+        Class::Timeout | Class::Disconnected | Class::Protocol => Outcome::Failing,
+        Class::Throttled => Outcome::Throttled,
+        Class::BadCredentials | Class::LoginDisabled => Outcome::Answered,
+        // Found before anything was sent.
+        Class::PlaintextNotAllowed | Class::InvalidInput => Outcome::Unused,
+        // This machine's limit, or a server that talks too much to one of many.
+        _ => Outcome::Unknown,
+    }
+}
+
+/// The account waits, since its host fails for many.
+pub(crate) fn host_unavailable() -> Failure {
+    Failure {
+        code: HOST_UNAVAILABLE,
+        sentence: "The mail server does not work for many accounts at the moment: nothing to do, it is tried again.".to_owned(),
+        severity: Severity::Transient,
+    }
+}
+
+/// The account's session crashes again and again.
+pub(crate) fn quarantined() -> Failure {
+    Failure {
+        code: QUARANTINED,
+        sentence: "Watching this mailbox failed because of an error in Mailbell: it is tried again with growing delay; if this stays, see the watcher's log and report it.".to_owned(),
+        severity: Severity::Transient,
     }
 }
 
@@ -324,6 +368,30 @@ mod tests {
         ] {
             let failure = of_mail(&error, "Archive");
             assert!(codes.contains(&failure.code), "{}", failure.code);
+        }
+    }
+
+    #[test]
+    fn one_account_is_told_apart_from_its_host() {
+        let io = std::io::ErrorKind::ConnectionRefused;
+        for (error, outcome) in [
+            (imap::Error::Dns, Outcome::Unreachable),
+            (imap::Error::Refused(io), Outcome::Unreachable),
+            (imap::Error::ConnectTimeout, Outcome::Unreachable),
+            (
+                imap::Error::Tls(imap::TlsFault::Expired),
+                Outcome::Unreachable,
+            ),
+            (imap::Error::Timeout("login"), Outcome::Failing),
+            (imap::Error::Throttled, Outcome::Throttled),
+            (
+                imap::Error::BadCredentials(imap::LoginFault::Refused),
+                Outcome::Answered,
+            ),
+            (imap::Error::LocalLimit, Outcome::Unknown),
+            (imap::Error::InvalidInput("port"), Outcome::Unused),
+        ] {
+            assert_eq!(outcome_of(&error), outcome, "{error}");
         }
     }
 

@@ -1,133 +1,280 @@
-//! When a connection may be begun: so many a second in all and to one host, and so many handshakes at once.
+//! When a connection may be begun: what `mailbell_core::pace` decides, carried out.
 //!
-//! Two token buckets, each kept as one point in time (the moment at which the next token is due). Whoever reserves a token and
-//! goes away leaves it unused.
+//! Everybody who waits is one entry in a map and a waker; one timer serves all. Nothing is kept of who goes away: dropping
+//! [`Waiting`] or [`Turn`] gives back what it had.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    future::{pending, poll_fn},
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
     time::Duration,
 };
 
+use mailbell_core::{
+    ids::AccountId,
+    pace::{Counts, News, Outcome, Pacer, Rates, Ticket, Urgency},
+};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Notify,
+    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
-/// Hosts that are remembered; a host whose bucket is full again needs no memory.
-const MAX_HOSTS: usize = 10_000;
+use crate::metrics::Metrics;
 
-#[derive(Debug)]
+/// See the module.
 pub(crate) struct Gate {
-    all: Rate,
-    host: Rate,
+    inner: Arc<Inner>,
+    timer: JoinHandle<()>,
+}
+
+struct Inner {
+    started: Instant,
     state: Mutex<State>,
-    handshakes: Arc<Semaphore>,
+    /// The timer has to ask anew when it is due.
+    sooner: Notify,
+    hasher: RandomState,
+    metrics: Metrics,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    interval: Duration,
-    burst: Duration,
-}
-
-#[derive(Debug)]
 struct State {
-    all: Instant,
-    hosts: HashMap<Box<str>, Instant>,
+    pacer: Pacer,
+    waiting: HashMap<Ticket, Entry>,
+    /// When the timer is due.
+    next: Option<Duration>,
+    counted: Counts,
 }
 
-impl Rate {
-    /// A fifth of a second's worth may come at once.
-    fn new(per_second: u32) -> Self {
-        let interval = Duration::from_secs(1) / per_second.max(1);
-        Self {
-            interval,
-            burst: interval * (per_second / 5),
-        }
-    }
+#[derive(Default)]
+struct Entry {
+    gone: bool,
+    /// The host fails for many, and whoever waits was not told yet.
+    held: bool,
+    waker: Option<Waker>,
+}
 
-    /// Takes a token of the bucket that is due at `due`; answers when it may be used.
-    fn take(self, due: &mut Instant, now: Instant) -> Instant {
-        let full = now.checked_sub(self.burst).unwrap_or(now);
-        let at = (*due).max(full);
-        *due = at + self.interval;
-        at
-    }
+/// What somebody who waits hears.
+pub(crate) enum Heard {
+    /// Its turn has come.
+    Turn(Turn),
+    /// The host fails for many accounts: it may take long. Told once.
+    Held(Waiting),
+}
+
+/// A place in the queue of a host.
+pub(crate) struct Waiting {
+    inner: Arc<Inner>,
+    /// 0: it went.
+    ticket: Ticket,
+}
+
+/// Leave to connect and log in once. Dropped without a word it says nothing of the host.
+pub(crate) struct Turn {
+    inner: Arc<Inner>,
+    ticket: Ticket,
+    outcome: Outcome,
 }
 
 impl Gate {
-    pub(crate) fn new(per_second: u32, per_host: u32, handshakes: usize) -> Self {
-        Self {
-            all: Rate::new(per_second),
-            host: Rate::new(per_host),
+    /// Has to be made in a runtime, for its timer.
+    pub(crate) fn new(rates: Rates, metrics: Metrics) -> Self {
+        let inner = Arc::new(Inner {
+            started: Instant::now(),
             state: Mutex::new(State {
-                all: Instant::now(),
-                hosts: HashMap::new(),
+                pacer: Pacer::new(rates, Duration::ZERO),
+                waiting: HashMap::new(),
+                next: None,
+                counted: Counts::default(),
             }),
-            handshakes: Arc::new(Semaphore::new(handshakes.max(1))),
+            sooner: Notify::new(),
+            hasher: RandomState::new(),
+            metrics,
+        });
+        let timer = tokio::spawn(Arc::clone(&inner).run());
+        Self { inner, timer }
+    }
+
+    /// Takes a place in the queue of a host.
+    pub(crate) fn enter(&self, host: &str, account: &AccountId, urgency: Urgency) -> Waiting {
+        let host = host.to_ascii_lowercase();
+        let account = self.inner.hasher.hash_one(account);
+        let ticket = self.inner.change(|state, now, news| {
+            let ticket = state.pacer.enter(&host, account, urgency, now, news);
+            state.waiting.insert(ticket, Entry::default());
+            ticket
+        });
+        Waiting {
+            inner: Arc::clone(&self.inner),
+            ticket,
         }
     }
 
-    /// Waits for its turn. Hold what it returns until the login is over.
-    pub(crate) async fn pass(&self, host: &str) -> Option<OwnedSemaphorePermit> {
-        let at = self.reserve(host, Instant::now());
-        sleep_until(at).await;
-        Arc::clone(&self.handshakes).acquire_owned().await.ok()
+    /// This watcher may use `owned` of `of` parts of what the operator allows for a host: `of` is the number of partitions of the
+    /// installation, less those of members with another egress address. Counts at once, also for those who wait.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "to be called where ownership changes")
+    )]
+    pub(crate) fn share(&self, owned: u32, of: u32) {
+        let share = f64::from(owned) / f64::from(of.max(1));
+        self.inner
+            .change(|state, now, _| state.pacer.set_share(share, now));
     }
 
-    fn reserve(&self, host: &str, now: Instant) -> Instant {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.hosts.len() >= MAX_HOSTS {
-            let full = now.checked_sub(self.host.burst).unwrap_or(now);
-            state.hosts.retain(|_, due| *due > full);
+    /// How many wait, and why.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the member's record"))]
+    pub(crate) fn counts(&self) -> Counts {
+        self.inner.state().pacer.counts()
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes something, and lets go whoever may go then.
+    fn change<T>(&self, change: impl FnOnce(&mut State, Duration, &mut Vec<News>) -> T) -> T {
+        let mut news = Vec::new();
+        let mut wakers = Vec::new();
+        let mut state = self.state();
+        let now = self.started.elapsed();
+        let result = change(&mut state, now, &mut news);
+        state.pacer.poll(now, &mut news);
+        for item in news {
+            let (News::Go(ticket) | News::Held(ticket)) = item;
+            let Some(entry) = state.waiting.get_mut(&ticket) else {
+                continue;
+            };
+            match item {
+                News::Go(_) => entry.gone = true,
+                News::Held(_) => entry.held = true,
+            }
+            wakers.extend(entry.waker.take());
         }
-        let mut due = state.hosts.get(host).copied().unwrap_or(now);
-        let at = self.host.take(&mut due, now);
-        // Beyond the bound a new host is held by the bucket of all only.
-        if state.hosts.contains_key(host) || state.hosts.len() < MAX_HOSTS {
-            state.hosts.insert(host.into(), due);
+        let next = state.pacer.next_at(now);
+        let sooner = next.is_some_and(|next| state.next.is_none_or(|before| next < before));
+        state.next = next;
+        let counts = state.pacer.counts();
+        if state.counted != counts {
+            state.counted = counts;
+            self.metrics.waiting(&counts);
         }
-        at.max(self.all.take(&mut state.all, now))
+        drop(state);
+        if sooner {
+            self.sooner.notify_one();
+        }
+        // Not under the lock: who is woken may run at once and want it.
+        for waker in wakers {
+            waker.wake();
+        }
+        result
+    }
+
+    /// The timer of all who wait.
+    async fn run(self: Arc<Self>) {
+        loop {
+            self.change(|_, _, _| ());
+            let next = self.state().next;
+            let due = async {
+                match next {
+                    Some(at) => sleep_until(self.started + at).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                // Either leads to the same look. Neither holds anything: a notice that came is kept until it is taken.
+                biased;
+                () = self.sooner.notified() => {}
+                () = due => {}
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// Waits for the turn, or for the word that it may take long. Dropping the future gives the place up.
+    pub(crate) async fn heard(mut self) -> Heard {
+        let heard = poll_fn(|cx| {
+            let mut state = self.inner.state();
+            let Some(entry) = state.waiting.get_mut(&self.ticket) else {
+                // Cannot be: whoever waits is in the map until it hears that it may go.
+                return Poll::Ready(true);
+            };
+            if entry.gone {
+                state.waiting.remove(&self.ticket);
+                return Poll::Ready(true);
+            }
+            if std::mem::take(&mut entry.held) {
+                return Poll::Ready(false);
+            }
+            entry.waker = Some(cx.waker().clone());
+            Poll::Pending
+        });
+        if !heard.await {
+            return Heard::Held(self);
+        }
+        Heard::Turn(Turn {
+            inner: Arc::clone(&self.inner),
+            ticket: std::mem::take(&mut self.ticket),
+            outcome: Outcome::Unused,
+        })
+    }
+
+    /// Waits for the turn.
+    pub(crate) async fn turn(self) -> Turn {
+        let mut waiting = self;
+        loop {
+            match waiting.heard().await {
+                Heard::Turn(turn) => return turn,
+                Heard::Held(again) => waiting = again,
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.ticket == 0 {
+            return;
+        }
+        self.inner.change(|state, now, news| {
+            state.waiting.remove(&self.ticket);
+            let mut rng = rand::rng();
+            state.pacer.leave(self.ticket, now, &mut rng, news);
+        });
+    }
+}
+
+impl Turn {
+    /// The connection is begun: from now on the tokens are used, whatever becomes of it.
+    pub(crate) fn begin(&mut self) {
+        self.outcome = Outcome::Unknown;
+    }
+
+    /// What the connection says about its host.
+    pub(crate) fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.inner.change(|state, now, news| {
+            let mut rng = rand::rng();
+            let (ticket, outcome) = (self.ticket, self.outcome);
+            state.pacer.done(ticket, outcome, now, &mut rng, news);
+        });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn one_host_does_not_hold_up_another() {
-        let gate = Gate::new(1000, 10, 4);
-        let start = Instant::now();
-        for _ in 0..12 {
-            drop(gate.pass("a").await);
-        }
-        // Without a burst to begin with: one at once, then one every 100 ms.
-        assert_eq!(start.elapsed().as_millis() / 100, 11);
-        let start = Instant::now();
-        drop(gate.pass("b").await);
-        assert!(start.elapsed() < Duration::from_millis(5));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn handshakes_are_bounded() {
-        let gate = Gate::new(1000, 1000, 1);
-        let first = gate.pass("a").await;
-        let waits = tokio::time::timeout(Duration::from_secs(60), gate.pass("a"));
-        assert!(waits.await.is_err());
-        drop(first);
-        assert!(gate.pass("a").await.is_some());
-    }
-
-    #[test]
-    fn hosts_are_forgotten() {
-        let gate = Gate::new(1_000_000, 1000, 1);
-        let now = Instant::now();
-        for number in 0..MAX_HOSTS {
-            gate.reserve(&number.to_string(), now);
-        }
-        gate.reserve("one more", now + Duration::from_secs(60));
-        assert_eq!(gate.state.lock().unwrap().hosts.len(), 1);
-    }
-}
+mod tests;

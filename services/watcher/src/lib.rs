@@ -22,6 +22,7 @@ mod ledger;
 mod message;
 pub mod metrics;
 mod options;
+mod quarantine;
 mod registry;
 mod reload;
 mod removal;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mailbell_core::pace::Counts;
 use mailbell_proto::push::v1::Health;
 use mailbell_runtime::metrics::latency_family;
 use prometheus_client::{
@@ -26,6 +27,13 @@ pub const CONTENT_BYTES: &str = "watcher_content_bytes";
 pub const ENDED: &str = "watcher_sessions_ended";
 /// `watcher_held_back{code}`: accounts that are not watched, since what is known of them cannot be read.
 pub const HELD_BACK: &str = "watcher_held_back";
+/// `watcher_waiting{reason}`: accounts that wait to connect: for a token of their host (`pace`), for a host that fails for many
+/// (`circuit`), for a handshake of others to end (`handshake`).
+pub const WAITING: &str = "watcher_waiting";
+/// `watcher_circuits_open`: hosts that fail for many accounts and are only probed.
+pub const CIRCUITS_OPEN: &str = "watcher_circuits_open";
+/// `watcher_quarantined`: accounts whose session ended by itself and waits before it begins anew.
+pub const QUARANTINED: &str = "watcher_quarantined";
 /// `watcher_partitions`: partitions that are owned.
 pub const PARTITIONS: &str = "watcher_partitions";
 /// `watcher_claims_kept_total`: claims that aged out while NATS was away and were taken anew, with their sessions running.
@@ -83,6 +91,9 @@ pub struct Metrics {
     requests: Family<Request, Counter>,
     checkpoints: Family<Outcome, Counter>,
     held_back: Family<Code, Gauge>,
+    waiting: Family<Reason, Gauge>,
+    circuits_open: Gauge,
+    pub(crate) quarantined: Gauge,
     pub(crate) content_bytes: Counter,
     pub(crate) partitions: Gauge,
     pub(crate) claims_kept: Counter,
@@ -100,6 +111,9 @@ impl Default for Metrics {
             requests: Family::default(),
             checkpoints: Family::default(),
             held_back: Family::default(),
+            waiting: Family::default(),
+            circuits_open: Gauge::default(),
+            quarantined: Gauge::default(),
             content_bytes: Counter::default(),
             partitions: Gauge::default(),
             claims_kept: Counter::default(),
@@ -155,6 +169,21 @@ impl Metrics {
             metrics.held_back.clone(),
         );
         registry.register(
+            WAITING,
+            "Accounts that wait to connect, by reason",
+            metrics.waiting.clone(),
+        );
+        registry.register(
+            CIRCUITS_OPEN,
+            "Mail hosts that fail for many accounts and are only probed",
+            metrics.circuits_open.clone(),
+        );
+        registry.register(
+            QUARANTINED,
+            "Accounts whose session ended by itself and waits before it begins anew",
+            metrics.quarantined.clone(),
+        );
+        registry.register(
             CONTENT_BYTES,
             "Bytes of content appended",
             metrics.content_bytes.clone(),
@@ -200,6 +229,19 @@ impl Metrics {
 
     pub(crate) fn held_back(&self, code: &'static str) -> Gauge {
         self.held_back.get_or_create_owned(&Code { code })
+    }
+
+    pub(crate) fn waiting(&self, counts: &Counts) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for (reason, count) in [
+            ("pace", counts.pace),
+            ("circuit", counts.circuit),
+            ("handshake", counts.handshake),
+        ] {
+            let family = &self.waiting;
+            family.get_or_create(&Reason { reason }).set(gauge(count));
+        }
+        self.circuits_open.set(gauge(counts.open_circuits));
     }
 
     pub(crate) fn login(&self, outcome: &'static str) {

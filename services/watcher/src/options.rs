@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailbell_core::session::Limits;
+use mailbell_core::{pace::Rates, session::Limits};
 
 /// How a watcher works. Everything has a default but who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,10 +18,15 @@ pub struct Options {
     pub quiet: Duration,
     /// How many connections are begun a second (1000: fifty thousand mailboxes within a minute).
     pub connects_per_second: u32,
-    /// How many of them to one host (100: a server of one's own takes it, and no big provider minds it from one address).
+    /// How many the whole installation begins a second to one host (100: a server of one's own takes it, and no big provider
+    /// minds it from one address). This watcher uses its share of it.
     pub connects_per_host: u32,
+    /// How many logins the whole installation tries a second at one host (50: a login costs the server a password hash, some
+    /// 20 to 100 ms of a core, so that is what a machine of four to eight cores does beside its other work). This watcher uses
+    /// its share of it.
+    pub logins_per_host: u32,
     /// How many connections may be between TCP and the end of the login at once (256: what a handshake holds in memory and CPU
-    /// is many times what a parked connection holds).
+    /// is many times what a parked connection holds). A quarter of them with one host, so that a slow one does not hold all.
     pub handshakes: usize,
     /// How many logins are checked at once for the admin API (16).
     pub checks: usize,
@@ -52,6 +57,7 @@ impl Options {
             quiet: Duration::from_secs(8 * 60),
             connects_per_second: 1000,
             connects_per_host: 100,
+            logins_per_host: 50,
             handshakes: 256,
             checks: 16,
             requests: 8,
@@ -61,6 +67,15 @@ impl Options {
             egress: String::new(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             finish: Duration::from_secs(10),
+        }
+    }
+
+    pub(crate) fn rates(&self) -> Rates {
+        Rates {
+            connects: self.connects_per_second,
+            host_connects: self.connects_per_host,
+            host_logins: self.logins_per_host,
+            handshakes: self.handshakes,
         }
     }
 }

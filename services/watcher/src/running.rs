@@ -104,11 +104,7 @@ impl Running {
             connect: Box::new(Dial),
             imap,
             ring,
-            gate: Gate::new(
-                options.connects_per_second,
-                options.connects_per_host,
-                options.handshakes,
-            ),
+            gate: Gate::new(options.rates(), metrics.clone()),
             limits: options.limits,
             timing: *bus.timing(),
             quiet: options.quiet,

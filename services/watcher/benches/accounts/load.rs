@@ -87,19 +87,32 @@ async fn read(bus: &Bus) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Claims all partitions but the first `keep`, until standard input ends.
-async fn claim(bus: &Bus, keep: u64) -> anyhow::Result<()> {
-    let (claims, mut lost) = bus.claims("pod-1", "1").await?;
-    let others: Vec<Partition> = Partition::all().skip(usize::try_from(keep)?).collect();
-    for (partition, outcome) in claims.take(&others).await {
-        outcome.with_context(|| format!("partition {partition}"))?;
-    }
-    println!("the other member has {} partitions", others.len());
-    let stdin_ends = spawn_blocking(|| std::io::stdin().read(&mut [0]));
-    tokio::select! {
-        // No order matters: both end it.
-        biased;
-        lost = lost.recv() => bail!("a claim was lost: {lost:?}"),
-        _ = stdin_ends => Ok(()),
+/// Takes nine tenths of the partitions, or whatever share `weight` is beside the 100 of the other, until standard input ends.
+async fn claim(bus: &Bus, weight: u64) -> anyhow::Result<()> {
+    let mut shards = bus.share(ShareOptions {
+        weight: u32::try_from(weight)?,
+        ..ShareOptions::new("pod-1", "1")
+    })?;
+    let mut stdin_ends = spawn_blocking(|| std::io::stdin().read(&mut [0]));
+    let mut told = false;
+    loop {
+        let share = tokio::select! {
+            // No order matters: the end ends it, and nothing else is lost by waiting again.
+            biased;
+            _ = &mut stdin_ends => return Ok(()),
+            share = shards.next() => share.context("the bus was closed")?,
+        };
+        match share {
+            Share::Load {
+                partition, epoch, ..
+            } => shards.serving(partition, epoch, 1),
+            Share::Finish { partition, epoch } => shards.finished(partition, epoch),
+            Share::Stop { .. } => bail!("a claim was lost"),
+            Share::Renewed { .. } | Share::Released { .. } | Share::Replaced => {}
+        }
+        if !told && shards.held() == usize::from(PARTITIONS) {
+            told = true;
+            println!("the other member has all partitions");
+        }
     }
 }

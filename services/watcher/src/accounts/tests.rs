@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use mailbell_proto::push::v1::Health;
+
 use super::*;
 use crate::driver::tests::{
     context,
@@ -94,6 +96,9 @@ async fn a_panic_is_quarantined_and_leaves_neighbours_alone() {
         world.accounts.on_ended(ended);
         let until = world.accounts.quarantine_ends().unwrap();
         pauses.push(until.saturating_duration_since(Instant::now()));
+        assert_eq!(world.context.metrics.quarantined.get(), 1);
+        let log = &world.logs.0[&one];
+        log.until_shown(Health::Retrying, "quarantined").await;
         // Meanwhile the neighbour hears what comes, over the connection that it had.
         let uid = 1 + round;
         world.server.deliver(uid);
@@ -104,6 +109,8 @@ async fn a_panic_is_quarantined_and_leaves_neighbours_alone() {
         world.accounts.end_quarantines();
         world.logs.0[&one].until_arrived(&told).await;
         world.server.until(|mailbox| mailbox.idling == 2).await;
+        log.until_shown(Health::Watching, "watching").await;
+        assert_eq!(world.context.metrics.quarantined.get(), 0);
     }
     assert!(
         pauses.iter().all(|pause| *pause >= Duration::from_secs(1)),
@@ -137,6 +144,20 @@ async fn a_lost_partition_takes_only_its_own_sessions() {
     world.server.deliver(2);
     world.logs.0[&one].until_arrived(&[2]).await;
     world.logs.0[&two].until_arrived(&[2]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_lost_in_quarantine_counts_no_more() {
+    let (mut world, one, _) = world().await;
+    world.context.panics.store(1, SeqCst);
+    let slot = world.registry.session(&one).unwrap();
+    slot.change(Arc::new(record()));
+    let ended = world.accounts.ended().await;
+    world.accounts.on_ended(ended);
+    assert_eq!(world.context.metrics.quarantined.get(), 1);
+    assert!(world.accounts.lose(one.partition(), 1));
+    assert_eq!(world.context.metrics.quarantined.get(), 0);
+    assert_eq!(world.accounts.quarantine_ends(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use mailbell_bus::Link;
 use mailbell_core::{
     checkpoint::{Checkpoint, Folder},
     ids::{AccountId, FolderId, INBOX},
+    pace::{Cause, Outcome, Urgency},
     seal::{Binding, open as open_secret},
     session::{Failure, Look, Op, Wake},
 };
@@ -31,6 +32,7 @@ use tokio::{
 use super::context::{Context, wall_us};
 use crate::{
     failure,
+    gate::{Heard, Turn},
     ledger::Boxed,
     message::convert,
     requests::list::{self, Problem},
@@ -43,6 +45,8 @@ const IDLE_REFUSED: Duration = Duration::from_secs(60);
 const IDLE_LEAST: Duration = Duration::from_secs(5);
 /// A credential that could not be read is asked for again this often before it counts as a failure.
 const CREDENTIAL_TRIES: u32 = 3;
+/// How long somebody who asks for a check waits for a probe of a host that fails for many. A check is the first to probe.
+const CHECK_HELD: Duration = Duration::from_secs(5);
 
 /// How a connection is made: over the network, or to a test's server.
 pub(crate) trait Connect: Send + Sync + 'static {
@@ -106,6 +110,10 @@ pub(super) enum Done {
         connection: Box<Connection>,
     },
     Closed,
+    /// Not even begun, since the host fails for many; the rest goes on to wait.
+    Held {
+        rest: Boxed<Done>,
+    },
     Failed {
         connection: Option<Box<Connection>>,
         failure: Failure,
@@ -286,17 +294,61 @@ async fn wait(parked: Parked, mut park: Park) -> Done {
     Done::Woken { connection, wake }
 }
 
-/// Logs in, and finds out which of the watched folders people don't read.
+/// Logs in when its turn comes, and finds out which of the watched folders people don't read.
 pub(super) fn open(
     context: Arc<Context>,
     account: AccountId,
     record: Arc<AccountRecord>,
+    urgency: Urgency,
 ) -> Boxed<Done> {
     Box::pin(async move {
-        let opened = async {
+        let ready = async {
             let sealed = credential(&context, &account).await?;
-            let mut connection = connect(&context, &account, &record, &sealed).await?;
-            let quiet_folders = quiet_folders(&mut connection, &record)
+            let endpoint = endpoint(&record).map_err(|error| failure::of_mail(&error, ""))?;
+            let waiting = context.gate.enter(&endpoint.host, &account, urgency);
+            Ok((sealed, endpoint, waiting))
+        };
+        let (sealed, endpoint, waiting) = match ready.await {
+            Ok(ready) => ready,
+            Err(failure) => return not_opened(failure),
+        };
+        let opening = Opening {
+            context,
+            account,
+            record,
+            sealed,
+            endpoint,
+        };
+        match waiting.heard().await {
+            Heard::Turn(turn) => opening.open(turn).await,
+            Heard::Held(waiting) => Done::Held {
+                rest: Box::pin(async move { opening.open(waiting.turn().await).await }),
+            },
+        }
+    })
+}
+
+/// All that a login needs but its turn.
+struct Opening {
+    context: Arc<Context>,
+    account: AccountId,
+    record: Arc<AccountRecord>,
+    sealed: SealedCredential,
+    endpoint: Endpoint,
+}
+
+impl Opening {
+    async fn open(self, turn: Turn) -> Done {
+        let opened = async {
+            let Self {
+                context,
+                account,
+                record,
+                sealed,
+                endpoint,
+            } = &self;
+            let mut connection = log_in(context, account, record, sealed, endpoint, turn).await?;
+            let quiet_folders = quiet_folders(&mut connection, record)
                 .await
                 .map_err(|error| failure::of_mail(&error, ""))?;
             Ok((connection, quiet_folders))
@@ -306,12 +358,16 @@ pub(super) fn open(
                 connection: Box::new(connection),
                 quiet_folders,
             },
-            Err(failure) => Done::Failed {
-                connection: None,
-                failure,
-            },
+            Err(failure) => not_opened(failure),
         }
-    })
+    }
+}
+
+fn not_opened(failure: Failure) -> Done {
+    Done::Failed {
+        connection: None,
+        failure,
+    }
 }
 
 /// Reads the credential anew for each login: what is not needed now lies in no memory.
@@ -335,7 +391,7 @@ async fn credential(context: &Context, account: &AccountId) -> Result<SealedCred
     Err(failure::credential_unavailable())
 }
 
-/// Connects and logs in as the record says, when its turn comes. The secret is wiped with `login`.
+/// Connects and logs in as the record says for a person who waits for it, when its turn comes.
 pub(crate) async fn connect(
     context: &Context,
     account: &AccountId,
@@ -343,7 +399,26 @@ pub(crate) async fn connect(
     sealed: &SealedCredential,
 ) -> Result<Connection, Failure> {
     let endpoint = endpoint(record).map_err(|error| failure::of_mail(&error, ""))?;
-    let turn = context.gate.pass(&endpoint.host).await;
+    let urgency = Urgency::new(Cause::Asked, 0);
+    let waiting = context.gate.enter(&endpoint.host, account, urgency);
+    let turn = match waiting.heard().await {
+        Heard::Turn(turn) => turn,
+        Heard::Held(waiting) => timeout(CHECK_HELD, waiting.turn())
+            .await
+            .map_err(|_| failure::host_unavailable())?,
+    };
+    log_in(context, account, record, sealed, &endpoint, turn).await
+}
+
+/// Connects and logs in. The secret is wiped with `login`.
+async fn log_in(
+    context: &Context,
+    account: &AccountId,
+    record: &AccountRecord,
+    sealed: &SealedCredential,
+    endpoint: &Endpoint,
+    mut turn: Turn,
+) -> Result<Connection, Failure> {
     let secret = open_secret(&context.ring, &Binding::of(account, record), sealed)
         .map_err(|error| failure::of_seal(&error));
     let connected = match secret {
@@ -352,15 +427,20 @@ pub(crate) async fn connect(
                 user: record.user.clone(),
                 secret,
             };
-            context
+            turn.begin();
+            let connected = context
                 .connect
-                .connect(&endpoint, &login, &context.imap)
-                .await
-                .map_err(|error| failure::of_mail(&error, ""))
+                .connect(endpoint, &login, &context.imap)
+                .await;
+            turn.end(match &connected {
+                Ok(_) => Outcome::Answered,
+                Err(error) => failure::outcome_of(error),
+            });
+            connected.map_err(|error| failure::of_mail(&error, ""))
         }
+        // The turn is left to others.
         Err(failure) => Err(failure),
     };
-    drop(turn);
     context.metrics.login(match &connected {
         Ok(_) => "ok",
         Err(failure) => failure.code,

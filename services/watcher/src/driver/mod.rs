@@ -16,6 +16,7 @@ use mailbell_core::{
     event::{Event, Fact},
     ids::OwnerEpoch,
     ownership::Flush,
+    pace::{Cause, Urgency, last_active_us},
     session::{Effect, Input, Known, Op, Outcome, Session, Stop},
 };
 use mailbell_proto::bus::v1::AccountRecord;
@@ -87,6 +88,10 @@ pub(crate) struct Driver {
     conflict: bool,
     /// The session was asked to serve and has not answered yet.
     asked: bool,
+    /// Why the next connection is wanted.
+    cause: Cause,
+    /// When something last happened in the mailbox, in microseconds since the epoch.
+    active_us: i64,
 }
 
 impl Driver {
@@ -98,6 +103,7 @@ impl Driver {
         known: Known,
     ) -> Self {
         let config = config_of(&context, &slot, &record, epoch);
+        let active_us = last_active_us(&known);
         let session = Session::new(config, known, context.now());
         slot.set_flush(Flush::of(&session));
         Self {
@@ -118,6 +124,8 @@ impl Driver {
             stop: None,
             conflict: false,
             asked: false,
+            cause: Cause::Start,
+            active_us,
         }
     }
 
@@ -178,10 +186,14 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) -> Option<Input> {
         match effect {
             Effect::Open { op } => {
+                let urgency = Urgency::new(self.cause, self.active_us);
+                // If this one fails, the next is no more urgent than any other.
+                self.cause = Cause::Start;
                 let opening = mail::open(
                     Arc::clone(&self.context),
                     self.slot.account.clone(),
                     Arc::clone(&self.record),
+                    urgency,
                 );
                 self.mail.busy(op, opening);
             }
@@ -346,6 +358,10 @@ impl Driver {
             )
         };
         let relogin = login(&old) != login(new);
+        if relogin || old.paused {
+            // A person changed something and waits for what comes of it.
+            self.cause = Cause::Asked;
+        }
         if old.paused != new.paused || old.folders != new.folders {
             self.reconfigure();
         }
@@ -396,6 +412,7 @@ impl Driver {
                 connection,
                 quiet_folders,
             } => {
+                self.cause = Cause::Reconnect;
                 let input = Input::Opened {
                     op,
                     idle: connection
@@ -445,6 +462,11 @@ impl Driver {
                 self.mail.free(connection);
                 Input::Served { op }
             }
+            Done::Held { rest } => {
+                self.mail.busy(op, rest);
+                let failure = failure::host_unavailable();
+                Input::Held { op, failure }
+            }
             Done::Closed => Input::Closed { op },
             Done::Failed {
                 connection,
@@ -489,6 +511,7 @@ impl Driver {
             return;
         }
         let now_us = wall_us(SystemTime::now());
+        self.active_us = event.detected_us;
         let metrics = &self.context.metrics;
         metrics.milestone("appended", 1);
         let bytes = u64::try_from(event.content.len()).unwrap_or(u64::MAX);

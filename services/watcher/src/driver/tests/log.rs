@@ -15,7 +15,10 @@ use mailbell_core::{
     ids::{AccountId, LogId, Position},
     session::{Outcome, Tail},
 };
-use mailbell_proto::bus::v1::{AccountRecord, SealedCredential, StatusRecord};
+use mailbell_proto::{
+    bus::v1::{AccountRecord, SealedCredential, StatusRecord},
+    push::v1::Health,
+};
 use tokio::{
     sync::watch,
     time::{Duration, Instant},
@@ -109,6 +112,17 @@ impl MemoryLog {
             .await
             .unwrap()
             .unwrap();
+    }
+
+    /// Waits until the newest status says this.
+    pub(crate) async fn until_shown(&self, health: Health, code: &str) {
+        self.until(|state| {
+            let newest = state.statuses.last();
+            newest
+                .and_then(|(_, status)| status.state.as_ref())
+                .is_some_and(|shown| shown.health() == health && shown.code == code)
+        })
+        .await;
     }
 
     pub(crate) async fn until_arrived(&self, uids: &[u32]) {

@@ -9,6 +9,7 @@ use mailbell_core::{
     checkpoint::Checkpoint,
     ids::AccountId,
     ownership::Flush,
+    pace::{Cause, Counts, Outcome, Rates, Urgency},
     seal::{Binding, KeyRing, seal},
     session::{Known, Limits, Stop},
     timing::Timing,
@@ -36,6 +37,14 @@ use crate::{
     metrics::Metrics,
     reload::reload,
     slot::{ListRequest, Slot},
+};
+
+/// None that a test of one session would notice.
+const RATES: Rates = Rates {
+    connects: 1000,
+    host_connects: 1000,
+    host_logins: 1000,
+    handshakes: 16,
 };
 
 struct Bench {
@@ -80,7 +89,7 @@ pub(crate) fn context(server: &Server, logs: Logs) -> Arc<Context> {
         connect: Box::new(server.clone()),
         imap,
         ring,
-        gate: Gate::new(1000, 1000, 16),
+        gate: Gate::new(RATES, Metrics::default()),
         limits: Limits::default(),
         timing: Timing::default(),
         quiet: Duration::from_secs(480),
@@ -541,6 +550,48 @@ async fn who_asks_while_there_is_no_connection_is_told_to_try_again() {
     }));
     bench.idling().await;
     assert!(since.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_host_that_fails_for_many_it_waits_and_says_so() {
+    let bench = Bench::new(&[1]);
+    bench.idling().await;
+    let gate = &bench.context.gate;
+    let turn = async |number: usize| {
+        let other = format!("default.{number:026}").parse().unwrap();
+        let urgency = Urgency::new(Cause::Asked, 0);
+        let mut turn = gate.enter("mail.test", &other, urgency).turn().await;
+        turn.begin();
+        turn
+    };
+    for number in 0..5 {
+        turn(number).await.end(Outcome::Unreachable);
+    }
+    let probe = turn(5).await;
+    bench.server.break_connections();
+    let shown = bench.log.until_shown(Health::Retrying, "host-unavailable");
+    shown.await;
+    let error = bench.list(newest(1)).await.unwrap().unwrap_err();
+    assert_eq!((error.code.as_str(), error.retry), ("not-connected", true));
+    assert_eq!(bench.server.look(|mailbox| mailbox.logins), 1);
+    probe.end(Outcome::Answered);
+    bench.idling().await;
+    bench.log.until_shown(Health::Watching, "watching").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_password_says_nothing_of_the_host() {
+    let server = Server::new(&[1]);
+    server.change(|mailbox| mailbox.refuse = true);
+    let log = MemoryLog::new();
+    log.with(|state| state.checkpoint = Some((watching(2), 1)));
+    let bench = Bench::start(server, log);
+    let shown = bench
+        .log
+        .until_shown(Health::ActionNeeded, "bad-credentials");
+    shown.await;
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    assert_eq!(bench.context.gate.counts(), Counts::default());
 }
 
 #[tokio::test(start_paused = true)]
