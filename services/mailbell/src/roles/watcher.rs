@@ -26,7 +26,7 @@ const NATS_CHECK: &str = "watcher-nats";
 const WINDOW: Duration = Duration::from_secs(25);
 
 /// Mail servers.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Mail servers")]
 pub struct MailArgs {
     /// File of root certificates (PEM) of mail servers, beside the system's
@@ -36,6 +36,40 @@ pub struct MailArgs {
     /// Allow mail servers without TLS (imap+plaintext://)
     #[arg(long, env = "MAILBELL_ALLOW_PLAINTEXT_IMAP")]
     pub allow_plaintext_imap: bool,
+
+    /// How fast.
+    #[command(flatten)]
+    pub pace: PaceArgs,
+}
+
+/// What one mail host may be asked. A watcher uses of both what its share of the accounts' partitions is.
+#[derive(Debug, Clone, Copy, clap::Args)]
+#[command(next_help_heading = "Mail servers")]
+pub struct PaceArgs {
+    /// How many connections all watchers together begin a second to one host
+    ///
+    /// A server of one's own takes 100, and no big provider minds them. Set it alike for all watchers: each uses its share.
+    #[arg(
+        long,
+        env = "MAILBELL_CONNECTS_PER_HOST",
+        value_name = "N",
+        default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
+    pub connects_per_host: u32,
+
+    /// How many logins all watchers together try a second at one host
+    ///
+    /// A login costs the mail server a password hash, 20 to 100 ms of a core: 50 is what four to eight cores do beside other
+    /// work. More lets a large server of one's own come back sooner after a restart.
+    #[arg(
+        long,
+        env = "MAILBELL_LOGINS_PER_HOST",
+        value_name = "N",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
+    pub logins_per_host: u32,
 }
 
 impl MailArgs {
@@ -113,6 +147,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let mut process = Process::begin("watcher", &args.process, telemetry, WINDOW)?;
     let ring = RingFile::read(&args.key_ring_file)?;
     let settings = args.mail.settings()?;
+    let pace = args.mail.pace;
     let member = match args.member {
         Some(member) => member,
         None => host_name()?,
@@ -136,6 +171,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         &mut work,
         &member,
         settings,
+        pace,
         ring,
         bus.clone(),
     )?;
@@ -153,14 +189,18 @@ pub fn start(
     work: &mut Work,
     member: &str,
     settings: Settings,
+    pace: PaceArgs,
     ring: KeyRing,
     bus: Bus,
 ) -> Result<(), Failure> {
     let incarnation = format!("{:016x}", rand::random::<u64>());
     let metrics = Metrics::register(process.metrics.registry());
     let told = bus.tell_health(&process.health, NATS_CHECK, process.drain());
+    let mut options = Options::new(member, incarnation);
+    options.connects_per_host = pace.connects_per_host;
+    options.logins_per_host = pace.logins_per_host;
     let (watcher, _handle) = Watcher::new(
-        Options::new(member, incarnation),
+        options,
         bus,
         settings,
         ring,

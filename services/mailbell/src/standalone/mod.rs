@@ -218,6 +218,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         &mut work,
         &identity.member,
         settings,
+        args.mail.pace,
         ring,
         watcher_bus.clone(),
     )?;
