@@ -172,9 +172,7 @@ pub(crate) fn outcome_of(error: &imap::Error) -> Outcome {
         Class::Timeout | Class::Disconnected | Class::Protocol => Outcome::Failing,
         Class::Throttled => Outcome::Throttled,
         Class::BadCredentials | Class::LoginDisabled => Outcome::Answered,
-        // Found before anything was sent.
-        Class::PlaintextNotAllowed | Class::InvalidInput => Outcome::Unused,
-        // This machine's limit, or a server that talks too much to one of many.
+        // This machine's limit, the account's settings, or a server that talks too much to one of many.
         _ => Outcome::Unknown,
     }
 }
@@ -389,7 +387,7 @@ mod tests {
                 Outcome::Answered,
             ),
             (imap::Error::LocalLimit, Outcome::Unknown),
-            (imap::Error::InvalidInput("port"), Outcome::Unused),
+            (imap::Error::PlaintextNotAllowed, Outcome::Unknown),
         ] {
             assert_eq!(outcome_of(&error), outcome, "{error}");
         }

@@ -266,6 +266,12 @@ impl Metrics {
         self.checkpoints.get_or_create(&Outcome { outcome }).inc();
     }
 
+    /// For tests: how many accounts wait for this reason.
+    #[cfg(test)]
+    pub(crate) fn waiting_for(&self, reason: &'static str) -> i64 {
+        self.waiting.get_or_create(&Reason { reason }).get()
+    }
+
     /// For tests: how many messages came so far.
     #[cfg(test)]
     pub(crate) fn milestones(&self, milestone: &'static str) -> u64 {

@@ -121,7 +121,8 @@ async fn a_greater_share_counts_at_once_for_those_who_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_host_that_fails_hears_of_it_once_and_goes_when_it_works() {
-    let gate = gate();
+    let metrics = Metrics::default();
+    let gate = Gate::new(RATES, metrics.clone());
     for number in 0..4 {
         gate.use_it("a", number, Outcome::Unreachable).await;
     }
@@ -132,6 +133,7 @@ async fn who_waits_for_a_host_that_fails_hears_of_it_once_and_goes_when_it_works
     let after = gate.enter("a", &account(6), start());
     let counts = gate.counts();
     assert_eq!((counts.circuit, counts.open_circuits), (2, 1));
+    assert_eq!(metrics.waiting_for("circuit"), 2);
     let (Heard::Held(before), Heard::Held(after)) = (before.heard().await, after.heard().await)
     else {
         panic!("nobody said that it may take long");
@@ -147,4 +149,5 @@ async fn who_waits_for_a_host_that_fails_hears_of_it_once_and_goes_when_it_works
         panic!("the host works, and it waits on");
     };
     assert_eq!(gate.counts().open_circuits, 0);
+    assert_eq!(metrics.waiting_for("circuit"), 0);
 }
