@@ -3,36 +3,25 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
     task::Poll,
     time::{Duration, SystemTime},
 };
 
-use mailbell_bus::Link;
 use mailbell_core::{
     checkpoint::{Checkpoint, Folder},
-    ids::{AccountId, FolderId, INBOX},
-    pace::{Cause, Outcome, Urgency},
-    seal::{Binding, open as open_secret},
+    ids::{FolderId, INBOX},
     session::{Failure, Look, Op, Wake},
 };
-use mailbell_imap::{
-    self as imap, Connection, Endpoint, Login, Parked, Patience, SpecialUse, TlsMode,
-};
-use mailbell_proto::{
-    admin::v1::TlsMode as WireTls,
-    bus::v1::{AccountRecord, PageResult, SealedCredential},
-    push::v1::Message,
-};
+use mailbell_imap::{self as imap, Connection, Endpoint, Login, Parked, Patience};
+use mailbell_proto::{bus::v1::PageResult, push::v1::Message};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep_until, timeout},
 };
 
-use super::context::{Context, wall_us};
+use super::context::wall_us;
 use crate::{
     failure,
-    gate::{Heard, Turn},
     ledger::Boxed,
     message::convert,
     requests::list::{self, Problem},
@@ -43,11 +32,6 @@ use crate::{
 const IDLE_REFUSED: Duration = Duration::from_secs(60);
 /// A server that ends IDLE by itself is asked for it no more often than this.
 const IDLE_LEAST: Duration = Duration::from_secs(5);
-/// A credential that could not be read is asked for again this often before it counts as a failure.
-const CREDENTIAL_TRIES: u32 = 3;
-/// How long somebody who asks for a check waits for a probe of a host that fails for many. A check is the first to probe.
-const CHECK_HELD: Duration = Duration::from_secs(5);
-
 /// How a connection is made: over the network, or to a test's server.
 pub(crate) trait Connect: Send + Sync + 'static {
     fn connect<'a>(
@@ -292,198 +276,6 @@ async fn wait(parked: Parked, mut park: Park) -> Done {
         }
     };
     Done::Woken { connection, wake }
-}
-
-/// Logs in when its turn comes, and finds out which of the watched folders people don't read.
-pub(super) fn open(
-    context: Arc<Context>,
-    account: AccountId,
-    record: Arc<AccountRecord>,
-    urgency: Urgency,
-) -> Boxed<Done> {
-    Box::pin(async move {
-        let ready = async {
-            let sealed = credential(&context, &account).await?;
-            let endpoint = endpoint(&record).map_err(|error| failure::of_mail(&error, ""))?;
-            let waiting = context.gate.enter(&endpoint.host, &account, urgency);
-            Ok((sealed, endpoint, waiting))
-        };
-        let (sealed, endpoint, waiting) = match ready.await {
-            Ok(ready) => ready,
-            Err(failure) => return not_opened(failure),
-        };
-        let opening = Opening {
-            context,
-            account,
-            record,
-            sealed,
-            endpoint,
-        };
-        match waiting.heard().await {
-            Heard::Turn(turn) => opening.open(turn).await,
-            Heard::Held(waiting) => Done::Held {
-                rest: Box::pin(async move { opening.open(waiting.turn().await).await }),
-            },
-        }
-    })
-}
-
-/// All that a login needs but its turn.
-struct Opening {
-    context: Arc<Context>,
-    account: AccountId,
-    record: Arc<AccountRecord>,
-    sealed: SealedCredential,
-    endpoint: Endpoint,
-}
-
-impl Opening {
-    async fn open(self, turn: Turn) -> Done {
-        let opened = async {
-            let Self {
-                context,
-                account,
-                record,
-                sealed,
-                endpoint,
-            } = &self;
-            let mut connection = log_in(context, account, record, sealed, endpoint, turn).await?;
-            let quiet_folders = quiet_folders(&mut connection, record)
-                .await
-                .map_err(|error| failure::of_mail(&error, ""))?;
-            Ok((connection, quiet_folders))
-        };
-        match opened.await {
-            Ok((connection, quiet_folders)) => Done::Opened {
-                connection: Box::new(connection),
-                quiet_folders,
-            },
-            Err(failure) => not_opened(failure),
-        }
-    }
-}
-
-fn not_opened(failure: Failure) -> Done {
-    Done::Failed {
-        connection: None,
-        failure,
-    }
-}
-
-/// Reads the credential anew for each login: what is not needed now lies in no memory.
-async fn credential(context: &Context, account: &AccountId) -> Result<SealedCredential, Failure> {
-    for _ in 0..CREDENTIAL_TRIES {
-        // While NATS is away a login would be of no use; it is no failure of the account either.
-        if context.ledger.link().wait_for(Link::is_up).await.is_err() {
-            break;
-        }
-        match context.ledger.credential(account.clone()).await {
-            Ok(Some(sealed)) => return Ok(sealed),
-            Ok(None) => return Err(failure::no_credential()),
-            Err(error) => {
-                tracing::debug!(%account, %error, "a credential could not be read");
-                if !error.is_retryable() {
-                    break;
-                }
-            }
-        }
-    }
-    Err(failure::credential_unavailable())
-}
-
-/// Connects and logs in as the record says for a person who waits for it, when its turn comes.
-pub(crate) async fn connect(
-    context: &Context,
-    account: &AccountId,
-    record: &AccountRecord,
-    sealed: &SealedCredential,
-) -> Result<Connection, Failure> {
-    let endpoint = endpoint(record).map_err(|error| failure::of_mail(&error, ""))?;
-    let urgency = Urgency::new(Cause::Asked, 0);
-    let waiting = context.gate.enter(&endpoint.host, account, urgency);
-    let turn = match waiting.heard().await {
-        Heard::Turn(turn) => turn,
-        Heard::Held(waiting) => timeout(CHECK_HELD, waiting.turn())
-            .await
-            .map_err(|_| failure::host_unavailable())?,
-    };
-    log_in(context, account, record, sealed, &endpoint, turn).await
-}
-
-/// Connects and logs in. The secret is wiped with `login`.
-async fn log_in(
-    context: &Context,
-    account: &AccountId,
-    record: &AccountRecord,
-    sealed: &SealedCredential,
-    endpoint: &Endpoint,
-    mut turn: Turn,
-) -> Result<Connection, Failure> {
-    let secret = open_secret(&context.ring, &Binding::of(account, record), sealed)
-        .map_err(|error| failure::of_seal(&error));
-    let connected = match secret {
-        Ok(secret) => {
-            let login = Login {
-                user: record.user.clone(),
-                secret,
-            };
-            turn.begin();
-            let connected = context
-                .connect
-                .connect(endpoint, &login, &context.imap)
-                .await;
-            turn.end(match &connected {
-                Ok(_) => Outcome::Answered,
-                Err(error) => failure::outcome_of(error),
-            });
-            connected.map_err(|error| failure::of_mail(&error, ""))
-        }
-        // The turn is left to others.
-        Err(failure) => Err(failure),
-    };
-    context.metrics.login(match &connected {
-        Ok(_) => "ok",
-        Err(failure) => failure.code,
-    });
-    connected
-}
-
-fn endpoint(record: &AccountRecord) -> Result<Endpoint, imap::Error> {
-    let port = u16::try_from(record.port)
-        .ok()
-        .filter(|port| *port > 0)
-        .ok_or(imap::Error::InvalidInput("port"))?;
-    let tls = match WireTls::try_from(record.tls) {
-        Ok(WireTls::Starttls) => TlsMode::StartTls,
-        Ok(WireTls::Plaintext) => TlsMode::Plain,
-        Ok(WireTls::Implicit | WireTls::Unspecified) => TlsMode::Implicit,
-        // A mode of a newer release: anything but a guess at less protection.
-        Err(_) => return Err(imap::Error::InvalidInput("TLS mode")),
-    };
-    Ok(Endpoint {
-        host: record.host.clone(),
-        port,
-        tls,
-    })
-}
-
-/// Asks only if something else than INBOX is watched.
-async fn quiet_folders(
-    connection: &mut Connection,
-    record: &AccountRecord,
-) -> Result<Vec<String>, imap::Error> {
-    let others = |name: &String| !name.eq_ignore_ascii_case("INBOX");
-    if !record.folders.iter().any(others) {
-        return Ok(Vec::new());
-    }
-    let folders = connection.folders().await?;
-    let unread = |special: &SpecialUse| *special != SpecialUse::Archive;
-    Ok(folders
-        .into_iter()
-        .filter(|folder| others(&folder.name) && folder.special_use.iter().any(unread))
-        .map(|folder| folder.name)
-        .filter(|name| record.folders.contains(name))
-        .collect())
 }
 
 pub(super) async fn look(

@@ -4,6 +4,7 @@
 //! parked stream: so what an account costs then is this struct, the session and the stream.
 
 mod context;
+mod login;
 mod mail;
 mod status;
 mod store;
@@ -34,7 +35,8 @@ use self::{
     traces::Traces,
 };
 pub(crate) use context::{Context, wall_us};
-pub(crate) use mail::{Connect, Dial, connect};
+pub(crate) use login::connect;
+pub(crate) use mail::{Connect, Dial};
 pub(crate) use status::record as status_record;
 
 use crate::{failure, ledger::Boxed, slot::Slot};
@@ -189,7 +191,7 @@ impl Driver {
                 let urgency = Urgency::new(self.cause, self.active_us);
                 // If this one fails, the next is no more urgent than any other.
                 self.cause = Cause::Start;
-                let opening = mail::open(
+                let opening = login::open(
                     Arc::clone(&self.context),
                     self.slot.account.clone(),
                     Arc::clone(&self.record),
