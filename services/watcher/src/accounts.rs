@@ -490,7 +490,7 @@ impl Accounts {
             .into_iter()
             .flat_map(|owned| &owned.entries)
         {
-            match entry.state {
+            match &entry.state {
                 State::Running { .. } => {
                     if let Some(slot) = self.registry.session(account) {
                         slot.stop(Stop::HandOver);

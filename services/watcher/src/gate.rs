@@ -113,10 +113,6 @@ impl Gate {
 
     /// This watcher may use `owned` of `of` parts of what the operator allows for a host: `of` is the number of partitions of the
     /// installation, less those of members with another egress address. Counts at once, also for those who wait.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "to be called where ownership changes")
-    )]
     pub(crate) fn share(&self, owned: u32, of: u32) {
         let share = f64::from(owned) / f64::from(of.max(1));
         self.inner
@@ -124,7 +120,6 @@ impl Gate {
     }
 
     /// How many wait, and why.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the member's record"))]
     pub(crate) fn counts(&self) -> Counts {
         self.inner.state().pacer.counts()
     }

@@ -7,6 +7,7 @@ use mailbell_bus::{
     state::{AccountChange, AccountChanges, AccountReader, PartitionRecords},
 };
 use mailbell_core::ids::{Group, OwnerEpoch, PARTITIONS, Partition};
+use mailbell_proto::bus::v1::MemberLoad;
 use mailbell_runtime::{
     drain::{DrainHandle, Draining},
     health::Health,
@@ -48,6 +49,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// See the module.
 pub(crate) struct Running {
     options: Options,
+    context: Arc<Context>,
     ledger: BusLedger,
     accounts: Accounts,
     registry: Arc<Registry>,
@@ -136,7 +138,8 @@ impl Running {
         let mut progress = interval(PROGRESS);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
-            accounts: Accounts::new(context, Arc::clone(&registry)),
+            accounts: Accounts::new(Arc::clone(&context), Arc::clone(&registry)),
+            context,
             changes,
             loads: Loads::new(reader.clone()),
             reader,
@@ -351,14 +354,36 @@ impl Running {
 
     /// Says what this watcher has to do, for others to see.
     fn tell(&mut self) {
-        let load = self.accounts.load();
-        self.shards.report(load);
+        let counts = self.context.gate.counts();
+        let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
+        self.shards.report(MemberLoad {
+            waiting_pace: count(counts.pace + counts.handshake),
+            waiting_circuit: count(counts.circuit),
+            ..self.accounts.load()
+        });
+        self.share_budgets();
         if let Some(most) = self.options.most_accounts {
             self.limit(most);
         }
         if self.settle.is_some() {
             self.see_whether_ready();
         }
+    }
+
+    /// A mail host's budget is one for all watchers that share an address: each has a part of it by the partitions that it owns.
+    fn share_budgets(&self) {
+        let elsewhere: u32 = self
+            .shards
+            .sharding()
+            .observer()
+            .live()
+            .filter(|member| member.egress != self.options.egress)
+            .filter_map(|member| member.load)
+            .map(|load| load.serving + load.loading)
+            .sum();
+        let held = u32::try_from(self.shards.held()).unwrap_or(u32::MAX);
+        let of = u32::from(PARTITIONS).saturating_sub(elsewhere).max(held);
+        self.context.gate.share(held, of);
     }
 
     /// Turns the limit of accounts into one of partitions, by how many accounts a partition has here. Moved only when it is off

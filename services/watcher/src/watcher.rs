@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mailbell_bus::Bus;
-use mailbell_core::seal::KeyRing;
+use mailbell_core::{ids::Partition, seal::KeyRing};
 use mailbell_runtime::{drain::DrainHandle, health::Health};
 use tokio::sync::watch;
 
@@ -48,6 +48,12 @@ impl Handle {
     /// that.
     pub async fn ready(&mut self) -> bool {
         self.ready.wait_for(|ready| *ready).await.is_ok()
+    }
+
+    /// Whether the sessions of this partition run here.
+    #[must_use]
+    pub fn serves(&self, partition: Partition) -> bool {
+        self.registry.serves(partition)
     }
 
     /// How far it is.

@@ -417,9 +417,17 @@ impl Sharding {
             None => self.config.pace.giving,
         };
         let owned = &self.owned;
-        let plan = plan(
+        let situation = planner::Situation {
             now,
-            &self.config.partitions,
+            partitions: &self.config.partitions,
+            claims: &self.claims,
+            observer: &self.observer,
+            assignment: &self.assignment.2,
+            timing: &self.config.timing,
+            pace: &self.config.pace,
+        };
+        let plan = plan(
+            situation,
             planner::Own {
                 id: &self.config.member,
                 draining: self.draining,
@@ -433,11 +441,6 @@ impl Sharding {
                 taken_at: &|partition| owned.get(&partition).map_or(now, |owned| owned.since),
                 may_give: at_once.saturating_sub(giving),
             },
-            &self.claims,
-            &self.observer,
-            &self.assignment.2,
-            &self.config.timing,
-            &self.config.pace,
         );
         let mut effects = Vec::new();
         let steady = self.observer.is_steady(now);

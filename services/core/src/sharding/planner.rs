@@ -94,18 +94,37 @@ impl std::fmt::Debug for Own<'_> {
     }
 }
 
-/// The plan of one member for these partitions.
+/// What a plan is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// Of the own clock.
+    pub now: Duration,
+    /// Those that are shared.
+    pub partitions: &'a [Partition],
+    /// What stands in the bucket.
+    pub claims: &'a Claims,
+    /// Who lives.
+    pub observer: &'a Observer,
+    /// Who should own what.
+    pub assignment: &'a Assignment,
+    /// Periods.
+    pub timing: &'a Timing,
+    /// How fast partitions change hands.
+    pub pace: &'a Pace,
+}
+
+/// The plan of one member in this situation.
 #[must_use]
-pub fn plan(
-    now: Duration,
-    partitions: &[Partition],
-    own: Own<'_>,
-    claims: &Claims,
-    observer: &Observer,
-    assignment: &Assignment,
-    timing: &Timing,
-    pace: &Pace,
-) -> Plan {
+pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
+    let Situation {
+        now,
+        partitions,
+        claims,
+        observer,
+        assignment,
+        timing,
+        pace,
+    } = situation;
     let mut plan = Plan::default();
     let wait = |plan: &mut Plan, why| *plan.waiting.entry(why).or_default() += 1;
     let mut room: BTreeMap<&str, bool> = BTreeMap::new();

@@ -3,8 +3,8 @@
 use std::{io::Read as _, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, bail};
-use mailbell_bus::{Bus, Role, state::Cas};
-use mailbell_core::ids::{AccountId, Group, Partition, Tenant};
+use mailbell_bus::{Bus, Role, Share, ShareOptions, state::Cas};
+use mailbell_core::ids::{AccountId, Group, PARTITIONS, Partition, Tenant};
 use mailbell_proto::{admin::v1::TlsMode, bus::v1::AccountRecord};
 use tokio::task::{JoinSet, spawn_blocking};
 use ulid::Ulid;

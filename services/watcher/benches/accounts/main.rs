@@ -32,6 +32,8 @@ use crate::proc::{Traffic, cpu, resident_kib};
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(1800);
+/// Nothing more was given away for so long: that is all.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// What the command line says.
 #[derive(Debug)]
@@ -140,7 +142,8 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     until_done(part("read", &url, 0)?).await?;
 
     // Kept: it ends with this value.
-    let other = holding(part("claim", &url, u64::try_from(args.partitions)?)?).await?;
+    let share = u64::try_from(args.partitions)?.clamp(1, 1023);
+    let other = holding(part("claim", &url, 100 * (1024 - share) / share)?).await?;
     let admin = connect(&url, Role::Admin).await?;
     let before = resident_kib(std::process::id()).unwrap_or_default();
     let authority = Certificate::localhost().authority_pem;
@@ -160,8 +163,8 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let running = tokio::spawn(watcher.run(drained));
     let owned = until_owned(&handle, args.partitions).await?;
     println!(
-        "{owned} accounts of {} partitions taken in {:.1?}",
-        args.partitions,
+        "{owned} accounts of {} partitions taken in {:.1?}, as fast as another member gives them away",
+        handle.progress().partitions,
         begun.elapsed()
     );
     Traffic::until_quiet(nats.monitor_port(), LIMIT).await?;
@@ -173,7 +176,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         grown as f64 / owned.max(1) as f64
     );
     idle(&args, nats.monitor_port(), pid).await?;
-    changes(&args, &admin, &key).await?;
+    changes(&args, &admin, &key, &handle).await?;
     drop(other);
     running.abort();
     drop(drain);
@@ -184,15 +187,21 @@ fn options() -> Options {
     Options::new("pod-0", "1")
 }
 
-/// Waits until so many partitions are owned; how many accounts they have.
+/// Waits until about so many partitions are owned, and no more come; how many accounts they have.
 async fn until_owned(handle: &Handle, partitions: usize) -> anyhow::Result<usize> {
     let wait = async {
         let mut look = interval(Duration::from_millis(20));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = ((0, 0), Instant::now());
         loop {
             look.tick().await;
             let progress = handle.progress();
-            if progress.partitions >= partitions {
+            if (progress.partitions, progress.sessions) != last.0 {
+                last = ((progress.partitions, progress.sessions), Instant::now());
+            }
+            // A share is not exact.
+            let enough = progress.partitions * 10 >= partitions * 8;
+            if enough && last.1.elapsed() > SETTLED {
                 return progress.sessions;
             }
         }
@@ -225,12 +234,12 @@ async fn idle(args: &Args, monitor: u16, pid: u32) -> anyhow::Result<()> {
 }
 
 /// Lets accounts go on, one after the other, and times until their session connects.
-async fn changes(args: &Args, admin: &Bus, key: &PublicKey) -> anyhow::Result<()> {
+async fn changes(args: &Args, admin: &Bus, key: &PublicKey, handle: &Handle) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
     let mut times = Vec::new();
     for account in load::accounts(args.accounts)
-        .filter(|account| usize::from(account.partition().number()) < args.partitions)
+        .filter(|account| handle.serves(account.partition()))
         .take(args.changes)
     {
         let mut record = load::record();
