@@ -25,6 +25,8 @@ pub struct Device {
     url: String,
     token: String,
     places: Vec<Place>,
+    /// Subscribed to the tenant, whatever the places are.
+    tenant: bool,
     directory: TempDir,
     journal: watch::Sender<Journal>,
     reading: watch::Sender<bool>,
@@ -47,11 +49,19 @@ impl Device {
             url,
             token,
             places,
+            tenant: false,
             directory: TempDir::with_prefix("mailbell-device-")?,
             journal: watch::Sender::default(),
             reading: watch::Sender::new(true),
             running: None,
         })
+    }
+
+    /// Subscribes to the token's whole tenant, from the next start on; the places are what is known of it.
+    #[must_use]
+    pub fn of_tenant(mut self) -> Self {
+        self.tenant = true;
+        self
     }
 
     /// Switches it on.
@@ -65,9 +75,13 @@ impl Device {
                 accounts.push(place.account.clone());
             }
         }
-        let events = Client::builder(&self.url)
-            .token(self.token.as_str())
-            .accounts(accounts)
+        let builder = Client::builder(&self.url).token(self.token.as_str());
+        let subscribed = if self.tenant {
+            builder.whole_tenant().known_accounts(accounts)
+        } else {
+            builder.accounts(accounts)
+        };
+        let events = subscribed
             .state(FileState::open(self.state_file())?)
             .client_name("mailbell-tests")
             .timing(impatient())

@@ -6,10 +6,12 @@
 //! * [`sessions`] decides from what the synthetic mail server saw whether each mailbox was watched, and by one watcher alone;
 //! * [`load`] makes numbered mail; [`device`] runs the client crate and notes what its app sees;
 //! * [`installation`] starts, kills and restarts the real binary;
+//! * [`world`] is all of this on a real mail server, [`crowd`] with thousands of mailboxes on the synthetic one;
 //! * [`cli`] runs commands as a person types them; [`leaks`] looks for planted secrets in all that was printed.
 
 pub mod auditor;
 pub mod cli;
+pub mod crowd;
 pub mod device;
 pub mod http;
 pub mod installation;

@@ -48,8 +48,33 @@ pub struct Launch {
     pub args: Vec<OsString>,
     /// Further environment; no `MAILBELL_*` variable of the test's own environment is passed on.
     pub env: Vec<(String, String)>,
+    /// What it sees in place of `/etc/hosts`: how one name leads each process another way.
+    pub hosts: Option<PathBuf>,
     /// Where its output goes; appended to.
     pub log: PathBuf,
+}
+
+/// Gives the program that it becomes another `/etc/hosts`.
+const WITH_HOSTS: &str = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
+
+impl Launch {
+    /// The program under test with its arguments. With hosts of its own, a mount namespace is made first, which root may do, and
+    /// others where the system lets them be root in a namespace of their own. Its process id is the program's.
+    fn command(&self, binary: &Path) -> Command {
+        let Some(hosts) = &self.hosts else {
+            return Command::new(binary);
+        };
+        let mut command = Command::new("unshare");
+        command.arg("--mount");
+        if !rustix::process::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command
+            .args(["/bin/sh", "-c", WITH_HOSTS])
+            .arg(hosts)
+            .arg(binary);
+        command
+    }
 }
 
 /// A running process. Dropped, it and all its children are killed.
@@ -81,7 +106,7 @@ impl Process {
             .create(true)
             .append(true)
             .open(&launch.log)?;
-        let mut command = Command::new(&binary);
+        let mut command = launch.command(&binary);
         clean_environment(&mut command);
         let child = command
             .args(&launch.args)

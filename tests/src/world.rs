@@ -208,27 +208,7 @@ impl World {
         for (n, account) in self.accounts.iter().enumerate() {
             all.insert(account.inbox(), self.truth(n).await?);
         }
-        for (n, device) in devices.iter().enumerate() {
-            let truth = device.expected(&all)?;
-            let complete = device
-                .wait(SETTLE_LIMIT, "everything", |journal| {
-                    journal.has_all(&truth)
-                })
-                .await;
-            let journal = device.journal();
-            let faults = audit(&truth, &journal.seen);
-            if !faults.is_empty() || complete.is_err() {
-                self.installation.keep();
-                bail!(
-                    "device {n}: {}\nended {:?}\n  {}\n{}",
-                    describe(&faults),
-                    journal.ended,
-                    journal.told(),
-                    process::tail(&self.installation.log_file()),
-                );
-            }
-        }
-        Ok(())
+        judge_devices(&self.installation, devices, &all).await
     }
 
     /// Looks for planted secrets in all that the installation has printed, and in its metrics if it runs.
@@ -236,21 +216,7 @@ impl World {
     /// # Errors
     /// With the lines that have one.
     pub async fn search_leaks(&self) -> anyhow::Result<()> {
-        let mut text = self.installation.log();
-        text.push_str(&self.installation.metrics().await);
-        ensure!(
-            !text.is_empty(),
-            "nothing was printed: there is nothing to search"
-        );
-        // A token's signature is enough to know it by.
-        let tokens: Vec<&str> = self
-            .tokens
-            .iter()
-            .filter_map(|token| token.rsplit('.').next())
-            .collect();
-        let found = leaks::find(&text, &tokens);
-        ensure!(found.is_empty(), "secrets in logs: {found:#?}");
-        Ok(())
+        search_leaks(&self.installation, &self.tokens).await
     }
 
     /// The last check of a test.
@@ -270,4 +236,57 @@ pub fn alerted_once(device: &Device, numbers: Range<u64>) -> bool {
     numbers
         .into_iter()
         .all(|number| alerts.iter().filter(|n| **n == number).count() == 1)
+}
+
+/// Waits until each device has all of `all` that it is subscribed to, and has it judged.
+///
+/// # Errors
+/// As [`World::judge`].
+pub async fn judge_devices(
+    installation: &Installation,
+    devices: &[&Device],
+    all: &BTreeMap<Place, Truth>,
+) -> anyhow::Result<()> {
+    for (n, device) in devices.iter().enumerate() {
+        let truth = device.expected(all)?;
+        let complete = device
+            .wait(SETTLE_LIMIT, "everything", |journal| {
+                journal.has_all(&truth)
+            })
+            .await;
+        let journal = device.journal();
+        let faults = audit(&truth, &journal.seen);
+        if !faults.is_empty() || complete.is_err() {
+            installation.keep();
+            bail!(
+                "device {n}: {}\nended {:?}\n  {}\n{}",
+                describe(&faults),
+                journal.ended,
+                journal.told(),
+                process::tail(&installation.log_file()),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Looks for planted secrets in all that an installation has printed, and in its metrics if it runs. A token's signature is enough
+/// to know it by.
+///
+/// # Errors
+/// With the lines that have one.
+pub async fn search_leaks(installation: &Installation, tokens: &[String]) -> anyhow::Result<()> {
+    let mut text = installation.log();
+    text.push_str(&installation.metrics().await);
+    ensure!(
+        !text.is_empty(),
+        "nothing was printed: there is nothing to search"
+    );
+    let signatures: Vec<&str> = tokens
+        .iter()
+        .filter_map(|token| token.rsplit('.').next())
+        .collect();
+    let found = leaks::find(&text, &signatures);
+    ensure!(found.is_empty(), "secrets in logs: {found:#?}");
+    Ok(())
 }

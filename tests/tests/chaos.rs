@@ -195,11 +195,10 @@ impl Scene {
             }
         }
         // Nobody dies of another's death.
-        for part in self.world.installation.options().layout.parts() {
+        for part in self.world.installation.options().parts() {
             ensure!(
-                self.world.installation.runs(*part),
-                "{} ended after {victim:?}\n{}",
-                part.name(),
+                self.world.installation.runs(part),
+                "{part} ended after {victim:?}\n{}",
                 tail(&self.world.installation.log_file())
             );
         }
@@ -233,8 +232,8 @@ async fn each_role_and_nats_at_random_points() {
         SEEDS,
         |seed| async move {
             let victims = [
-                Victim::Part(Part::Watcher),
-                Victim::Part(Part::Watcher),
+                Victim::Part(Part::Watcher(0)),
+                Victim::Part(Part::Watcher(0)),
                 Victim::Part(Part::Gateway),
                 Victim::Part(Part::Gateway),
                 Victim::Part(Part::Admin),
@@ -273,7 +272,7 @@ async fn dies_at(place: &str, role: Part, most: u32, seed: u64) -> anyhow::Resul
     let mut scene = Scene::start(seed, layout).await?;
     for _ in 0..ROUNDS {
         let nth = scene.rng.random_range(1..=most);
-        println!("{place}: seed {seed}, {} at {nth}", part.name());
+        println!("{place}: seed {seed}, {part} at {nth}");
         // Something to replay: a device that was away.
         scene.devices[0].stop().await?;
         let missed = scene.rng.random_range(20..=40);
@@ -309,7 +308,7 @@ async fn dies_at(place: &str, role: Part, most: u32, seed: u64) -> anyhow::Resul
 #[tokio::test]
 async fn right_after_an_append_was_sent() {
     with_seeds("right_after_an_append_was_sent", 2, |seed| {
-        dies_at("after-append", Part::Watcher, 40, seed)
+        dies_at("after-append", Part::Watcher(0), 40, seed)
     })
     .await;
 }
@@ -317,7 +316,7 @@ async fn right_after_an_append_was_sent() {
 #[tokio::test]
 async fn right_after_an_append_was_acknowledged() {
     with_seeds("right_after_an_append_was_acknowledged", 2, |seed| {
-        dies_at("after-ack", Part::Watcher, 40, seed)
+        dies_at("after-ack", Part::Watcher(0), 40, seed)
     })
     .await;
 }
@@ -325,7 +324,7 @@ async fn right_after_an_append_was_acknowledged() {
 #[tokio::test]
 async fn right_before_a_checkpoint_is_written() {
     with_seeds("right_before_a_checkpoint_is_written", 2, |seed| {
-        dies_at("before-checkpoint", Part::Watcher, 2, seed)
+        dies_at("before-checkpoint", Part::Watcher(0), 2, seed)
     })
     .await;
 }

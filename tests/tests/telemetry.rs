@@ -157,7 +157,7 @@ async fn without_nats_nobody_is_ready_and_everybody_alive() {
     world.judge(&[&device]).await.unwrap();
     nats.kill();
     let installation = &world.installation;
-    let parts = [Part::Watcher, Part::Gateway, Part::Admin];
+    let parts = [Part::Watcher(0), Part::Gateway, Part::Admin];
     let status = |part, path: &'static str| async move {
         let page = installation.page_of(part, path).await.unwrap();
         (page.status, page.body)

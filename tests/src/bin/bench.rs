@@ -62,8 +62,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         .arg("--token-file")
         .arg(token)
         .args(["--account", &account.id]);
-    for part in layout.parts() {
-        let pid = world.installation.pid(*part);
+    for part in world.installation.options().parts() {
+        let pid = world.installation.pid(part);
         command.arg("--pid").arg(format!("{}={pid}", part.name()));
     }
     let pid = nats.pid().context("no nats-server")?;

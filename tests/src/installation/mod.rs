@@ -1,5 +1,7 @@
 //! A real installation: processes of the binary under test, started, killed and started again on the same state.
 
+mod options;
+
 use std::{
     collections::BTreeMap,
     fs::Permissions,
@@ -15,6 +17,8 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use tempfile::TempDir;
 
+pub use self::options::{Layout, Options, Part, WatcherOptions};
+
 use crate::{
     cli::{self, Said},
     http,
@@ -29,92 +33,6 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often a start is tried when another process took a port in between.
 const STARTS: usize = 3;
-
-/// A process of an installation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
-    /// All roles in one process, which starts a NATS server unless it is given one.
-    Standalone,
-    /// The role that holds the mailboxes.
-    Watcher,
-    /// The role that holds the devices.
-    Gateway,
-    /// The role that holds the accounts.
-    Admin,
-}
-
-impl Part {
-    /// As it is typed.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Standalone => "standalone",
-            Self::Watcher => "watcher",
-            Self::Gateway => "gateway",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-/// What an installation is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Layout {
-    /// One process.
-    #[default]
-    Standalone,
-    /// One process a role, on a NATS server of the test.
-    Roles,
-}
-
-impl Layout {
-    /// Its processes, in the order in which they are started.
-    #[must_use]
-    pub const fn parts(self) -> &'static [Part] {
-        match self {
-            Self::Standalone => &[Part::Standalone],
-            Self::Roles => &[Part::Watcher, Part::Admin, Part::Gateway],
-        }
-    }
-}
-
-/// What to start.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Which processes.
-    pub layout: Layout,
-    /// Whether mailboxes without TLS may be added, as those of the test server are.
-    pub plaintext_imap: bool,
-    /// A NATS server to use in place of an own one; needed for [`Layout::Roles`].
-    pub nats_url: Option<String>,
-    /// Replicas of each stream, for [`Layout::Roles`].
-    pub replicas: u8,
-    /// Further arguments of every process.
-    pub args: Vec<String>,
-    /// Further environment of every process, for example a failpoint.
-    pub env: Vec<(String, String)>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            layout: Layout::Standalone,
-            plaintext_imap: true,
-            nats_url: None,
-            replicas: 1,
-            args: Vec::new(),
-            env: Vec::new(),
-        }
-    }
-}
-
-impl Options {
-    /// With a further variable of the environment.
-    #[must_use]
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.env.push((key.to_owned(), value.to_owned()));
-        self
-    }
-}
 
 /// Where an installation listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,8 +112,8 @@ impl Installation {
             push: free()?,
             admin: free()?,
         });
-        for part in Layout::Roles.parts() {
-            self.http.insert(*part, free()?);
+        for part in self.options.parts() {
+            self.http.insert(part, free()?);
         }
         Ok(())
     }
@@ -205,9 +123,9 @@ impl Installation {
     /// # Errors
     /// When one doesn't become ready; the text has the end of its log.
     pub async fn start_all(&mut self) -> anyhow::Result<()> {
-        for part in self.options.layout.parts() {
-            if !self.runs(*part) {
-                self.launch(*part)?;
+        for part in self.options.parts() {
+            if !self.runs(part) {
+                self.launch(part)?;
             }
         }
         self.ready().await
@@ -221,9 +139,22 @@ impl Installation {
         let mut args = vec![part.name().to_owned()];
         args.extend(self.arguments(part)?);
         args.extend(self.options.args.clone());
+        let mut env = self.options.env.clone();
+        let mut hosts = None;
+        if let Part::Watcher(n) = part {
+            let own = self.options.watcher(n)?;
+            args.extend(own.args.clone());
+            env.extend(own.env.clone());
+            if !own.hosts.is_empty() {
+                let file = self.state_dir().join(format!("{part}.hosts"));
+                std::fs::write(&file, own.hosts_file())?;
+                hosts = Some(file);
+            }
+        }
         let process = Process::start(&Launch {
             args: args.into_iter().map(Into::into).collect(),
-            env: self.options.env.clone(),
+            env,
+            hosts,
             log: self.log_file(),
         })?;
         self.processes.insert(part, process);
@@ -245,10 +176,10 @@ impl Installation {
                 add("--push-listen", push);
                 add("--admin-listen", admin);
             }
-            Part::Watcher => {
+            Part::Watcher(_) => {
                 add("--key-ring-file", file("key.ring"));
-                // Two installations of one machine, each with a NATS server of its own.
-                add("--member", "watcher-0".to_owned());
+                // Unique within the installation, which has a NATS server of its own.
+                add("--member", part.to_string());
             }
             Part::Gateway => add("--push-listen", push),
             Part::Admin => {
@@ -257,7 +188,11 @@ impl Installation {
                 add("--signing-key-file", file("signing.pem"));
             }
         }
-        match &self.options.nats_url {
+        let nats_url = match part {
+            Part::Watcher(n) => self.options.watcher(n)?.nats_url.as_ref(),
+            _ => None,
+        };
+        match nats_url.or(self.options.nats_url.as_ref()) {
             Some(url) => add("--nats-url", url.clone()),
             // Its own: the one that the tests use too, unless only the PATH knows it.
             None if nats_binary().is_absolute() => {
@@ -292,7 +227,7 @@ impl Installation {
             for (part, process) in &mut self.processes {
                 if let Some(status) = process.ended() {
                     let tail = process::tail(&self.directory.path().join(LOG));
-                    bail!("{} ended with {status}\n{tail}", part.name());
+                    bail!("{part} ended with {status}\n{tail}");
                 }
             }
             if self.is_ready().await {
@@ -327,9 +262,9 @@ impl Installation {
         &mut self.options
     }
 
-    /// Whether all processes run and their `/readyz` says yes.
+    /// Whether the `/readyz` of every process says yes that was launched and neither killed nor terminated since.
     pub async fn is_ready(&self) -> bool {
-        for part in self.options.layout.parts() {
+        for part in self.processes.keys() {
             let ready = match self.page_of(*part, "/readyz").await {
                 Ok(page) => page.status == 200,
                 Err(_) => false,
@@ -338,7 +273,33 @@ impl Installation {
                 return false;
             }
         }
-        true
+        !self.processes.is_empty()
+    }
+
+    /// Starts one more watcher, with the same key ring, and doesn't wait for it.
+    ///
+    /// # Errors
+    /// When it can't be started, or the layout has no watchers of its own.
+    pub fn add_watcher(&mut self, options: WatcherOptions) -> anyhow::Result<Part> {
+        ensure!(
+            self.options.layout == Layout::Roles,
+            "only roles have watchers"
+        );
+        let part = Part::Watcher(u16::try_from(self.options.watchers.len())?);
+        self.options.watchers.push(options);
+        self.http
+            .insert(part, ([127, 0, 0, 1], free_port()?).into());
+        self.launch(part)?;
+        Ok(part)
+    }
+
+    /// The watchers that were launched and neither killed nor terminated since.
+    #[must_use]
+    pub fn watchers(&self) -> Vec<Part> {
+        let parts = self.processes.keys().copied();
+        parts
+            .filter(|part| matches!(part, Part::Watcher(_)))
+            .collect()
     }
 
     /// A page of a process.
@@ -346,11 +307,7 @@ impl Installation {
     /// # Errors
     /// When it doesn't answer.
     pub async fn page_of(&self, part: Part, path: &str) -> anyhow::Result<http::Page> {
-        ensure!(
-            self.processes.contains_key(&part),
-            "{} doesn't run",
-            part.name()
-        );
+        ensure!(self.processes.contains_key(&part), "{part} doesn't run");
         let addr = self
             .http
             .get(&part)
@@ -361,7 +318,7 @@ impl Installation {
     /// The metrics of all processes that answer.
     pub async fn metrics(&self) -> String {
         let mut text = String::new();
-        for part in self.options.layout.parts() {
+        for part in self.processes.keys() {
             if let Ok(page) = self.page_of(*part, "/metrics").await {
                 text.push_str(&page.body);
             }
@@ -383,6 +340,29 @@ impl Installation {
         if let Some(mut process) = self.processes.remove(&part) {
             process.kill();
         }
+    }
+
+    /// Asks a process to end in order, and waits; it is missed no more. [`Installation::launch`] starts it again.
+    ///
+    /// # Errors
+    /// When it doesn't run, doesn't end, or ends with another code than 0.
+    pub async fn terminate(&mut self, part: Part) -> anyhow::Result<()> {
+        let status = self.process_mut(part)?.terminate(STOP_LIMIT).await?;
+        self.processes.remove(&part);
+        if !status.success() {
+            let tail = process::tail(&self.log_file());
+            bail!("{part} ended with {status}\n{tail}");
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a process alone, for example `STOP` and `CONT`.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn signal(&mut self, part: Part, signal: Signal) -> anyhow::Result<()> {
+        self.process_mut(part)?.signal(signal);
+        Ok(())
     }
 
     /// Kills the standalone process and its NATS server in one moment, as a power cut does.
@@ -426,12 +406,9 @@ impl Installation {
     /// # Errors
     /// When one doesn't, or ends with another code than 0.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
-        for (part, mut process) in std::mem::take(&mut self.processes) {
-            let status = process.terminate(STOP_LIMIT).await?;
-            if !status.success() {
-                let tail = process::tail(&self.log_file());
-                bail!("{} ended with {status}\n{tail}", part.name());
-            }
+        let parts: Vec<Part> = self.processes.keys().copied().collect();
+        for part in parts {
+            self.terminate(part).await?;
         }
         Ok(())
     }
@@ -445,7 +422,7 @@ impl Installation {
         self.processes.remove(&part);
         if status.signal() != Some(Signal::ABORT.as_raw()) {
             let tail = process::tail(&self.log_file());
-            bail!("{} ended with {status}\n{tail}", part.name());
+            bail!("{part} ended with {status}\n{tail}");
         }
         Ok(())
     }
@@ -463,7 +440,7 @@ impl Installation {
     /// When it doesn't run.
     pub fn process_mut(&mut self, part: Part) -> anyhow::Result<&mut Process> {
         let process = self.processes.get_mut(&part);
-        process.with_context(|| format!("{} doesn't run", part.name()))
+        process.with_context(|| format!("{part} doesn't run"))
     }
 
     /// The id of a process; 0 if it doesn't run.
@@ -508,6 +485,19 @@ impl Installation {
                 .arg(directory)
                 .status();
         }
+    }
+
+    /// The URL of its admin API, and the token that it takes.
+    ///
+    /// # Errors
+    /// When it hasn't said so yet.
+    pub fn admin(&self) -> anyhow::Result<(String, String)> {
+        let addresses = self.addresses.context("it hasn't said where it listens")?;
+        let token = std::fs::read_to_string(self.state_dir().join("admin.token"))?;
+        Ok((
+            format!("http://{}", addresses.admin),
+            token.trim().to_owned(),
+        ))
     }
 
     /// Runs a command against it.
