@@ -22,6 +22,11 @@ pub enum IdError {
     /// Not `[a-z0-9-]{1,32}`.
     #[error("an installation's name is 1 to 32 characters of a-z, 0-9 and '-'")]
     Installation,
+    /// Not `[A-Za-z0-9_-]{1,128}`.
+    #[error(
+        "a watcher's name is 1 to 128 characters of A-Z, a-z, 0-9, '_' and '-'; write what has dots, such as a host's full name, with '-'"
+    )]
+    Member,
 }
 
 fn is_label(text: &str, most: usize) -> bool {
@@ -60,6 +65,36 @@ impl FromStr for Installation {
 }
 
 impl fmt::Display for Installation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name of a watcher: a pod's, or a locked state directory's.
+///
+/// It is one token of a NATS key, so nothing in it may end a token or match others. Names with dots are refused rather than
+/// escaped: what a person types, what stands in the bucket, and what is hashed to share out partitions are then the same text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MemberId(Box<str>);
+
+impl MemberId {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for MemberId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        let good = (1..=128).contains(&text.len()) && text.bytes().all(allowed);
+        good.then(|| Self(text.into())).ok_or(IdError::Member)
+    }
+}
+
+impl fmt::Display for MemberId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -352,6 +387,16 @@ mod tests {
         }
         assert!("a".repeat(64).parse::<Tenant>().is_err());
         assert!("a".repeat(63).parse::<Tenant>().is_ok());
+    }
+
+    #[test]
+    fn a_member_is_one_token_of_a_key() {
+        for good in ["a", "mailbell-watcher-0", "Host_1", &"a".repeat(128)] {
+            assert_eq!(good.parse::<MemberId>().unwrap().as_str(), good);
+        }
+        for bad in ["", "a.b", "*", ">", "a b", "a/b", "ä", &"a".repeat(129)] {
+            assert_eq!(bad.parse::<MemberId>(), Err(IdError::Member), "{bad:?}");
+        }
     }
 
     #[test]

@@ -4,16 +4,20 @@
 //! in, what is to be done comes out. Ownership is the claim and only the claim; everything else is a wish.
 
 pub mod assignment;
+pub mod board;
 pub mod claims;
 pub mod liveness;
 pub mod planner;
+mod shares;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use mailbell_proto::bus::v1::{Claim, Member};
 
+use self::shares::Shares;
 pub use self::{
     assignment::{Assignment, Candidate, PLANNER, assign},
+    board::Boards,
     claims::{Before, Claims, Effect, Lost, Standing, Written},
     liveness::Observer,
     planner::{Pace, Plan, Waiting, plan},
@@ -165,8 +169,7 @@ pub struct Sharding {
     claims_loaded: bool,
     owned: BTreeMap<Partition, Owned>,
     taken_from: BTreeMap<Partition, (String, Duration)>,
-    /// Who the candidates were, and what follows from it.
-    assignment: (Vec<(String, u32, u32)>, u32, Assignment),
+    shares: Shares,
     draining: bool,
     leaving: Option<Duration>,
     /// Accounts that may be given away now.
@@ -189,7 +192,7 @@ impl Sharding {
             claims_loaded: false,
             owned: BTreeMap::new(),
             taken_from: BTreeMap::new(),
-            assignment: (Vec::new(), PLANNER, assign(PLANNER, &[])),
+            shares: Shares::new(),
             draining: false,
             leaving: None,
             tokens: f64::from(config.pace.accounts_per_second),
@@ -362,41 +365,17 @@ impl Sharding {
         }
     }
 
-    /// Computes who should own what, if the candidates are others than before.
+    /// Computes who should own what.
     fn assign(&mut self) {
-        let mut version = PLANNER;
-        let mut candidates: Vec<(String, u32, u32)> = Vec::new();
-        for member in self.observer.live() {
-            // Zero: it says nothing of it.
-            if member.planner > 0 {
-                version = version.min(member.planner);
-            }
-            let draining = if member.id == self.config.member {
-                // One's own record may be late.
-                self.draining
+        let (own, draining) = (&self.config.member, self.draining);
+        self.shares.update(&self.observer, |member| {
+            // One's own record may be late.
+            if member.id == *own {
+                draining
             } else {
                 member.draining
-            };
-            if !draining {
-                let candidate = (member.id.clone(), member.weight, member.most_partitions);
-                candidates.push(candidate);
             }
-        }
-        if (&candidates, version) == (&self.assignment.0, self.assignment.1) {
-            return;
-        }
-        let assignment = {
-            let candidates: Vec<Candidate<'_>> = candidates
-                .iter()
-                .map(|(id, weight, most)| Candidate {
-                    id,
-                    weight: *weight,
-                    most: u16::try_from(*most).ok().filter(|most| *most > 0),
-                })
-                .collect();
-            assign(version, &candidates)
-        };
-        self.assignment = (candidates, version, assignment);
+        });
     }
 
     fn plan(&mut self, now: Duration, unix_s: u64) -> Vec<Effect> {
@@ -422,7 +401,7 @@ impl Sharding {
             partitions: &self.config.partitions,
             claims: &self.claims,
             observer: &self.observer,
-            assignment: &self.assignment.2,
+            assignment: self.shares.assignment(),
             timing: &self.config.timing,
             pace: &self.config.pace,
         };
@@ -532,7 +511,7 @@ impl Sharding {
     /// Who should own what.
     #[must_use]
     pub fn assignment(&self) -> &Assignment {
-        &self.assignment.2
+        self.shares.assignment()
     }
 
     /// The last plan.
