@@ -5,7 +5,8 @@
 //! * [`Bus::setup`] creates and verifies every stream and bucket of an installation, [`Bus::verify`] only looks;
 //! * [`Bus::logs`]: append, read, follow, and the identity of each log's history ([`LogIds`]);
 //! * [`Bus::accounts`] and its neighbours: typed records in buckets ([`state`]);
-//! * [`Bus::share`]: which partitions this process owns, among all that share them;
+//! * [`Bus::share`]: which partitions this process owns, among all that share them; [`Bus::live`]: who lives and owns what, for
+//!   who only looks on;
 //! * [`Bus::serve`] and [`Bus::ask`]: requests to the owner of an account.
 //!
 //! [`permissions`] and [`server_config`] say what each role may do and write the configuration of a server of our own.
@@ -21,6 +22,7 @@ mod consumer;
 mod error;
 mod follow;
 mod kv;
+mod live;
 mod log_ids;
 mod logs;
 mod membership;
@@ -42,6 +44,7 @@ pub use bus::{Bus, Link};
 pub use claims::{Before, Shards, Share, ShareOptions};
 pub use error::{BusError, Code};
 pub use follow::{Followed, Follower};
+pub use live::Live;
 pub use log_ids::LogIds;
 pub use logs::{AppendOutcome, Entry, LogTail, Logs, Refusal};
 pub use metrics::Metrics;

@@ -156,7 +156,8 @@ impl Lists {
         self.ask_owners();
     }
 
-    /// Writes accounts and tokens; writes credentials, but cannot read them.
+    /// Writes accounts and tokens; writes credentials, but cannot read them. Looks on how watchers share the partitions, and may
+    /// ask one to drain.
     fn admin(&mut self) {
         for group in Group::all() {
             let log = self.names.log_stream(group);
@@ -168,9 +169,10 @@ impl Lists {
             self.write_keys(Bucket::Checkpoints(group), &[">"]);
             self.write_keys(Bucket::Credentials(group), &[">"]);
         }
-        for bucket in [Bucket::Control, Bucket::Revoked] {
+        for bucket in [Bucket::Control, Bucket::Revoked, Bucket::Live] {
             self.read_bucket(bucket);
         }
+        self.write_keys(Bucket::Live, &["drain.*"]);
         // By its subject too, as every role reads `meta` and `log.*`.
         self.read_keys(Bucket::Control, &["meta", "log.*"]);
         self.write_keys(

@@ -12,6 +12,7 @@ mod auth;
 mod cluster;
 mod fake;
 mod follow;
+mod live;
 mod log_ids;
 mod permissions;
 mod read;

@@ -263,8 +263,23 @@ async fn no_other_way_to_what_is_refused() {
             "$KV.MB_main_LIVE.claim.5".to_owned(),
             json!({}),
         ),
+        (
+            "gateway admin setup",
+            "$KV.MB_main_LIVE.member.a".to_owned(),
+            json!({}),
+        ),
+        (
+            "watcher gateway setup",
+            "$KV.MB_main_LIVE.drain.a".to_owned(),
+            json!({}),
+        ),
+        (
+            "gateway setup",
+            "$JS.API.DIRECT.GET.KV_MB_main_LIVE".to_owned(),
+            json!({ "seq": 1, "batch": 5, "next_by_subj": ">" }),
+        ),
         // Keys that nobody uses.
-        (all, "$KV.MB_main_LIVE.member.a".to_owned(), json!({})),
+        (all, "$KV.MB_main_LIVE.other.a".to_owned(), json!({})),
         (all, "$KV.MB_main_CTL.tenant.a".to_owned(), json!({})),
         (all, "$KV.MB_main_CTL.admintoken.a".to_owned(), json!({})),
         (
