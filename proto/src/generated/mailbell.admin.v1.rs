@@ -263,6 +263,136 @@ pub struct ListTokensResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetShardsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetShardsResponse {
+    /// In ascending order of id. Empty: no watcher has announced itself.
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<ShardMember>,
+    #[prost(message, optional, tag = "2")]
+    pub totals: ::core::option::Option<ShardTotals>,
+    /// What is not where it should be, by why.
+    #[prost(message, repeated, tag = "3")]
+    pub waiting: ::prost::alloc::vec::Vec<ShardWait>,
+    /// False: the store has not answered all along, or the process has just started, so nobody is taken for dead.
+    #[prost(bool, tag = "4")]
+    pub steady: bool,
+}
+/// A watcher.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardMember {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Of this start of it.
+    #[prost(string, tag = "2")]
+    pub incarnation: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub release: ::prost::alloc::string::String,
+    #[prost(enumeration = "MemberState", tag = "4")]
+    pub state: i32,
+    /// QUIET: it counts as dead unless it is heard of within this time.
+    #[prost(uint32, tag = "5")]
+    pub dead_in_ms: u32,
+    /// Its share of the partitions, relative to the others.
+    #[prost(uint32, tag = "6")]
+    pub weight: u32,
+    /// The most partitions that it takes. 0: no limit.
+    #[prost(uint32, tag = "7")]
+    pub most_partitions: u32,
+    /// Watchers with the same name here share the address from which mail servers see them. Empty: it has one of its own.
+    #[prost(string, tag = "8")]
+    pub egress: ::prost::alloc::string::String,
+    #[prost(int64, tag = "9")]
+    pub started_ms: i64,
+    /// For how long its record was seen to stand still.
+    #[prost(uint32, tag = "10")]
+    pub still_ms: u32,
+    /// Partitions that it owns, and that it should own.
+    #[prost(uint32, tag = "11")]
+    pub owned: u32,
+    #[prost(uint32, tag = "12")]
+    pub wanted: u32,
+    /// Accounts of those that it owns.
+    #[prost(uint64, tag = "13")]
+    pub accounts: u64,
+    /// What follows is as it counts itself. Partitions whose accounts are being loaded.
+    #[prost(uint32, tag = "14")]
+    pub loading: u32,
+    /// Partitions that it is giving away.
+    #[prost(uint32, tag = "15")]
+    pub handing_over: u32,
+    /// Accounts that are watched.
+    #[prost(uint32, tag = "16")]
+    pub watching: u32,
+    /// Accounts that wait for their turn with a mail server.
+    #[prost(uint32, tag = "17")]
+    pub waiting_pace: u32,
+    /// Accounts of mail servers that fail for many.
+    #[prost(uint32, tag = "18")]
+    pub waiting_circuit: u32,
+    /// Accounts that log in.
+    #[prost(uint32, tag = "19")]
+    pub starting: u32,
+    /// Accounts that are left alone for a while, since their session keeps failing by a fault of ours.
+    #[prost(uint32, tag = "20")]
+    pub quarantined: u32,
+    /// Accounts whose state cannot be read.
+    #[prost(uint32, tag = "21")]
+    pub held_back: u32,
+}
+/// Each partition is in one of three states.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardTotals {
+    #[prost(uint32, tag = "1")]
+    pub partitions_owned: u32,
+    /// On the way from one living watcher to another; watched nearly all of the time.
+    #[prost(uint32, tag = "2")]
+    pub partitions_handing_over: u32,
+    /// Nobody's, or a dead watcher's.
+    #[prost(uint32, tag = "3")]
+    pub partitions_unowned: u32,
+    #[prost(uint64, tag = "4")]
+    pub accounts: u64,
+    #[prost(uint64, tag = "5")]
+    pub accounts_handing_over: u64,
+    /// Nobody watches them.
+    #[prost(uint64, tag = "6")]
+    pub accounts_unowned: u64,
+    /// For how long the first of these has been without an owner, as far as this process has seen.
+    #[prost(uint64, tag = "7")]
+    pub unowned_ms: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardWait {
+    #[prost(enumeration = "WaitReason", tag = "1")]
+    pub reason: i32,
+    #[prost(uint32, tag = "2")]
+    pub partitions: u32,
+    #[prost(uint64, tag = "3")]
+    pub accounts: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainMemberRequest {
+    /// As GetShards names it.
+    #[prost(string, tag = "1")]
+    pub member: ::prost::alloc::string::String,
+    /// It takes part again.
+    #[prost(bool, tag = "2")]
+    pub undo: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainMemberResponse {
+    /// The start of it that was asked.
+    #[prost(string, tag = "1")]
+    pub incarnation: ::prost::alloc::string::String,
+    /// False: it is as it was asked to be already.
+    #[prost(bool, tag = "2")]
+    pub changed: bool,
+    /// Partitions that it owns now.
+    #[prost(uint32, tag = "3")]
+    pub owned: u32,
+}
 /// How the connection to the mail server is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -295,6 +425,96 @@ impl TlsMode {
             "TLS_MODE_IMPLICIT" => Some(Self::Implicit),
             "TLS_MODE_STARTTLS" => Some(Self::Starttls),
             "TLS_MODE_PLAINTEXT" => Some(Self::Plaintext),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MemberState {
+    Unspecified = 0,
+    /// It takes part.
+    Live = 1,
+    /// It gives its partitions away, and takes none.
+    Draining = 2,
+    /// It has not been heard of for some seconds.
+    Quiet = 3,
+    /// It says that the part of it that watches does not answer: it counts as dead.
+    Stalled = 4,
+    /// It has not been heard of for too long. Others take its partitions.
+    Dead = 5,
+    /// It has ended in order.
+    Left = 6,
+    /// It owns partitions and has not announced itself: a watcher of an older release.
+    Unannounced = 7,
+}
+impl MemberState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MEMBER_STATE_UNSPECIFIED",
+            Self::Live => "MEMBER_STATE_LIVE",
+            Self::Draining => "MEMBER_STATE_DRAINING",
+            Self::Quiet => "MEMBER_STATE_QUIET",
+            Self::Stalled => "MEMBER_STATE_STALLED",
+            Self::Dead => "MEMBER_STATE_DEAD",
+            Self::Left => "MEMBER_STATE_LEFT",
+            Self::Unannounced => "MEMBER_STATE_UNANNOUNCED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MEMBER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MEMBER_STATE_LIVE" => Some(Self::Live),
+            "MEMBER_STATE_DRAINING" => Some(Self::Draining),
+            "MEMBER_STATE_QUIET" => Some(Self::Quiet),
+            "MEMBER_STATE_STALLED" => Some(Self::Stalled),
+            "MEMBER_STATE_DEAD" => Some(Self::Dead),
+            "MEMBER_STATE_LEFT" => Some(Self::Left),
+            "MEMBER_STATE_UNANNOUNCED" => Some(Self::Unannounced),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WaitReason {
+    Unspecified = 0,
+    /// The owner lives and has not given it away yet.
+    HandOver = 1,
+    /// The owner has not been heard of, and not for long enough to take it for dead.
+    Detection = 2,
+    /// No watcher has room for it, or there is none.
+    NoRoom = 3,
+    /// The watcher that should own it has not taken it yet.
+    Taking = 4,
+}
+impl WaitReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WAIT_REASON_UNSPECIFIED",
+            Self::HandOver => "WAIT_REASON_HAND_OVER",
+            Self::Detection => "WAIT_REASON_DETECTION",
+            Self::NoRoom => "WAIT_REASON_NO_ROOM",
+            Self::Taking => "WAIT_REASON_TAKING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WAIT_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "WAIT_REASON_HAND_OVER" => Some(Self::HandOver),
+            "WAIT_REASON_DETECTION" => Some(Self::Detection),
+            "WAIT_REASON_NO_ROOM" => Some(Self::NoRoom),
+            "WAIT_REASON_TAKING" => Some(Self::Taking),
             _ => None,
         }
     }
@@ -1438,6 +1658,382 @@ pub mod tokens_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "mailbell.admin.v1.Tokens";
     impl<T> tonic::server::NamedService for TokensServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "services")]
+pub mod shards_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// How watchers share the mailboxes. For every admin token: it says nothing of an account, but how many there are.
+    #[derive(Debug, Clone)]
+    pub struct ShardsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ShardsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ShardsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ShardsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Reads how everything stands, now. Who has died is known after twelve seconds only, and by an admin process that has run for
+        /// as long.
+        pub async fn get_shards(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetShardsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetShardsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mailbell.admin.v1.Shards/GetShards",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mailbell.admin.v1.Shards", "GetShards"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Asks a watcher to give its partitions to the others, or, with `undo`, to take some again. It answers when the request is
+        /// written; GetShards says how far it is. Asking again answers OK. What is asked of a watcher ends with its process: one that is
+        /// started anew takes part again. NOT_FOUND, with the names of those that live, if no such watcher lives.
+        pub async fn drain_member(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainMemberRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DrainMemberResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mailbell.admin.v1.Shards/DrainMember",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mailbell.admin.v1.Shards", "DrainMember"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "services")]
+pub mod shards_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ShardsServer.
+    #[async_trait]
+    pub trait Shards: std::marker::Send + std::marker::Sync + 'static {
+        /// Reads how everything stands, now. Who has died is known after twelve seconds only, and by an admin process that has run for
+        /// as long.
+        async fn get_shards(
+            &self,
+            request: tonic::Request<super::GetShardsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetShardsResponse>,
+            tonic::Status,
+        >;
+        /// Asks a watcher to give its partitions to the others, or, with `undo`, to take some again. It answers when the request is
+        /// written; GetShards says how far it is. Asking again answers OK. What is asked of a watcher ends with its process: one that is
+        /// started anew takes part again. NOT_FOUND, with the names of those that live, if no such watcher lives.
+        async fn drain_member(
+            &self,
+            request: tonic::Request<super::DrainMemberRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DrainMemberResponse>,
+            tonic::Status,
+        >;
+    }
+    /// How watchers share the mailboxes. For every admin token: it says nothing of an account, but how many there are.
+    #[derive(Debug)]
+    pub struct ShardsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ShardsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ShardsServer<T>
+    where
+        T: Shards,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/mailbell.admin.v1.Shards/GetShards" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetShardsSvc<T: Shards>(pub Arc<T>);
+                    impl<T: Shards> tonic::server::UnaryService<super::GetShardsRequest>
+                    for GetShardsSvc<T> {
+                        type Response = super::GetShardsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetShardsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Shards>::get_shards(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetShardsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mailbell.admin.v1.Shards/DrainMember" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainMemberSvc<T: Shards>(pub Arc<T>);
+                    impl<
+                        T: Shards,
+                    > tonic::server::UnaryService<super::DrainMemberRequest>
+                    for DrainMemberSvc<T> {
+                        type Response = super::DrainMemberResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainMemberRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Shards>::drain_member(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainMemberSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ShardsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "mailbell.admin.v1.Shards";
+    impl<T> tonic::server::NamedService for ShardsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

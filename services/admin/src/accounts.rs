@@ -36,6 +36,7 @@ use crate::{
     metrics::Metrics,
     mirror::Mirror,
     owner::Owners,
+    shards::Lookout,
     validate::{self, Policy},
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct Accounts {
     bus: Bus,
     mirror: Mirror,
     owners: Arc<Owners>,
+    lookout: Lookout,
     policy: Policy,
     metrics: Metrics,
     locks: Vec<Mutex<()>>,
@@ -60,6 +62,7 @@ impl Accounts {
         bus: Bus,
         mirror: Mirror,
         owners: Arc<Owners>,
+        lookout: Lookout,
         policy: Policy,
         metrics: Metrics,
     ) -> Self {
@@ -67,6 +70,7 @@ impl Accounts {
             bus,
             mirror,
             owners,
+            lookout,
             policy,
             metrics,
             locks: std::iter::repeat_with(Mutex::default).take(LOCKS).collect(),
@@ -98,7 +102,13 @@ impl Accounts {
     ) -> Result<api::Account, Error> {
         let status = self.bus.statuses().get(id).await?;
         let status = status.map(|status| status.value);
-        Ok(convert::account(id, record.value, record.revision, status))
+        let mut account = convert::account(id, record.value, record.revision, status);
+        // What its last owner said of it stands there still.
+        if let (Some(state), Some(unwatched)) = (&mut account.state, self.lookout.unwatched_for(id))
+        {
+            convert::unwatched(state, unwatched);
+        }
+        Ok(account)
     }
 
     fn seal(

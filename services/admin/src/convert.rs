@@ -1,8 +1,14 @@
 //! Between what is stored and what is answered.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mailbell_core::ids::AccountId;
+use mailbell_core::{
+    ids::AccountId,
+    sharding::{
+        Waiting,
+        board::{Board, MemberState, Row},
+    },
+};
 use mailbell_proto::{
     admin::v1 as api,
     bus::v1::{AccountRecord, CheckResult, StatusRecord, TokenRecord},
@@ -89,6 +95,104 @@ fn unknown_state(id: &AccountId, record: &AccountRecord) -> AccountState {
     }
 }
 
+/// The state of an account whose partition nobody has owned for so long. What waits for a person, or for its owner, still does.
+pub(crate) fn unwatched(state: &mut AccountState, unwatched: Duration) {
+    if !matches!(
+        state.health(),
+        Health::Unspecified | Health::Starting | Health::Watching | Health::Retrying
+    ) {
+        return;
+    }
+    let ms = i64::try_from(unwatched.as_millis()).unwrap_or(i64::MAX);
+    state.set_health(Health::Retrying);
+    state.code = "no-watcher".to_owned();
+    state.sentence =
+        "Nobody watches it now: no living watcher owns its partition. `mailbell shards` says why; what arrives is told later."
+            .to_owned();
+    state.since_ms = now_ms().saturating_sub(ms);
+    state.mode.clear();
+}
+
+pub(crate) fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+pub(crate) fn board(board: Board) -> api::GetShardsResponse {
+    let totals = board.totals;
+    let unowned = totals.unowned_for.unwrap_or_default();
+    api::GetShardsResponse {
+        members: board.members.into_iter().map(shard_member).collect(),
+        totals: Some(api::ShardTotals {
+            partitions_owned: count(totals.owned),
+            partitions_handing_over: count(totals.handing_over),
+            partitions_unowned: count(totals.unowned),
+            accounts: totals.accounts,
+            accounts_handing_over: totals.accounts_handing_over,
+            accounts_unowned: totals.accounts_unowned,
+            unowned_ms: u64::try_from(unowned.as_millis()).unwrap_or(u64::MAX),
+        }),
+        waiting: board
+            .waiting
+            .into_iter()
+            .map(|wait| api::ShardWait {
+                reason: reason(wait.why).into(),
+                partitions: count(wait.partitions),
+                accounts: wait.accounts,
+            })
+            .collect(),
+        steady: board.steady,
+    }
+}
+
+fn reason(why: Waiting) -> api::WaitReason {
+    match why {
+        Waiting::HandOver | Waiting::TakeBack => api::WaitReason::HandOver,
+        Waiting::Detection => api::WaitReason::Detection,
+        Waiting::NoRoom => api::WaitReason::NoRoom,
+        Waiting::Taking => api::WaitReason::Taking,
+    }
+}
+
+fn shard_member(row: Row) -> api::ShardMember {
+    let load = row.load();
+    let (state, dead_in) = match row.state {
+        MemberState::Live => (api::MemberState::Live, Duration::ZERO),
+        MemberState::Draining => (api::MemberState::Draining, Duration::ZERO),
+        MemberState::Quiet { dead_in } => (api::MemberState::Quiet, dead_in),
+        MemberState::Stalled => (api::MemberState::Stalled, Duration::ZERO),
+        MemberState::Dead => (api::MemberState::Dead, Duration::ZERO),
+        MemberState::Left => (api::MemberState::Left, Duration::ZERO),
+        MemberState::Unannounced => (api::MemberState::Unannounced, Duration::ZERO),
+    };
+    api::ShardMember {
+        state: state.into(),
+        dead_in_ms: millis(dead_in),
+        still_ms: millis(row.still),
+        owned: count(row.owned),
+        wanted: count(row.wanted),
+        accounts: row.accounts,
+        id: row.record.id,
+        incarnation: row.record.incarnation,
+        release: row.record.release,
+        weight: row.record.weight,
+        most_partitions: row.record.most_partitions,
+        egress: row.record.egress,
+        started_ms: row.record.started_ms,
+        loading: load.loading,
+        handing_over: load.handing_over,
+        watching: load.watching,
+        waiting_pace: load.waiting_pace,
+        waiting_circuit: load.waiting_circuit,
+        starting: load.starting,
+        quarantined: load.quarantined,
+        held_back: load.held_back,
+    }
+}
+
 pub(crate) fn check(result: CheckResult) -> api::CheckAccountResponse {
     api::CheckAccountResponse {
         ok: result.ok,
@@ -122,5 +226,31 @@ pub(crate) fn token(record: TokenRecord, revoked: bool) -> api::Token {
         expires_at_ms: record.expires_at_ms,
         label: record.label,
         revoked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_person_is_not_covered_up() {
+        for (health, after) in [
+            (Health::Watching, Health::Retrying),
+            (Health::Starting, Health::Retrying),
+            (Health::ActionNeeded, Health::ActionNeeded),
+            (Health::Paused, Health::Paused),
+        ] {
+            let mut state = AccountState {
+                health: health.into(),
+                mode: "idle".to_owned(),
+                ..AccountState::default()
+            };
+            unwatched(&mut state, Duration::from_secs(60));
+            assert_eq!(state.health(), after, "{health:?}");
+            let covered = health != after;
+            assert_eq!(state.mode.is_empty(), covered);
+            assert_eq!(state.code == "no-watcher", covered);
+        }
     }
 }

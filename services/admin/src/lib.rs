@@ -6,6 +6,7 @@
 //! * [`accounts`](mod@accounts): in which order an account is written, and why a crash in between does no harm;
 //! * [`validate`](mod@validate): the bounds of every field, and which hosts may be named ([`Policy`]);
 //! * `owner`: logins are tried by the watcher that owns the account. This crate opens no connection to a mail server;
+//! * `shards`: how watchers share the mailboxes, and which nobody watches;
 //! * [`signing`](mod@signing): device tokens, and who may verify them;
 //! * [`auth`](mod@auth): who may call.
 //!
@@ -26,6 +27,7 @@ mod metrics;
 mod mirror;
 mod owner;
 mod service;
+mod shards;
 mod signing;
 mod sweep;
 mod tokens;
@@ -33,7 +35,10 @@ mod validate;
 
 pub use auth::{TOKEN_PREFIX, TokenHash, new_token};
 pub use error::{CHECK_CODE, Error, PUSHBACK};
-pub use metrics::{ACCOUNTS, CALL, CALLS, CHECKS, REFUSED};
+pub use metrics::{
+    ACCOUNTS, CALL, CALLS, CHECKS, REFUSED, SHARDS_ACCOUNTS_UNOWNED, SHARDS_MEMBERS,
+    SHARDS_PARTITIONS, SHARDS_UNOWNED,
+};
 pub use service::{Options, Service};
 pub use signing::SigningKey;
 pub use validate::Policy;

@@ -13,7 +13,7 @@ use mailbell_bus::{
     state::{Change, Watch},
 };
 use mailbell_core::{
-    ids::{AccountId, GROUPS, Group, Tenant},
+    ids::{AccountId, GROUPS, Group, PARTITIONS, Tenant},
     seal::PublicKey,
 };
 use mailbell_proto::bus::v1::AccountRecord;
@@ -36,11 +36,25 @@ struct State {
     accounts: BTreeMap<AccountId, i64>,
     /// How many of them are there.
     live: i64,
+    /// How many of them are there, by partition.
+    per_partition: Vec<u32>,
     keys: HashMap<String, (PublicKey, u64)>,
     revoked: HashSet<(Tenant, String)>,
     groups_loaded: HashSet<Group>,
     keys_loaded: bool,
     revoked_loaded: bool,
+}
+
+impl State {
+    fn count(&mut self, account: &AccountId, before: Option<i64>, after: Option<i64>) {
+        let change = i32::from(after == Some(0)) - i32::from(before == Some(0));
+        self.live += i64::from(change);
+        self.per_partition.resize(usize::from(PARTITIONS), 0);
+        let partition = usize::from(account.partition().number());
+        if let Some(count) = self.per_partition.get_mut(partition) {
+            *count = count.saturating_add_signed(change);
+        }
+    }
 }
 
 impl Mirror {
@@ -85,6 +99,12 @@ impl Mirror {
                 state.accounts.retain(|account, _| account.group() != group);
                 let live = state.accounts.values().filter(|removed| **removed == 0);
                 state.live = i64::try_from(live.count()).unwrap_or(i64::MAX);
+                for partition in group.partitions() {
+                    let index = usize::from(partition.number());
+                    if let Some(count) = state.per_partition.get_mut(index) {
+                        *count = 0;
+                    }
+                }
                 state.groups_loaded.remove(&group);
                 drop(state);
                 self.tell_health();
@@ -96,15 +116,14 @@ impl Mirror {
     pub(crate) fn note_account(&self, account: &AccountId, removed_at_ms: i64) {
         let mut state = self.write();
         let before = state.accounts.insert(account.clone(), removed_at_ms);
-        state.live += i64::from(removed_at_ms == 0) - i64::from(before == Some(0));
+        state.count(account, before, Some(removed_at_ms));
         self.accounts.set(state.live);
     }
 
     pub(crate) fn forget_account(&self, account: &AccountId) {
         let mut state = self.write();
-        if state.accounts.remove(account) == Some(0) {
-            state.live -= 1;
-        }
+        let before = state.accounts.remove(account);
+        state.count(account, before, None);
         self.accounts.set(state.live);
     }
 
@@ -206,6 +225,11 @@ impl Mirror {
         (ids, more)
     }
 
+    /// How many accounts are there in each partition, in order. Empty: there are none.
+    pub(crate) fn per_partition(&self) -> Vec<u32> {
+        self.read().per_partition.clone()
+    }
+
     /// Accounts that were removed, and when.
     pub(crate) fn removed(&self) -> Vec<(AccountId, i64)> {
         self.read()
@@ -305,6 +329,9 @@ mod tests {
         put(&mirror, &id("a", 1), 7);
         mirror.forget_account(&id("a", 1));
         assert_eq!(mirror.accounts.get(), 8);
+        assert_eq!(mirror.per_partition().iter().sum::<u32>(), 8);
+        let partition = usize::from(id("a", 2).partition().number());
+        assert!(mirror.per_partition()[partition] > 0);
     }
 
     #[test]
@@ -318,6 +345,8 @@ mod tests {
         mirror.on_account(Change::Restarted { group });
         let (left, _) = mirror.page(None, None, 1000);
         assert!(left.iter().all(|account| account.group() != group) && !left.is_empty());
+        let counted = mirror.per_partition().iter().sum::<u32>();
+        assert_eq!(counted as usize, left.len());
     }
 
     #[test]

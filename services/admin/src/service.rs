@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mailbell_bus::{Bus, patiently};
-use mailbell_proto::admin::v1::{accounts_server::AccountsServer, tokens_server::TokensServer};
+use mailbell_proto::admin::v1::{
+    accounts_server::AccountsServer, shards_server::ShardsServer, tokens_server::TokensServer,
+};
 use mailbell_runtime::{
     drain::DrainHandle,
     health::Health,
@@ -16,8 +18,15 @@ use tokio::time::MissedTickBehavior;
 use tonic::transport::Server;
 
 use crate::{
-    Error, Policy, SigningKey, TokenHash, accounts::Accounts, auth::Authenticator,
-    metrics::Metrics, mirror::Mirror, owner::Owners, sweep, tokens::Tokens,
+    Error, Policy, SigningKey, TokenHash,
+    accounts::Accounts,
+    auth::Authenticator,
+    metrics::Metrics,
+    mirror::Mirror,
+    owner::Owners,
+    shards::{Lookout, Shards},
+    sweep,
+    tokens::Tokens,
 };
 
 /// The name of the listener in metrics.
@@ -152,19 +161,24 @@ impl Service {
             options.owner_timeout,
             metrics.clone(),
         ));
+        let lookout = Lookout::new(bus.clone(), mirror.clone(), metrics.shards.clone());
         let accounts = Accounts::new(
             bus.clone(),
             mirror.clone(),
             owners,
+            lookout.clone(),
             options.policy,
             metrics.clone(),
         );
+        let shards = Shards::new(lookout.clone(), metrics.clone());
         let tokens = Tokens::new(bus.clone(), mirror.clone(), options.signing, metrics);
         let accounts = AccountsServer::new(accounts).max_decoding_message_size(MAX_REQUEST);
         let tokens = TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST);
+        let shards = ShardsServer::new(shards).max_decoding_message_size(MAX_REQUEST);
         let (reporter, health_service) = tonic_health::server::health_reporter();
         reporter.set_serving::<AccountsServer<Accounts>>().await;
         reporter.set_serving::<TokensServer<Tokens>>().await;
+        reporter.set_serving::<ShardsServer<Shards>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(mailbell_proto::DESCRIPTORS)
             .build_v1()
@@ -187,7 +201,11 @@ impl Service {
                 auth.clone(),
             ))
             .add_service(tonic::service::interceptor::InterceptedService::new(
-                tokens, auth,
+                tokens,
+                auth.clone(),
+            ))
+            .add_service(tonic::service::interceptor::InterceptedService::new(
+                shards, auth,
             ))
             .add_service(health_service)
             .add_service(reflection)
@@ -195,6 +213,7 @@ impl Service {
                 stop.signaled().await;
                 reporter.set_not_serving::<AccountsServer<Accounts>>().await;
                 reporter.set_not_serving::<TokensServer<Tokens>>().await;
+                reporter.set_not_serving::<ShardsServer<Shards>>().await;
             });
         let mut end = drain.clone();
         let bounded = async {
@@ -208,11 +227,12 @@ impl Service {
                 () = &mut deadline => Ok(()),
             }
         };
-        let (result, (), (), (), ()) = tokio::join!(
+        let (result, (), (), (), (), ()) = tokio::join!(
             bounded,
             beat(&health, drain.clone()),
             mirror.run(&bus, drain.clone()),
             sweep::run(bus.clone(), mirror.clone(), drain.clone()),
+            lookout.run(drain.clone()),
             bus.tell_health(&health, NATS_CHECK, drain),
         );
         result

@@ -216,7 +216,7 @@ mod tests {
     use prometheus_client::metrics::gauge::Gauge;
 
     use super::*;
-    use crate::{Policy, metrics::Metrics, mirror::Mirror, owner::Owners};
+    use crate::{Policy, metrics::Metrics, mirror::Mirror, owner::Owners, shards::Lookout};
 
     #[tokio::test]
     async fn the_checkpoint_of_an_account_that_lives_is_its_watchers() {
@@ -229,10 +229,12 @@ mod tests {
         let (bus, watcher) = (connect(Role::Admin).await, connect(Role::Watcher).await);
         let metrics = Metrics::register(metrics::Metrics::new("test").registry());
         let limit = Duration::from_secs(1);
+        let mirror = Mirror::new(Gauge::default(), Health::new());
         let accounts = Accounts::new(
             bus.clone(),
-            Mirror::new(Gauge::default(), Health::new()),
+            mirror.clone(),
             Arc::new(Owners::new(bus.clone(), limit, limit, metrics.clone())),
+            Lookout::new(bus.clone(), mirror, metrics.shards.clone()),
             Policy {
                 plaintext: false,
                 private_hosts: true,

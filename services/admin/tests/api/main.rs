@@ -6,6 +6,7 @@
 )]
 
 mod accounts;
+mod shards;
 mod start;
 mod tokens;
 mod world;

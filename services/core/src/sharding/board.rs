@@ -171,7 +171,8 @@ pub struct Boards {
     shares: Shares,
     members: BTreeMap<String, u64>,
     claims: Vec<Option<Seen>>,
-    claims_read: bool,
+    /// When claims were last read.
+    claims_at: Option<Duration>,
     /// When a claim of a holder, by id and incarnation, was last seen to change. For those without a record.
     holders: BTreeMap<(String, String), Duration>,
     unowned: BTreeMap<Partition, Unowned>,
@@ -189,7 +190,7 @@ impl Boards {
             shares: Shares::new(),
             members: BTreeMap::new(),
             claims: Vec::new(),
-            claims_read: false,
+            claims_at: None,
             holders: BTreeMap::new(),
             unowned: BTreeMap::new(),
         }
@@ -229,7 +230,7 @@ impl Boards {
             }
         }
         self.holders = holders;
-        self.claims_read = true;
+        self.claims_at = Some(now);
         self.track(now);
     }
 
@@ -239,11 +240,11 @@ impl Boards {
         self.holders.clear();
     }
 
-    /// Whether members and claims were read, and for how long the partition has then been without a living owner.
+    /// For how long the partition had been without a living owner when claims were last read: somebody may have taken it since.
     #[must_use]
-    pub fn unowned_for(&self, partition: Partition, now: Duration) -> Option<Duration> {
+    pub fn unowned_for(&self, partition: Partition) -> Option<Duration> {
         let unowned = self.unowned.get(&partition)?;
-        Some(now.saturating_sub(unowned.since))
+        Some(self.claims_at?.saturating_sub(unowned.since))
     }
 
     /// How everything stands. `accounts` are those of each partition, in order.
@@ -266,7 +267,7 @@ impl Boards {
             .collect();
         let mut totals = Totals::default();
         let mut waiting: BTreeMap<Waiting, (usize, u64)> = BTreeMap::new();
-        for partition in Partition::all().filter(|_| self.claims_read) {
+        for partition in Partition::all().filter(|_| self.claims_at.is_some()) {
             let count = accounts.get(usize::from(partition.number())).copied();
             let count = u64::from(count.unwrap_or_default());
             let (ownership, why) = self.judge(partition, now);
@@ -284,7 +285,7 @@ impl Boards {
                     if count > 0 {
                         totals.unowned_for = totals
                             .unowned_for
-                            .max(Some(self.unowned_for(partition, now).unwrap_or_default()));
+                            .max(Some(self.unowned_for(partition).unwrap_or_default()));
                     }
                 }
             }
@@ -314,7 +315,7 @@ impl Boards {
                     accounts,
                 })
                 .collect(),
-            steady: self.claims_read && self.observer.is_steady(now),
+            steady: self.claims_at.is_some() && self.observer.is_steady(now),
         }
     }
 
@@ -361,7 +362,7 @@ impl Boards {
 
     /// Keeps the books of what has no owner.
     fn track(&mut self, now: Duration) {
-        if !self.claims_read || !self.observer.is_steady(now) {
+        if self.claims_at.is_none() || !self.observer.is_steady(now) {
             return;
         }
         let still: BTreeMap<String, Duration> = self
@@ -405,7 +406,7 @@ impl Boards {
             Some(_) => Waiting::Taking,
             None => Waiting::NoRoom,
         };
-        let gone = self.unowned_for(partition, now);
+        let gone = self.unowned_for(partition);
         let Some(held) = held else {
             // One that takes what was let go for it does so at once; if not, it is a hand-over no longer.
             let successor = claim.map_or("", |claim| claim.successor.as_str());

@@ -124,7 +124,7 @@ fn nothing_was_read_and_nothing_is_there() {
     let boards = Boards::new(&Timing::default());
     let board = boards.board(S, &[]);
     assert!(!board.steady && board.members.is_empty());
-    assert_eq!(boards.unowned_for(partition(1), S), None);
+    assert_eq!(boards.unowned_for(partition(1)), None);
     let mut world = World::sharing(&[]);
     world.pass(5, &[]);
     let totals = world.board().totals;
@@ -250,6 +250,18 @@ fn what_a_member_says_of_itself_counts_at_once() {
     assert_eq!(board.totals.unowned, 1024);
     assert_eq!((board.members[2].owned, board.members[2].wanted), (0, 1024));
     assert_eq!(board.totals.unowned_for, Some(Duration::ZERO));
+}
+
+#[test]
+fn what_is_not_looked_at_again_is_not_unowned_for_longer() {
+    let mut world = World::sharing(&[]);
+    world.pass(1, &[]);
+    let members: Vec<_> = world.members.values().cloned().collect();
+    for at in (6..30).step_by(3) {
+        let at = S * at;
+        world.boards.read_members(at, at, members.clone());
+    }
+    assert_eq!(world.boards.unowned_for(partition(1)), Some(S * 3));
 }
 
 #[test]
