@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use mailbell_proto::admin::v1::{accounts_client::AccountsClient, tokens_client::TokensClient};
+use mailbell_proto::admin::v1::{
+    accounts_client::AccountsClient, shards_client::ShardsClient, tokens_client::TokensClient,
+};
 use mailbell_runtime::{ExitCode, secretfile};
 use tokio::time::{Instant, sleep};
 use tonic::{
@@ -67,7 +69,7 @@ impl tonic::service::Interceptor for Bearer {
     }
 }
 
-/// The channel of both services.
+/// The channel of all services.
 pub type Transport = InterceptedService<Channel, Bearer>;
 
 /// A connection to the admin API.
@@ -75,6 +77,8 @@ pub type Transport = InterceptedService<Channel, Bearer>;
 pub struct AdminClient {
     /// Accounts.
     pub accounts: AccountsClient<Transport>,
+    /// How watchers share the mailboxes.
+    pub shards: ShardsClient<Transport>,
     /// Tokens.
     pub tokens: TokensClient<Transport>,
 }
@@ -99,6 +103,7 @@ impl AdminClient {
         let bearer = Bearer(header);
         Ok(Self {
             accounts: AccountsClient::with_interceptor(channel.clone(), bearer.clone()),
+            shards: ShardsClient::with_interceptor(channel.clone(), bearer.clone()),
             tokens: TokensClient::with_interceptor(channel, bearer),
         })
     }

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use mailbell_runtime::telemetry::TelemetryArgs;
 
-use crate::{account, bench, doctor, listen, roles, standalone, token};
+use crate::{account, bench, doctor, listen, roles, shards, standalone, token};
 
 /// Push e-mail for ordinary IMAP mailboxes
 #[derive(Debug, Parser)]
@@ -54,6 +54,8 @@ pub enum Command {
     Account(account::Args),
     /// Mint, revoke and list device tokens
     Token(token::Args),
+    /// Show how watchers share the mailboxes, and what nobody watches
+    Shards(shards::Args),
     /// Show each new message as it arrives, as a device would
     Listen(Box<listen::Args>),
     /// Say what is wrong, and what to do
@@ -137,6 +139,12 @@ mod tests {
             "mailbell token mint --account default.01ARZ3NDEKTSV4RRFFQ69G5FAV --account default.01ARZ3NDEKTSV4RRFFQ69G5FAW",
             "mailbell listen --json --count 3 --exit-after 1m --cursor-file /tmp/c",
             "mailbell doctor --json",
+            "mailbell shards",
+            "mailbell shards --watch --interval 5s --json",
+            "mailbell shards --check --admin-url https://admin.example.org:7444",
+            "mailbell watcher drain pod-1 --wait",
+            "mailbell watcher drain pod-1 --undo --admin-token-file /t",
+            "mailbell watcher --key-ring-file /k --member pod-1",
             "mailbell watcher --key-ring-file /k --nats-url tls://nats:4222 --nats-creds /c",
             "mailbell gateway --push-listen 0.0.0.0:7443 --tls-cert /c --tls-key /k",
             "mailbell admin --admin-token-file /t --signing-key-file /s",
@@ -156,6 +164,14 @@ mod tests {
             "mailbell token mint --whole-tenant --account default.01ARZ3NDEKTSV4RRFFQ69G5FAV",
             "mailbell token mint --whole-tenant --ttl soon",
             "mailbell token mint --whole-tenant --ttl 0s",
+            "mailbell shards --check --watch",
+            "mailbell shards --interval 0s",
+            "mailbell watcher",
+            "mailbell watcher drain",
+            "mailbell watcher drain pod.1",
+            "mailbell watcher drain pod-1 --undo --wait",
+            "mailbell watcher --key-ring-file /k drain pod-1",
+            "mailbell watcher --key-ring-file /k --member pod.1",
             "mailbell gateway --tls-cert /c",
             "mailbell standalone --push-listen here",
         ] {

@@ -3,7 +3,7 @@
 //! [`main`] parses, [`cli`] says what there is, and each command is a module of its own:
 //!
 //! * [`standalone`]: everything on one machine; [`roles`]: one role a process, for a cluster;
-//! * [`account`], [`token`]: the admin API for people; [`listen`]: what a device sees; [`doctor`]: what is wrong and what to do;
+//! * [`account`], [`token`], [`shards`]: the admin API for people; [`listen`]: what a device sees; [`doctor`]: what is wrong and what to do;
 //! * [`reference`](mod@reference): `docs/reference.md`, generated from [`cli`].
 
 pub mod account;
@@ -16,6 +16,7 @@ pub mod failure;
 pub mod listen;
 pub mod reference;
 pub mod roles;
+pub mod shards;
 pub mod standalone;
 pub mod terminal;
 pub mod token;
@@ -107,6 +108,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Setup(args) => Box::pin(roles::setup::run(*args)).await,
             Command::Account(args) => Box::pin(account::run(args)).await,
             Command::Token(args) => Box::pin(token::run(args)).await,
+            Command::Shards(args) => Box::pin(shards::run(args)).await,
             Command::Listen(args) => Box::pin(listen::run(*args, &telemetry)).await,
             Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
             Command::Bench(args) => Box::pin(bench::run(args)).await,

@@ -56,8 +56,9 @@ fn section(page: &mut String, command: &Command, path: &str) {
     }
     let usage = command.clone().render_usage().to_string();
     let usage = usage.trim_start_matches("Usage: ").trim();
-    if command.get_subcommands().next().is_none() {
-        let _ = writeln!(page, "\n    {usage}");
+    if !command.is_subcommand_required_set() {
+        let usage: Vec<&str> = usage.lines().map(str::trim).collect();
+        let _ = writeln!(page, "\n    {}", usage.join("\n    "));
     }
     if let Some(help) = command.get_after_long_help() {
         page.push_str("\n```text\n");
@@ -168,6 +169,8 @@ mod tests {
             "listen",
             "doctor",
             "setup",
+            "shards",
+            "watcher drain",
         ] {
             assert!(
                 page.contains(&format!("\n## `mailbell {name}`\n")),

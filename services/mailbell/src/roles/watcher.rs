@@ -8,7 +8,7 @@ use std::{
 };
 
 use mailbell_bus::{Bus, Role};
-use mailbell_core::seal::KeyRing;
+use mailbell_core::{ids::MemberId, seal::KeyRing};
 use mailbell_imap::{Settings, TlsSettings};
 use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
 use mailbell_watcher::{Metrics, Options, Watcher};
@@ -18,7 +18,7 @@ use super::{
     nats::NatsArgs,
     process::{Process, ProcessArgs, Work},
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, shards::drain};
 
 /// The name of the readiness check of the connection to NATS.
 const NATS_CHECK: &str = "watcher-nats";
@@ -95,19 +95,37 @@ impl MailArgs {
     }
 }
 
+/// What is asked of a watcher that runs.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Ask a running watcher to give its mailboxes to the others
+    Drain(Box<drain::Args>),
+}
+
 /// The connections to mail servers.
 #[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_long_help = "\
 Owns a share of the accounts, and holds one connection to the mail server of each. On SIGTERM it ends its sessions, writes what it
-knows, and lets others take over.
+knows, and lets others take over. `mailbell shards` shows how all watchers share the accounts, and `mailbell watcher drain` asks a
+running one to give its share away.
 
 Example:
   mailbell watcher --key-ring-file /run/secrets/key.ring --nats-url tls://nats:4222 \\
     --nats-user watcher --nats-password-file /run/secrets/nats")]
 pub struct Args {
+    /// In place of running one.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// File with the keys that open stored passwords, mode 0600; made if it does not exist. Every watcher has the same
-    #[arg(long, env = "MAILBELL_KEY_RING_FILE", value_name = "FILE")]
-    pub key_ring_file: PathBuf,
+    #[arg(
+        long,
+        env = "MAILBELL_KEY_RING_FILE",
+        value_name = "FILE",
+        required = true
+    )]
+    pub key_ring_file: Option<PathBuf>,
 
     /// What to do about a ring that opens nothing.
     #[command(flatten)]
@@ -115,7 +133,7 @@ pub struct Args {
 
     /// The name by which it owns accounts: the same after a restart, and no other watcher's [default: the host's name]
     #[arg(long, env = "MAILBELL_MEMBER", value_name = "NAME")]
-    pub member: Option<String>,
+    pub member: Option<MemberId>,
 
     /// Mail servers.
     #[command(flatten)]
@@ -144,12 +162,18 @@ impl From<mailbell_watcher::Error> for Failure {
 /// # Errors
 /// What it cannot start with, or failed of.
 pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
+    if let Some(Command::Drain(args)) = args.command {
+        return drain::run(*args).await;
+    }
+    let Some(key_ring_file) = args.key_ring_file else {
+        return Err(Failure::usage("name the key ring with --key-ring-file"));
+    };
     let mut process = Process::begin("watcher", &args.process, telemetry, WINDOW)?;
-    let ring = RingFile::read(&args.key_ring_file)?;
+    let ring = RingFile::read(&key_ring_file)?;
     let settings = args.mail.settings()?;
     let pace = args.mail.pace;
     let member = match args.member {
-        Some(member) => member,
+        Some(member) => member.to_string(),
         None => host_name()?,
     };
     let bus_options = args.nats.options(

@@ -208,6 +208,32 @@ async fn a_token_of_no_use_is_refused_for_good() {
     }
 }
 
+#[tokio::test]
+async fn how_the_mailboxes_are_shared_is_shown() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let shown = machine.run(&["shards"]);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let page = text(&shown.stdout);
+    assert!(page.contains("accounts    0, 0 without an owner"), "{page}");
+    assert!(
+        page.lines().all(|line| line.chars().count() <= 100),
+        "{page}"
+    );
+    let board = json(&machine.run(&["shards", "--json"]).stdout);
+    assert_eq!(board["totals"]["accounts_unowned"], 0);
+    assert!(board["members"].is_array() && board["steady"].is_boolean());
+    assert!(machine.run(&["shards", "--check"]).status.success());
+    let refused = machine.run(&["watcher", "drain", "nobody"]);
+    assert_eq!(refused.status.code(), Some(66));
+    let said = text(&refused.stderr);
+    assert!(
+        said.contains("there is no watcher nobody") && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(machine.stop().await.success());
+}
+
 #[test]
 fn without_an_installation_it_says_what_to_do() {
     let machine = Machine::new();
