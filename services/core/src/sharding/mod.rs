@@ -388,7 +388,7 @@ impl Sharding {
             .values()
             .filter(|owned| matches!(owned.stage, Stage::Finishing(_) | Stage::Releasing))
             .count();
-        let alone = self.assignment.0.is_empty();
+        let alone = self.shares.is_empty();
         let at_once = match self.leaving {
             // Nobody waits for any of it.
             Some(_) if alone => usize::MAX,

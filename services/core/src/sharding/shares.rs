@@ -61,6 +61,11 @@ impl Shares {
         };
     }
 
+    /// Whether nobody takes partitions.
+    pub(super) fn is_empty(&self) -> bool {
+        self.candidates.is_empty()
+    }
+
     pub(super) fn assignment(&self) -> &Assignment {
         &self.assignment
     }

@@ -95,6 +95,48 @@ impl MailArgs {
     }
 }
 
+/// Its share of the accounts.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Its share of the accounts")]
+pub struct ShareArgs {
+    /// How large its share is beside those of the other watchers
+    ///
+    /// A watcher with twice the weight owns twice as many accounts: for machines of different size.
+    #[arg(
+        long,
+        env = "MAILBELL_WEIGHT",
+        value_name = "N",
+        default_value_t = mailbell_core::sharding::WEIGHT,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    pub weight: u32,
+
+    /// The most accounts that it takes; what all watchers together have no room for is shown by `mailbell shards`
+    ///
+    /// Accounts move by the thousandth part of all of them, so the limit is met to about that.
+    #[arg(
+        long,
+        env = "MAILBELL_MOST_ACCOUNTS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub most_accounts: Option<u32>,
+
+    /// A name for the address under which mail servers see it; watchers with the same name share one budget at each host
+    #[arg(long, env = "MAILBELL_EGRESS", value_name = "NAME", default_value = "")]
+    pub egress: String,
+}
+
+impl Default for ShareArgs {
+    fn default() -> Self {
+        Self {
+            weight: mailbell_core::sharding::WEIGHT,
+            most_accounts: None,
+            egress: String::new(),
+        }
+    }
+}
+
 /// What is asked of a watcher that runs.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
@@ -134,6 +176,10 @@ pub struct Args {
     /// The name by which it owns accounts: the same after a restart, and no other watcher's [default: the host's name]
     #[arg(long, env = "MAILBELL_MEMBER", value_name = "NAME")]
     pub member: Option<MemberId>,
+
+    /// Its share.
+    #[command(flatten)]
+    pub share: ShareArgs,
 
     /// Mail servers.
     #[command(flatten)]
@@ -193,15 +239,27 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     start(
         &mut process,
         &mut work,
-        &member,
+        options(&member, pace, args.share),
         settings,
-        pace,
         ring,
         bus.clone(),
     )?;
     process
         .run(work, |_| {}, async move { bus.close().await })
         .await
+}
+
+/// How the watcher of this member works, in an incarnation of its own.
+#[must_use]
+pub fn options(member: &str, pace: PaceArgs, share: ShareArgs) -> Options {
+    let incarnation = format!("{:016x}", rand::random::<u64>());
+    let mut options = Options::new(member, incarnation);
+    options.connects_per_host = pace.connects_per_host;
+    options.logins_per_host = pace.logins_per_host;
+    options.weight = share.weight;
+    options.most_accounts = share.most_accounts;
+    options.egress = share.egress;
+    options
 }
 
 /// Starts the watcher as a part of this process.
@@ -211,18 +269,13 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
 pub fn start(
     process: &mut Process,
     work: &mut Work,
-    member: &str,
+    options: Options,
     settings: Settings,
-    pace: PaceArgs,
     ring: KeyRing,
     bus: Bus,
 ) -> Result<(), Failure> {
-    let incarnation = format!("{:016x}", rand::random::<u64>());
     let metrics = Metrics::register(process.metrics.registry());
     let told = bus.tell_health(&process.health, NATS_CHECK, process.drain());
-    let mut options = Options::new(member, incarnation);
-    options.connects_per_host = pace.connects_per_host;
-    options.logins_per_host = pace.logins_per_host;
     let (watcher, _handle) = Watcher::new(
         options,
         bus,

@@ -43,7 +43,7 @@ use crate::{
         nats::NatsArgs,
         process::{Process, ProcessArgs, Work},
         tls::TlsArgs,
-        watcher::MailArgs,
+        watcher::{MailArgs, ShareArgs},
     },
 };
 
@@ -216,9 +216,8 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     roles::watcher::start(
         &mut process,
         &mut work,
-        &identity.member,
+        roles::watcher::options(&identity.member, args.mail.pace, ShareArgs::default()),
         settings,
-        args.mail.pace,
         ring,
         watcher_bus.clone(),
     )?;
