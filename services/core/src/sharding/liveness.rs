@@ -24,8 +24,16 @@ pub struct Observer {
     /// When the last whole read was asked for.
     read_at: Option<Duration>,
     seen: BTreeMap<String, Seen>,
-    /// Holders of claims that have no record, by id and incarnation: since when they are missed.
-    missed: BTreeMap<(String, String), Duration>,
+    /// Holders of claims that have no record, by id and incarnation.
+    missed: BTreeMap<(String, String), Missed>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Missed {
+    /// The first read without it was asked for then.
+    since: Duration,
+    /// When it was known to be missed.
+    noted: Duration,
 }
 
 #[derive(Debug)]
@@ -88,15 +96,24 @@ impl Observer {
         self.read_at = Some(asked);
     }
 
-    /// Names everybody who holds a claim, so that time is counted for those who have no record too.
-    pub fn note_holders<'a>(&mut self, holders: impl IntoIterator<Item = (&'a str, &'a str)>) {
+    /// Names everybody who holds a claim now, so that time is counted for those who have no record too.
+    pub fn note_holders<'a>(
+        &mut self,
+        now: Duration,
+        holders: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) {
         let Some(read_at) = self.read_at else { return };
         let mut before = std::mem::take(&mut self.missed);
         for (member, incarnation) in holders {
-            if !self.seen.contains_key(member) {
+            let seen = self.seen.get(member);
+            if seen.is_none_or(|seen| seen.record.incarnation != incarnation) {
                 let holder = (member.to_owned(), incarnation.to_owned());
-                let since = before.remove(&holder).unwrap_or(read_at);
-                self.missed.insert(holder, since);
+                let first = Missed {
+                    since: read_at,
+                    noted: now,
+                };
+                let missed = before.remove(&holder).unwrap_or(first);
+                self.missed.insert(holder, missed);
             }
         }
     }
@@ -122,12 +139,20 @@ impl Observer {
         if !self.is_steady(now) {
             return false;
         }
-        if let Some(seen) = self.seen.get(member) {
-            return seen.record.incarnation != incarnation || self.is_gone(seen);
+        if let Some(seen) = self.seen.get(member)
+            && seen.record.incarnation == incarnation
+        {
+            return self.is_gone(seen);
         }
         let holder = (member.to_owned(), incarnation.to_owned());
-        let missed = self.missed.get(&holder);
-        missed.is_some_and(|since| self.still(*since) >= self.dead)
+        let Some(missed) = self.missed.get(&holder) else {
+            return false;
+        };
+        // Its record is written before its first claim: a read that was asked for when the claim was there has it, or one that
+        // came after it. Another incarnation in an older read may be the one before.
+        let replaced = self.seen.contains_key(member)
+            && self.read_at.is_some_and(|asked| asked >= missed.noted);
+        replaced || self.still(missed.since) >= self.dead
     }
 
     fn is_gone(&self, seen: &Seen) -> bool {
@@ -226,10 +251,6 @@ mod tests {
     #[test]
     fn what_a_member_says_counts_at_once() {
         let mut observer = watched(3);
-        assert!(
-            observer.is_dead("b", "0", S * 3),
-            "another incarnation runs"
-        );
         let left = Member {
             left: true,
             ..member("b", "1")
@@ -239,13 +260,25 @@ mod tests {
     }
 
     #[test]
+    fn another_incarnation_counts_once_it_must_be_the_newer_one() {
+        let mut observer = watched(3);
+        // Its claim was seen; the record that is known may be its predecessor's.
+        observer.note_holders(S * 4, [("b", "0")]);
+        assert!(!observer.is_dead("b", "0", S * 4));
+        observer.renewed(S * 6);
+        observer.read(S * 6, S * 6, [(member("b", "1"), 8)]);
+        assert!(observer.is_dead("b", "0", S * 6));
+        assert!(!observer.is_dead("b", "2", S * 6), "never seen");
+    }
+
+    #[test]
     fn a_holder_without_a_record_dies_after_the_same_time() {
         let mut observer = watched(0);
-        observer.note_holders([("c", "1"), ("b", "1")]);
+        observer.note_holders(S * 0, [("c", "1"), ("b", "1")]);
         for at in [3, 6, 9] {
             observer.renewed(S * at);
             observer.read(S * at, S * at, [(member("b", "1"), u64::from(at))]);
-            observer.note_holders([("c", "1"), ("b", "1")]);
+            observer.note_holders(S * at, [("c", "1"), ("b", "1")]);
         }
         assert!(!observer.is_dead("c", "1", S * 9));
         observer.renewed(S * 12);

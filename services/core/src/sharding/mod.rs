@@ -216,7 +216,7 @@ impl Sharding {
             }
             Input::Members { asked, members } => {
                 self.observer.read(asked, now, members);
-                self.observer.note_holders(self.claims.holders());
+                self.observer.note_holders(now, self.claims.holders());
                 self.assign();
                 Vec::new()
             }
