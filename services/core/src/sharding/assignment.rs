@@ -117,7 +117,7 @@ impl Assignment {
 pub fn assign(version: u32, candidates: &[Candidate<'_>]) -> Assignment {
     debug_assert!(version <= PLANNER, "the lowest version alive includes ours");
     let mut members = candidates.to_vec();
-
+    members.sort_unstable();
     members.dedup_by(|later, first| later.id == first.id);
     members.retain(|member| member.weight > 0);
 

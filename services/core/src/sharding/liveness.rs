@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_holder_without_a_record_dies_after_the_same_time() {
         let mut observer = watched(0);
-        observer.note_holders(S * 0, [("c", "1"), ("b", "1")]);
+        observer.note_holders(Duration::ZERO, [("c", "1"), ("b", "1")]);
         for at in [3, 6, 9] {
             observer.renewed(S * at);
             observer.read(S * at, S * at, [(member("b", "1"), u64::from(at))]);
