@@ -105,9 +105,13 @@ impl Observer {
         let Some(read_at) = self.read_at else { return };
         let mut before = std::mem::take(&mut self.missed);
         for (member, incarnation) in holders {
+            let holder = (member.to_owned(), incarnation.to_owned());
+            // It may hold many.
+            if self.missed.contains_key(&holder) {
+                continue;
+            }
             let seen = self.seen.get(member);
             if seen.is_none_or(|seen| seen.record.incarnation != incarnation) {
-                let holder = (member.to_owned(), incarnation.to_owned());
                 let first = Missed {
                     since: read_at,
                     noted: now,
@@ -274,11 +278,12 @@ mod tests {
     #[test]
     fn a_holder_without_a_record_dies_after_the_same_time() {
         let mut observer = watched(0);
-        observer.note_holders(Duration::ZERO, [("c", "1"), ("b", "1")]);
+        let holders = [("c", "1"), ("b", "1"), ("c", "1")];
+        observer.note_holders(Duration::ZERO, holders);
         for at in [3, 6, 9] {
             observer.renewed(S * at);
             observer.read(S * at, S * at, [(member("b", "1"), u64::from(at))]);
-            observer.note_holders(S * at, [("c", "1"), ("b", "1")]);
+            observer.note_holders(S * at, holders);
         }
         assert!(!observer.is_dead("c", "1", S * 9));
         observer.renewed(S * 12);
