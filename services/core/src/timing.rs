@@ -89,7 +89,7 @@ impl Timing {
     /// How long a key of the LIVE bucket lives if nobody rewrites it: three rewrites of a claim may fail.
     #[must_use]
     pub fn live_age(&self) -> Duration {
-        self.claim_refresh * 4
+        self.claim_refresh * crate::sharding::claims::CLAIM_LIFE
     }
 
     /// Refuses an order that would break a rule.

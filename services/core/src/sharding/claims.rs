@@ -16,6 +16,9 @@ use crate::{
 /// The schema of [`Claim`] that this release writes.
 pub const CLAIM_SCHEMA: u32 = 1;
 
+/// A key of LIVE lives for so many rewrites ([`crate::timing::Timing::live_age`]).
+pub const CLAIM_LIFE: u32 = 4;
+
 /// What an owner left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Before {
@@ -30,6 +33,8 @@ pub struct Before {
 pub enum Lost {
     /// Another claim stands there: of this member.
     Taken(String),
+    /// It aged out while we could not write: somebody may have had it meanwhile.
+    Expired,
 }
 
 /// What is to be done about a partition.
@@ -125,6 +130,8 @@ pub enum Standing<'a> {
 #[derive(Debug, Clone, PartialEq)]
 struct Seen {
     revision: u64,
+    /// When it was seen.
+    at: Duration,
     claim: Option<Claim>,
 }
 
@@ -134,7 +141,10 @@ struct Mine {
     log_id: LogId,
     flushed: Position,
     accounts: u32,
+    /// 0: not known, since the bucket is told anew, or nothing stands there.
     revision: u64,
+    /// When the last write of it was acknowledged.
+    written: Duration,
     /// When it is to be written again.
     due: Duration,
     /// It aged out, and nobody has it as far as is known.
@@ -159,12 +169,28 @@ enum Writing {
 struct Slot {
     seen: Option<Seen>,
     mine: Option<Mine>,
+    /// What is to stand there by a write that has not ended, or whose end is in doubt.
     writing: Option<Writing>,
+    /// The write has not ended.
+    sent: bool,
     reading: bool,
+    /// What is on its way was asked of a bucket that may have been another: its answer says nothing.
+    void: bool,
     /// When a read that failed is tried again.
     again_at: Option<Duration>,
     /// The highest that was seen.
     epoch: OwnerEpoch,
+}
+
+impl Slot {
+    /// Whether something is on its way, or is to be found out first.
+    fn is_busy(&self) -> bool {
+        self.writing.is_some() || self.reading || self.again_at.is_some()
+    }
+
+    fn write(&mut self, what: Writing) {
+        (self.writing, self.sent) = (Some(what), true);
+    }
 }
 
 /// See the module.
@@ -208,7 +234,7 @@ impl Claims {
         if slot.mine.is_some() {
             return Standing::Ours;
         }
-        if slot.writing.is_some() || slot.reading {
+        if slot.is_busy() {
             return Standing::Busy;
         }
         match slot.seen.as_ref().and_then(|seen| seen.claim.as_ref()) {
@@ -279,13 +305,25 @@ impl Claims {
         })
     }
 
-    /// A record was seen, by the watch or a read.
+    /// A record was seen by the watch.
     pub fn see(
         &mut self,
         now: Duration,
         partition: Partition,
         revision: u64,
         claim: Option<Claim>,
+    ) -> Vec<Effect> {
+        self.note(now, partition, revision, claim, false)
+    }
+
+    /// A record was seen; `leader`: by a read from the leader.
+    fn note(
+        &mut self,
+        now: Duration,
+        partition: Partition,
+        revision: u64,
+        claim: Option<Claim>,
+        leader: bool,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         let ours = claim.as_ref().map(|claim| self.is_ours(claim));
@@ -299,7 +337,11 @@ impl Claims {
         let epoch = claim.as_ref().map_or(0, |claim| claim.owner_epoch);
         slot.epoch = slot.epoch.max(epoch);
         let member = claim.as_ref().map(|claim| claim.member.clone());
-        slot.seen = Some(Seen { revision, claim });
+        slot.seen = Some(Seen {
+            revision,
+            at: now,
+            claim,
+        });
         let Some(mine) = &mut slot.mine else {
             return effects;
         };
@@ -310,6 +352,12 @@ impl Claims {
             }
             // What was there before ours.
             _ if revision < mine.revision && !plant::is(plant::Bug::StaleClaimAccepted) => {}
+            // Older than ours, or of a bucket that begins anew: the leader knows.
+            (Some(false), _)
+                if mine.revision == 0 && !leader && !plant::is(plant::Bug::StaleClaimAccepted) =>
+            {
+                slot.again_at = Some(now);
+            }
             // Another attempt of ours, which came late.
             (Some(true), _) => {
                 mine.revision = revision;
@@ -326,7 +374,8 @@ impl Claims {
                 });
             }
             (None, _) => {
-                mine.revision = revision;
+                // What is seen of another from now on came later, whatever its revision.
+                mine.revision = 0;
                 mine.expired = true;
                 mine.due = now;
             }
@@ -334,13 +383,22 @@ impl Claims {
         effects
     }
 
-    /// Everything that was seen is void: the bucket is told anew.
-    pub fn forget(&mut self, now: Duration) {
+    /// Everything that was seen is void: the bucket is told anew, and its revisions may begin anew.
+    pub fn forget(&mut self) {
         for slot in &mut self.slots {
             slot.seen = None;
+            slot.void = slot.sent || slot.reading;
             if let Some(mine) = &mut slot.mine {
-                mine.due = now;
+                mine.revision = 0;
             }
+        }
+    }
+
+    /// All that stands in the bucket was told: a claim of ours that was not is looked for.
+    pub fn loaded(&mut self, now: Duration) {
+        let mine = self.slots.iter_mut().filter_map(|slot| slot.mine.as_mut());
+        for mine in mine.filter(|mine| mine.revision == 0) {
+            mine.due = now;
         }
     }
 
@@ -354,7 +412,7 @@ impl Claims {
     /// Begins to take it, over what stands there. Whether one may is for the planner to say.
     pub fn take(&mut self, unix_s: u64, partition: Partition) -> Option<Effect> {
         let slot = self.slots.get_mut(usize::from(partition.number()))?;
-        if slot.writing.is_some() || slot.reading {
+        if slot.is_busy() {
             return None;
         }
         let again = slot.mine.as_ref().is_some_and(|mine| mine.expired);
@@ -388,7 +446,7 @@ impl Claims {
             successor: String::new(),
             accounts: claim.map_or(0, |claim| claim.accounts),
         };
-        slot.writing = Some(Writing::Take { epoch, before });
+        slot.write(Writing::Take { epoch, before });
         Some(Effect::Write {
             partition,
             claim,
@@ -438,7 +496,7 @@ impl Claims {
 
     fn pump(&mut self, now: Duration, unix_s: u64, partition: Partition) -> Option<Effect> {
         let slot = self.slots.get_mut(usize::from(partition.number()))?;
-        if slot.reading {
+        if slot.reading || slot.sent {
             return None;
         }
         if let Some(at) = slot.again_at {
@@ -451,7 +509,15 @@ impl Claims {
         if slot.writing.is_some() {
             return None;
         }
-        let mine = slot.mine.as_mut()?;
+        let Some(mine) = slot.mine.as_mut() else {
+            // No watch tells of a key that ages out.
+            let aged = slot.seen.as_ref().is_some_and(|seen| {
+                let held = seen.claim.as_ref().is_some_and(|claim| !claim.released);
+                held && now.saturating_sub(seen.at) > self.refresh * CLAIM_LIFE
+            });
+            slot.reading = aged;
+            return aged.then_some(Effect::Read { partition });
+        };
         if mine.due > now {
             return None;
         }
@@ -463,6 +529,11 @@ impl Claims {
                 return Some(Effect::Released { partition });
             }
             return self.take(unix_s, partition);
+        }
+        if mine.revision == 0 {
+            // To write over nothing would be to renew what somebody else may have had meanwhile.
+            slot.reading = true;
+            return Some(Effect::Read { partition });
         }
         let released = mine.release.is_some();
         let claim = Claim {
@@ -477,7 +548,7 @@ impl Claims {
             accounts: mine.accounts,
         };
         let revision = mine.revision;
-        slot.writing = Some(if released {
+        slot.write(if released {
             Writing::Release
         } else {
             Writing::Renew
@@ -492,7 +563,7 @@ impl Claims {
     /// Lets go of a stray claim.
     pub fn clear(&mut self, partition: Partition) -> Option<Effect> {
         let slot = self.slots.get_mut(usize::from(partition.number()))?;
-        if slot.writing.is_some() || slot.reading || slot.mine.is_some() {
+        if slot.is_busy() || slot.mine.is_some() {
             return None;
         }
         let seen = slot.seen.as_ref()?;
@@ -500,11 +571,12 @@ impl Claims {
             released: true,
             ..seen.claim.clone()?
         };
-        slot.writing = Some(Writing::Clear);
+        let revision = seen.revision;
+        slot.write(Writing::Clear);
         Some(Effect::Write {
             partition,
             claim,
-            revision: seen.revision,
+            revision,
         })
     }
 
@@ -520,6 +592,11 @@ impl Claims {
         let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
             return Vec::new();
         };
+        slot.sent = false;
+        if std::mem::take(&mut slot.void) {
+            slot.again_at = Some(now);
+            return self.pump(now, unix_s, partition).into_iter().collect();
+        }
         match written {
             Written::Stored(revision) => self.stored(now, unix_s, partition, revision, claim),
             // Whatever stands there decides.
@@ -542,7 +619,7 @@ impl Claims {
         revision: u64,
         claim: Claim,
     ) -> Vec<Effect> {
-        let refresh = self.refresh;
+        let (refresh, life) = (self.refresh, self.refresh * CLAIM_LIFE);
         let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
             return Vec::new();
         };
@@ -558,6 +635,10 @@ impl Claims {
                     self.held += 1;
                 }
                 let was = slot.mine.take();
+                // It went before its time. It was in nobody's hands: a foreign claim would have ended it, or stand there still.
+                let kept = was
+                    .as_ref()
+                    .is_some_and(|was| now.saturating_sub(was.written) < life);
                 // The first one after a part of the period, so that they are not all due at once.
                 let part = refresh * u32::from(partition.number()) / u32::from(PARTITIONS);
                 slot.mine = Some(Mine {
@@ -566,25 +647,34 @@ impl Claims {
                     flushed: before.map_or(0, |before| before.flushed),
                     accounts: claim.accounts,
                     revision,
+                    written: now,
                     due: now + part,
                     expired: false,
-                    release: was.as_ref().and_then(|was| was.release.clone()),
+                    release: was
+                        .as_ref()
+                        .filter(|_| kept)
+                        .and_then(|was| was.release.clone()),
                 });
-                // One that aged out was in nobody's hands: a foreign claim would have ended it.
-                effects.push(if was.is_some() {
-                    Effect::Renewed { partition, epoch }
+                if kept {
+                    effects.push(Effect::Renewed { partition, epoch });
                 } else {
-                    Effect::Load {
+                    effects.extend(was.map(|was| Effect::Stop {
+                        partition,
+                        epoch: was.epoch,
+                        lost: Lost::Expired,
+                    }));
+                    effects.push(Effect::Load {
                         partition,
                         epoch,
                         before,
-                    }
-                });
+                    });
+                }
                 slot.epoch = slot.epoch.max(epoch);
             }
             Some(Writing::Renew) => {
                 if let Some(mine) = &mut slot.mine {
                     mine.revision = mine.revision.max(revision);
+                    mine.written = now;
                     if mine.release.is_none() {
                         mine.due = now + refresh;
                     }
@@ -601,6 +691,7 @@ impl Claims {
         if newer.is_none() {
             slot.seen = Some(Seen {
                 revision,
+                at: now,
                 claim: Some(claim),
             });
         } else if let Some((revision, claim)) = newer {
@@ -624,6 +715,11 @@ impl Claims {
             return Vec::new();
         };
         slot.reading = false;
+        let found = if std::mem::take(&mut slot.void) {
+            Err(())
+        } else {
+            found
+        };
         let Ok(found) = found else {
             slot.again_at = Some(retry);
             return Vec::new();
@@ -648,12 +744,12 @@ impl Claims {
             mine.due = mine.due.min(now);
         }
         let mut effects = match found {
-            Some((revision, claim)) => self.see(now, partition, revision, claim),
+            Some((revision, claim)) => self.note(now, partition, revision, claim, true),
             None => {
                 // Aged out, or the bucket is another.
                 slot.seen = None;
                 if let Some(mine) = &mut slot.mine {
-                    mine.expired = true;
+                    (mine.revision, mine.expired) = (0, true);
                 }
                 Vec::new()
             }
@@ -662,3 +758,6 @@ impl Claims {
         effects
     }
 }
+
+#[cfg(test)]
+mod tests;

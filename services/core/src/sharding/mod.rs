@@ -155,9 +155,18 @@ enum Stage {
 
 #[derive(Debug, Clone)]
 struct Owned {
+    /// When it was loaded; what its sessions say may name any number since.
+    loaded: OwnerEpoch,
     epoch: OwnerEpoch,
     stage: Stage,
     since: Duration,
+}
+
+impl Owned {
+    /// Whether this number was given to it, now or before a claim that aged out was taken again.
+    fn is_of(&self, epoch: OwnerEpoch) -> bool {
+        (self.loaded..=self.epoch).contains(&epoch)
+    }
 }
 
 /// One member's part in sharing the partitions.
@@ -222,7 +231,7 @@ impl Sharding {
             }
             Input::ClaimsRestarted => {
                 self.claims_loaded = false;
-                self.claims.forget(now);
+                self.claims.forget();
                 Vec::new()
             }
             Input::Claim {
@@ -232,7 +241,8 @@ impl Sharding {
             } => self.claims.see(now, partition, revision, claim),
             Input::ClaimsLoaded => {
                 self.claims_loaded = true;
-                Vec::new()
+                self.claims.loaded(now);
+                self.claims.due(now, unix_s, &self.config.partitions)
             }
             Input::Linked => {
                 self.claims.all_due(now);
@@ -312,7 +322,7 @@ impl Sharding {
 
     fn set_stage(&mut self, now: Duration, partition: Partition, epoch: OwnerEpoch, stage: Stage) {
         if let Some(owned) = self.owned.get_mut(&partition)
-            && owned.epoch == epoch
+            && owned.is_of(epoch)
         {
             (owned.stage, owned.since) = (stage, now);
         }
@@ -331,7 +341,7 @@ impl Sharding {
         let Stage::Finishing(successor) = &owned.stage else {
             return Vec::new();
         };
-        if owned.epoch != epoch {
+        if !owned.is_of(epoch) {
             return Vec::new();
         }
         let successor = successor.clone();
@@ -346,6 +356,7 @@ impl Sharding {
                 partition, epoch, ..
             } => {
                 let owned = Owned {
+                    loaded: *epoch,
                     epoch: *epoch,
                     stage: Stage::Loading,
                     since: now,

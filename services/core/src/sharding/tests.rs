@@ -374,3 +374,25 @@ fn a_claim_that_aged_out_is_taken_again_under_another_number() {
             .all(|(partition, epoch)| after[partition] > *epoch)
     );
 }
+
+#[test]
+fn sessions_that_end_under_the_number_before_are_released() {
+    let mut world = World::new();
+    world.start("a", "1");
+    world.run(4);
+    let partition = Partition::new(7).unwrap();
+    let process = world.processes.get_mut("a").unwrap();
+    let before = process.serving[&partition];
+    let owned = process.sharding.owned.get_mut(&partition).unwrap();
+    // The claim was taken again while the word that its sessions had ended was on its way.
+    owned.stage = Stage::Finishing(String::new());
+    owned.epoch += 1;
+    let finished = Input::Finished {
+        partition,
+        epoch: before,
+    };
+    let effects = process.sharding.handle(world.now, START, finished);
+    let releases =
+        |effect: &Effect| matches!(effect, Effect::Write { claim, .. } if claim.released);
+    assert!(effects.iter().any(releases), "{effects:?}");
+}
