@@ -3,6 +3,7 @@
 use crate::{
     event::Event,
     ids::{LogId, Position},
+    plant,
     session::{Known, Session},
 };
 
@@ -14,6 +15,9 @@ pub fn fold_after(
     log_id: LogId,
     first: Position,
 ) -> Option<Position> {
+    if plant::is(plant::Bug::TakeOverWithoutFold) {
+        return None;
+    }
     match before {
         // Of what aged out the mailbox itself tells: catching up begins at the checkpoint as it is.
         Some((known, flushed)) if known == log_id && flushed + 1 < first => None,

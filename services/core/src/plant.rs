@@ -27,6 +27,9 @@ pub enum Bug {
     CheckpointOverwrites,
 }
 
+/// The expected revision by which [`Bug::CheckpointOverwrites`] says that it expects none.
+pub const ANY_REVISION: u64 = u64::MAX;
+
 #[cfg(feature = "plant")]
 mod switch {
     use super::Bug;

@@ -508,7 +508,11 @@ impl Session {
         effects.push(Effect::StoreCheckpoint {
             op,
             checkpoint: Box::new(self.checkpoint.clone()),
-            revision: self.revision,
+            revision: if plant::is(plant::Bug::CheckpointOverwrites) {
+                Some(plant::ANY_REVISION)
+            } else {
+                self.revision
+            },
         });
     }
 
