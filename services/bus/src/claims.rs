@@ -308,8 +308,14 @@ impl Shards {
                     lost,
                 } => {
                     self.wire.metrics().claims_lost.inc();
-                    let Lost::Taken(member) = lost;
-                    tracing::warn!(%partition, epoch, %member, "a partition was lost");
+                    match lost {
+                        Lost::Taken(member) => {
+                            tracing::warn!(%partition, epoch, %member, "a partition was lost");
+                        }
+                        Lost::Expired => {
+                            tracing::warn!(%partition, epoch, "a claim aged out: others may have had the partition");
+                        }
+                    }
                     self.ready.push_back(Share::Stop { partition, epoch });
                 }
                 Effect::Released { partition } => {

@@ -43,11 +43,11 @@ fn owner() -> Claims {
     let mut claims = Claims::new("a", "1", REFRESH);
     let take = claims.take(UNIX, partition()).unwrap();
     let (claim, _) = written(&[take]);
-    let effects = claims.wrote(S * 0, UNIX, partition(), claim, Written::Stored(7));
+    let effects = claims.wrote(Duration::ZERO, UNIX, partition(), claim, Written::Stored(7));
     assert!(matches!(effects[..], [Effect::Load { .. }, ..]));
     if let Some(Effect::Write { claim, .. }) = effects.get(1) {
         let stored = Written::Stored(8);
-        claims.wrote(S * 0, UNIX, partition(), claim.clone(), stored);
+        claims.wrote(Duration::ZERO, UNIX, partition(), claim.clone(), stored);
     }
     claims
 }
@@ -131,7 +131,7 @@ fn what_aged_out_while_nothing_could_be_written_is_loaded_anew() {
 #[test]
 fn a_claim_that_nobody_rewrites_is_looked_for() {
     let mut claims = Claims::new("a", "1", REFRESH);
-    claims.see(S * 0, partition(), 7, Some(foreign(UNIX)));
+    claims.see(Duration::ZERO, partition(), 7, Some(foreign(UNIX)));
     assert_eq!(claims.due(REFRESH * 4, UNIX, &[partition()]), []);
     let effects = claims.due(REFRESH * 4 + S, UNIX, &[partition()]);
     assert!(reads(&effects), "{effects:?}");
