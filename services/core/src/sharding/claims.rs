@@ -331,7 +331,9 @@ impl Claims {
             return effects;
         };
         let known = slot.seen.as_ref().map_or(0, |seen| seen.revision);
-        if revision < known && !plant::is(plant::Bug::StaleClaimAccepted) {
+        // What the leader says of a claim that we believe to be ours counts, whatever its revision: the bucket may be another.
+        let counts = leader && slot.mine.is_some();
+        if revision < known && !counts && !plant::is(plant::Bug::StaleClaimAccepted) {
             return effects;
         }
         let epoch = claim.as_ref().map_or(0, |claim| claim.owner_epoch);
@@ -351,7 +353,9 @@ impl Claims {
                 mine.expired = false;
             }
             // What was there before ours.
-            _ if revision < mine.revision && !plant::is(plant::Bug::StaleClaimAccepted) => {}
+            _ if revision < mine.revision
+                && !leader
+                && !plant::is(plant::Bug::StaleClaimAccepted) => {}
             // Older than ours, or of a bucket that begins anew: the leader knows.
             (Some(false), _)
                 if mine.revision == 0 && !leader && !plant::is(plant::Bug::StaleClaimAccepted) =>

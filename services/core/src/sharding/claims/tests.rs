@@ -92,6 +92,17 @@ fn an_answer_of_the_bucket_before_says_nothing() {
 }
 
 #[test]
+fn the_leader_counts_before_the_bucket_is_told_anew() {
+    let mut claims = owner();
+    let (claim, _) = written(&claims.due(REFRESH, UNIX, &[partition()]));
+    let effects = claims.wrote(REFRESH, UNIX, partition(), claim, Written::Conflict);
+    assert!(reads(&effects), "{effects:?}");
+    let found = Ok(Some((3, Some(foreign(UNIX + 1)))));
+    let effects = claims.read(REFRESH, UNIX, partition(), found);
+    assert!(stops(&effects), "{effects:?}");
+}
+
+#[test]
 fn one_write_at_a_time_also_after_a_read_that_failed() {
     let mut claims = owner();
     claims.forget();
