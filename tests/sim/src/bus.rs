@@ -11,7 +11,8 @@ use mailbell_core::{
     checkpoint::Checkpoint,
     event::Event,
     history::{Acknowledged, History, Seen, Verdict},
-    ids::{LogId, OwnerEpoch, Position},
+    ids::{LogId, Position},
+    plant,
     session::{Input, Op, Outcome},
 };
 use mailbell_proto::bus::v1 as records;
@@ -19,6 +20,7 @@ use rand::RngExt as _;
 
 use crate::{
     drive::Ev,
+    process::Cut,
     world::{MS, S, World},
 };
 
@@ -102,15 +104,6 @@ impl Identity {
     }
 }
 
-/// Bucket LIVE, key `claim.<p>`.
-#[derive(Default)]
-pub(crate) struct Claim {
-    pub(crate) owner: Option<usize>,
-    pub(crate) epoch: OwnerEpoch,
-    pub(crate) log_id: LogId,
-    pub(crate) flushed: Position,
-}
-
 /// Bucket CKPT.
 pub(crate) struct StoredCheckpoint {
     pub(crate) revision: u64,
@@ -138,7 +131,7 @@ pub(crate) struct Publish {
 /// The log's answer on its way.
 #[derive(Debug)]
 pub(crate) struct Ack {
-    process: usize,
+    pub(crate) process: usize,
     link: u64,
     log: usize,
     run: usize,
@@ -219,7 +212,7 @@ impl World {
             self.count("late publish");
         }
         let log = &self.logs[publish.log];
-        if log.away {
+        if log.away || self.processes[publish.process].cut == Cut::Writes {
             return;
         }
         if log.refuses {
@@ -270,8 +263,7 @@ impl World {
         let partition = self.places[publish.account].partition;
         // What a session that is over sent comes after others may have read the log; and where it is a repeat, that session takes
         // the place of another's event for its own, and what was told before it by others for known.
-        self.ledgers[publish.account].broken |=
-            !run.alive || self.claims[partition].owner != Some(run.owner);
+        self.ledgers[publish.account].broken |= !run.alive || !self.holds(run.owner);
         let log = &mut self.logs[publish.log];
         if let Some((position, at)) = log.known_ids.get(&id)
             && now - *at < window
@@ -301,7 +293,7 @@ impl World {
         let epoch = stored.event.owner_epoch;
         let ledger = &mut self.ledgers[publish.account];
         ledger.entries.push(stored.clone());
-        if epoch < self.claims[partition].epoch {
+        if epoch < self.newest_epoch(partition) {
             self.count("zombie append");
         }
         self.say(|| {
@@ -344,7 +336,7 @@ impl World {
 
     pub(crate) fn on_ack(&mut self, ack: Ack) {
         let process = &self.processes[ack.process];
-        if !process.up || process.link != ack.link {
+        if !process.up || process.link != ack.link || process.cut == Cut::Answers {
             return;
         }
         let view = &mut self.processes[ack.process].views[ack.log];
@@ -388,7 +380,8 @@ impl World {
     /// Asks the leader where a log stands, and gives it a new id if it is another history than the one that was known.
     pub(crate) fn look_at_log(&mut self, process: usize, number: usize) -> Option<Stand> {
         self.expire(number);
-        if !self.is_up(process) || self.logs[number].away {
+        let lost = self.processes[process].cut == Cut::Answers;
+        if !self.is_up(process) || lost || self.logs[number].away {
             return None;
         }
         let (created, last, history, first) = {
@@ -520,7 +513,7 @@ impl World {
         if unwritten {
             self.count("log cut above what is written");
             for process in self.watchers() {
-                self.kill(process);
+                self.kill_watcher(process);
             }
         }
         self.cut_log(number, keep, false);
@@ -592,13 +585,14 @@ impl World {
     ) {
         let process = self.owners[self.runs[run].owner].process;
         let account = self.runs[run].account;
-        if !self.processes[process].up {
+        let cut = self.processes[process].cut;
+        if !self.processes[process].up || cut == Cut::Writes {
             return self.give(run, not_stored(op));
         }
         let there = self.checkpoints[account]
             .as_ref()
             .map(|stored| stored.revision);
-        if there != revision {
+        if there != revision && revision != Some(plant::ANY_REVISION) {
             self.count("checkpoint conflict");
             return self.soon(Ev::Give {
                 run,
@@ -606,8 +600,8 @@ impl World {
             });
         }
         self.check_stored(account, checkpoint);
-        let partition = self.places[account].partition;
-        if self.claims[partition].owner != Some(self.runs[run].owner) {
+        self.check_moves_on(account, checkpoint);
+        if !self.holds(self.runs[run].owner) {
             // An old owner's checkpoint that came last knows less than its successor did, which is harmless: it is told again.
             self.count("old owner's checkpoint");
             let told = &mut self.mailboxes_told[account];
@@ -620,7 +614,7 @@ impl World {
             record: checkpoint.to_record(),
         });
         self.count("checkpoint stored");
-        let unsure = self.mishap(self.scenario.store_unsure, "store unsure");
+        let unsure = cut == Cut::Answers || self.mishap(self.scenario.store_unsure, "store unsure");
         let input = if unsure {
             not_stored(op)
         } else {

@@ -1,6 +1,6 @@
 //! What must be true once everything is healed and at rest.
 
-use crate::world::World;
+use crate::{scenario::PARTITIONS, world::World};
 use mailbell_core::{checkpoint::Checkpoint, cursor::Subject, ids::Uid};
 
 impl World {
@@ -12,16 +12,22 @@ impl World {
     }
 
     fn partitions_unrest(&self) -> Option<String> {
-        for (partition, claim) in self.claims.iter().enumerate() {
-            let Some(owner) = claim.owner else {
-                return Some(format!("partition {partition} has no owner"));
+        for partition in 0..PARTITIONS {
+            let owner = match self.sharing_unrest(partition) {
+                Ok(owner) => owner,
+                Err(lacks) => return Some(lacks),
             };
+            let Some(record) = &self.live.claims[partition] else {
+                return Some(format!("partition {partition} has no claim"));
+            };
+            let claim = &record.claim;
             let log = crate::scenario::LOG_OF[partition];
             let identity = &self.identities[log];
             if !self.is_proven(log) {
                 return Some(format!("nobody saw that log {log} is another"));
             }
-            if claim.log_id != identity.log_id || claim.flushed != self.logs[log].last {
+            if claim.log_id != identity.log_id.0.as_slice() || claim.flushed != self.logs[log].last
+            {
                 return Some(format!(
                     "the claim of partition {partition} does not move on"
                 ));

@@ -6,26 +6,26 @@ use mailbell_client::session::{ListFailure, Listing};
 use mailbell_core::{
     checkpoint::Checkpoint,
     delivery::LogState,
-    ids::{Generation, LogId, PerGroup, Position, Uid},
+    ids::{Generation, PerGroup, Position, Uid},
     session::{Input, Op, Wake},
 };
 
 use crate::{
-    bus::{Ack, Claim, Identity, Log, Publish, Stand, StoredCheckpoint},
+    bus::{Ack, Identity, Log, Publish, Stand, StoredCheckpoint},
     device::ListAsk,
     gateway::Attach,
+    live::Asked,
     mailbox::Work,
-    scenario::{LOGS, PARTITIONS},
-    session::{Ledger, Told},
+    scenario::LOGS,
+    session::{Ledger, Told as Known},
+    watcher::Told,
     world::{MS, S, World},
 };
 
 /// Something that will happen.
 pub(crate) enum Ev {
     Fault,
-    Spawn {
-        gateway: Option<usize>,
-    },
+    Spawn,
     LinkDown {
         process: usize,
         link: u64,
@@ -103,12 +103,29 @@ pub(crate) enum Ev {
         job: u64,
     },
 
-    Take {
-        partition: usize,
+    AskLive(Box<Asked>),
+    Told {
+        process: usize,
+        link: Option<u64>,
+        told: Told,
     },
-    ClaimLost {
-        owner: usize,
+    Start {
+        name: usize,
     },
+    Continue {
+        process: usize,
+        number: u64,
+    },
+    CutEnds {
+        process: usize,
+        number: u64,
+    },
+    DrainEnds {
+        process: usize,
+    },
+    LiveBack,
+    Audit,
+
     Load {
         owner: usize,
         only: Option<usize>,
@@ -119,11 +136,6 @@ pub(crate) enum Ev {
     FlushBound {
         owner: usize,
         stand: Stand,
-    },
-    ClaimWrite {
-        owner: usize,
-        log_id: LogId,
-        flushed: Position,
     },
     HandOverLate {
         owner: usize,
@@ -177,11 +189,51 @@ pub(crate) enum Ev {
     },
 }
 
+impl Ev {
+    /// A watcher is told something by itself.
+    pub(crate) fn told(process: usize, told: Told) -> Self {
+        Self::Told {
+            process,
+            link: None,
+            told,
+        }
+    }
+}
+
 impl World {
+    /// Which process handles it, if any does.
+    fn handled_by(&self, ev: &Ev) -> Option<usize> {
+        let of_owner = |owner: usize| self.owners[owner].process;
+        let of_run = |run: usize| of_owner(self.runs[run].owner);
+        match ev {
+            Ev::LinkDown { process, .. }
+            | Ev::LinkUp { process, .. }
+            | Ev::IdentityTold { process, .. }
+            | Ev::RecordSeen { process }
+            | Ev::Told { process, .. } => Some(*process),
+            Ev::Mail { run, .. } | Ev::Give { run, .. } | Ev::Timer { run, .. } => {
+                Some(of_run(*run))
+            }
+            Ev::Ack(ack) => Some(ack.process),
+            Ev::ReadStep { job } => self.jobs.get(job).map(|job| job.process),
+            Ev::Load { owner, .. }
+            | Ev::Flush { owner }
+            | Ev::FlushBound { owner, .. }
+            | Ev::HandOverLate { owner } => Some(of_owner(*owner)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn happen(&mut self, ev: Ev) {
+        if self.stopped > 0
+            && let Some(process) = self.handled_by(&ev)
+            && self.processes[process].stopped
+        {
+            return self.defer(process, ev);
+        }
         match ev {
             Ev::Fault => self.on_fault(),
-            Ev::Spawn { gateway } => self.on_spawn(gateway),
+            Ev::Spawn => self.on_spawn(),
             Ev::LinkDown { process, link } => self.on_link_down(process, link),
             Ev::LinkUp { process, link } => self.on_link_up(process, link),
             Ev::Mail {
@@ -227,20 +279,29 @@ impl World {
             Ev::RecordSeen { process } => self.on_record_seen(process),
             Ev::LogBack { log } => self.on_log_back(log),
             Ev::ReadStep { job } => self.on_read_step(job),
-            Ev::Take { partition } => {
-                if self.claims[partition].owner.is_none() {
-                    self.on_take(partition);
+            Ev::AskLive(asked) => self.on_ask_live(*asked),
+            Ev::Told {
+                process,
+                link,
+                told,
+            } => self.on_told(process, link, told),
+            Ev::Start { name } => self.start_watcher(name),
+            Ev::Continue { process, number } => self.on_continue(process, number),
+            Ev::CutEnds { process, number } => self.on_cut_ends(process, number),
+            Ev::DrainEnds { process } => {
+                if self.processes[process].alive && !self.members[&process].leaving {
+                    self.drain_watcher(process, false);
                 }
             }
-            Ev::ClaimLost { owner } => self.on_claim_lost(owner),
+            Ev::LiveBack => {
+                if std::mem::take(&mut self.live.refuses) {
+                    self.live.trouble = self.now;
+                }
+            }
+            Ev::Audit => self.on_audit(),
             Ev::Load { owner, only } => self.on_load(owner, only),
             Ev::Flush { owner } => self.on_flush(owner),
             Ev::FlushBound { owner, stand } => self.on_flush_bound(owner, stand),
-            Ev::ClaimWrite {
-                owner,
-                log_id,
-                flushed,
-            } => self.on_claim_write(owner, log_id, flushed),
             Ev::HandOverLate { owner } => self.on_hand_over_late(owner),
             Ev::Deliver { gateway, log } => self.on_deliver(gateway, log),
             Ev::Follow { gateway } => {
@@ -280,11 +341,11 @@ impl World {
         self.wake_consumers(log);
     }
 
-    fn on_spawn(&mut self, gateway: Option<usize>) {
+    fn on_spawn(&mut self) {
         let process = self.spawn(None);
-        if gateway.is_some() && !self.start_gateway(process) {
+        if !self.start_gateway(process) {
             self.processes[process].alive = false;
-            self.after(S, Ev::Spawn { gateway });
+            self.after(S, Ev::Spawn);
         }
     }
 
@@ -294,11 +355,10 @@ impl World {
             self.logs.push(Log::new());
             self.identities.push(Identity::new(id));
         }
-        self.claims.resize_with(PARTITIONS, Claim::default);
         for account in 0..self.places.len() {
             let mailbox = self.new_mailbox(account);
             self.mailboxes.push(mailbox);
-            self.mailboxes_told.push(Told::default());
+            self.mailboxes_told.push(Known::default());
             self.paused.push(false);
             self.narrowed.push(None);
             self.removed.push(false);
@@ -332,12 +392,13 @@ impl World {
                 broken: false,
             });
         }
-        for gateway in [None, None, Some(0), Some(0)] {
-            self.on_spawn(gateway);
+        for name in 0..self.scenario.members {
+            self.start_watcher(name);
         }
-        for partition in 0..PARTITIONS {
-            self.soon(Ev::Take { partition });
+        for _ in 0..2 {
+            self.on_spawn();
         }
+        self.after(S, Ev::Audit);
         for device in 0..4 {
             let number = if device == 0 { 0 } else { self.below(5) };
             let subject = self.subject(number);
@@ -353,6 +414,7 @@ impl World {
         for log in 0..LOGS {
             self.on_log_back(log);
         }
+        self.heal_watchers();
         for process in 0..self.processes.len() {
             let state = &self.processes[process];
             if state.alive && !state.up {
@@ -392,7 +454,7 @@ impl World {
             self.fail(format!("sessions that rest do {effects} things in 30 s"));
         }
         // A heartbeat may just be on its way, or a late publish have come.
-        for _ in 0..50 {
+        for _ in 0..100 {
             if self.unrest().is_none() {
                 break;
             }

@@ -7,6 +7,7 @@ use rand::RngExt as _;
 
 use crate::{
     drive::Ev,
+    process::Cut,
     scenario::{LOGS, PARTITIONS},
     world::{MS, S, World},
 };
@@ -25,9 +26,15 @@ pub(crate) enum Fault {
     MailDown,
     WrongPassword,
     KillWatcher,
-    StealPartition,
-    HandOver,
+    StopWatcher,
+    LoseWrites,
+    LoseAnswers,
+    MoreWatchers,
+    Leave,
+    Drain,
     BreakWatcher,
+    LiveRefuses,
+    LiveLost,
     BreakGateway,
     LogAway,
     LogRefuses,
@@ -42,7 +49,7 @@ pub(crate) enum Fault {
     Unreadable,
     Pause,
     Refolder,
-    RenewClaim,
+    ClaimAges,
     Relogin,
     Remove,
 }
@@ -61,9 +68,15 @@ impl Fault {
         (Self::MailDown, 2),
         (Self::WrongPassword, 1),
         (Self::KillWatcher, 2),
-        (Self::StealPartition, 2),
-        (Self::HandOver, 2),
+        (Self::StopWatcher, 2),
+        (Self::LoseWrites, 1),
+        (Self::LoseAnswers, 1),
+        (Self::MoreWatchers, 2),
+        (Self::Leave, 2),
+        (Self::Drain, 2),
         (Self::BreakWatcher, 3),
+        (Self::LiveRefuses, 1),
+        (Self::LiveLost, 1),
         (Self::BreakGateway, 3),
         (Self::LogAway, 2),
         (Self::LogRefuses, 1),
@@ -78,7 +91,7 @@ impl Fault {
         (Self::Unreadable, 1),
         (Self::Pause, 1),
         (Self::Refolder, 1),
-        (Self::RenewClaim, 1),
+        (Self::ClaimAges, 1),
         (Self::Relogin, 1),
         (Self::Remove, 1),
     ];
@@ -199,15 +212,56 @@ impl World {
             }
             Fault::KillWatcher => {
                 if let Some(process) = self.pick(&watchers) {
-                    self.kill(process);
+                    self.kill_watcher(process);
                 }
             }
-            Fault::StealPartition => self.on_take(partition),
-            Fault::HandOver => {
-                if let Some(owner) = self.claims[partition].owner {
-                    self.hand_over(owner);
+            Fault::StopWatcher => {
+                if let Some(process) = self.pick(&watchers) {
+                    let lasts = self.outage();
+                    self.stop_process(process, lasts);
                 }
             }
+            Fault::LoseWrites | Fault::LoseAnswers => {
+                if let Some(process) = self.pick(&watchers) {
+                    let lasts = self.outage();
+                    let cut = match fault {
+                        Fault::LoseWrites => Cut::Writes,
+                        _ => Cut::Answers,
+                    };
+                    self.cut_one_way(process, cut, lasts);
+                }
+            }
+            Fault::MoreWatchers => {
+                if let Some(name) = self.free_name() {
+                    self.count("scaled up");
+                    self.start_watcher(name);
+                }
+            }
+            Fault::Leave => {
+                if let Some(process) = self.pick(&watchers) {
+                    // Somebody is to stay, or to come.
+                    let comes_back = watchers.len() < 2 || self.chance(0.5);
+                    self.leave(process, comes_back);
+                }
+            }
+            Fault::Drain => {
+                if let Some(process) = self.pick(&watchers)
+                    && !self.members[&process].leaving
+                {
+                    self.drain_watcher(process, true);
+                    let lasts = self.outage();
+                    self.after(lasts, Ev::DrainEnds { process });
+                }
+            }
+            Fault::LiveRefuses => {
+                self.count("LIVE refuses");
+                self.live.refuses = true;
+                let lasts = self.between(S, 15 * S);
+                self.after(lasts, Ev::LiveBack);
+            }
+            // Where what knows the epochs is gone, it is the clocks that make them grow.
+            Fault::LiveLost | Fault::ClaimAges if !self.clocks_are_ahead() => {}
+            Fault::LiveLost => self.lose_live(),
             Fault::BreakWatcher => {
                 if let Some(process) = self.pick(&watchers) {
                     let lasts = self.outage();
@@ -274,7 +328,10 @@ impl World {
                 let only = self.narrowed[account].is_none().then_some(folder);
                 self.narrow(account, only);
             }
-            Fault::RenewClaim => self.renew_claim(partition),
+            Fault::ClaimAges => {
+                self.membership_changed();
+                self.drop_claim(partition);
+            }
             Fault::Relogin => {
                 self.count("login changed");
                 for run in self.live_runs(account) {
@@ -294,6 +351,19 @@ impl World {
             }
         }
         self.changed(account, folder);
+    }
+
+    /// A watcher dies, and comes back under its name, or under another one, or not.
+    pub(crate) fn kill_watcher(&mut self, process: usize) {
+        self.count("watcher killed");
+        let name = self.members[&process].name;
+        self.kill(process);
+        let later = self.outage().min(2 * self.scenario.pace + 8 * S);
+        if self.chance(0.6) {
+            self.after(later, Ev::Start { name });
+        } else if let Some(name) = self.free_name() {
+            self.after(later, Ev::Start { name });
+        }
     }
 
     fn live_runs(&self, account: usize) -> Vec<usize> {

@@ -116,7 +116,7 @@ impl World {
             self.streams[stream].attached = false;
             self.cut_stream(stream);
         }
-        self.after(self.scenario.pace, Ev::Spawn { gateway: Some(0) });
+        self.after(self.scenario.pace, Ev::Spawn);
     }
 
     /// Does something with a hub, and carries out what that means for the queues.

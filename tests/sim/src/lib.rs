@@ -17,6 +17,7 @@
 )]
 
 mod app;
+mod audit;
 mod bus;
 mod check;
 mod device;
@@ -24,12 +25,14 @@ mod drive;
 mod faults;
 mod frames;
 mod gateway;
+mod live;
 mod mailbox;
 mod owner;
 mod process;
 mod read;
 mod scenario;
 mod session;
+mod watcher;
 mod world;
 
 use std::{collections::BTreeMap, fmt};

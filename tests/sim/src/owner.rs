@@ -1,4 +1,4 @@
-//! Ownership of partitions: claims, take-overs with the fold-in, the flushed position, hand-overs, old owners that go on.
+//! Ownership of partitions: take-overs with the fold-in, the flushed position, hand-overs. Who owns what is said by `watcher`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,14 +11,16 @@ use mailbell_core::{
     ids::{LogId, OwnerEpoch, Position},
     ownership::{self, Flush, fold_after},
     session::{Config, Input, Known, Stop},
+    sharding,
 };
 
 use crate::{
-    bus::{Claim, Stand},
+    bus::Stand,
     drive::Ev,
     read::{Job, Purpose, Range},
     scenario::LOG_OF,
     session::Acked,
+    watcher::Told,
     world::{MS, S, World},
 };
 
@@ -37,7 +39,7 @@ pub(crate) struct Owner {
     pub(crate) epoch: OwnerEpoch,
     pub(crate) phase: Phase,
     /// What the owner before left.
-    before: (LogId, Position),
+    before: Option<(LogId, Position)>,
     /// The log does not reach back to what was flushed.
     folds_none: bool,
     /// Session by account; an account that is being loaded is not there.
@@ -61,91 +63,51 @@ impl World {
         }
     }
 
-    /// A live watcher takes a partition.
-    pub(crate) fn on_take(&mut self, partition: usize) {
-        let live: Vec<usize> = (0..self.processes.len())
-            .filter(|process| self.processes[*process].gateway.is_none() && self.is_up(*process))
-            .collect();
-        let Some(process) = self.pick(&live) else {
-            return self.after(500 * MS, Ev::Take { partition });
-        };
+    /// A claim was stored, and its partition is to be loaded.
+    pub(crate) fn begin_owner(
+        &mut self,
+        process: usize,
+        partition: usize,
+        epoch: OwnerEpoch,
+        before: Option<(LogId, Position)>,
+    ) {
+        self.audit_epoch(partition, epoch);
         let number = self.owners.len();
-        let epoch = self.next_epoch(partition);
-        let claim = &mut self.claims[partition];
-        let old = claim.owner.replace(number);
-        claim.epoch = epoch;
-        let owner = Owner {
+        self.owners.push(Owner {
             process,
             partition,
-            epoch: claim.epoch,
+            epoch,
             phase: Phase::Loading,
-            before: (claim.log_id, claim.flushed),
+            before,
             folds_none: false,
             runs: BTreeMap::new(),
             loaded: BTreeMap::new(),
-        };
-        self.owners.push(owner);
-        self.count("take-over");
-        self.say(|| format!("owner {number}: process {process} takes partition {partition}"));
-        if let Some(old) = old
-            && self.owners[old].phase != Phase::Gone
-        {
-            self.count("zombie");
-            let notice = self.between(MS, self.scenario.zombie);
-            self.after(notice, Ev::ClaimLost { owner: old });
+        });
+        let member = self.members.get_mut(&process).unwrap();
+        if member.owners[partition].replace(number).is_some() {
+            self.fail(format!(
+                "process {process} loads partition {partition} twice"
+            ));
         }
+        self.say(|| format!("owner {number}: process {process} loads partition {partition}"));
         self.soon(Ev::Load {
             owner: number,
             only: None,
         });
     }
 
-    /// A claim aged out and nobody took it: it is taken again, under another epoch, and the sessions go on.
-    pub(crate) fn renew_claim(&mut self, partition: usize) {
-        let Some(owner) = self.claims[partition].owner else {
-            return;
-        };
-        if self.owners[owner].phase != Phase::Running || !self.is_up(self.owners[owner].process) {
-            return;
-        }
-        self.count("claim taken again");
-        let epoch = self.next_epoch(partition);
-        self.claims[partition] = Claim {
-            owner: Some(owner),
-            epoch,
-            ..Claim::default()
-        };
+    /// A claim was taken again, under another epoch, and nobody had it in between: the sessions go on.
+    pub(crate) fn renumber(&mut self, owner: usize, epoch: OwnerEpoch) {
+        self.audit_epoch(self.owners[owner].partition, epoch);
         self.owners[owner].epoch = epoch;
-        self.say(|| format!("owner {owner}: takes partition {partition} again"));
         for run in self.owners[owner].runs.clone().into_values() {
             self.reconfigure(run);
         }
     }
 
-    /// As the bus numbers ownerships: not below the seconds since 1970.
-    fn next_epoch(&self, partition: usize) -> OwnerEpoch {
-        let seconds = u64::try_from(self.wall_us() / 1_000_000).unwrap();
-        seconds.max(self.claims[partition].epoch + 1)
-    }
-
+    /// Whether it believes to own its partition.
     fn is_owner(&self, owner: usize) -> bool {
-        let state = &self.owners[owner];
-        state.phase != Phase::Gone && self.claims[state.partition].owner == Some(owner)
-    }
-
-    /// An old owner sees that it is one.
-    pub(crate) fn on_claim_lost(&mut self, owner: usize) {
-        if self.owners[owner].phase == Phase::Gone {
-            return;
-        }
-        if !self.is_up(self.owners[owner].process) {
-            return self.after(500 * MS, Ev::ClaimLost { owner });
-        }
-        self.say(|| format!("owner {owner}: lost"));
-        self.owners[owner].phase = Phase::Gone;
-        for run in self.owners[owner].runs.clone().into_values() {
-            self.give(run, Input::Stop(Stop::Lost));
-        }
+        self.owners[owner].phase != Phase::Gone
     }
 
     /// Loads checkpoints, and begins to fold in the log after what was flushed.
@@ -173,13 +135,21 @@ impl World {
                 let checkpoint = Checkpoint::from_record(&stored.record);
                 (Some(stored.revision), checkpoint)
             });
+            // What aged out between the checkpoint and the log is known to nobody.
+            let reaches = loaded.1.log_id == stand.log_id && loaded.1.position + 1 >= stand.first;
+            if !reaches && stand.first > 1 {
+                self.ledgers[*account].broken = true;
+            }
             self.owners[owner].loaded.insert(*account, loaded);
         }
         let after = match only {
             None => {
-                let before = Some(self.owners[owner].before);
+                let before = self.owners[owner].before;
                 let after = fold_after(before, stand.log_id, stand.first);
-                if after.is_none() {
+                let beyond = before.is_some_and(|(log_id, flushed)| {
+                    log_id == stand.log_id && flushed + 1 < stand.first
+                });
+                if beyond {
                     self.count("flushed beyond the log");
                     self.owners[owner].folds_none = true;
                 }
@@ -209,8 +179,9 @@ impl World {
     fn note_stored(&mut self, owner: usize, log: usize) {
         let state = &self.owners[owner];
         let view = &mut self.processes[state.process].views[log];
-        let (log_id, flushed) = state.before;
-        view.note_seen(log_id, flushed);
+        if let Some((log_id, flushed)) = state.before {
+            view.note_seen(log_id, flushed);
+        }
         for account in 0..self.places.len() {
             if self.places[account].log == log
                 && let Some(stored) = &self.checkpoints[account]
@@ -260,6 +231,11 @@ impl World {
         if self.owners[owner].phase == Phase::Loading {
             self.owners[owner].phase = Phase::Running;
             self.after(S, Ev::Flush { owner });
+            let state = &self.owners[owner];
+            let (process, epoch) = (state.process, state.epoch);
+            let partition = self.partition_of(state.partition);
+            let serving = sharding::Input::Serving { partition, epoch };
+            self.after(Duration::ZERO, Ev::told(process, Told::Share(serving)));
         }
     }
 
@@ -338,11 +314,7 @@ impl World {
             && self.owners[owner].phase == Phase::Running
             && let Some(flushed) = self.flush_bound(owner, stand)
         {
-            self.soon(Ev::ClaimWrite {
-                owner,
-                log_id: stand.log_id,
-                flushed,
-            });
+            self.tell_flushed(owner, stand.log_id, flushed);
         }
         self.after(2 * S, Ev::Flush { owner });
     }
@@ -362,23 +334,27 @@ impl World {
         Some(bound)
     }
 
-    pub(crate) fn on_claim_write(&mut self, owner: usize, log_id: LogId, flushed: Position) {
-        if !self.is_owner(owner) || !self.processes[self.owners[owner].process].up {
-            return;
-        }
-        let claim = &mut self.claims[self.owners[owner].partition];
-        if claim.log_id != log_id || flushed > claim.flushed {
-            claim.log_id = log_id;
-            claim.flushed = flushed;
-            self.say(|| format!("owner {owner}: flushed to {flushed}"));
-            self.count("claim flushed");
-        }
+    /// The claim is to move on.
+    fn tell_flushed(&mut self, owner: usize, log_id: LogId, flushed: Position) {
+        let (process, partition) = (self.owners[owner].process, self.owners[owner].partition);
+        let accounts = self.owners[owner].runs.len();
+        let input = sharding::Input::Flushed {
+            partition: self.partition_of(partition),
+            log_id,
+            position: flushed,
+            accounts: u32::try_from(accounts).unwrap(),
+        };
+        self.say(|| format!("owner {owner}: flushed to {flushed}"));
+        self.count("claim flushed");
+        self.after(Duration::ZERO, Ev::told(process, Told::Share(input)));
     }
 
     /// The owner gives its partition away.
     pub(crate) fn hand_over(&mut self, owner: usize) {
-        if self.owners[owner].phase != Phase::Running || !self.is_owner(owner) {
-            return;
+        if self.owners[owner].phase != Phase::Running {
+            return self.fail(format!(
+                "owner {owner} is to end before its sessions have begun"
+            ));
         }
         self.say(|| format!("owner {owner}: hands over"));
         self.count("hand-over");
@@ -386,7 +362,7 @@ impl World {
         for run in self.owners[owner].runs.clone().into_values() {
             self.give(run, Input::Stop(Stop::HandOver));
         }
-        self.after(30 * S, Ev::HandOverLate { owner });
+        self.after(5 * S, Ev::HandOverLate { owner });
         self.try_release(owner);
     }
 
@@ -415,20 +391,17 @@ impl World {
                 self.end_run(run);
             }
         }
-        if !self.is_owner(owner) {
-            self.owners[owner].phase = Phase::Gone;
-            return;
-        }
         if let Some(stand) = stand
             && let Some(flushed) = self.flush_bound(owner, stand)
         {
-            self.on_claim_write(owner, stand.log_id, flushed);
+            self.tell_flushed(owner, stand.log_id, flushed);
         }
-        let partition = self.owners[owner].partition;
         self.owners[owner].phase = Phase::Gone;
-        self.claims[partition].owner = None;
-        let delay = self.between(MS, S);
-        self.after(delay, Ev::Take { partition });
+        let state = &self.owners[owner];
+        let (process, epoch) = (state.process, state.epoch);
+        let partition = self.partition_of(state.partition);
+        let finished = sharding::Input::Finished { partition, epoch };
+        self.after(Duration::ZERO, Ev::told(process, Told::Share(finished)));
     }
 
     /// A session said that it is over.
@@ -451,32 +424,9 @@ impl World {
         }
     }
 
-    /// All that a watcher held is free for others, once they notice.
-    pub(crate) fn watcher_died(&mut self, process: usize) {
-        self.count("watcher killed");
-        for run in self.runs_of(process) {
-            self.end_run(run);
-        }
-        for owner in 0..self.owners.len() {
-            if self.owners[owner].process != process || self.owners[owner].phase == Phase::Gone {
-                continue;
-            }
-            let partition = self.owners[owner].partition;
-            self.owners[owner].phase = Phase::Gone;
-            if self.claims[partition].owner == Some(owner) {
-                self.claims[partition].owner = None;
-                let delay = self.between(10 * MS, 4 * S);
-                self.after(delay, Ev::Take { partition });
-            }
-        }
-        self.after(self.scenario.pace, Ev::Spawn { gateway: None });
-    }
-
     pub(crate) fn watchers(&self) -> Vec<usize> {
-        let watcher = |process: &usize| {
-            self.processes[*process].alive && self.processes[*process].gateway.is_none()
-        };
-        (0..self.processes.len()).filter(watcher).collect()
+        let watcher = |process: &usize| self.processes[*process].alive;
+        self.members.keys().copied().filter(watcher).collect()
     }
 
     /// Owners that serve, in the order in which they came.

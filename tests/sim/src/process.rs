@@ -10,8 +10,18 @@ use mailbell_core::{
 use crate::{
     drive::Ev,
     scenario::LOGS,
-    world::{MS, S, World},
+    world::{MS, World},
 };
+
+/// What is lost on its way between a process and NATS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    None,
+    /// Nothing that it writes is stored; it can read.
+    Writes,
+    /// What it writes is stored, and it hears of nothing but what it watches.
+    Answers,
+}
 
 /// See the module.
 pub(crate) struct Process {
@@ -23,6 +33,12 @@ pub(crate) struct Process {
     pub(crate) link: u64,
     /// What it knows of the logs.
     pub(crate) views: [History; LOGS],
+    /// It handles nothing, as after SIGSTOP.
+    pub(crate) stopped: bool,
+    /// What is lost on its way, in one direction only.
+    pub(crate) cut: Cut,
+    /// When the last thing that hampered it ended.
+    pub(crate) clear_since: Duration,
     /// How far its wall clock is off.
     pub(crate) skew_us: i64,
 }
@@ -35,13 +51,16 @@ impl World {
             self.identities[log].apply_to(&mut view);
             view
         });
-        let skew = self.between(Duration::ZERO, 2 * S);
+        let skew = self.between(Duration::ZERO, self.scenario.skew);
         self.processes.push(Process {
             alive: true,
             gateway,
             up: true,
             link: 0,
             views,
+            stopped: false,
+            cut: Cut::None,
+            clear_since: self.now,
             skew_us: i64::try_from(skew.as_micros()).unwrap(),
         });
         let process = self.processes.len() - 1;
@@ -91,7 +110,12 @@ impl World {
         if !state.alive || state.link != link {
             return;
         }
+        // Without an answer nobody is linked, and the histories could not be looked at.
+        if state.cut == Cut::Answers {
+            return self.after(200 * MS, Ev::LinkUp { process, link });
+        }
         state.up = true;
+        state.clear_since = self.now;
         self.say(|| format!("process {process}: linked"));
         // The histories are looked at before anything is built on them.
         for log in 0..LOGS {
@@ -102,6 +126,7 @@ impl World {
         match self.processes[process].gateway {
             Some(gateway) => self.follow_anew(gateway),
             None => {
+                self.sharing_linked(process);
                 for run in self.runs_of(process) {
                     self.give(run, Input::Bus { up: true });
                 }

@@ -9,7 +9,7 @@ use mailbell_core::{
     session::Op,
 };
 
-use crate::{bus::Stored, drive::Ev, world::World};
+use crate::{bus::Stored, drive::Ev, process::Cut, world::World};
 
 /// What a read is for.
 #[derive(Debug, Clone)]
@@ -79,7 +79,7 @@ impl World {
             return;
         };
         let process = &self.processes[job.process];
-        let same = process.up && process.link == job.link;
+        let same = process.up && process.link == job.link && process.cut != Cut::Answers;
         if !same || self.logs[job.log].away || process.views[job.log].log_id != job.log_id {
             return self.read_failed(job);
         }

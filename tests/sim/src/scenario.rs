@@ -25,6 +25,8 @@ pub(crate) struct Place {
 
 /// How many partitions the model has.
 pub(crate) const PARTITIONS: usize = 3;
+/// How many names there are for watchers.
+pub(crate) const MEMBERS: usize = 4;
 /// How many logs the model has.
 pub(crate) const LOGS: usize = 2;
 /// Which log a partition is in.
@@ -82,9 +84,16 @@ pub(crate) struct Scenario {
     pub(crate) store_unsure: f64,
     /// How far replicas may lag.
     pub(crate) lag: Duration,
-    /// How long an old owner may go on.
-    pub(crate) zombie: Duration,
     pub(crate) log_age: Duration,
+    /// Watchers at the beginning, and all their names.
+    pub(crate) members: usize,
+    pub(crate) names: [String; MEMBERS],
+    /// How many partitions a watcher gives away at once.
+    pub(crate) giving: usize,
+    /// Whether a key that ages out leaves a marker.
+    pub(crate) markers: bool,
+    /// How far clocks may differ; less than a key of LIVE lives.
+    pub(crate) skew: Duration,
     pub(crate) window: usize,
     pub(crate) queue: usize,
     pub(crate) batch: usize,
@@ -148,8 +157,12 @@ impl Scenario {
             mail_fails: rare(rng, 0.03),
             store_unsure: rare(rng, 0.1),
             lag: [5 * MS, 300 * MS, 5 * S][rng.random_range(0..3)],
-            zombie: [50 * MS, 2 * S, 15 * S][rng.random_range(0..3)],
             log_age,
+            members: rng.random_range(1..=3),
+            names: std::array::from_fn(|name| format!("w{name}-{}", rng.random_range(0..3))),
+            giving: [1, 32][rng.random_range(0..2)],
+            markers: rng.random_bool(0.5),
+            skew: [2 * S, 2 * S, 8 * S][rng.random_range(0..3)],
             window: [0, 3, 50][rng.random_range(0..3)],
             queue: [6, 12, 60][rng.random_range(0..3)],
             batch: [2, 5, 50][rng.random_range(0..3)],

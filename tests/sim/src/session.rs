@@ -133,6 +133,10 @@ impl World {
         if !self.runs[run].alive {
             return;
         }
+        let process = self.owners[self.runs[run].owner].process;
+        if self.processes[process].stopped {
+            return self.defer(process, Ev::Give { run, input });
+        }
         if !matches!(input, Input::Tick) {
             self.say(|| format!("  run {run} <- {input:?}"));
         }
@@ -154,6 +158,7 @@ impl World {
 
     /// What an answer means for what is awaited, and for what must be known.
     fn note_answer(&mut self, run: usize, input: &Input) {
+        let holds = self.holds(self.runs[run].owner);
         let state = &mut self.runs[run];
         match input {
             Input::Appended { op, outcome } => {
@@ -182,7 +187,7 @@ impl World {
                     let own = there
                         .next()
                         .is_some_and(|entry| entry.event.owner_epoch == epoch);
-                    if own && self.claims[place.partition].owner == Some(state.owner) {
+                    if own && holds {
                         let told = &mut self.mailboxes_told[account].acked;
                         told.push_back(acked);
                         if told.len() > 200 {
@@ -469,7 +474,7 @@ impl World {
             return;
         }
         let log_id = self.identities[self.places[account].log].log_id;
-        let owner = self.claims[partition].owner.unwrap();
+        let owner = self.serving(partition)[0];
         let run = self.owners[owner].runs[&account];
         let knows = self.runs[run].session.checkpoint().clone();
         let mut told = ledger.first.clone();
@@ -485,6 +490,20 @@ impl World {
         if !knows.same_told(&told) || (knows.log_id, knows.position) != there {
             self.fail(format!(
                 "account {account} ends with {knows:?}, its whole log says {told:?}"
+            ));
+        }
+    }
+
+    /// A checkpoint that is stored never knows less of the log than the one before.
+    pub(crate) fn check_moves_on(&mut self, account: usize, checkpoint: &Checkpoint) {
+        let Some(stored) = &self.checkpoints[account] else {
+            return;
+        };
+        let (log_id, position) = (&stored.record.log_id, stored.record.position);
+        if *log_id == checkpoint.log_id.0.as_slice() && position > checkpoint.position {
+            let later = checkpoint.position;
+            self.fail(format!(
+                "the checkpoint of account {account} goes back from {position} to {later}"
             ));
         }
     }

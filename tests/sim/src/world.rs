@@ -5,21 +5,24 @@ use std::{
     time::Duration,
 };
 
-use mailbell_core::ids::LogId;
+use mailbell_core::ids::{LogId, OwnerEpoch};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
 use crate::{
     Coverage,
-    bus::{Claim, Identity, Log, StoredCheckpoint},
+    audit::Served,
+    bus::{Identity, Log, StoredCheckpoint},
     device::Device,
     drive::Ev,
     gateway::{Gateway, Stream},
+    live::Live,
     mailbox::{Conn, Mailbox},
     owner::Owner,
     process::Process,
     read::Job,
-    scenario::{Place, Scenario, places},
+    scenario::{PARTITIONS, Place, Scenario, places},
     session::{Ledger, Run, Told},
+    watcher::Member,
 };
 
 /// The wall clock at the beginning, in microseconds since the epoch.
@@ -53,7 +56,16 @@ pub(crate) struct World {
     pub(crate) conns: Vec<Conn>,
     pub(crate) logs: Vec<Log>,
     pub(crate) identities: Vec<Identity>,
-    pub(crate) claims: Vec<Claim>,
+    pub(crate) live: Live,
+    /// What watchers have beside their sessions, by process.
+    pub(crate) members: BTreeMap<usize, Member>,
+    /// How many processes are stopped.
+    pub(crate) stopped: usize,
+    pub(crate) served: [Served; PARTITIONS],
+    /// The number of the last ownership of each partition that began.
+    pub(crate) epochs_served: [OwnerEpoch; PARTITIONS],
+    /// When watchers came or went last.
+    pub(crate) changed_at: Duration,
     pub(crate) checkpoints: Vec<Option<StoredCheckpoint>>,
     pub(crate) last_revision: u64,
     pub(crate) processes: Vec<Process>,
@@ -96,7 +108,12 @@ impl World {
             conns: Vec::new(),
             logs: Vec::new(),
             identities: Vec::new(),
-            claims: Vec::new(),
+            live: Live::new(),
+            members: BTreeMap::new(),
+            stopped: 0,
+            served: [Served::default(); PARTITIONS],
+            epochs_served: [0; PARTITIONS],
+            changed_at: Duration::ZERO,
             checkpoints: Vec::new(),
             last_revision: 0,
             processes: Vec::new(),

@@ -45,3 +45,33 @@ fn a_cursor_that_overtakes_is_found() {
 fn a_log_id_that_is_ignored_is_found() {
     found_within(Bug::ResumeIgnoresLogId, 500);
 }
+
+#[test]
+fn a_stale_claim_is_found() {
+    found_within(Bug::StaleClaimAccepted, 1000);
+}
+
+#[test]
+fn a_release_before_the_flush_is_found() {
+    found_within(Bug::ReleaseBeforeFlush, 1000);
+}
+
+#[test]
+fn an_observer_that_judges_unacknowledged_is_found() {
+    found_within(Bug::JudgesWhileRenewalsFail, 1000);
+}
+
+#[test]
+fn a_take_over_without_a_fold_is_found() {
+    found_within(Bug::TakeOverWithoutFold, 1000);
+}
+
+#[test]
+fn an_epoch_that_is_reused_is_found() {
+    found_within(Bug::EpochReused, 1000);
+}
+
+#[test]
+fn a_checkpoint_that_overwrites_is_found() {
+    found_within(Bug::CheckpointOverwrites, 1000);
+}
