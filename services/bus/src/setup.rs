@@ -163,7 +163,7 @@ impl Wanted {
         .with("allow_msg_ttl", true)
         .with("duplicate_window", nanos(window));
         if bucket == Bucket::Live {
-            let age = options.timing.live_age();
+            let age = options.timing.live_age;
             return wanted
                 .with("max_age", nanos(age))
                 .with("duplicate_window", nanos(window.min(age)));

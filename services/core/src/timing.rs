@@ -18,8 +18,11 @@ pub struct Timing {
     pub tombstone_age: Duration,
     /// How lazily checkpoints are written.
     pub checkpoint_delay: Duration,
-    /// How often claims are rewritten. Well below the life of a key in the LIVE bucket.
+    /// How often claims are rewritten. Well below `live_age`.
     pub claim_refresh: Duration,
+    /// How long a key of the LIVE bucket lives if nobody rewrites it. Nobody waits for that: who is dead is judged by its
+    /// membership. So it is long enough for claims to outlive an outage of NATS, and sessions with them.
+    pub live_age: Duration,
     /// How often a watcher renews its membership.
     pub member_renew: Duration,
     /// A member whose record stood still for so long is dead, for whoever was acknowledged all along.
@@ -44,6 +47,7 @@ impl Default for Timing {
             tombstone_age: Duration::from_secs(72 * 3600),
             checkpoint_delay: Duration::from_secs(3),
             claim_refresh: Duration::from_secs(30),
+            live_age: Duration::from_secs(3600),
             member_renew: Duration::from_secs(3),
             member_dead: Duration::from_secs(12),
             take_back: Duration::from_secs(60),
@@ -77,6 +81,7 @@ impl Timing {
             tombstone_age: self.tombstone_age / factor,
             checkpoint_delay: self.checkpoint_delay / factor,
             claim_refresh: self.claim_refresh / factor,
+            live_age: self.live_age / factor,
             member_renew: self.member_renew / factor,
             member_dead: self.member_dead / factor,
             take_back: self.take_back / factor,
@@ -84,12 +89,6 @@ impl Timing {
             cursor_delay: self.cursor_delay / factor,
             drain_window: self.drain_window / factor,
         }
-    }
-
-    /// How long a key of the LIVE bucket lives if nobody rewrites it: three rewrites of a claim may fail.
-    #[must_use]
-    pub fn live_age(&self) -> Duration {
-        self.claim_refresh * crate::sharding::claims::CLAIM_LIFE
     }
 
     /// Refuses an order that would break a rule.
@@ -135,8 +134,15 @@ impl Timing {
                 // Its key must outlive the renewals that fail.
                 "member_dead",
                 self.member_dead,
-                "the life of a key in LIVE",
-                self.live_age(),
+                "live_age",
+                self.live_age,
+            ),
+            (
+                // Two rewrites may fail in a row.
+                "three times claim_refresh",
+                self.claim_refresh * 3,
+                "live_age",
+                self.live_age,
             ),
             (
                 "cursor_delay",

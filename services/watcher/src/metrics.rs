@@ -36,7 +36,7 @@ pub const CIRCUITS_OPEN: &str = "watcher_circuits_open";
 pub const QUARANTINED: &str = "watcher_quarantined";
 /// `watcher_partitions`: partitions that are owned.
 pub const PARTITIONS: &str = "watcher_partitions";
-/// `watcher_claims_kept_total`: claims that aged out while NATS was away and were taken anew, with their sessions running.
+/// `watcher_claims_kept_total`: claims that went before their time (the bucket was lost) and were taken anew, with their sessions running.
 pub const CLAIMS_KEPT: &str = "watcher_claims_kept";
 /// `watcher_requests_total{kind, outcome}`: `check`, `list`, `unknown`; `ok`, `refused`.
 pub const REQUESTS: &str = "watcher_requests";

@@ -314,7 +314,7 @@ impl World {
 
     /// Keys that nobody rewrote go.
     pub(crate) fn age_keys(&mut self) {
-        let (now, age) = (self.now, self.scenario.timing.live_age());
+        let (now, age) = (self.now, self.scenario.timing.live_age);
         let old = |at: Duration| now.saturating_sub(at) > age;
         self.live.members.retain(|_, (_, at, _)| !old(*at));
         for partition in 0..PARTITIONS {

@@ -234,7 +234,11 @@ impl World {
             let state = &self.owners[owner];
             let (process, epoch) = (state.process, state.epoch);
             let partition = self.partition_of(state.partition);
-            let serving = sharding::Input::Serving { partition, epoch };
+            let serving = sharding::Input::Serving {
+                partition,
+                epoch,
+                accounts: 3,
+            };
             self.after(Duration::ZERO, Ev::told(process, Told::Share(serving)));
         }
     }

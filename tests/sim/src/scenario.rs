@@ -121,6 +121,7 @@ impl Scenario {
             tombstone_age: 2 * log_age,
             checkpoint_delay: [300 * MS, S, 4 * S][rng.random_range(0..3)],
             claim_refresh: 3 * S,
+            live_age: 12 * S,
             member_renew: S,
             member_dead: 4 * S,
             take_back: 15 * S,

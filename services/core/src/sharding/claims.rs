@@ -11,13 +11,11 @@ use mailbell_proto::bus::v1::Claim;
 use crate::{
     ids::{LogId, OwnerEpoch, PARTITIONS, Partition, Position},
     plant,
+    timing::Timing,
 };
 
 /// The schema of [`Claim`] that this release writes.
 pub const CLAIM_SCHEMA: u32 = 1;
-
-/// A key of LIVE lives for so many rewrites ([`crate::timing::Timing::live_age`]).
-pub const CLAIM_LIFE: u32 = 4;
 
 /// What an owner left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,18 +198,21 @@ pub struct Claims {
     incarnation: String,
     /// How often a claim is rewritten.
     refresh: Duration,
+    /// How long one lives that nobody rewrites.
+    life: Duration,
     slots: Vec<Slot>,
     held: usize,
 }
 
 impl Claims {
-    /// Of this member in this incarnation; each claim is rewritten every `refresh`.
+    /// Of this member in this incarnation.
     #[must_use]
-    pub fn new(member: &str, incarnation: &str, refresh: Duration) -> Self {
+    pub fn new(member: &str, incarnation: &str, timing: &Timing) -> Self {
         Self {
             member: member.to_owned(),
             incarnation: incarnation.to_owned(),
-            refresh,
+            refresh: timing.claim_refresh,
+            life: timing.live_age,
             slots: vec![Slot::default(); usize::from(PARTITIONS)],
             held: 0,
         }
@@ -517,7 +518,7 @@ impl Claims {
             // No watch tells of a key that ages out.
             let aged = slot.seen.as_ref().is_some_and(|seen| {
                 let held = seen.claim.as_ref().is_some_and(|claim| !claim.released);
-                held && now.saturating_sub(seen.at) > self.refresh * CLAIM_LIFE
+                held && now.saturating_sub(seen.at) > self.life
             });
             slot.reading = aged;
             return aged.then_some(Effect::Read { partition });
@@ -623,7 +624,7 @@ impl Claims {
         revision: u64,
         claim: Claim,
     ) -> Vec<Effect> {
-        let (refresh, life) = (self.refresh, self.refresh * CLAIM_LIFE);
+        let (refresh, life) = (self.refresh, self.life);
         let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
             return Vec::new();
         };

@@ -193,11 +193,7 @@ impl Sharding {
     pub fn new(config: Config) -> Self {
         Self {
             observer: Observer::new(&config.timing),
-            claims: Claims::new(
-                &config.member,
-                &config.incarnation,
-                config.timing.claim_refresh,
-            ),
+            claims: Claims::new(&config.member, &config.incarnation, &config.timing),
             claims_loaded: false,
             owned: BTreeMap::new(),
             taken_from: BTreeMap::new(),

@@ -18,6 +18,15 @@ fn foreign(epoch: OwnerEpoch) -> Claim {
     }
 }
 
+/// A claim lives as long as four rewrites.
+fn timing() -> Timing {
+    Timing {
+        claim_refresh: REFRESH,
+        live_age: REFRESH * 4,
+        ..Timing::default()
+    }
+}
+
 /// What is written by the only effect.
 fn written(effects: &[Effect]) -> (Claim, u64) {
     match effects {
@@ -40,7 +49,7 @@ fn stops(effects: &[Effect]) -> bool {
 
 /// Of one that took the partition under revision 7 at the beginning.
 fn owner() -> Claims {
-    let mut claims = Claims::new("a", "1", REFRESH);
+    let mut claims = Claims::new("a", "1", &timing());
     let take = claims.take(UNIX, partition()).unwrap();
     let (claim, _) = written(&[take]);
     let effects = claims.wrote(Duration::ZERO, UNIX, partition(), claim, Written::Stored(7));
@@ -141,7 +150,7 @@ fn what_aged_out_while_nothing_could_be_written_is_loaded_anew() {
 
 #[test]
 fn a_claim_that_nobody_rewrites_is_looked_for() {
-    let mut claims = Claims::new("a", "1", REFRESH);
+    let mut claims = Claims::new("a", "1", &timing());
     claims.see(Duration::ZERO, partition(), 7, Some(foreign(UNIX)));
     assert_eq!(claims.due(REFRESH * 4, UNIX, &[partition()]), []);
     let effects = claims.due(REFRESH * 4 + S, UNIX, &[partition()]);
