@@ -210,6 +210,10 @@ impl World {
             let Some((revision, checkpoint)) = self.owners[owner].loaded.remove(&account) else {
                 continue;
             };
+            // It was removed meanwhile.
+            if self.removed[account] {
+                continue;
+            }
             let mut known = Known {
                 checkpoint,
                 revision,
