@@ -205,6 +205,11 @@ impl Boards {
             .collect();
         self.observer.renewed(now);
         self.observer.read(asked, now, members);
+        let holders = self.holders.keys();
+        self.observer.note_holders(
+            now,
+            holders.map(|(id, incarnation)| (&**id, &**incarnation)),
+        );
         self.shares.update(&self.observer, |member| member.draining);
         self.track(now);
     }
