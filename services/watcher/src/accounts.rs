@@ -605,7 +605,9 @@ async fn run(
         slot.close();
         return End::Unknown;
     }
-    Driver::new(context, slot, record, epoch, known).run().await
+    // In a box: a future that is given a value has room for it twice.
+    let driver = Box::new(Driver::new(context, slot, record, epoch, known));
+    driver.run().await
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ impl Driver {
     }
 
     /// Drives the session to its end.
-    pub(crate) async fn run(mut self) -> End {
+    pub(crate) async fn run(mut self: Box<Self>) -> End {
         self.on_link();
         self.give(Input::Start);
         self.on_told();
