@@ -19,21 +19,42 @@ const MAX_BYTES: u64 = 1024 * 1024;
 /// # Errors
 /// [`Error::Write`].
 pub fn write(path: &Path, secret: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::Write {
+    place(path, secret, Temp::rename).map_err(|source| Error::Write {
         path: path.to_owned(),
         source,
-    };
+    })
+}
+
+/// As [`write`], but only if there is no such file; `false`: there is one, and it stays as it is. Of several processes that try at
+/// once, one makes it.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn create(path: &Path, secret: &[u8]) -> Result<bool, Error> {
+    match place(path, secret, Temp::link) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(source) => Err(Error::Write {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn place(
+    path: &Path,
+    secret: &[u8],
+    name: impl FnOnce(Temp, &Path) -> io::Result<()>,
+) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    let temp = Temp::create(dir, path).map_err(failed)?;
-    temp.fill(secret).map_err(failed)?;
-    temp.rename(path).map_err(failed)?;
-    // The rename itself is durable only once the directory is.
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed)
+    let temp = Temp::create(dir, path)?;
+    temp.fill(secret)?;
+    name(temp, path)?;
+    // The new name is durable only once the directory is.
+    File::open(dir)?.sync_all()
 }
 
 /// Reads a secret; the memory is wiped when the value is dropped.
@@ -142,6 +163,15 @@ impl Temp {
         self.renamed = true;
         Ok(())
     }
+
+    /// Unlike a rename, a link replaces nothing.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the temporary name goes when this is dropped"
+    )]
+    fn link(self, target: &Path) -> io::Result<()> {
+        fs::hard_link(&self.path, target)
+    }
 }
 
 impl Drop for Temp {
@@ -178,6 +208,19 @@ mod tests {
             .map(|e| e.unwrap().file_name())
             .collect();
         assert_eq!(names, ["key"], "no temporary file is left");
+    }
+
+    #[test]
+    fn created_once() {
+        let dir = dir();
+        let path = dir.path().join("key");
+        assert!(create(&path, b"first").unwrap());
+        assert!(!create(&path, b"second").unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(read(&path).unwrap().as_slice(), b"first");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let nowhere = dir.path().join("none").join("key");
+        assert!(matches!(create(&nowhere, b"x"), Err(Error::Write { .. })));
     }
 
     #[test]

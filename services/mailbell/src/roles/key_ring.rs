@@ -38,8 +38,6 @@ impl RingFile {
     /// # Errors
     /// When others can read the file, or it is damaged.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        let damaged =
-            |why: String| Failure::new(ExitCode::Data, format!("{}: {why}", path.display()));
         let is_new = !path.try_exists().unwrap_or(true);
         let ring = if is_new {
             let mut ring = KeyRing::default();
@@ -47,12 +45,8 @@ impl RingFile {
                 .ok_or_else(|| Failure::internal("no key could be made"))?;
             ring
         } else {
-            KeyRing::from_text(&secretfile::read_text(path)?)
-                .map_err(|error| damaged(error.to_string()))?
+            stored(path)?
         };
-        if ring.newest().is_none() {
-            return Err(damaged("it holds no key".to_owned()));
-        }
         Ok(Self {
             path: path.to_owned(),
             ring,
@@ -70,7 +64,16 @@ impl RingFile {
     }
 
     fn keep(self, offered: &BTreeSet<String>, args: RingArgs) -> Result<KeyRing, Failure> {
-        let Self { path, ring, is_new } = self;
+        let Self {
+            path,
+            mut ring,
+            mut is_new,
+        } = self;
+        // Watchers of a new installation that start at once find no file, and one of them makes it: before it offers its key, so
+        // whoever sees that key here finds the file.
+        if is_new && path.try_exists().unwrap_or(false) {
+            (ring, is_new) = (stored(&path)?, false);
+        }
         let known = |id: &String| ring.public_keys().any(|key| key.id() == id);
         if !offered.is_empty() && !offered.iter().any(known) {
             let file = path.display();
@@ -90,11 +93,23 @@ impl RingFile {
             }
             tracing::warn!(%file, "this key ring opens no stored password: they must be set anew");
         }
-        if is_new {
-            secretfile::write(&path, ring.to_text().as_bytes())?;
+        if is_new && !secretfile::create(&path, ring.to_text().as_bytes())? {
+            // Another one was faster. Nothing was offered when it looked either, so there is nothing more to compare.
+            return stored(&path);
         }
         Ok(ring)
     }
+}
+
+/// The ring in this file.
+fn stored(path: &Path) -> Result<KeyRing, Failure> {
+    let damaged = |why: String| Failure::new(ExitCode::Data, format!("{}: {why}", path.display()));
+    let ring = KeyRing::from_text(&secretfile::read_text(path)?)
+        .map_err(|error| damaged(error.to_string()))?;
+    if ring.newest().is_none() {
+        return Err(damaged("it holds no key".to_owned()));
+    }
+    Ok(ring)
 }
 
 /// The ids of the keys that are offered to seal passwords to. Waits until they can be read.
@@ -161,6 +176,21 @@ mod tests {
         let replaced = ids(&read().keep(&made, MEANT).unwrap());
         assert_ne!(replaced, made);
         assert_eq!(ids(&read().keep(&none(), MEANT).unwrap()), replaced);
+    }
+
+    #[test]
+    fn of_watchers_that_start_at_once_one_makes_the_ring_and_all_use_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key.ring");
+        // None of them finds a file.
+        let [first, second, third] = [(); 3].map(|()| RingFile::read(&file).unwrap());
+        let made = ids(&first.keep(&none(), RingArgs::default()).unwrap());
+        assert_eq!(
+            ids(&second.keep(&none(), RingArgs::default()).unwrap()),
+            made
+        );
+        // By now the first one has offered its key.
+        assert_eq!(ids(&third.keep(&made, RingArgs::default()).unwrap()), made);
     }
 
     #[test]
