@@ -5,10 +5,13 @@
 //! server knows by the way whose sessions come: see [`Launch::hosts`](crate::process::Launch::hosts) for what the machine must allow.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,8 +29,9 @@ use crate::{
     device::{Device, with_token},
     installation::{Installation, Layout, Options, Part, WatcherOptions},
     leaks, load,
-    process::until,
+    process::{self, may_have_own_hosts, until},
     sessions::{self, Blind, Verdict},
+    traffic::{Listings, Traffic},
     world::{self, Account, SETTLE_LIMIT},
 };
 
@@ -64,7 +68,7 @@ pub struct Ways {
 #[derive(Debug)]
 pub struct Crowd {
     /// The mail server.
-    pub server: SyntheticImap,
+    pub server: Arc<SyntheticImap>,
     /// The installation.
     pub installation: Installation,
     /// The accounts, in the order of the users.
@@ -73,7 +77,7 @@ pub struct Crowd {
     ways: Vec<Ways>,
     /// Every token that was minted.
     tokens: Vec<String>,
-    next: AtomicU64,
+    next: Arc<AtomicU64>,
 }
 
 impl Crowd {
@@ -87,6 +91,10 @@ impl Crowd {
             password: leaks::PASSWORD.to_owned(),
         })
         .await?;
+        let server = Arc::new(server);
+        if options.own_ways {
+            may_have_own_hosts()?;
+        }
         let mut installation = options.installation;
         installation.layout = Layout::Roles;
         installation.watchers.clear();
@@ -108,7 +116,7 @@ impl Crowd {
             own_ways: options.own_ways,
             ways,
             tokens: Vec::new(),
-            next: AtomicU64::new(1),
+            next: Arc::new(AtomicU64::new(1)),
         };
         crowd.add_accounts(0..options.users).await?;
         Ok(crowd)
@@ -186,6 +194,60 @@ impl Crowd {
         .with_context(|| format!("{} of {all} are watched", self.server.watched()))
     }
 
+    /// Waits until each mailbox is watched by one of these watchers and no other has a session of it, and each of them has at
+    /// least half of its fair share.
+    ///
+    /// # Errors
+    /// When that isn't so after `limit`; the text says who has how many.
+    pub async fn shared_by(&self, watchers: &[Part], limit: Duration) -> anyhow::Result<()> {
+        let names: BTreeSet<String> = watchers.iter().map(Part::to_string).collect();
+        let least = self.server.users() / watchers.len().max(1) / 2;
+        let shared = until(limit, "the mailboxes to be shared", || async {
+            let shares = self.shares();
+            let known = shares.keys().all(|holder| names.contains(holder));
+            known
+                && shares.len() == names.len()
+                && shares.values().all(|share| *share >= least)
+                && self.is_single()
+                && self.server.watched() == self.server.users()
+        });
+        shared.await.with_context(|| self.who_watches())
+    }
+
+    /// Waits until each mailbox is watched, and by one watcher alone.
+    ///
+    /// # Errors
+    /// When that isn't so after `limit`; the text says who has how many.
+    pub async fn single(&self, limit: Duration) -> anyhow::Result<()> {
+        let single = until(limit, "one session of each mailbox", || async {
+            self.is_single() && self.server.watched() == self.server.users()
+        });
+        single.await.with_context(|| self.who_watches())
+    }
+
+    /// How many mailboxes each holder has a session of now.
+    #[must_use]
+    pub fn shares(&self) -> BTreeMap<String, usize> {
+        let mut shares = BTreeMap::new();
+        for holder in self.server.held().values().flatten() {
+            *shares.entry(holder.to_string()).or_default() += 1;
+        }
+        shares
+    }
+
+    /// For the text of a failure.
+    fn who_watches(&self) -> String {
+        self.installation.keep();
+        let (watched, shares) = (self.server.watched(), self.shares());
+        let log = process::tail(&self.installation.log_file());
+        format!("{watched} are watched, by {shares:?}\n{log}")
+    }
+
+    fn is_single(&self) -> bool {
+        let held = self.server.held();
+        held.values().all(|holders| holders.len() == 1)
+    }
+
     /// Judges who held which mailbox within a window of time; with ways of their own, holders have the names of the watchers.
     #[must_use]
     pub fn verdict(&self, window: Range<Instant>, blind: &[Blind]) -> Verdict {
@@ -203,6 +265,31 @@ impl Crowd {
             self.server.deliver(user, load::message(number))?;
         }
         Ok(first..first + count)
+    }
+
+    /// Delivers messages from now on, so many a second, each to some user of the seed's choice.
+    #[must_use]
+    pub fn traffic(&self, seed: u64, a_second: u32) -> Traffic {
+        Traffic::start(
+            Arc::clone(&self.server),
+            Arc::clone(&self.next),
+            seed,
+            a_second,
+        )
+    }
+
+    /// Lists the INBOX of one account after the other from now on, and looks whether each answer is right.
+    ///
+    /// # Errors
+    /// When there is no token to be had.
+    pub async fn listings(&mut self) -> anyhow::Result<Listings> {
+        let token = self.tenant_token().await?;
+        Listings::start(
+            Arc::clone(&self.server),
+            self.installation.push_url()?,
+            token,
+            self.accounts.clone(),
+        )
     }
 
     /// A new device on the accounts of these users, connected and live.
@@ -229,14 +316,17 @@ impl Crowd {
     /// When it doesn't become live.
     pub async fn device_of_all(&mut self) -> anyhow::Result<Device> {
         let places = self.accounts.iter().map(Account::inbox).collect();
-        let token = self
-            .mint(MintTokenRequest {
-                whole_tenant: true,
-                ..MintTokenRequest::default()
-            })
-            .await?;
+        let token = self.tenant_token().await?;
         let device = Device::new(self.installation.push_url()?, token, places)?;
         live(device.of_tenant()).await
+    }
+
+    async fn tenant_token(&mut self) -> anyhow::Result<String> {
+        self.mint(MintTokenRequest {
+            whole_tenant: true,
+            ..MintTokenRequest::default()
+        })
+        .await
     }
 
     async fn mint(&mut self, request: MintTokenRequest) -> anyhow::Result<String> {
@@ -351,7 +441,7 @@ async fn add_account(
             }
             // "Try again", it says.
             Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
-                tokio::time::sleep(crate::process::LOOK_EVERY).await;
+                tokio::time::sleep(process::LOOK_EVERY).await;
             }
             Err(status) => return Err(status).context("adding an account"),
         }

@@ -57,6 +57,27 @@ pub struct Launch {
 /// Gives the program that it becomes another `/etc/hosts`.
 const WITH_HOSTS: &str = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
 
+/// Whether a process can be started with hosts of its own ([`Launch::hosts`]).
+///
+/// # Errors
+/// With a sentence that says what the system has to permit.
+pub fn may_have_own_hosts() -> anyhow::Result<()> {
+    let launch = Launch {
+        hosts: Some("/etc/hosts".into()),
+        ..Launch::default()
+    };
+    let tried = launch.command(Path::new("true")).output();
+    let said = match tried {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    bail!(
+        "this test gives each process an /etc/hosts of its own, which takes a mount namespace, and the system permits none: run it \
+         as root, or where unprivileged user namespaces are enabled ({said})"
+    )
+}
+
 impl Launch {
     /// The program under test with its arguments. With hosts of its own, a mount namespace is made first, which root may do, and
     /// others where the system lets them be root in a namespace of their own. Its process id is the program's.

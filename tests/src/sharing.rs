@@ -1,0 +1,276 @@
+//! Watchers that share a crowd of mailboxes, come, go and fail, while mail arrives all the time; judged on the mail server's side
+//! (who held what when) and on the devices' (what came, once and in order).
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream;
+use mailbell_proto::bus::v1::DrainRequest;
+use mailbell_test_servers::proxy::Mode;
+use prost::Message as _;
+use rustix::process::Signal;
+
+use crate::{
+    crowd::{Crowd, CrowdOptions},
+    device::Device,
+    installation::{Options, Part, STOP_LIMIT},
+    sessions::{Blind, Verdict},
+    traffic::Traffic,
+};
+
+/// A guard against a hang, not a bound that is asserted for its own sake: tests share two cores.
+pub const SOON: Duration = Duration::from_secs(120);
+/// How long two watchers may hold one mailbox though both hear: sessions that a watcher gives away may take 10 s to end
+/// (`finish` of the watcher's options) before they are cut short, and the rest is for two busy cores.
+pub const HAND_OVER: Duration = Duration::from_secs(20);
+/// The longest that a mailbox may be alone if one of the others is there to take it: the detection takes 12 s, and the rest is for
+/// the take-over on two busy cores.
+pub const ALONE: Duration = Duration::from_secs(60);
+
+/// What a scene begins with.
+#[derive(Debug, Clone)]
+pub struct SceneOptions {
+    /// How many mailboxes.
+    pub users: usize,
+    /// How many watchers.
+    pub watchers: usize,
+    /// Messages a second, over all mailboxes.
+    pub a_second: u32,
+    /// Whose mailboxes get them.
+    pub seed: u64,
+    /// The URL of NATS, with all its nodes.
+    pub nats_url: String,
+    /// Replicas of each stream.
+    pub replicas: u8,
+}
+
+impl SceneOptions {
+    /// A small one: sixty mailboxes, three watchers, one node of NATS.
+    #[must_use]
+    pub fn new(nats_url: String) -> Self {
+        Self {
+            users: 60,
+            watchers: 3,
+            a_second: 15,
+            seed: 1,
+            nats_url,
+            replicas: 1,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scene {
+    /// The mailboxes and the installation.
+    pub crowd: Crowd,
+    devices: Vec<Device>,
+    begun: Instant,
+    blind: Vec<Blind>,
+    /// Since when they are blind that are now.
+    unhearing: BTreeMap<Part, Instant>,
+    traffic: Traffic,
+}
+
+impl Scene {
+    /// Starts all of it and waits until each watcher has its share and the devices are live. Mail arrives from then on.
+    ///
+    /// # Errors
+    /// When something doesn't start.
+    pub async fn start(options: SceneOptions) -> anyhow::Result<Self> {
+        let mut crowd = Crowd::start(CrowdOptions {
+            users: options.users,
+            watchers: options.watchers,
+            own_ways: true,
+            installation: Options {
+                nats_url: Some(options.nats_url),
+                replicas: options.replicas,
+                ..Options::default()
+            },
+        })
+        .await?;
+        let watchers = crowd.installation.watchers();
+        crowd.shared_by(&watchers, SOON).await?;
+        let devices = vec![
+            crowd.device_of_all().await?,
+            crowd.device(&[0, 1, options.users - 1]).await?,
+        ];
+        for device in &devices {
+            device.can_resume().await?;
+        }
+        Ok(Self {
+            traffic: crowd.traffic(options.seed, options.a_second),
+            crowd,
+            devices,
+            begun: Instant::now(),
+            blind: Vec::new(),
+            unhearing: BTreeMap::new(),
+        })
+    }
+
+    /// Kills a watcher; nothing is known of it until it is launched again.
+    pub fn kill(&mut self, watcher: Part) {
+        self.crowd.installation.kill(watcher);
+        self.hears(watcher);
+    }
+
+    /// Asks a watcher to end and waits for that, however far it had come.
+    ///
+    /// # Errors
+    /// When it doesn't run, or doesn't end.
+    pub async fn end(&mut self, watcher: Part) -> anyhow::Result<()> {
+        let process = self.crowd.installation.process_mut(watcher)?;
+        process.terminate(STOP_LIMIT).await?;
+        self.kill(watcher);
+        Ok(())
+    }
+
+    /// Starts those again that have ended by themselves, as a supervisor does: who starts while NATS is away gives up.
+    ///
+    /// # Errors
+    /// When one can't be started.
+    pub fn supervise(&mut self) -> anyhow::Result<()> {
+        for watcher in self.crowd.installation.watchers() {
+            if !self.crowd.installation.runs(watcher) {
+                self.crowd.installation.launch(watcher)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a watcher; its sessions stay, and nobody hears them.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn freeze(&mut self, watcher: Part) -> anyhow::Result<()> {
+        self.crowd.installation.signal(watcher, Signal::STOP)?;
+        self.unhears(watcher);
+        Ok(())
+    }
+
+    /// Lets a stopped watcher go on.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn thaw(&mut self, watcher: Part) -> anyhow::Result<()> {
+        self.crowd.installation.signal(watcher, Signal::CONT)?;
+        self.hears(watcher);
+        Ok(())
+    }
+
+    /// What happens from now on between a watcher and NATS. Whatever it hears of mail, it can tell nobody.
+    ///
+    /// # Errors
+    /// When there is no such watcher.
+    pub fn cut_from_nats(&mut self, watcher: Part, mode: Mode) -> anyhow::Result<()> {
+        for way in &self.crowd.ways(watcher)?.nats {
+            way.set(mode);
+        }
+        self.unhears(watcher);
+        Ok(())
+    }
+
+    /// Ends what [`Scene::cut_from_nats`] began. What has lost bytes is reset first, as no connection of TCP goes on after a hole.
+    ///
+    /// # Errors
+    /// When there is no such watcher.
+    pub async fn heal_nats(&mut self, watcher: Part) -> anyhow::Result<()> {
+        for way in &self.crowd.ways(watcher)?.nats {
+            if loses(way.mode()) {
+                way.set(Mode::Cut);
+                way.connections(|count| *count == 0).await;
+            }
+            way.set(Mode::PASS);
+        }
+        self.hears(watcher);
+        Ok(())
+    }
+
+    fn unhears(&mut self, watcher: Part) {
+        self.unhearing.entry(watcher).or_insert_with(Instant::now);
+    }
+
+    fn hears(&mut self, watcher: Part) {
+        if let Some(since) = self.unhearing.remove(&watcher) {
+            self.blind.push(Blind {
+                holder: watcher.to_string(),
+                time: since..Instant::now(),
+            });
+        }
+    }
+
+    /// Waits until these watchers share the mailboxes, and nobody else has a session.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn shared_by(&self, watchers: &[Part]) -> anyhow::Result<()> {
+        self.crowd.shared_by(watchers, SOON).await
+    }
+
+    /// Ends the traffic, waits until every mailbox is watched by one watcher alone, and judges both sides.
+    ///
+    /// # Errors
+    /// When two watchers held a mailbox for too long with no excuse, one was alone for longer than `alone`, or a device lacks
+    /// something, or was told something twice, out of order or wrong.
+    pub async fn finish(mut self, alone: Duration) -> anyhow::Result<Verdict> {
+        let watchers = self.crowd.installation.watchers();
+        for watcher in watchers {
+            self.hears(watcher);
+        }
+        let messages = self.traffic.stop().await?;
+        ensure!(messages > 0, "no mail arrived");
+        self.crowd.installation.ready().await?;
+        self.crowd.single(SOON).await?;
+        let verdict = self.crowd.verdict(self.begun..Instant::now(), &self.blind);
+        let judged = judge(&verdict, &self.blind, alone);
+        if judged.is_err() {
+            self.crowd.installation.keep();
+        }
+        judged?;
+        let devices: Vec<&Device> = self.devices.iter().collect();
+        self.crowd.finish(&devices).await?;
+        Ok(verdict)
+    }
+}
+
+/// Whether some bytes of a connection in this mode never arrive.
+fn loses(mode: Mode) -> bool {
+    [Mode::DEAF, Mode::MUTE, Mode::BLACK_HOLE].contains(&mode)
+}
+
+fn judge(verdict: &Verdict, blind: &[Blind], alone: Duration) -> anyhow::Result<()> {
+    let doubled = verdict.doubled(blind, HAND_OVER);
+    ensure!(
+        doubled.is_empty(),
+        "{} mailboxes were held twice for too long: {verdict}",
+        doubled.len()
+    );
+    ensure!(
+        verdict.longest_gap() <= alone,
+        "a mailbox was alone for too long: {verdict}"
+    );
+    ensure!(verdict.unwatched.is_empty(), "{verdict}");
+    Ok(())
+}
+
+/// Asks a watcher to give its partitions away, or to take some again, by a record, as an operator's command does.
+///
+/// # Errors
+/// When NATS doesn't take it.
+pub async fn ask_to_drain(nats_url: &str, watcher: Part, drain: bool) -> anyhow::Result<()> {
+    let client = async_nats::connect(nats_url.split(',').collect::<Vec<_>>()).await?;
+    let request = DrainRequest {
+        schema: 1,
+        drain,
+        incarnation: String::new(),
+    };
+    let subject = format!("$KV.MB_main_LIVE.drain.{watcher}");
+    let published = jetstream::new(client)
+        .publish(subject, request.encode_to_vec().into())
+        .await?;
+    published.await.context("the bucket takes no request")?;
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Watchers that fail.
+
+use std::time::{Duration, Instant};
+
+use mailbell_test_servers::proxy::Mode;
+use mailbell_tests::{
+    clock,
+    installation::Part,
+    journal::Journal,
+    process::until,
+    sharing::{ALONE, SOON, Scene},
+};
+
+use super::{W, finish, scene};
+
+/// Waits until somebody else has a session of every mailbox too, or alone.
+async fn others_have_all(scene: &Scene, watcher: Part) {
+    let name = watcher.to_string();
+    until(SOON, "the others to take over", || async {
+        let held = scene.crowd.server.held();
+        held.len() == scene.crowd.accounts.len()
+            && held
+                .values()
+                .all(|holders| holders.iter().any(|holder| **holder != *name))
+    })
+    .await
+    .unwrap();
+}
+
+/// Waits until nobody has a session by the way of a watcher.
+async fn holds_nothing(scene: &Scene, watcher: Part) {
+    let name = watcher.to_string();
+    until(SOON, "the end of its sessions", || async {
+        !scene.crowd.shares().contains_key(&name)
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn the_accounts_of_one_that_is_killed_are_watched_again() {
+    let (_nats, mut scene) = scene().await;
+    let begin = Instant::now();
+    scene.kill(W[2]);
+    scene.shared_by(&W[..2]).await.unwrap();
+    println!("killed: all watched again after {:?}", begin.elapsed());
+    finish("one killed", scene, ALONE).await;
+}
+
+#[tokio::test]
+async fn one_that_is_stopped_and_goes_on_tells_nothing_twice() {
+    let (_nats, mut scene) = scene().await;
+    scene.freeze(W[1]).unwrap();
+    // The others have taken what it had; its sessions stay open, and nobody reads them.
+    others_have_all(&scene, W[1]).await;
+    scene.thaw(W[1]).unwrap();
+    scene.shared_by(&[W[0], W[2]]).await.unwrap();
+    // It is given nothing back for a minute.
+    scene.shared_by(&W[..3]).await.unwrap();
+    finish("one stopped", scene, ALONE).await;
+}
+
+#[tokio::test]
+async fn one_that_is_cut_off_from_nats_loses_its_share() {
+    let (_nats, mut scene) = scene().await;
+    for (watcher, mode) in [(W[0], Mode::Cut), (W[1], Mode::DEAF), (W[2], Mode::MUTE)] {
+        scene.cut_from_nats(watcher, mode).unwrap();
+        others_have_all(&scene, watcher).await;
+        scene.heal_nats(watcher).await.unwrap();
+        scene.crowd.single(SOON).await.unwrap();
+        println!("{mode:?}: {:?}", scene.crowd.shares());
+    }
+    finish("cut off from NATS", scene, ALONE).await;
+}
+
+/// It lives, so nobody takes what it has; its accounts say so, and are watched again when the way is healed.
+#[tokio::test]
+async fn one_that_is_cut_off_from_mail_keeps_its_share() {
+    let (_nats, mut scene) = scene().await;
+    let name = W[1].to_string();
+    let before = scene.crowd.shares();
+    scene.crowd.ways(W[1]).unwrap().imap.set(Mode::Cut);
+    holds_nothing(&scene, W[1]).await;
+    let all = scene.crowd.device_of_all().await.unwrap();
+    let share = before.get(&name).copied().unwrap();
+    let retrying = |journal: &Journal| {
+        let accounts = &scene.crowd.accounts;
+        accounts
+            .iter()
+            .filter(|account| journal.state_health(&account.id) == "retrying")
+            .count()
+    };
+    all.wait(SOON, "the states of its accounts", |journal| {
+        retrying(journal) >= share
+    })
+    .await
+    .unwrap();
+    // Longer than the detection of a dead member would take, by the others' own renewals.
+    let deadline = Instant::now() + Duration::from_secs(18);
+    until(SOON, "the detection to have been due", || async {
+        Instant::now() > deadline
+    })
+    .await
+    .unwrap();
+    let mut meanwhile = before.clone();
+    meanwhile.remove(&name);
+    assert_eq!(scene.crowd.shares(), meanwhile);
+    scene.crowd.ways(W[1]).unwrap().imap.set(Mode::PASS);
+    scene.shared_by(&W[..3]).await.unwrap();
+    assert_eq!(scene.crowd.shares(), before);
+    all.wait(SOON, "the states of its accounts", |journal| {
+        retrying(journal) == 0
+    })
+    .await
+    .unwrap();
+    // Nobody else was to take it, so it was alone for as long as the cut took.
+    finish("cut off from mail", scene, SOON * 2).await;
+}
+
+#[tokio::test]
+async fn all_are_killed_at_once() {
+    let (_nats, mut scene) = scene().await;
+    for watcher in &W[..3] {
+        scene.kill(*watcher);
+    }
+    for watcher in &W[..3] {
+        scene.crowd.installation.launch(*watcher).unwrap();
+    }
+    scene.shared_by(&W[..3]).await.unwrap();
+    finish("all killed", scene, ALONE).await;
+}
+
+/// Nobody compares clocks: who is a quarter of an hour ahead or behind is a member as any other.
+#[tokio::test]
+async fn clocks_that_differ_by_half_an_hour_change_nothing() {
+    let (_nats, mut scene) = scene().await;
+    for (n, seconds) in [(0, 900), (1, -900)] {
+        let options = scene.crowd.installation.options();
+        options.watchers[n].env = clock::set_off(seconds).unwrap();
+        scene.crowd.installation.terminate(W[n]).await.unwrap();
+        scene.crowd.installation.launch(W[n]).unwrap();
+        scene.crowd.installation.ready().await.unwrap();
+    }
+    scene.shared_by(&W[..3]).await.unwrap();
+    scene.kill(W[2]);
+    scene.shared_by(&W[..2]).await.unwrap();
+    scene.freeze(W[0]).unwrap();
+    others_have_all(&scene, W[0]).await;
+    scene.thaw(W[0]).unwrap();
+    finish("clocks", scene, ALONE).await;
+}

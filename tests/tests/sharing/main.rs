@@ -1,0 +1,50 @@
+//! Several watcher processes share the mailboxes, on real NATS servers and with production timing: a member renews every 3 s and is
+//! dead after 12 s. They come and go ([`scale`]), fail ([`faults`]), lose NATS ([`nats`]), and all of it at random ([`chaos`]).
+//!
+//! Mail arrives all the time. Each scene is judged on the mail server's side (who held which mailbox when, who was alone, and for how
+//! long) and on the devices' (nothing lost, doubled or reordered), and prints what it counted. Bounds of time are guards against a
+//! hang: what a take-over takes is measured by a benchmark, not asserted here.
+
+#![expect(
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test stops at the first surprise and says what it counted"
+)]
+
+mod chaos;
+mod faults;
+mod nats;
+mod scale;
+
+use std::time::Duration;
+
+use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_tests::{
+    installation::Part,
+    sharing::{Scene, SceneOptions},
+};
+
+/// The first watchers by name.
+const W: [Part; 4] = [
+    Part::Watcher(0),
+    Part::Watcher(1),
+    Part::Watcher(2),
+    Part::Watcher(3),
+];
+
+async fn nats_server() -> NatsServer {
+    NatsServer::start(NatsOptions::default()).await.unwrap()
+}
+
+/// A small scene on a NATS server of its own.
+async fn scene() -> (NatsServer, Scene) {
+    let nats = nats_server().await;
+    let scene = Scene::start(SceneOptions::new(nats.url())).await.unwrap();
+    (nats, scene)
+}
+
+async fn finish(name: &str, scene: Scene, alone: Duration) {
+    let verdict = scene.finish(alone).await.unwrap();
+    println!("{name}: {verdict}");
+}

@@ -1,0 +1,75 @@
+//! NATS fails under watchers that share.
+
+use std::time::Duration;
+
+use mailbell_test_servers::{NatsCluster, NatsOptions, proxy::Mode};
+use mailbell_tests::{
+    process::until,
+    sharing::{ALONE, SOON, Scene, SceneOptions},
+};
+
+use super::{W, finish, scene};
+
+/// The stream of the bucket of claims and members.
+const LIVE: &str = "KV_MB_main_LIVE";
+/// NATS away as long as this is survived; whoever is alone then, is for longer.
+const OUTAGE: Duration = Duration::from_secs(120);
+
+#[tokio::test]
+async fn the_leader_of_the_claims_is_killed_and_routes_are_cut() {
+    let mut cluster = NatsCluster::start_cuttable(3, NatsOptions::default())
+        .await
+        .unwrap();
+    let options = SceneOptions {
+        replicas: 3,
+        a_second: 10,
+        ..SceneOptions::new(cluster.url())
+    };
+    let mut scene = Scene::start(options).await.unwrap();
+    // A hand-over is under way.
+    let fourth = scene.crowd.add_watcher().await.unwrap();
+    let name = fourth.to_string();
+    until(SOON, "the hand-over to begin", || async {
+        scene.crowd.shares().contains_key(&name)
+    })
+    .await
+    .unwrap();
+    let leader = leader(&cluster).await;
+    cluster.nodes[leader].kill();
+    scene.shared_by(&W).await.unwrap();
+    cluster.nodes[leader].restart().await.unwrap();
+
+    let leader = self::leader(&cluster).await;
+    cluster
+        .route(leader, (leader + 1) % 3, Mode::STALLED)
+        .unwrap();
+    scene.crowd.installation.terminate(fourth).await.unwrap();
+    scene.shared_by(&W[..3]).await.unwrap();
+    cluster.route(leader, (leader + 1) % 3, Mode::PASS).unwrap();
+    finish("cluster", scene, OUTAGE).await;
+}
+
+async fn leader(cluster: &NatsCluster) -> usize {
+    until(SOON, "a leader of the claims", || async {
+        cluster.stream_leader(LIVE).await.is_some()
+    })
+    .await
+    .unwrap();
+    cluster.stream_leader(LIVE).await.unwrap()
+}
+
+#[tokio::test]
+async fn nats_is_killed_while_partitions_change_hands() {
+    let (mut nats, mut scene) = scene().await;
+    let fourth = scene.crowd.add_watcher().await.unwrap();
+    let name = fourth.to_string();
+    until(SOON, "the hand-over to begin", || async {
+        scene.crowd.shares().contains_key(&name)
+    })
+    .await
+    .unwrap();
+    nats.kill();
+    nats.restart().await.unwrap();
+    scene.shared_by(&W).await.unwrap();
+    finish("NATS killed in a hand-over", scene, ALONE).await;
+}
