@@ -34,6 +34,7 @@ build: nats ## The binary, optimized: target/release/mailbell, with the nats-ser
 
 .PHONY: test
 test: tools ## All tests, on a real Dovecot and real nats-servers
+	@$(INSTALL) faketime
 	cargo test --workspace --features mailbell/failpoints
 
 .PHONY: lint

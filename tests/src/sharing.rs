@@ -268,7 +268,9 @@ pub async fn ask_to_drain(nats_url: &str, watcher: Part, drain: bool) -> anyhow:
         incarnation: String::new(),
     };
     let subject = format!("$KV.MB_main_LIVE.drain.{watcher}");
-    let published = jetstream::new(client)
+    // It must live until the answer is there.
+    let context = jetstream::new(client);
+    let published = context
         .publish(subject, request.encode_to_vec().into())
         .await?;
     published.await.context("the bucket takes no request")?;

@@ -164,11 +164,7 @@ impl Temp {
         Ok(())
     }
 
-    /// Unlike a rename, a link replaces nothing.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "the temporary name goes when this is dropped"
-    )]
+    /// Unlike a rename, a link replaces nothing. The temporary name goes with the value.
     fn link(self, target: &Path) -> io::Result<()> {
         fs::hard_link(&self.path, target)
     }

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::{Duration, Instant};
 
 use crate::proxy::{Mode, Proxy};
 use crate::{NatsOptions, NatsServer, free_port};
+
+/// How long nodes may take to meet. Generous: tests share two cores.
+const WHOLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Several servers with JetStream as one cluster.
 #[derive(Debug)]
@@ -91,7 +95,48 @@ impl NatsCluster {
         for node in &mut nodes {
             node.wait_ready().await?;
         }
-        Ok(Self { nodes, routes })
+        let cluster = Self { nodes, routes };
+        cluster.wait_whole().await?;
+        Ok(cluster)
+    }
+
+    /// Each node may say that it is ready before the leader has heard of all others, and it places no replica with the others.
+    async fn wait_whole(&self) -> io::Result<()> {
+        let deadline = Instant::now() + WHOLE_LIMIT;
+        while !self.is_whole().await {
+            if Instant::now() > deadline {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the nodes have not all met in time",
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    async fn is_whole(&self) -> bool {
+        let Some(leader) = self.meta_leader().await else {
+            return false;
+        };
+        let Some(leader) = self.nodes.get(leader) else {
+            return false;
+        };
+        let Ok(page) = leader.monitor("/jsz").await else {
+            return false;
+        };
+        let replicas = page
+            .get("meta_cluster")
+            .and_then(|meta| meta.get("replicas")?.as_array());
+        let is = |replica: &serde_json::Value, field| {
+            let value = replica.get(field).and_then(serde_json::Value::as_bool);
+            value.unwrap_or(false)
+        };
+        let met = replicas
+            .into_iter()
+            .flatten()
+            .filter(|replica| is(replica, "current") && !is(replica, "offline"));
+        met.count() + 1 == self.nodes.len()
     }
 
     /// Where clients connect, all nodes separated by commas.

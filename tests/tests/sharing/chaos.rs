@@ -3,7 +3,11 @@
 //! Each seed decides what fails when, for how long, and who gets mail. How far each process has come by then isn't the seed's to
 //! decide. `MAILBELL_CHAOS_SEEDS=<n>` runs more of them, `MAILBELL_CHAOS_SEED=<n>` one alone.
 
-use std::{collections::BTreeMap, env, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    env,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use mailbell_test_servers::{NatsOptions, NatsServer, proxy::Mode};
@@ -100,24 +104,38 @@ async fn run(seed: u64) -> anyhow::Result<()> {
         next += Duration::from_millis(rng.random_range(NEXT));
         count += 1;
         scene.supervise()?;
-        let victim = W[rng.random_range(0..4)];
+        let fate = rng.random_range(0..8);
         let fault = FAULTS[rng.random_range(0..FAULTS.len())];
         let lasts = Duration::from_millis(rng.random_range(LASTS));
-        if victim == W[3] {
-            // The fourth is NATS, which is away for a moment.
+        if fate == 0 {
             println!("seed {seed}: NATS");
             nats.kill();
             nats.restart().await?;
-        } else if !faulty.contains_key(&victim) {
+            continue;
+        }
+        // Whoever was away is given little for a minute, so it is mostly the one with the most to lose.
+        let victim = if fate < 4 {
+            W[rng.random_range(0..3)]
+        } else {
+            richest(&scene)
+        };
+        if let Entry::Vacant(fine) = faulty.entry(victim) {
             println!("seed {seed}: {victim} {fault:?} for {lasts:?}");
             fail(&mut scene, victim, fault).await.context("failing")?;
-            faulty.insert(victim, (Instant::now() + lasts, fault));
+            fine.insert((Instant::now() + lasts, fault));
         }
     }
     scene.supervise()?;
     let verdict = scene.finish(ALONE).await?;
     println!("seed {seed}: {count} faults; {verdict}");
     Ok(())
+}
+
+/// Who has the most mailboxes now.
+fn richest(scene: &Scene) -> Part {
+    let shares = scene.crowd.shares();
+    let share = |watcher: &Part| shares.get(&watcher.to_string()).copied();
+    W[..3].iter().copied().max_by_key(share).unwrap_or(W[0])
 }
 
 async fn fail(scene: &mut Scene, watcher: Part, fault: Fault) -> anyhow::Result<()> {

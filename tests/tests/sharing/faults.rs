@@ -123,6 +123,11 @@ async fn all_are_killed_at_once() {
     for watcher in &W[..3] {
         scene.kill(*watcher);
     }
+    until(SOON, "the end of all sessions", || async {
+        scene.crowd.server.held().is_empty()
+    })
+    .await
+    .unwrap();
     for watcher in &W[..3] {
         scene.crowd.installation.launch(*watcher).unwrap();
     }

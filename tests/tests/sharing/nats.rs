@@ -12,7 +12,8 @@ use super::{W, finish, scene};
 
 /// The stream of the bucket of claims and members.
 const LIVE: &str = "KV_MB_main_LIVE";
-/// NATS away as long as this is survived; whoever is alone then, is for longer.
+/// A node passes nothing on for others, so a watcher whose node has no route to the leader of a log reads nothing of it, and what it
+/// is given meanwhile is alone until the route is back or another node leads.
 const OUTAGE: Duration = Duration::from_secs(120);
 
 #[tokio::test]
@@ -44,8 +45,8 @@ async fn the_leader_of_the_claims_is_killed_and_routes_are_cut() {
         .route(leader, (leader + 1) % 3, Mode::STALLED)
         .unwrap();
     scene.crowd.installation.terminate(fourth).await.unwrap();
-    scene.shared_by(&W[..3]).await.unwrap();
     cluster.route(leader, (leader + 1) % 3, Mode::PASS).unwrap();
+    scene.shared_by(&W[..3]).await.unwrap();
     finish("cluster", scene, OUTAGE).await;
 }
 
