@@ -75,6 +75,11 @@ bench-accounts: tools ## A watcher that owns 100,000 of 1,000,000 accounts, and 
 	cargo bench -p mailbell-watcher --bench accounts -- $(BENCH)
 	cargo bench -p mailbell-watcher --bench accounts -- --accounts 1000 $(BENCH)
 
+.PHONY: bench-sharing
+bench-sharing: nats ## Watchers that share 3,000 accounts: one is killed, all are restarted, one more comes; what idles
+	cargo build --release -p mailbell -p mailbell-tests
+	$(RELEASE)/sharing $(BENCH)
+
 .PHONY: sim
 sim: ## The simulation with many seeds: make sim SEEDS=100000
 	MAILBELL_SIM_SEEDS=$(or $(SEEDS),100000) cargo test --release -p mailbell-sim -- --nocapture

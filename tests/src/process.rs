@@ -262,6 +262,22 @@ pub fn clean_environment(command: &mut Command) {
     }
 }
 
+/// CPU time that a process has used so far, user and system, in ticks of 10 ms; zero if it is gone.
+#[must_use]
+pub fn cpu(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    Duration::from_millis(ticks(&stat).unwrap_or_default() * 10)
+}
+
+/// `utime` and `stime` of `/proc/<pid>/stat`; the name before them may have any character.
+fn ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
 /// Resident memory of a process, in bytes; 0 if it is gone.
 #[must_use]
 pub fn resident(pid: u32) -> u64 {
@@ -321,4 +337,16 @@ pub async fn until<F: Future<Output = bool>>(
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_stands_behind_the_name() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 9 0 0 0 12 30 0 0 20 0 1 0 5 9 9";
+        assert_eq!(ticks(stat), Some(42));
+        assert_eq!(ticks("7 (a"), None);
+    }
 }
