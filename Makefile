@@ -33,9 +33,16 @@ build: nats ## The binary, optimized: target/release/mailbell, with the nats-ser
 	install -m 755 "$(MAILBELL_NATS_SERVER)" $(RELEASE)/nats-server
 
 .PHONY: test
-test: tools ## All tests, on a real Dovecot and real nats-servers
+test: tools prev ## All tests, on a real Dovecot and real nats-servers
 	@$(INSTALL) faketime
 	cargo test --workspace --features mailbell/failpoints
+
+# The release before this one, for the tests of mixed versions: it knows one schema less. Asking for a test too makes the features of
+# all dependencies those of `cargo test`, so that nothing but our own crates is built a second time.
+.PHONY: prev
+prev: ## target/debug/mailbell-prev: what the tests of mixed versions run beside this release
+	cargo build --workspace --features mailbell/failpoints,mailbell/schema-prev --bin mailbell --test proxy
+	cp --reflink=auto $(TARGET)/debug/mailbell $(TARGET)/debug/mailbell-prev
 
 .PHONY: lint
 lint: deny ## Format, clippy, documentation, generated files, dependencies

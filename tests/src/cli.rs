@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
 use anyhow::{Context as _, bail};
 use tokio::process::Command;
 
-use crate::process::{binary, clean_environment};
+use crate::process::{Release, clean_environment};
 
 /// No command of a test takes longer, unless it is asked to.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -49,7 +49,19 @@ pub fn command<A: AsRef<OsStr>>(
     state_dir: &Path,
     args: impl IntoIterator<Item = A>,
 ) -> anyhow::Result<Command> {
-    let mut command = std::process::Command::new(binary()?);
+    command_of(Release::This, state_dir, args)
+}
+
+/// [`command`] of a release.
+///
+/// # Errors
+/// When the binary hasn't been built.
+pub fn command_of<A: AsRef<OsStr>>(
+    release: Release,
+    state_dir: &Path,
+    args: impl IntoIterator<Item = A>,
+) -> anyhow::Result<Command> {
+    let mut command = std::process::Command::new(release.binary()?);
     clean_environment(&mut command);
     command
         .args(args)

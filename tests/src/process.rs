@@ -16,14 +16,33 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 /// How often a condition of another process is looked at. Real time: no clock of ours moves another process.
 pub const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The binary `mailbell` of this build, with its failpoints: beside the running program's own executable.
-///
-/// # Errors
-/// When it hasn't been built; the text has the command.
-pub fn binary() -> anyhow::Result<PathBuf> {
-    if let Some(path) = std::env::var_os("MAILBELL_BIN") {
-        return Ok(path.into());
+/// Which of two releases that work together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Release {
+    /// The one under test.
+    #[default]
+    This,
+    /// The one before it: the same code, which knows one schema less.
+    Before,
+}
+
+impl Release {
+    /// The binary `mailbell` of this build, with its failpoints: beside the running program's own executable.
+    ///
+    /// # Errors
+    /// When it hasn't been built; the text has the command.
+    pub fn binary(self) -> anyhow::Result<PathBuf> {
+        match self {
+            Self::This => match std::env::var_os("MAILBELL_BIN") {
+                Some(path) => Ok(path.into()),
+                None => built("mailbell", "cargo build -p mailbell --features failpoints"),
+            },
+            Self::Before => built("mailbell-prev", "make prev"),
+        }
     }
+}
+
+fn built(name: &str, how: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     // <target>/<profile>/deps/<test>-<hash> or <target>/<profile>/<program>
     let profile = own
@@ -31,12 +50,9 @@ pub fn binary() -> anyhow::Result<PathBuf> {
         .skip(1)
         .find(|directory| directory.file_name() != Some(OsStr::new("deps")))
         .context("this runs from no target directory")?;
-    let path = profile.join("mailbell");
+    let path = profile.join(name);
     if !path.exists() {
-        bail!(
-            "{} doesn't exist; build it first: cargo build -p mailbell --features failpoints",
-            path.display()
-        );
+        bail!("{} doesn't exist; build it first: {how}", path.display());
     }
     Ok(path)
 }
@@ -52,6 +68,8 @@ pub struct Launch {
     pub hosts: Option<PathBuf>,
     /// Where its output goes; appended to.
     pub log: PathBuf,
+    /// Of which release.
+    pub release: Release,
 }
 
 /// Gives the program that it becomes another `/etc/hosts`.
@@ -113,7 +131,7 @@ impl Process {
     /// # Errors
     /// When it can't be started.
     pub fn start(launch: &Launch) -> anyhow::Result<Self> {
-        let binary = binary()?;
+        let binary = launch.release.binary()?;
         let watchdog = Command::new("/bin/sh")
             .args(["-c", "read -r _; kill -9 0"])
             .stdin(Stdio::piped())

@@ -727,8 +727,8 @@ pub mod accounts_client {
                 .insert(GrpcMethod::new("mailbell.admin.v1.Accounts", "DeleteAccount"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asks the watcher that owns the account to log in anew and look at its folders. Changes nothing. A login that fails is an
-        /// answer with `ok` false. NOT_FOUND if there is no such account; FAILED_PRECONDITION, with `mailbell-check-code`, if the login
+        /// Asks the watcher that owns the account to log in anew and look at its folders. If that works, an account that waits
+        /// after a failure does so no longer; nothing else changes. A login that fails is an answer with `ok` false. NOT_FOUND if there is no such account; FAILED_PRECONDITION, with `mailbell-check-code`, if the login
         /// could not even be tried.
         pub async fn check_account(
             &mut self,
@@ -811,8 +811,8 @@ pub mod accounts_server {
             tonic::Response<super::DeleteAccountResponse>,
             tonic::Status,
         >;
-        /// Asks the watcher that owns the account to log in anew and look at its folders. Changes nothing. A login that fails is an
-        /// answer with `ok` false. NOT_FOUND if there is no such account; FAILED_PRECONDITION, with `mailbell-check-code`, if the login
+        /// Asks the watcher that owns the account to log in anew and look at its folders. If that works, an account that waits
+        /// after a failure does so no longer; nothing else changes. A login that fails is an answer with `ok` false. NOT_FOUND if there is no such account; FAILED_PRECONDITION, with `mailbell-check-code`, if the login
         /// could not even be tried.
         async fn check_account(
             &self,

@@ -77,6 +77,9 @@ pub struct Checkpoint {
     pub log_id: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "8")]
     pub position: u64,
+    /// When the newest message that was told one by one was noticed, in microseconds since the epoch; 0: none is known. Schema 2.
+    #[prost(int64, tag = "9")]
+    pub last_arrival_us: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FolderCheckpoint {
@@ -295,6 +298,7 @@ pub struct Meta {
     pub partitions: u32,
     #[prost(uint32, tag = "3")]
     pub groups: u32,
+    /// The schema that may be written now: every release that still runs reads it. It only grows.
     #[prost(uint32, tag = "4")]
     pub write_version: u32,
 }
@@ -355,7 +359,7 @@ pub struct OwnerRequest {
     /// The asker gives up then; the owner drops the request if it is past. Milliseconds from receipt.
     #[prost(uint32, tag = "3")]
     pub timeout_ms: u32,
-    #[prost(oneof = "owner_request::Request", tags = "4, 5")]
+    #[prost(oneof = "owner_request::Request", tags = "4, 5, 6")]
     pub request: ::core::option::Option<owner_request::Request>,
 }
 /// Nested message and enum types in `OwnerRequest`.
@@ -366,8 +370,17 @@ pub mod owner_request {
         Check(super::CheckLogin),
         #[prost(message, tag = "5")]
         List(super::ListPage),
+        /// Schema 2: an owner that does not know it answers `bad-request`.
+        #[prost(message, tag = "6")]
+        Login(super::LoginNow),
     }
 }
+/// Ends the wait of an account whose login failed, or whose session kept ending: it logs in at once. Nothing, if it watches.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginNow {}
+/// It is told to; whether it succeeds, its status says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginBegun {}
 /// Logs in and looks at the folders, on a connection of its own.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckLogin {
@@ -399,7 +412,7 @@ pub struct ListPage {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OwnerResponse {
-    #[prost(oneof = "owner_response::Response", tags = "1, 2, 3")]
+    #[prost(oneof = "owner_response::Response", tags = "1, 2, 3, 4")]
     pub response: ::core::option::Option<owner_response::Response>,
 }
 /// Nested message and enum types in `OwnerResponse`.
@@ -412,6 +425,8 @@ pub mod owner_response {
         Check(super::CheckResult),
         #[prost(message, tag = "3")]
         Page(super::PageResult),
+        #[prost(message, tag = "4")]
+        Login(super::LoginBegun),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -237,6 +237,9 @@ impl Accounts {
         let id = validate::account(&request.id)?;
         self.existing(&id).await?;
         let result = self.owners.check(&id, None, None).await?;
+        if result.ok {
+            self.owners.login_now(&id).await;
+        }
         Ok(convert::check(result))
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use mailbell_bus::{AskError, Bus};
 use mailbell_core::ids::AccountId;
 use mailbell_proto::bus::v1::{
-    AccountRecord, CheckLogin, CheckResult, OwnerRequest, SealedCredential, owner_request,
-    owner_response,
+    AccountRecord, CheckLogin, CheckResult, LoginNow, OwnerRequest, OwnerResponse,
+    SealedCredential, owner_request, owner_response,
 };
 use mailbell_runtime::trace::TraceContext;
 use tokio::{sync::Semaphore, time::Instant};
@@ -15,6 +15,8 @@ use crate::{Error, metrics::Metrics};
 
 /// Logins that are tried at the same time: each holds a connection to a mail server on some watcher.
 const AT_ONCE: usize = 64;
+/// How long an owner may take to be told to log in.
+const HURRY: Duration = Duration::from_secs(2);
 /// A partition that has no owner is about to get one (a start, a hand-over), or no watcher runs: it is asked again after this.
 const NO_OWNER_PAUSE: Duration = Duration::from_millis(250);
 
@@ -56,6 +58,27 @@ impl Owners {
             Err(_) => "unanswered",
         });
         result
+    }
+
+    /// Asks the owner to log in to an account at once if it waits after a failure. As well as it can: the account does it by
+    /// itself in the end.
+    pub(crate) async fn login_now(&self, account: &AccountId) {
+        if !self.bus.write_version().has_login_now() {
+            return;
+        }
+        let request = OwnerRequest {
+            account: account.to_string(),
+            traceparent: TraceContext::root().to_string(),
+            timeout_ms: 0,
+            request: Some(owner_request::Request::Login(LoginNow {})),
+        };
+        match self.bus.ask(account, request, HURRY).await {
+            Ok(OwnerResponse {
+                response: Some(owner_response::Response::Login(_)),
+            }) => {}
+            Ok(_) => tracing::debug!(%account, "the owner does not log in at once"),
+            Err(error) => tracing::debug!(%account, %error, "the owner was not asked to log in"),
+        }
     }
 
     async fn ask(
@@ -104,9 +127,9 @@ fn read(response: Option<owner_response::Response>) -> Result<CheckResult, Error
             code: error.code,
             sentence: error.sentence,
         }),
-        Some(owner_response::Response::Page(_)) | None => Err(Error::internal(
-            "an owner answered a check with something else",
-        )),
+        Some(owner_response::Response::Page(_) | owner_response::Response::Login(_)) | None => Err(
+            Error::internal("an owner answered a check with something else"),
+        ),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     Auth, BusError, BusOptions, Metrics, Role,
     names::Names,
     permissions::inbox_prefix,
+    upgrade,
     wire::{Pending, Wire},
 };
 
@@ -73,6 +74,7 @@ pub(crate) struct Inner {
     pub(crate) wire: Arc<Wire>,
     /// Batch reads that may run at once.
     pub(crate) reads: Arc<Semaphore>,
+    pub(crate) write_version: upgrade::Known,
     /// Tasks hold the wire, never the bus: the last handle ends them.
     _closed_on_drop: DropGuard,
 }
@@ -340,6 +342,7 @@ impl Bus {
                 names: Names::new(options.installation.clone()),
                 wire: Arc::new(wire),
                 reads: Arc::new(Semaphore::new(options.concurrent_reads.max(1))),
+                write_version: upgrade::Known::default(),
                 options,
                 _closed_on_drop: closed.drop_guard(),
             }),

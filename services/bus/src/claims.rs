@@ -10,6 +10,7 @@ use std::{
 
 use mailbell_core::{
     ids::{LogId, OwnerEpoch, Partition, Position},
+    schema,
     sharding::{Config, Effect, Input, Lost, PLANNER, Pace, Sharding, WEIGHT, Written},
 };
 use mailbell_proto::bus::v1::{Claim, Member, MemberLoad};
@@ -71,7 +72,7 @@ impl ShareOptions {
             incarnation: incarnation.into(),
             weight: WEIGHT,
             release: String::new(),
-            writes: 1,
+            writes: schema::NEWEST,
             egress: String::new(),
             pace: Pace::default(),
         }

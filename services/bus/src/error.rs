@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use mailbell_core::schema::TooOld;
+
 /// Why something on the bus did not work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -76,6 +78,9 @@ pub enum BusError {
         /// As it must be.
         expected: u32,
     },
+    /// The installation is written in a schema that this release does not know.
+    #[error(transparent)]
+    TooOld(#[from] TooOld),
     /// A stream differs in a way that cannot be put right without losing data.
     #[error("refused, since it would lose data: {0}")]
     WouldLoseData(String),
@@ -152,7 +157,9 @@ impl BusError {
             Self::TooLarge(_) => Code::TooLarge,
             Self::Refused { .. } => Code::Refused,
             Self::Garbled(_) | Self::Record(_) | Self::NewerRecord(_) => Code::Data,
-            Self::NotSetUp(_) | Self::Layout { .. } | Self::WouldLoseData(_) => Code::Installation,
+            Self::NotSetUp(_) | Self::Layout { .. } | Self::TooOld(_) | Self::WouldLoseData(_) => {
+                Code::Installation
+            }
             Self::Closed => Code::Closed,
         }
     }

@@ -38,6 +38,7 @@ mod server;
 pub mod server_config;
 mod setup;
 pub mod state;
+mod upgrade;
 mod wire;
 
 pub use bus::{Bus, Link};
@@ -54,3 +55,4 @@ pub use read::{Filter, LogReader};
 pub use requests::{AskError, OwnerService, ServeOptions, refuse};
 pub use server::ServerStatus;
 pub use setup::{Drift, SetupReport};
+pub use upgrade::Upgrade;

@@ -10,6 +10,7 @@ use futures_util::future::{join_all, try_join_all};
 use mailbell_core::{
     history::{Acknowledged, History, Seen, Verdict},
     ids::{GROUPS, Group, LogId, PerGroup, Position},
+    schema::may_rewrite,
 };
 use mailbell_proto::bus::v1::LogIdentity;
 use prost::Message as _;
@@ -64,6 +65,8 @@ struct Known {
     recorded: Position,
     /// The record's.
     revision: u64,
+    /// The record's.
+    schema: u32,
 }
 
 /// What a log means that does not answer at the start.
@@ -204,6 +207,7 @@ impl Shared {
             .apply(log_id, record.stream_created_us, record.highest_seen);
         known.recorded = record.highest_seen;
         known.revision = revision;
+        known.schema = record.schema;
         drop(all);
         if changed {
             self.ids.send_modify(|ids| ids[group] = log_id);
@@ -236,8 +240,12 @@ impl Shared {
         record: &LogIdentity,
         revision: u64,
     ) -> Result<Cas, BusError> {
+        let key = Self::key(group);
+        if !may_rewrite(self.known()[group].schema) {
+            return Err(BusError::NewerRecord(key));
+        }
         let bytes: Bytes = record.encode_to_vec().into();
-        let subject = self.names.key_subject(Bucket::Control, &Self::key(group));
+        let subject = self.names.key_subject(Bucket::Control, &key);
         let cas = kv::put_expecting(&self.wire, &subject, bytes, revision).await?;
         if let Cas::Stored(revision) = cas {
             self.apply(group, record, revision);

@@ -160,7 +160,12 @@ impl Opener {
                 damaged("account");
                 None
             }
-            Ok(event) => event,
+            Ok(Some(event)) => Some(event),
+            // Its position counts all the same, for whoever reads.
+            Ok(None) => {
+                self.metrics.unknown.inc();
+                None
+            }
             Err(_) => {
                 damaged("event");
                 None

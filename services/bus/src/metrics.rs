@@ -28,6 +28,8 @@ pub const PENDING: &str = "bus_pending";
 pub const CONSUMERS_MADE: &str = "bus_consumers_made";
 /// `bus_damaged_entries_total`: log entries that no release of ours can have written.
 pub const DAMAGED: &str = "bus_damaged_entries";
+/// `bus_unknown_entries_total`: log entries of a kind that a newer release brought, passed over.
+pub const UNKNOWN: &str = "bus_unknown_entries";
 /// `bus_log_ids_changed_total`: histories found to be others.
 pub const LOG_IDS_CHANGED: &str = "bus_log_ids_changed";
 /// `bus_claims_lost_total`: partitions lost to a newer claim or by expiry.
@@ -60,6 +62,7 @@ pub struct Metrics {
     pub(crate) pending: Gauge,
     pub(crate) consumers_made: Counter,
     pub(crate) damaged: Counter,
+    pub(crate) unknown: Counter,
     pub(crate) log_ids_changed: Counter,
     pub(crate) claims_lost: Counter,
     pub(crate) owner_requests_running: Gauge,
@@ -78,6 +81,7 @@ impl Default for Metrics {
             pending: Gauge::default(),
             consumers_made: Counter::default(),
             damaged: Counter::default(),
+            unknown: Counter::default(),
             log_ids_changed: Counter::default(),
             claims_lost: Counter::default(),
             owner_requests_running: Gauge::default(),
@@ -134,6 +138,11 @@ impl Metrics {
             DAMAGED,
             "Log entries that cannot be read",
             metrics.damaged.clone(),
+        );
+        registry.register(
+            UNKNOWN,
+            "Log entries of a kind that only a newer release knows",
+            metrics.unknown.clone(),
         );
         registry.register(
             LOG_IDS_CHANGED,

@@ -183,7 +183,7 @@ impl Lists {
         self.ask_owners();
     }
 
-    /// Makes streams and looks at them; reads no messages but what names the installation.
+    /// Makes streams and looks at them; reads no messages but what names the installation, and who its watchers are.
     fn setup(&mut self) {
         let logs = Group::all().map(|group| self.names.log_stream(group));
         let buckets = Bucket::all().map(|bucket| self.names.bucket_stream(bucket));
@@ -195,6 +195,7 @@ impl Lists {
         }
         self.read_keys(Bucket::Control, &["meta", "log.*", "sealing.*"]);
         self.write_keys(Bucket::Control, &["meta", "log.*"]);
+        self.read_bucket(Bucket::Live);
     }
 }
 

@@ -6,6 +6,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mailbell_core::{
     event::MAX_EVENT,
     ids::{GROUPS, Group, PARTITIONS},
+    schema::WriteVersion,
     timing::Timing,
 };
 use mailbell_proto::bus::v1::Meta;
@@ -29,7 +30,7 @@ const AT_ONCE: usize = 16;
 const MAX_LOG_MESSAGE: usize = MAX_EVENT + 2 * 1024;
 /// The schema of [`Meta`] that this release writes.
 const META_SCHEMA: u32 = 1;
-const META: &str = "meta";
+pub(crate) const META: &str = "meta";
 
 /// A field of a stream that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct SetupReport {
     pub changed: Vec<Drift>,
     /// Fields that are not as they should be and were left so (by [`Bus::verify`]).
     pub drift: Vec<Drift>,
+    /// The newest schema that may be written ([`mailbell_core::schema`]); `None` if nothing is set up.
+    pub write_version: Option<WriteVersion>,
 }
 
 type Fields = Map<String, Value>;
@@ -319,6 +322,7 @@ impl Bus {
         self.write_meta().await?;
         // Gives an id to each log that has none.
         LogIds::load_and_check(self, Absent::Refused).await?;
+        report.write_version = Some(self.write_version());
         Ok(report)
     }
 
@@ -368,24 +372,30 @@ impl Bus {
         }
         match self.check_meta().await {
             // Told already, stream by stream.
-            Err(BusError::NotSetUp(_)) | Ok(()) => Ok(report),
+            Err(BusError::NotSetUp(_)) => Ok(report),
+            Ok(()) => {
+                report.write_version = Some(self.write_version());
+                Ok(report)
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Checks that the installation was set up with this release's fixed numbers.
+    /// Checks that the installation was set up with this release's fixed numbers, and is written in a schema that it knows; notes
+    /// the write version.
     ///
     /// # Errors
-    /// [`BusError::NotSetUp`], [`BusError::Layout`], or why NATS did not answer.
+    /// [`BusError::NotSetUp`], [`BusError::Layout`], [`BusError::TooOld`], or why NATS did not answer.
     pub async fn check_meta(&self) -> Result<(), BusError> {
         let stream = self.names().bucket_stream(Bucket::Control);
         let subject = self.names().key_subject(Bucket::Control, META);
-        // Written once, so a replica that lags can only not have it yet.
+        // Its fixed numbers are written once, so a replica that lags can only not have it yet, or name an older write version.
         match self.wire().direct_last(&stream, &subject).await {
             Ok(Some(message)) => {
                 let meta =
                     Meta::decode(message.payload).map_err(|_| BusError::Record(META.to_owned()))?;
-                check_layout(&meta)
+                check_layout(&meta)?;
+                self.note_written(meta.write_version).map(drop)
             }
             Ok(None) => Err(self.not_set_up()),
             // Nobody answers for a stream without a leader either, as after a restart of the whole cluster.
@@ -406,13 +416,14 @@ impl Bus {
             schema: META_SCHEMA,
             partitions: u32::from(PARTITIONS),
             groups: u32::from(GROUPS),
-            write_version: 1,
+            // Nobody can want to go back with an installation that no older release has seen.
+            write_version: WriteVersion::NEWEST.number(),
         };
         let subject = self.names().key_subject(Bucket::Control, META);
         let written =
             kv::put_expecting(self.wire(), &subject, meta.encode_to_vec().into(), 0).await?;
         match written {
-            crate::state::Cas::Stored(_) => Ok(()),
+            crate::state::Cas::Stored(_) => self.note_written(meta.write_version).map(drop),
             crate::state::Cas::Conflict => self.check_meta().await,
         }
     }
@@ -443,7 +454,7 @@ fn refuse_losses(steps: &[Step]) -> Result<(), BusError> {
     }
 }
 
-fn check_layout(meta: &Meta) -> Result<(), BusError> {
+pub(crate) fn check_layout(meta: &Meta) -> Result<(), BusError> {
     for (what, found, expected) in [
         ("partitions", meta.partitions, u32::from(PARTITIONS)),
         ("groups", meta.groups, u32::from(GROUPS)),

@@ -13,10 +13,9 @@ use mailbell_proto::{bus::v1 as bus, push::v1::Health};
 use crate::{
     event::{Event, Fact},
     ids::{FolderId, Generation, INBOX, LogId, OwnerEpoch, Position, Uid},
+    schema::{LAST_ARRIVAL, WriteVersion},
 };
 
-/// The schema of [`bus::Checkpoint`] that this release writes.
-pub const SCHEMA: u32 = 1;
 /// How many gaps of UIDs are remembered per folder. The oldest are forgotten: a message shows up late within seconds or never.
 /// One range that is told as one opens half of them at most ([`UNSETTLED`]), and so many are looked into at once.
 pub const MAX_HOLES: usize = 64;
@@ -168,6 +167,9 @@ pub struct Checkpoint {
     pub log_id: LogId,
     /// Up to where in that log.
     pub position: Position,
+    /// When the newest message that was told one by one was noticed, in microseconds since the epoch; 0: none is known. Not
+    /// stored before schema 2, so nothing that must not be forgotten may rest on it.
+    pub last_arrival_us: i64,
 }
 
 impl Default for Checkpoint {
@@ -180,6 +182,7 @@ impl Default for Checkpoint {
             next_folder: INBOX + 1,
             log_id: LogId::default(),
             position: 0,
+            last_arrival_us: 0,
         }
     }
 }
@@ -276,6 +279,7 @@ impl Checkpoint {
                     return;
                 }
                 folder.tell(uid, event.fetched_us);
+                self.last_arrival_us = self.last_arrival_us.max(event.detected_us);
                 if event.alert && !self.alerted.contains(&digest) {
                     self.alerted.push(digest);
                     let surplus = self.alerted.len().saturating_sub(MAX_ALERTED);
@@ -353,11 +357,23 @@ impl Checkpoint {
         }
     }
 
-    /// Whether both know the same to be told: all but the times of looks and where in the log that was learnt.
+    /// Whether both may be one and the same record: all that every schema stores is equal. One that was stored in an older
+    /// schema lacks what came later.
+    #[must_use]
+    pub fn may_be_stored_as(&self, other: &Self) -> bool {
+        let first = |checkpoint: &Self| Self {
+            last_arrival_us: 0,
+            ..checkpoint.clone()
+        };
+        first(self) == first(other)
+    }
+
+    /// Whether both know the same to be told: all but the times of looks and arrivals, and where in the log that was learnt.
     #[must_use]
     pub fn same_told(&self, other: &Self) -> bool {
         let bare = |checkpoint: &Self| {
             let mut bare = checkpoint.clone();
+            bare.last_arrival_us = 0;
             bare.log_id = LogId::default();
             bare.position = 0;
             for folder in &mut bare.folders {
@@ -368,11 +384,17 @@ impl Checkpoint {
         bare(self) == bare(other)
     }
 
-    /// As a record.
+    /// As a record of the schema that may be written.
     #[must_use]
-    pub fn to_record(&self) -> bus::Checkpoint {
+    pub fn to_record(&self, version: WriteVersion) -> bus::Checkpoint {
+        let version = version.min(LAST_ARRIVAL);
         bus::Checkpoint {
-            schema: SCHEMA,
+            schema: version.number(),
+            last_arrival_us: if version >= LAST_ARRIVAL {
+                self.last_arrival_us
+            } else {
+                0
+            },
             folders: self
                 .folders
                 .iter()
@@ -433,6 +455,11 @@ impl Checkpoint {
             next_folder: record.next_folder.max(INBOX + 1),
             log_id: LogId::from_slice(&record.log_id).unwrap_or_default(),
             position: record.position,
+            last_arrival_us: if WriteVersion::NEWEST >= LAST_ARRIVAL {
+                record.last_arrival_us
+            } else {
+                0
+            },
         };
         checkpoint.folders.sort_by_key(|folder| folder.id);
         checkpoint
@@ -492,6 +519,22 @@ mod tests {
             .map(|hole| (hole.first, hole.last))
             .collect();
         assert_eq!(holes, [(11, 11), (13, 13)]);
+    }
+
+    #[test]
+    fn the_last_arrival_is_the_newest_that_was_told() {
+        let mut checkpoint = start();
+        assert_eq!(checkpoint.last_arrival_us, 0);
+        let at = |uid, detected_us| Event {
+            detected_us,
+            ..arrived(uid)
+        };
+        checkpoint.take_in(&at(10, 70));
+        checkpoint.take_in(&at(11, 60));
+        // Told already, whatever a late repeat says.
+        checkpoint.take_in(&at(10, 90));
+        assert_eq!(checkpoint.last_arrival_us, 70);
+        assert_eq!(checkpoint.to_record(WriteVersion::FIRST).last_arrival_us, 0);
     }
 
     #[test]
@@ -649,7 +692,17 @@ mod tests {
         fn a_checkpoint_survives_its_record(history in histories()) {
             let mut checkpoint = start();
             for event in &history { checkpoint.take_in(event); }
-            prop_assert_eq!(Checkpoint::from_record(&checkpoint.to_record()), checkpoint);
+            let first = checkpoint.to_record(WriteVersion::FIRST);
+            prop_assert_eq!((first.schema, first.last_arrival_us), (1, 0));
+            prop_assert!(Checkpoint::from_record(&first).may_be_stored_as(&checkpoint));
+            let newest = checkpoint.to_record(WriteVersion::NEWEST);
+            prop_assert_eq!(newest.schema, WriteVersion::NEWEST.number());
+            let read = Checkpoint::from_record(&newest);
+            if WriteVersion::NEWEST >= LAST_ARRIVAL {
+                prop_assert_eq!(read, checkpoint);
+            } else {
+                prop_assert!(read.may_be_stored_as(&checkpoint));
+            }
         }
 
         #[test]

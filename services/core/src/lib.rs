@@ -17,6 +17,7 @@ pub mod pace;
 pub mod plant;
 pub mod read;
 pub mod records;
+pub mod schema;
 pub mod seal;
 pub mod session;
 pub mod sharding;

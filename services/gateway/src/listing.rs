@@ -228,7 +228,7 @@ async fn ask(
     match response {
         Some(Response::Page(page)) => Ok(page),
         Some(Response::Error(error)) => Err(refusal(&error)),
-        Some(Response::Check(_)) | None => {
+        Some(Response::Check(_) | Response::Login(_)) | None => {
             tracing::warn!("an owner answered something else than it was asked");
             Err(unavailable("the account's owner answered nonsense", second))
         }

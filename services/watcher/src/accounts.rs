@@ -14,7 +14,10 @@ use mailbell_core::{
     records::{Merge, Version},
     session::{Known, Stop},
 };
-use mailbell_proto::bus::v1::{AccountRecord, MemberLoad};
+use mailbell_proto::{
+    bus::v1::{AccountRecord, MemberLoad},
+    push::v1::Health,
+};
 use tokio::{
     task::{Id, JoinError, JoinSet},
     time::Instant,
@@ -451,6 +454,32 @@ impl Accounts {
             }
         }
         handing_over
+    }
+
+    /// Lets an account log in now if its login failed, or its session crashed, and it waits. One that watches, or is about to
+    /// log in for the first time, is left alone.
+    pub(crate) fn hurry(&mut self, account: &AccountId) {
+        match self.entry(account).map(|entry| &entry.state) {
+            Some(State::Running { .. }) => {
+                let slot = self.registry.session(account);
+                let waits = |slot: &Arc<Slot>| {
+                    matches!(slot.health(), Health::Retrying | Health::ActionNeeded)
+                };
+                if let Some(slot) = slot.filter(waits) {
+                    slot.hurry();
+                }
+            }
+            Some(State::Quarantined(quarantine)) => {
+                let waiting = (quarantine.until(), account.clone());
+                // Not there: its partition is being handed over.
+                if self.quarantined.remove(&waiting)
+                    && let Some(epoch) = self.registry.epoch(account.partition())
+                {
+                    self.start(account, epoch, Begin::Alone(None));
+                }
+            }
+            Some(State::Resting | State::Purged) | None => {}
+        }
     }
 
     /// When the next quarantine is over.

@@ -38,7 +38,7 @@ pub const QUARANTINED: &str = "watcher_quarantined";
 pub const PARTITIONS: &str = "watcher_partitions";
 /// `watcher_claims_kept_total`: claims that went before their time (the bucket was lost) and were taken anew, with their sessions running.
 pub const CLAIMS_KEPT: &str = "watcher_claims_kept";
-/// `watcher_requests_total{kind, outcome}`: `check`, `list`, `unknown`; `ok`, `refused`.
+/// `watcher_requests_total{kind, outcome}`: `check`, `list`, `login`, `unknown`; `ok`, `refused`.
 pub const REQUESTS: &str = "watcher_requests";
 /// `watcher_checkpoints_total{outcome}`: `stored`, `conflict`, `failed`.
 pub const CHECKPOINTS: &str = "watcher_checkpoints";

@@ -6,14 +6,14 @@ use mailbell_bus::{
     OwnerService, ServeOptions, Shards, Share, ShareOptions, patience, patiently,
     state::{AccountChange, AccountChanges, AccountReader, PartitionRecords},
 };
-use mailbell_core::ids::{Group, OwnerEpoch, PARTITIONS, Partition};
+use mailbell_core::ids::{AccountId, Group, OwnerEpoch, PARTITIONS, Partition};
 use mailbell_proto::bus::v1::MemberLoad;
 use mailbell_runtime::{
     drain::{DrainHandle, Draining},
     health::Health,
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     task::{JoinHandle, JoinSet},
     time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout_at},
 };
@@ -46,11 +46,16 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// What is taken comes one by one: so long is waited for more, so that it is loaded together.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// So many may be asked to log in at once before somebody is told to try again.
+const HURRIES: usize = 64;
+
 /// See the module.
 pub(crate) struct Running {
     options: Options,
     context: Arc<Context>,
     ledger: BusLedger,
+    /// Accounts for which somebody asks to log in now.
+    hurried: mpsc::Receiver<AccountId>,
     accounts: Accounts,
     registry: Arc<Registry>,
     shards: Shards,
@@ -117,10 +122,12 @@ impl Running {
             #[cfg(test)]
             panics: std::sync::atomic::AtomicU32::new(0),
         });
+        let (hurries, hurried) = mpsc::channel(HURRIES);
         let answers = Answers {
             context: Arc::clone(&context),
             registry: Arc::clone(&registry),
             checks: Arc::new(Semaphore::new(options.checks.max(1))),
+            hurries,
         };
         let service = bus.serve(ServeOptions::default(), move |account, request| {
             answers.clone().answer(account, request)
@@ -138,6 +145,7 @@ impl Running {
         let mut progress = interval(PROGRESS);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
+            hurried,
             accounts: Accounts::new(Arc::clone(&context), Arc::clone(&registry)),
             context,
             changes,
@@ -217,6 +225,8 @@ impl Running {
             }
             _ = self.flushes.tick() => self.flush(),
             _ = self.progress.tick() => self.tell(),
+            // Never closed: the service that answers is ours.
+            Some(account) = self.hurried.recv() => self.accounts.hurry(&account),
             () = until(quarantine) => self.accounts.end_quarantines(),
             () = until(self.settle) => self.see_whether_ready(),
         }

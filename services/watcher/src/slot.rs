@@ -42,6 +42,8 @@ pub(crate) struct Told {
     pub(crate) record: Option<Arc<AccountRecord>>,
     pub(crate) epoch: Option<OwnerEpoch>,
     pub(crate) requested: bool,
+    /// Log in now, whatever it waits for.
+    pub(crate) hurry: bool,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,7 @@ struct State {
     record: Option<Arc<AccountRecord>>,
     epoch: Option<OwnerEpoch>,
     requests: VecDeque<ListRequest>,
+    hurry: bool,
     flush: Flush,
     health: Health,
     closed: bool,
@@ -74,6 +77,7 @@ impl Slot {
                 record: None,
                 epoch: None,
                 requests: VecDeque::new(),
+                hurry: false,
                 flush,
                 health: Health::Starting,
                 closed: false,
@@ -115,6 +119,12 @@ impl Slot {
         self.notify.notify_one();
     }
 
+    /// Ends the wait of a login that failed.
+    pub(crate) fn hurry(&self) {
+        self.state().hurry = true;
+        self.notify.notify_one();
+    }
+
     /// Asks for a page; hands the request back if `most` wait already or the session is over.
     pub(crate) fn request(&self, request: ListRequest, most: usize) -> Result<(), ListRequest> {
         let mut state = self.state();
@@ -145,6 +155,7 @@ impl Slot {
             record: state.record.take(),
             epoch: state.epoch.take(),
             requested: !state.requests.is_empty(),
+            hurry: std::mem::take(&mut state.hurry),
         }
     }
 

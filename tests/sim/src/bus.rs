@@ -12,7 +12,7 @@ use mailbell_core::{
     event::Event,
     history::{Acknowledged, History, Seen, Verdict},
     ids::{LogId, Position},
-    plant,
+    plant, schema,
     session::{Input, Op, Outcome},
 };
 use mailbell_proto::bus::v1 as records;
@@ -611,7 +611,7 @@ impl World {
         let revision = self.last_revision;
         self.checkpoints[account] = Some(StoredCheckpoint {
             revision,
-            record: checkpoint.to_record(),
+            record: checkpoint.to_record(schema::WriteVersion::NEWEST),
         });
         self.count("checkpoint stored");
         let unsure = cut == Cut::Answers || self.mishap(self.scenario.store_unsure, "store unsure");

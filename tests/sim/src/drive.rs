@@ -7,6 +7,7 @@ use mailbell_core::{
     checkpoint::Checkpoint,
     delivery::LogState,
     ids::{Generation, PerGroup, Position, Uid},
+    schema,
     session::{Input, Op, Wake},
 };
 
@@ -383,7 +384,7 @@ impl World {
                 self.last_revision += 1;
                 self.checkpoints[account] = Some(StoredCheckpoint {
                     revision: self.last_revision,
-                    record: first.to_record(),
+                    record: first.to_record(schema::WriteVersion::NEWEST),
                 });
             }
             self.ledgers.push(Ledger {

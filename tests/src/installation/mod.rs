@@ -99,10 +99,7 @@ impl Installation {
 
     /// Streams, keys and ports of roles that run apart.
     async fn prepare_roles(&mut self) -> anyhow::Result<()> {
-        let nats = self.nats_url()?.to_owned();
-        let replicas = self.options.replicas.to_string();
-        let setup = ["setup", "--nats-url", &nats, "--replicas", &replicas];
-        cli::run(self.state_dir(), setup).await?.ok()?;
+        self.setup(&[]).await?.ok()?;
         write_secret(
             &self.state_dir().join("admin.token"),
             "mba_a-token-of-the-test-that-is-long-enough-0123456789\n",
@@ -116,6 +113,23 @@ impl Installation {
             self.http.insert(part, free()?);
         }
         Ok(())
+    }
+
+    /// `mailbell setup` of the release that is launched now, with further arguments.
+    ///
+    /// # Errors
+    /// When it can't be started, takes too long, or there is no NATS server of the test.
+    pub async fn setup(&self, args: &[&str]) -> anyhow::Result<Said> {
+        let replicas = self.options.replicas.to_string();
+        let nats = self.nats_url()?;
+        let mut setup = vec!["setup", "--nats-url", nats, "--replicas", &replicas];
+        setup.extend(args);
+        cli::finish(cli::command_of(
+            self.options.release,
+            self.state_dir(),
+            setup,
+        )?)
+        .await
     }
 
     /// Starts every process that doesn't run and waits until all are ready.
@@ -156,6 +170,7 @@ impl Installation {
             env,
             hosts,
             log: self.log_file(),
+            release: self.options.release,
         })?;
         self.processes.insert(part, process);
         Ok(())
@@ -411,6 +426,16 @@ impl Installation {
             self.terminate(part).await?;
         }
         Ok(())
+    }
+
+    /// Waits until a process ends by itself; it is missed no more.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`, or a signal ended it.
+    pub async fn ends(&mut self, part: Part, limit: Duration) -> anyhow::Result<i32> {
+        let status = self.process_mut(part)?.wait(limit).await?;
+        self.processes.remove(&part);
+        status.code().context("a signal ended it")
     }
 
     /// Waits until a process has died at its failpoint.

@@ -4,6 +4,8 @@ use std::{fmt, net::IpAddr};
 
 use anyhow::Context as _;
 
+use crate::process::Release;
+
 /// A process of an installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
@@ -85,6 +87,8 @@ pub struct Options {
     pub plaintext_imap: bool,
     /// A NATS server to use in place of an own one; needed for [`Layout::Roles`].
     pub nats_url: Option<String>,
+    /// Of which release the setup is, and whatever is launched from now on.
+    pub release: Release,
     /// Replicas of each stream, for [`Layout::Roles`].
     pub replicas: u8,
     /// Further arguments of every process.
@@ -100,6 +104,7 @@ impl Default for Options {
             watchers: vec![WatcherOptions::default()],
             plaintext_imap: true,
             nats_url: None,
+            release: Release::This,
             replicas: 1,
             args: Vec::new(),
             env: Vec::new(),

@@ -260,7 +260,7 @@ impl Checkpoints {
             .record(Bucket::Checkpoints(account.group()), &key)
             .await?;
         stored
-            .map(|stored| read_checkpoint(&key, stored))
+            .map(|stored| self.bus.read_checkpoint(&key, stored))
             .transpose()
     }
 
@@ -281,7 +281,7 @@ impl Checkpoints {
                 all.remove(&account);
                 return;
             }
-            all.insert(account, read_stored(message));
+            all.insert(account, self.bus.read_stored(message));
         };
         self.bus
             .kv_partitions(Bucket::Checkpoints(group), "", partitions, on_message)
@@ -302,7 +302,7 @@ impl Checkpoints {
         let partitions: Vec<Partition> = group.partitions().collect();
         let on_message = |account: AccountId, message: StreamMessage| {
             if !message.removes {
-                show((account, read_stored(message)));
+                show((account, self.bus.read_stored(message)));
             }
         };
         self.bus
@@ -335,7 +335,7 @@ impl Checkpoints {
             .replace_record(
                 bucket,
                 &account_key(account),
-                &checkpoint.to_record(),
+                &checkpoint.to_record(self.bus.write_version()),
                 revision,
             )
             .await
@@ -423,18 +423,23 @@ fn read_status_key(key: &str) -> Option<AccountId> {
     account_of_key(key.strip_prefix(STATUS)?)
 }
 
-fn read_stored(message: StreamMessage) -> Result<Versioned<Checkpoint>, BusError> {
-    let subject = message.subject.clone();
-    versioned(&subject, message).and_then(|stored| read_checkpoint(&subject, stored))
-}
+impl Bus {
+    fn read_stored(&self, message: StreamMessage) -> Result<Versioned<Checkpoint>, BusError> {
+        let subject = message.subject.clone();
+        versioned(&subject, message).and_then(|stored| self.read_checkpoint(&subject, stored))
+    }
 
-fn read_checkpoint(
-    key: &str,
-    stored: Versioned<record::Checkpoint>,
-) -> Result<Versioned<Checkpoint>, BusError> {
-    let Versioned { value, revision } = ours(key, stored)?;
-    Ok(Versioned {
-        value: Checkpoint::from_record(&value),
-        revision,
-    })
+    fn read_checkpoint(
+        &self,
+        key: &str,
+        stored: Versioned<record::Checkpoint>,
+    ) -> Result<Versioned<Checkpoint>, BusError> {
+        let Versioned { value, revision } = ours(key, stored)?;
+        // Else we would store it again without what this schema brought, until `meta` is looked at.
+        self.note_written(value.schema)?;
+        Ok(Versioned {
+            value: Checkpoint::from_record(&value),
+            revision,
+        })
+    }
 }

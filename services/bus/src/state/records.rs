@@ -1,6 +1,7 @@
 //! Reading and writing records of a bucket.
 
 use bytes::Bytes;
+use mailbell_core::schema::may_rewrite;
 use prost::Message;
 
 use super::{Cas, Page, PageToken, Versioned};
@@ -11,8 +12,6 @@ const PAGE: usize = 1000;
 
 /// A record with a schema of its own.
 pub(super) trait Record: Message + Default {
-    /// The schema that this release writes.
-    const SCHEMA: u32 = 1;
     /// The schema it was written with.
     fn schema(&self) -> u32;
 }
@@ -53,7 +52,7 @@ pub(super) fn versioned<R: Record>(
 
 /// Refuses what this release must not rewrite.
 pub(super) fn ours<R: Record>(key: &str, record: Versioned<R>) -> Result<Versioned<R>, BusError> {
-    if record.value.schema() > R::SCHEMA {
+    if !may_rewrite(record.value.schema()) {
         Err(BusError::NewerRecord(key.to_owned()))
     } else {
         Ok(record)
@@ -90,7 +89,7 @@ impl Bus {
         revision: u64,
     ) -> Result<Cas, BusError> {
         // The caller read the revision it replaces together with the record, so it knows the schema.
-        if record.schema() > R::SCHEMA {
+        if !may_rewrite(record.schema()) {
             return Err(BusError::NewerRecord(key.to_owned()));
         }
         self.kv_replace(bucket, key, record.encode_to_vec().into(), revision)

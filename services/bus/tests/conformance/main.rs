@@ -21,4 +21,5 @@ mod send;
 mod setup;
 mod sharing;
 mod state;
+mod upgrade;
 mod world;

@@ -20,7 +20,7 @@ use crate::world::{World, partition, soon};
 const LOG: LogId = LogId([7; 16]);
 
 /// A member dies in little more than a second.
-fn quick(options: &mut BusOptions) {
+pub(crate) fn quick(options: &mut BusOptions) {
     options.timing = Timing {
         member_renew: Duration::from_millis(300),
         member_dead: Duration::from_millis(1300),

@@ -10,6 +10,7 @@ use mailbell_bus::{
 use mailbell_core::{
     checkpoint::Checkpoint,
     ids::{AccountId, Group, Tenant},
+    schema,
 };
 use mailbell_proto::bus::v1::{
     AccountRecord, Issuer, SealedCredential, SealingKey, StatusRecord, TokenRecord,
@@ -112,7 +113,7 @@ async fn a_newer_releases_record_is_not_rewritten() {
     let watcher = world.bus(Role::Watcher).await;
     let id = account(5, 0);
     let newer = mailbell_proto::bus::v1::Checkpoint {
-        schema: 2,
+        schema: schema::NEWEST + 1,
         ..Default::default()
     };
     let subject = format!("$KV.MB_main_CKPT_5.5.{id}");
@@ -146,7 +147,7 @@ async fn a_newer_releases_record_is_not_rewritten() {
         }
     }
     let newer = AccountRecord {
-        schema: 2,
+        schema: schema::NEWEST + 1,
         ..record("one")
     };
     let refused = world

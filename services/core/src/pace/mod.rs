@@ -73,11 +73,15 @@ impl Urgency {
 
 /// When something last happened in the mailbox, as far as is known when its session begins, in microseconds since the epoch.
 ///
-/// A checkpoint is stored after something was told, so its last look is about then. What was folded in beyond it happened since.
+/// The last arrival, if one is known. Else: a checkpoint is stored after something was told, so its last look is about then.
+/// What was folded in beyond a checkpoint happened since.
 #[must_use]
 pub fn last_active_us(known: &Known) -> i64 {
     if known.unstored_from.is_some() {
         return i64::MAX;
+    }
+    if known.checkpoint.last_arrival_us > 0 {
+        return known.checkpoint.last_arrival_us;
     }
     let folders = &known.checkpoint.folders;
     let looks = folders.iter().map(|folder| folder.last_look_us);
@@ -99,4 +103,30 @@ pub enum Outcome {
     Unknown,
     /// It was not even begun.
     Unused,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    #[test]
+    fn an_arrival_says_more_than_a_look() {
+        let looked = Checkpoint::first([("INBOX".to_owned(), 1, 10)], 90);
+        let active = |checkpoint: Checkpoint, unstored_from| {
+            last_active_us(&Known {
+                checkpoint,
+                revision: None,
+                unstored_from,
+            })
+        };
+        // One that the release before has stored.
+        assert_eq!(active(looked.clone(), None), 90);
+        let arrived = Checkpoint {
+            last_arrival_us: 70,
+            ..looked
+        };
+        assert_eq!(active(arrived.clone(), None), 70);
+        assert_eq!(active(arrived, Some(5)), i64::MAX);
+    }
 }

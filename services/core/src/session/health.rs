@@ -38,7 +38,8 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    pub(super) fn starting(now: Now) -> Self {
+    /// `last_arrival_us`: as far as is known from before, or 0.
+    pub(super) fn starting(now: Now, last_arrival_us: i64) -> Self {
         Self {
             health: Health::Starting,
             code: "starting",
@@ -49,7 +50,7 @@ impl Condition {
             log_trouble: None,
             silences: 0,
             store_trouble: None,
-            last_arrival_us: 0,
+            last_arrival_us,
             shown: None,
             telling: None,
         }

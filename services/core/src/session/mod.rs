@@ -121,7 +121,7 @@ impl Session {
             poll_every: limits.poll_least,
             requests: 0,
             watches,
-            condition: Condition::starting(now),
+            condition: Condition::starting(now, checkpoint.last_arrival_us),
             stop: None,
             stopped: false,
             store_failed: false,

@@ -11,6 +11,7 @@ use mailbell_proto::bus::v1::Claim;
 use crate::{
     ids::{LogId, OwnerEpoch, PARTITIONS, Partition, Position},
     plant,
+    schema::may_rewrite,
     timing::Timing,
 };
 
@@ -426,6 +427,10 @@ impl Claims {
         }
         let revision = slot.seen.as_ref().map_or(0, |seen| seen.revision);
         let claim = slot.seen.as_ref().and_then(|seen| seen.claim.as_ref());
+        if claim.is_some_and(|claim| !may_rewrite(claim.schema)) {
+            // Its owner knew more than we do; somebody who knows it too takes it.
+            return None;
+        }
         let before = claim.and_then(|claim| {
             let log_id = LogId::from_slice(&claim.log_id)?;
             let flushed = claim.flushed;
@@ -572,9 +577,13 @@ impl Claims {
             return None;
         }
         let seen = slot.seen.as_ref()?;
+        let claim = seen.claim.clone()?;
+        if !may_rewrite(claim.schema) {
+            return None;
+        }
         let claim = Claim {
             released: true,
-            ..seen.claim.clone()?
+            ..claim
         };
         let revision = seen.revision;
         slot.write(Writing::Clear);

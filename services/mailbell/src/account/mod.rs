@@ -57,6 +57,8 @@ Examples:
     /// Show one account
     Show(One),
     /// Log in anew, now, and say how it went
+    ///
+    /// If it went well, an account that waits after a failure does so no longer.
     Check(One),
     /// Change an account's settings
     #[command(after_long_help = "\

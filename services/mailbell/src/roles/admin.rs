@@ -17,7 +17,7 @@ use mailbell_runtime::{
 
 use super::{
     nats::NatsArgs,
-    process::{Process, ProcessArgs, Work},
+    process::{Process, ProcessArgs, Work, end_when_outdated},
     tls::TlsArgs,
 };
 use crate::failure::Failure;
@@ -138,6 +138,7 @@ fn tokens(file: &Path) -> Result<Vec<TokenHash>, Failure> {
 /// Starts the service as a part of this process.
 pub fn start(process: &mut Process, work: &mut Work, options: Options, bus: Bus) {
     tracing::info!(addr = %options.listener.addr(), tls = options.tls.is_some(), "admin API");
+    end_when_outdated(work, bus.clone(), process.drain());
     let service = Service::new(
         options,
         bus,

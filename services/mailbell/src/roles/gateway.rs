@@ -8,7 +8,7 @@ use mailbell_runtime::{listen, listen::Bound, telemetry::TelemetryArgs, tls::Rel
 
 use super::{
     nats::NatsArgs,
-    process::{Process, ProcessArgs, Work},
+    process::{Process, ProcessArgs, Work, end_when_outdated},
     tls::TlsArgs,
 };
 use crate::failure::Failure;
@@ -102,6 +102,7 @@ pub fn start(
     let metrics = Metrics::register(process.metrics.registry());
     let incoming = process.incoming.clone();
     let mut drain = process.drain();
+    end_when_outdated(work, bus.clone(), process.drain());
     work.spawn(async move {
         let source = tokio::select! {
             // First: whoever drains before it began has nothing to drain.

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
+use mailbell_bus::Bus;
 use mailbell_runtime::{
     drain::{Drain, DrainHandle},
     health::Health,
@@ -59,6 +60,19 @@ pub struct Process {
 
 /// How the roles of a process ended.
 pub type Work = JoinSet<Result<(), Failure>>;
+
+/// Ends the process once the installation is written in a schema that this release does not know: it would store less than it
+/// read.
+pub fn end_when_outdated(work: &mut Work, bus: Bus, mut drain: DrainHandle) {
+    work.spawn(async move {
+        tokio::select! {
+            biased;
+            // First: whoever drains ends anyway.
+            _ = drain.signaled() => Ok(()),
+            error = bus.outdated() => Err(error.into()),
+        }
+    });
+}
 
 impl Process {
     /// Begins: what can be refused at once is refused here.

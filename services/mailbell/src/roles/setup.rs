@@ -5,7 +5,9 @@ use std::{
     process::ExitCode,
 };
 
-use mailbell_bus::{Bus, Metrics, Role, SetupReport, server_config::users_config};
+use mailbell_bus::{Bus, Metrics, Role, SetupReport, Upgrade, server_config::users_config};
+use mailbell_core::schema::WriteVersion;
+use mailbell_runtime::ExitCode as Code;
 
 use super::nats::NatsArgs;
 use crate::{failure::Failure, terminal::done};
@@ -16,7 +18,12 @@ use crate::{failure::Failure, terminal::done};
 Creates what is missing, and puts right what differs unless that would lose data. Safe to run again, and needed before the first
 role of a cluster starts (standalone does it by itself). Its NATS user is the only one that may make streams.
 
+An upgrade has two steps. First every process is replaced, one after the other: new and old work together, and there is a way back.
+Later --finish-upgrade lets them store what only the new release knows. It refuses while an older watcher runs. Gateways and admins
+it cannot see: upgrade them first, since an older one ends within seconds. After it, older releases do not start.
+
 Examples:
+  mailbell setup --nats-url tls://nats:4222 --nats-user setup --nats-password-file /run/secrets/nats-setup --finish-upgrade
   mailbell setup --print-permissions > /etc/nats/mailbell-users.conf
   mailbell setup --nats-url tls://nats:4222 --nats-user setup --nats-password-file /run/secrets/nats-setup --replicas 3")]
 pub struct Args {
@@ -27,6 +34,12 @@ pub struct Args {
     /// Only look, and say what differs
     #[arg(long)]
     pub dry_run: bool,
+
+    /// Let the newest schema of this release be written, once every process is of this release; there is no way back
+    ///
+    /// Does nothing else: streams stay as they are.
+    #[arg(long, conflicts_with_all = ["dry_run", "print_permissions"])]
+    pub finish_upgrade: bool,
 
     /// Print the NATS users of all roles with their permissions, for the configuration of your NATS servers, and do nothing else
     #[arg(long, conflicts_with = "dry_run")]
@@ -52,6 +65,11 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
         .options(Role::Setup, "setup".to_owned(), Metrics::default())?;
     options.replicas = args.replicas;
     let bus = Bus::connect(options).await?;
+    if args.finish_upgrade {
+        let finished = bus.finish_upgrade().await;
+        bus.close().await;
+        return say_finished(&finished?);
+    }
     let report = if args.dry_run {
         bus.verify().await
     } else {
@@ -63,8 +81,30 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(if report.drift.is_empty() {
         ExitCode::SUCCESS
     } else {
-        mailbell_runtime::ExitCode::Data.into()
+        Code::Data.into()
     })
+}
+
+fn say_finished(upgrade: &Upgrade) -> Result<ExitCode, Failure> {
+    let newest = WriteVersion::NEWEST.number();
+    let said = match upgrade {
+        Upgrade::Finished { before } => format!(
+            "schema {newest} is written from now on (before: {}); older releases do not start any more",
+            before.number()
+        ),
+        Upgrade::Nothing => format!("schema {newest} is written already"),
+        Upgrade::OlderMembers(members) => {
+            return Err(Failure::new(
+                Code::TempFail,
+                format!(
+                    "nothing was changed: watchers of an older release run: {}; upgrade them first",
+                    members.join(", ")
+                ),
+            ));
+        }
+    };
+    done(writeln!(io::stdout().lock(), "{said}"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print(out: &mut impl io::Write, report: &SetupReport) -> io::Result<()> {
@@ -84,6 +124,14 @@ fn print(out: &mut impl io::Write, report: &SetupReport) -> io::Result<()> {
         report.created.is_empty() && report.changed.is_empty() && report.drift.is_empty();
     if untouched {
         writeln!(out, "everything is as it should be")?;
+    }
+    let newest = WriteVersion::NEWEST;
+    if let Some(written) = report.write_version.filter(|written| *written < newest) {
+        writeln!(
+            out,
+            "schema {} is written, so that the release before can come back; once it need not: mailbell setup --finish-upgrade",
+            written.number()
+        )?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use mailbell_watcher::{Metrics, Options, Watcher};
 use super::{
     key_ring::{RingArgs, RingFile},
     nats::NatsArgs,
-    process::{Process, ProcessArgs, Work},
+    process::{Process, ProcessArgs, Work, end_when_outdated},
 };
 use crate::{failure::Failure, shards::drain};
 
@@ -276,6 +276,7 @@ pub fn start(
 ) -> Result<(), Failure> {
     let metrics = Metrics::register(process.metrics.registry());
     let told = bus.tell_health(&process.health, NATS_CHECK, process.drain());
+    end_when_outdated(work, bus.clone(), process.drain());
     let (watcher, _handle) = Watcher::new(
         options,
         bus,

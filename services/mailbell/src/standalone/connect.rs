@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use mailbell_bus::{Bus, BusError, BusOptions, Code, patience};
+use mailbell_bus::{Bus, BusError, BusOptions, Code, SetupReport, Upgrade, patience};
+use mailbell_core::schema::WriteVersion;
 use tokio::time::{sleep, timeout};
 
 use super::nats_child::NatsChildError;
@@ -20,23 +21,49 @@ pub(super) struct Connections {
     pub(super) watcher: BusOptions,
     pub(super) gateway: BusOptions,
     pub(super) admin: BusOptions,
+    /// Whether the newest schema may be written from now on.
+    pub(super) finish_upgrade: bool,
 }
 
 impl Connections {
     /// Sets up streams and buckets, then connects watcher, gateway and admin. May be repeated.
     pub(super) async fn open(&self) -> Result<(Bus, Bus, Bus), BusError> {
         let setup = Bus::connect(self.setup.clone()).await?;
-        let report = setup.setup().await;
+        let report = self.prepare(&setup).await;
         setup.close().await;
+        let report = report?;
         tracing::info!(
-            created = report?.created.len(),
+            created = report.created.len(),
             "streams and buckets are as they should be"
         );
+        if report.write_version < Some(WriteVersion::NEWEST) {
+            tracing::info!(
+                "all that is stored can be read by the release before; once that need not come back, start with --finish-upgrade"
+            );
+        }
         tokio::try_join!(
             Bus::connect(self.watcher.clone()),
             Bus::connect(self.gateway.clone()),
             Bus::connect(self.admin.clone()),
         )
+    }
+}
+
+impl Connections {
+    async fn prepare(&self, setup: &Bus) -> Result<SetupReport, BusError> {
+        let mut report = setup.setup().await?;
+        if self.finish_upgrade {
+            match setup.finish_upgrade().await? {
+                Upgrade::Finished { .. } => tracing::info!("older releases do not start any more"),
+                Upgrade::Nothing => {}
+                Upgrade::OlderMembers(members) => {
+                    let members = members.join(", ");
+                    tracing::warn!(%members, "watchers of an older release run: the upgrade is not finished");
+                }
+            }
+            report.write_version = Some(setup.write_version());
+        }
+        Ok(report)
     }
 }
 

@@ -100,6 +100,12 @@ pub struct Args {
     #[command(flatten)]
     pub ring: RingArgs,
 
+    /// Store what only this release knows; older releases do not start any more after it
+    ///
+    /// Without it the release before can come back. A new installation has nothing to come back to, and does so from the start.
+    #[arg(long, env = "MAILBELL_FINISH_UPGRADE")]
+    pub finish_upgrade: bool,
+
     /// Refuse accounts on loopback, private and link-local addresses
     #[arg(long, env = "MAILBELL_REFUSE_PRIVATE_HOSTS")]
     pub refuse_private_hosts: bool,
@@ -197,6 +203,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
             watcher: options(Role::Watcher)?,
             gateway: options(Role::Gateway)?,
             admin: options(Role::Admin)?,
+            finish_upgrade: args.finish_upgrade,
         };
         let open = || Box::pin(connections.open());
         let (watcher, gateway, admin) = match &child {

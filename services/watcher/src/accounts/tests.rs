@@ -123,6 +123,29 @@ async fn a_panic_is_quarantined_and_leaves_neighbours_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_asked_to_hurry_waits_in_quarantine_no_more() {
+    let (mut world, one, two) = world().await;
+    world.context.panics.store(1, SeqCst);
+    let slot = world.registry.session(&one).unwrap();
+    slot.change(Arc::new(record()));
+    let ended = world.accounts.ended().await;
+    world.accounts.on_ended(ended);
+    let log = world.logs.0[&one].clone();
+    log.until_shown(Health::Retrying, "quarantined").await;
+    let since = Instant::now();
+    world.accounts.hurry(&one);
+    assert_eq!(world.accounts.quarantine_ends(), None);
+    world.server.until(|mailbox| mailbox.idling == 2).await;
+    log.until_shown(Health::Watching, "watching").await;
+    assert!(since.elapsed() < Duration::from_secs(1));
+    // Who watches is left alone.
+    world.accounts.hurry(&two);
+    world.server.deliver(2);
+    world.logs.0[&two].until_arrived(&[2]).await;
+    assert_eq!(world.server.look(|mailbox| mailbox.logins), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_partition_takes_only_its_own_sessions() {
     let (mut world, one, two) = world().await;
     assert_ne!(one.partition(), two.partition());

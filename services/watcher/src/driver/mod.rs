@@ -334,6 +334,11 @@ impl Driver {
             self.stop = Some(stop);
             self.give(Input::Stop(stop));
         }
+        if told.hurry {
+            // A person waits for what comes of it.
+            self.cause = Cause::Asked;
+            self.give(Input::Relogin);
+        }
         if told.requested {
             self.request();
         }

@@ -17,13 +17,17 @@ pub(super) struct Unsure(Vec<Checkpoint>);
 
 impl Unsure {
     fn add(&mut self, checkpoint: Checkpoint) {
-        if self.0.contains(&checkpoint) {
+        if self.has(&checkpoint) {
             return;
         }
         if self.0.len() >= MOST_UNSURE {
             self.0.remove(0);
         }
         self.0.push(checkpoint);
+    }
+
+    fn has(&self, stored: &Checkpoint) -> bool {
+        self.0.iter().any(|ours| ours.may_be_stored_as(stored))
     }
 }
 
@@ -93,9 +97,10 @@ async fn attempt(
         // It was deleted under us: nobody but whoever removes the account does that.
         return Ok(Cas::Conflict);
     };
-    if found.value == *checkpoint {
+    // While the release before may still come back, not all of it is stored.
+    if checkpoint.may_be_stored_as(&found.value) {
         Ok(Cas::Stored(found.revision))
-    } else if unsure.0.contains(&found.value) {
+    } else if unsure.has(&found.value) {
         put(found.revision).await
     } else {
         Ok(Cas::Conflict)

@@ -5,12 +5,12 @@ pub(crate) mod list;
 
 use std::sync::Arc;
 
-use mailbell_core::ids::AccountId;
+use mailbell_core::{ids::AccountId, schema::known_request};
 use mailbell_proto::bus::v1::{
-    CheckLogin, ListPage, OwnerError, OwnerRequest, OwnerResponse, PageResult,
-    owner_request::Request, owner_response::Response,
+    CheckLogin, ListPage, LoginBegun, LoginNow, OwnerError, OwnerRequest, OwnerResponse,
+    PageResult, owner_request::Request, owner_response::Response,
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::{driver::Context, failure, registry::Registry, slot::ListRequest};
 
@@ -21,12 +21,14 @@ pub(crate) struct Answers {
     pub(crate) registry: Arc<Registry>,
     /// Checks that may run at once; none waits.
     pub(crate) checks: Arc<Semaphore>,
+    /// Accounts that are to log in at once.
+    pub(crate) hurries: mpsc::Sender<AccountId>,
 }
 
 impl Answers {
     /// The answer to one request. Dropped when the asker has given up.
     pub(crate) async fn answer(self, account: AccountId, request: OwnerRequest) -> OwnerResponse {
-        let (kind, answer) = match request.request {
+        let (kind, answer) = match known_request(request.request) {
             Some(Request::Check(check)) => {
                 let answer = self.check(&account, check).await;
                 ("check", answer)
@@ -34,6 +36,10 @@ impl Answers {
             Some(Request::List(page)) => {
                 let answer = self.list(&account, page).await.map(Response::Page);
                 ("list", answer)
+            }
+            Some(Request::Login(LoginNow {})) => {
+                let answer = self.login_now(account).map(Response::Login);
+                ("login", answer)
             }
             None => ("unknown", Err(failure::refused(failure::BAD_REQUEST))),
         };
@@ -58,6 +64,16 @@ impl Answers {
         Box::pin(check::check(&self.context, account, request))
             .await
             .map(Response::Check)
+    }
+
+    fn login_now(&self, account: AccountId) -> Result<LoginBegun, OwnerError> {
+        if self.registry.is_draining() || !self.registry.serves(account.partition()) {
+            return Err(failure::refused(failure::NOT_OWNER));
+        }
+        self.hurries
+            .try_send(account)
+            .map(|()| LoginBegun {})
+            .map_err(|_full| failure::refused(failure::BUSY))
     }
 
     async fn list(&self, account: &AccountId, page: ListPage) -> Result<PageResult, OwnerError> {

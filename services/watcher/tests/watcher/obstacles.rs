@@ -44,7 +44,7 @@ async fn a_checkpoint_that_cannot_be_read_holds_back_its_own_account_only() {
     let good = checkpoints.load(&garbled).await.unwrap().unwrap().value;
     world.publish(&key(&garbled), b"\x01nonsense").await;
     let of_tomorrow = record::Checkpoint {
-        schema: 2,
+        schema: mailbell_core::schema::NEWEST + 1,
         ..record::Checkpoint::default()
     };
     world

@@ -13,6 +13,7 @@ use mailbell_core::{
     checkpoint::Checkpoint,
     event::{Event, Fact},
     ids::{AccountId, LogId, Position},
+    schema::WriteVersion,
     session::{Outcome, Tail},
 };
 use mailbell_proto::{
@@ -228,7 +229,9 @@ impl Ledger for MemoryLog {
             if state.checkpoint.as_ref().map_or(0, |(_, found)| *found) != revision {
                 return Ok(Cas::Conflict);
             }
-            state.checkpoint = Some((checkpoint, revision + 1));
+            // As it is while the release before may come back: not all that is known is stored.
+            let stored = Checkpoint::from_record(&checkpoint.to_record(WriteVersion::FIRST));
+            state.checkpoint = Some((stored, revision + 1));
             match fate {
                 Some(_) => Err(BusError::Timeout(Duration::from_secs(5))),
                 None => Ok(Cas::Stored(revision + 1)),

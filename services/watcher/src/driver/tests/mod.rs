@@ -597,6 +597,34 @@ async fn a_wrong_password_says_nothing_of_the_host() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_asked_to_hurry_logs_in_at_once_and_shows_its_last_mail() {
+    let server = Server::new(&[1]);
+    server.change(|mailbox| mailbox.refuse = true);
+    let log = MemoryLog::new();
+    log.with(|state| {
+        let known = Checkpoint {
+            last_arrival_us: 7_000_000,
+            ..watching(2)
+        };
+        state.checkpoint = Some((known, 1));
+    });
+    let bench = Bench::start(server, log);
+    let shown = bench
+        .log
+        .until_shown(Health::ActionNeeded, "bad-credentials");
+    shown.await;
+    // It works again, and nobody changed anything here: it would find out by itself in a while.
+    bench.server.change(|mailbox| mailbox.refuse = false);
+    let since = Instant::now();
+    bench.slot.hurry();
+    bench.server.until(|mailbox| mailbox.logins == 1).await;
+    assert!(since.elapsed() < Duration::from_secs(1));
+    bench.log.until_shown(Health::Watching, "watching").await;
+    let last = bench.log.with(|state| state.statuses.last().cloned());
+    assert_eq!(last.unwrap().1.last_arrival_ms, 7_000);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_idle_it_polls() {
     let server = Server::new(&[1]);
     server.change(|mailbox| mailbox.idle = false);
