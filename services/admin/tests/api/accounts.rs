@@ -212,6 +212,13 @@ async fn a_login_that_fails_leaves_no_account() {
         world.asked()[0].1,
         mailbell_proto::bus::v1::CheckLogin::default()
     );
+    // Only one that works is worth another try of the session.
+    assert!(world.hurried().is_empty());
+    world.answer(good(&["INBOX"]));
+    let check = CheckAccountRequest { id: id.to_string() };
+    let result = world.accounts.check_account(check).await.unwrap();
+    assert!(result.into_inner().ok);
+    assert_eq!(world.hurried(), [id]);
     world.stop().await;
 }
 

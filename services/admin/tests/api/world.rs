@@ -18,7 +18,8 @@ use mailbell_proto::{
         tokens_client::TokensClient,
     },
     bus::v1::{
-        CheckLogin, CheckResult, FolderResult, OwnerResponse, owner_request, owner_response,
+        CheckLogin, CheckResult, FolderResult, LoginBegun, OwnerResponse, owner_request,
+        owner_response,
     },
 };
 use mailbell_runtime::{
@@ -38,6 +39,7 @@ pub(crate) const TOKEN: &str = "mba_test";
 pub(crate) struct Owner {
     pub(crate) asked: Arc<Mutex<Vec<(AccountId, CheckLogin)>>>,
     pub(crate) answer: Arc<Mutex<CheckResult>>,
+    pub(crate) hurried: Arc<Mutex<Vec<AccountId>>>,
 }
 
 type Run = tokio::task::JoinHandle<Result<(), mailbell_admin::Error>>;
@@ -136,17 +138,25 @@ impl World {
 
         let owner = Owner {
             asked: Arc::default(),
+            hurried: Arc::default(),
             answer: Arc::new(Mutex::new(good(&["INBOX"]))),
         };
         let scripted = owner.clone();
         let service = bus.serve(ServeOptions::default(), move |account, request| {
-            let Some(owner_request::Request::Check(check)) = request.request else {
-                panic!("not a check")
+            let response = match request.request {
+                Some(owner_request::Request::Check(check)) => {
+                    scripted.asked.lock().unwrap().push((account, check));
+                    let result = scripted.answer.lock().unwrap().clone();
+                    owner_response::Response::Check(result)
+                }
+                Some(owner_request::Request::Login(_)) => {
+                    scripted.hurried.lock().unwrap().push(account);
+                    owner_response::Response::Login(LoginBegun {})
+                }
+                other => panic!("{other:?}"),
             };
-            scripted.asked.lock().unwrap().push((account, check));
-            let result = scripted.answer.lock().unwrap().clone();
             std::future::ready(OwnerResponse {
-                response: Some(owner_response::Response::Check(result)),
+                response: Some(response),
             })
         });
         let all: Vec<_> = Partition::all().collect();
@@ -180,6 +190,11 @@ impl World {
             run,
             _nats: nats,
         }
+    }
+
+    /// The accounts that were told to log in at once.
+    pub(crate) fn hurried(&self) -> Vec<AccountId> {
+        self.owner.hurried.lock().unwrap().clone()
     }
 
     pub(crate) fn asked(&self) -> Vec<(AccountId, CheckLogin)> {

@@ -396,3 +396,24 @@ fn sessions_that_end_under_the_number_before_are_released() {
         |effect: &Effect| matches!(effect, Effect::Write { claim, .. } if claim.released);
     assert!(effects.iter().any(releases), "{effects:?}");
 }
+
+#[test]
+fn a_newer_releases_claim_is_left_to_those_who_know_it() {
+    let mut world = World::new();
+    let partition = Partition::new(7).unwrap();
+    let claim = Claim {
+        schema: crate::schema::NEWEST + 1,
+        member: "gone".to_owned(),
+        incarnation: "1".to_owned(),
+        owner_epoch: 1,
+        released: true,
+        ..Claim::default()
+    };
+    world.bucket.revision += 1;
+    let revision = world.bucket.revision;
+    world.bucket.claims.insert(partition, (revision, claim));
+    world.start("a", "1");
+    world.run(20);
+    assert_eq!(world.count("a"), 1023);
+    assert_eq!(world.bucket.claims[&partition].0, revision);
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 use mailbell_core::{
     event::{Event, Fact},
     ids::AccountId,
+    schema::{NEWEST, WriteVersion},
 };
 use mailbell_proto::{
     bus::v1::{self as record, AccountRecord, ListPage},
@@ -44,7 +45,7 @@ async fn a_checkpoint_that_cannot_be_read_holds_back_its_own_account_only() {
     let good = checkpoints.load(&garbled).await.unwrap().unwrap().value;
     world.publish(&key(&garbled), b"\x01nonsense").await;
     let of_tomorrow = record::Checkpoint {
-        schema: mailbell_core::schema::NEWEST + 1,
+        schema: NEWEST + 1,
         ..record::Checkpoint::default()
     };
     world
@@ -71,7 +72,10 @@ async fn a_checkpoint_that_cannot_be_read_holds_back_its_own_account_only() {
     );
     // Somebody mends it: it goes on where it was.
     world
-        .publish(&key(&garbled), &good.to_record().encode_to_vec())
+        .publish(
+            &key(&garbled),
+            &good.to_record(WriteVersion::NEWEST).encode_to_vec(),
+        )
         .await;
     assert_eq!(world.until_arrived(&garbled, 1).await, ["one"]);
     world.until_watching(&garbled).await;
