@@ -370,9 +370,14 @@ impl Claims {
                 mine.due = now;
             }
             (Some(false), member) => {
-                let epoch = mine.epoch;
+                let (epoch, mine_released) = (mine.epoch, mine.release.is_some());
                 slot.mine = None;
                 self.held -= 1;
+                if mine_released {
+                    // The next owner was faster than the word that it was released.
+                    effects.push(Effect::Released { partition });
+                    return effects;
+                }
                 effects.push(Effect::Stop {
                     partition,
                     epoch,
@@ -697,8 +702,8 @@ impl Claims {
             Some(Writing::Release) => {
                 if slot.mine.take().is_some() {
                     self.held -= 1;
+                    effects.push(Effect::Released { partition });
                 }
-                effects.push(Effect::Released { partition });
             }
             Some(Writing::Clear) | None => {}
         }

@@ -41,6 +41,8 @@ struct Seen {
     record: Member,
     revision: u64,
     changed: Duration,
+    /// It was seen to change: somebody writes it.
+    heard: bool,
 }
 
 impl Observer {
@@ -82,12 +84,13 @@ impl Observer {
     ) {
         let mut before = std::mem::take(&mut self.seen);
         for (record, revision) in members {
-            let changed = match before.remove(&record.id) {
-                Some(seen) if seen.revision == revision => seen.changed,
-                _ => now,
+            let (changed, heard) = match before.remove(&record.id) {
+                Some(seen) if seen.revision == revision => (seen.changed, seen.heard),
+                seen => (now, seen.is_some()),
             };
             let seen = Seen {
                 changed,
+                heard,
                 revision,
                 record,
             };
@@ -169,6 +172,12 @@ impl Observer {
             .values()
             .filter(|seen| !self.is_gone(seen))
             .map(|seen| &seen.record)
+    }
+
+    /// Whether its record was seen to change: a record that was there before this observer may be a dead member's.
+    #[must_use]
+    pub fn was_heard(&self, id: &str) -> bool {
+        self.seen.get(id).is_some_and(|seen| seen.heard)
     }
 
     /// All records, with how long each has stood still; in the order of their names.

@@ -202,9 +202,9 @@ pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
                     }
                     // Others may not have seen yet what made it ours.
                     let settled = (own.taken_at)(partition) + timing.member_renew * 2 <= now;
-                    let accepts = *room
-                        .entry(&to.id)
-                        .or_insert_with(|| backlog(to) <= pace.backlog);
+                    let accepts = *room.entry(&to.id).or_insert_with(|| {
+                        observer.was_heard(&to.id) && backlog(to) <= pace.backlog
+                    });
                     if !settled || !accepts {
                         wait(&mut plan, Waiting::HandOver);
                         continue;

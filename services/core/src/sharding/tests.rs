@@ -417,3 +417,27 @@ fn a_newer_releases_claim_is_left_to_those_who_know_it() {
     assert_eq!(world.count("a"), 1023);
     assert_eq!(world.bucket.claims[&partition].0, revision);
 }
+
+#[test]
+fn a_newcomer_gives_nothing_to_one_that_died_before_it_came() {
+    let mut world = World::new();
+    for id in ["a", "b", "c"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    // Its record stays in the bucket.
+    world.processes.remove("b");
+    world.run(40);
+    world.assert_settled();
+    world.start("d", "1");
+    let mut most = 0;
+    for _ in 0..40 {
+        world.run(1);
+        assert!(
+            world.count("d") >= most,
+            "it gave away what it had just taken"
+        );
+        most = world.count("d");
+    }
+    world.assert_settled();
+}

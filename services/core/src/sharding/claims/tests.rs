@@ -161,3 +161,22 @@ fn a_claim_that_nobody_rewrites_is_looked_for() {
         Standing::Free { successor: "" }
     );
 }
+
+#[test]
+fn a_next_owner_that_is_faster_than_our_own_acknowledgement_is_no_loss() {
+    let mut claims = owner();
+    let effects = claims.release(S, UNIX, partition(), "b");
+    let (claim, _) = written(&effects);
+    assert_eq!((claim.released, claim.successor.as_str()), (true, "b"));
+    let next = Some(foreign(UNIX + 1));
+    assert_eq!(
+        claims.see(S, partition(), 20, next),
+        [Effect::Released {
+            partition: partition()
+        }]
+    );
+    assert_eq!(claims.held(), 0);
+    // The acknowledgement of the release changes nothing any more.
+    let effects = claims.wrote(S, UNIX, partition(), claim, Written::Stored(19));
+    assert_eq!(effects, []);
+}
