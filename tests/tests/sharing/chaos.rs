@@ -23,9 +23,9 @@ use super::W;
 /// So many seeds, unless more are asked for.
 const SEEDS: u64 = 2;
 /// Things fail for so long.
-const CHAOS: Duration = Duration::from_secs(45);
+const CHAOS: Duration = Duration::from_secs(30);
 /// Each failure ends, and the next begins, so many milliseconds later.
-const LASTS: std::ops::Range<u64> = 500..25_000;
+const LASTS: std::ops::Range<u64> = 500..20_000;
 const NEXT: std::ops::Range<u64> = 200..5_000;
 /// All may be away for most of it, and then there is what follows.
 const ALONE: Duration = Duration::from_secs(150);

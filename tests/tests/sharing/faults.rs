@@ -14,14 +14,16 @@ use mailbell_tests::{
 use super::{W, finish, scene};
 
 /// Waits until somebody else has a session of every mailbox too, or alone.
-async fn others_have_all(scene: &Scene, watcher: Part) {
-    let name = watcher.to_string();
+async fn others_have_all(scene: &Scene, away: &[Part]) {
+    let away: Vec<String> = away.iter().map(Part::to_string).collect();
     until(SOON, "the others to take over", || async {
         let held = scene.crowd.server.held();
         held.len() == scene.crowd.accounts.len()
-            && held
-                .values()
-                .all(|holders| holders.iter().any(|holder| **holder != *name))
+            && held.values().all(|holders| {
+                holders
+                    .iter()
+                    .any(|holder| !away.contains(&holder.to_string()))
+            })
     })
     .await
     .unwrap();
@@ -52,7 +54,7 @@ async fn one_that_is_stopped_and_goes_on_tells_nothing_twice() {
     let (_nats, mut scene) = scene().await;
     scene.freeze(W[1]).unwrap();
     // The others have taken what it had; its sessions stay open, and nobody reads them.
-    others_have_all(&scene, W[1]).await;
+    others_have_all(&scene, &W[1..2]).await;
     scene.thaw(W[1]).unwrap();
     scene.shared_by(&[W[0], W[2]]).await.unwrap();
     // It is given nothing back for a minute.
@@ -61,14 +63,22 @@ async fn one_that_is_stopped_and_goes_on_tells_nothing_twice() {
 }
 
 #[tokio::test]
-async fn one_that_is_cut_off_from_nats_loses_its_share() {
+async fn those_that_are_cut_off_from_nats_lose_their_share() {
     let (_nats, mut scene) = scene().await;
-    for (watcher, mode) in [(W[0], Mode::Cut), (W[1], Mode::DEAF), (W[2], Mode::MUTE)] {
-        scene.cut_from_nats(watcher, mode).unwrap();
-        others_have_all(&scene, watcher).await;
-        scene.heal_nats(watcher).await.unwrap();
+    for cut in [
+        &[(W[0], Mode::Cut), (W[1], Mode::MUTE)][..],
+        &[(W[2], Mode::DEAF)],
+    ] {
+        for (watcher, mode) in cut {
+            scene.cut_from_nats(*watcher, *mode).unwrap();
+        }
+        let away: Vec<Part> = cut.iter().map(|(watcher, _)| *watcher).collect();
+        others_have_all(&scene, &away).await;
+        for watcher in away {
+            scene.heal_nats(watcher).await.unwrap();
+        }
         scene.crowd.single(SOON).await.unwrap();
-        println!("{mode:?}: {:?}", scene.crowd.shares());
+        println!("{cut:?}: {:?}", scene.crowd.shares());
     }
     finish("cut off from NATS", scene, ALONE).await;
 }
@@ -150,7 +160,7 @@ async fn clocks_that_differ_by_half_an_hour_change_nothing() {
     scene.kill(W[2]);
     scene.shared_by(&W[..2]).await.unwrap();
     scene.freeze(W[0]).unwrap();
-    others_have_all(&scene, W[0]).await;
+    others_have_all(&scene, &W[..1]).await;
     scene.thaw(W[0]).unwrap();
     finish("clocks", scene, ALONE).await;
 }
