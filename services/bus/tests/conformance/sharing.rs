@@ -35,6 +35,7 @@ pub(crate) fn quick(options: &mut BusOptions) {
 struct View {
     owned: BTreeMap<Partition, OwnerEpoch>,
     before: BTreeMap<Partition, Option<Before>>,
+    /// Ever.
     stopped: BTreeSet<Partition>,
     renewed: BTreeSet<Partition>,
     replaced: bool,
@@ -122,7 +123,6 @@ async fn work(
                 view.send_modify(|view| {
                     view.owned.insert(partition, epoch);
                     view.before.insert(partition, before);
-                    view.stopped.remove(&partition);
                 });
                 shards.serving(partition, epoch, 3);
                 shards.flushed(partition, LOG, 40 + u64::from(partition.number()), 3);
