@@ -119,6 +119,8 @@ pub enum Standing<'a> {
         member: &'a str,
         /// In which incarnation.
         incarnation: &'a str,
+        /// Since when it is known to stand there.
+        since: Duration,
     },
     /// It is ours.
     Ours,
@@ -129,7 +131,9 @@ pub enum Standing<'a> {
 #[derive(Debug, Clone, PartialEq)]
 struct Seen {
     revision: u64,
-    /// When it was seen.
+    /// When it was seen first.
+    since: Duration,
+    /// When it was seen last.
     at: Duration,
     claim: Option<Claim>,
 }
@@ -239,6 +243,7 @@ impl Claims {
         if slot.is_busy() {
             return Standing::Busy;
         }
+        let since = slot.seen.as_ref().map_or(Duration::ZERO, |seen| seen.since);
         match slot.seen.as_ref().and_then(|seen| seen.claim.as_ref()) {
             None => Standing::Free { successor: "" },
             Some(claim) if claim.released => Standing::Free {
@@ -248,6 +253,7 @@ impl Claims {
             Some(claim) => Standing::Foreign {
                 member: &claim.member,
                 incarnation: &claim.incarnation,
+                since,
             },
         }
     }
@@ -341,8 +347,13 @@ impl Claims {
         let epoch = claim.as_ref().map_or(0, |claim| claim.owner_epoch);
         slot.epoch = slot.epoch.max(epoch);
         let member = claim.as_ref().map(|claim| claim.member.clone());
+        let since = match &slot.seen {
+            Some(seen) if seen.revision == revision => seen.since,
+            _ => now,
+        };
         slot.seen = Some(Seen {
             revision,
+            since,
             at: now,
             claim,
         });
@@ -710,6 +721,7 @@ impl Claims {
         if newer.is_none() {
             slot.seen = Some(Seen {
                 revision,
+                since: now,
                 at: now,
                 claim: Some(claim),
             });

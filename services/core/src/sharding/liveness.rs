@@ -125,6 +125,12 @@ impl Observer {
         }
     }
 
+    /// Whether all records were read since then, as of the question.
+    #[must_use]
+    pub fn has_read_since(&self, then: Duration) -> bool {
+        self.read_at.is_some_and(|asked| asked >= then)
+    }
+
     /// Whether it may judge now.
     #[must_use]
     pub fn is_steady(&self, now: Duration) -> bool {

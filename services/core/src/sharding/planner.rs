@@ -150,9 +150,12 @@ pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
             Standing::Foreign {
                 member,
                 incarnation,
+                since,
             } => {
                 // A process before ours under the same name has ended: the name is locked.
-                let dead = member == own.id || observer.is_dead(member, incarnation, now);
+                // Who writes a claim has renewed its record before: only a read that came after the claim says whether it stands still.
+                let judged = observer.has_read_since(since);
+                let dead = member == own.id || judged && observer.is_dead(member, incarnation, now);
                 if dead && ours {
                     plan.take.push(partition);
                 } else if dead {

@@ -441,3 +441,51 @@ fn a_newcomer_gives_nothing_to_one_that_died_before_it_came() {
     }
     world.assert_settled();
 }
+
+#[test]
+fn a_claim_that_is_newer_than_the_last_look_at_the_members_is_left_alone() {
+    let mut world = World::new();
+    for id in ["a", "b"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    // Another that has long been missed, and is back: it has renewed its record, and taken a claim, since we looked.
+    let partition = *world.processes["b"].serving.keys().next().unwrap();
+    let foreign = |epoch, member: &str| Claim {
+        schema: 1,
+        member: member.to_owned(),
+        incarnation: "1".to_owned(),
+        owner_epoch: epoch,
+        ..Claim::default()
+    };
+    let see = |world: &mut World, epoch| {
+        world.bucket.revision += 1;
+        let (revision, claim) = (world.bucket.revision, foreign(epoch, "z"));
+        world
+            .bucket
+            .claims
+            .insert(partition, (revision, claim.clone()));
+        for id in ["a", "b"] {
+            let claim = Some(claim.clone());
+            world.give(
+                id,
+                Input::Claim {
+                    partition,
+                    revision,
+                    claim,
+                },
+            );
+        }
+    };
+    see(&mut world, START * 2);
+    world.run(11);
+    see(&mut world, START * 2 + 1);
+    world.step();
+    let claim = &world.bucket.claims[&partition].1;
+    assert_eq!(claim.member, "z");
+    world.run(20);
+    assert_ne!(
+        world.bucket.claims[&partition].1.member, "z",
+        "in the end it is dead"
+    );
+}
