@@ -257,6 +257,7 @@ mod tests {
                     alerts: Vec::new(),
                 },
             ],
+            messages: 3,
             ..Journal::default()
         };
         let truth = |generation, uids: &[u32]| {
