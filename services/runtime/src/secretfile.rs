@@ -25,7 +25,7 @@ pub fn write(path: &Path, secret: &[u8]) -> Result<(), Error> {
     })
 }
 
-/// As [`write`], but only if there is no such file; `false`: there is one, and it stays as it is. Of several processes that try at
+/// As [`write()`], but only if there is no such file; `false`: there is one, and it stays as it is. Of several processes that try at
 /// once, one makes it.
 ///
 /// # Errors
