@@ -444,48 +444,64 @@ fn a_newcomer_gives_nothing_to_one_that_died_before_it_came() {
 
 #[test]
 fn a_claim_that_is_newer_than_the_last_look_at_the_members_is_left_alone() {
-    let mut world = World::new();
-    for id in ["a", "b"] {
-        world.start(id, "1");
-    }
-    world.run(40);
-    // Another that has long been missed, and is back: it has renewed its record, and taken a claim, since we looked.
-    let partition = *world.processes["b"].serving.keys().next().unwrap();
-    let foreign = |epoch, member: &str| Claim {
-        schema: 1,
-        member: member.to_owned(),
+    let second = Duration::from_secs(1);
+    let timing = Timing::default();
+    let partition = Partition::new(7).unwrap();
+    let own = Member {
+        id: "a".to_owned(),
         incarnation: "1".to_owned(),
-        owner_epoch: epoch,
+        ..Member::default()
+    };
+    let mut observer = Observer::new(&timing);
+    let look = |observer: &mut Observer, at: u32| {
+        observer.renewed(second * at);
+        let record = (own.clone(), u64::from(at) + 1);
+        observer.read(second * at, second * at, [record]);
+        observer.note_holders(second * at, [("z", "1")]);
+    };
+    // Its claim of another partition stands there, and it has been missed for as long as a member may be.
+    for at in [0, 3, 6, 9, 12] {
+        look(&mut observer, at);
+    }
+    assert!(observer.is_dead("z", "1", second * 13));
+    // It is back: it has renewed its record, and taken this one.
+    let mut claims = Claims::new("a", "1", &timing);
+    let claim = Claim {
+        member: "z".to_owned(),
+        incarnation: "1".to_owned(),
+        owner_epoch: START,
         ..Claim::default()
     };
-    let see = |world: &mut World, epoch| {
-        world.bucket.revision += 1;
-        let (revision, claim) = (world.bucket.revision, foreign(epoch, "z"));
-        world
-            .bucket
-            .claims
-            .insert(partition, (revision, claim.clone()));
-        for id in ["a", "b"] {
-            let claim = Some(claim.clone());
-            world.give(
-                id,
-                Input::Claim {
-                    partition,
-                    revision,
-                    claim,
-                },
-            );
-        }
+    claims.see(second * 13, partition, 1, Some(claim));
+    let candidate = Candidate {
+        id: "a",
+        weight: WEIGHT,
+        most: None,
     };
-    see(&mut world, START * 2);
-    world.run(11);
-    see(&mut world, START * 2 + 1);
-    world.step();
-    let claim = &world.bucket.claims[&partition].1;
-    assert_eq!(claim.member, "z");
-    world.run(20);
-    assert_ne!(
-        world.bucket.claims[&partition].1.member, "z",
-        "in the end it is dead"
-    );
+    let assignment = assign(PLANNER, &[candidate]);
+    let take = |observer: &Observer, at: u32| {
+        let situation = planner::Situation {
+            now: second * at,
+            partitions: &[partition],
+            claims: &claims,
+            observer,
+            assignment: &assignment,
+            timing: &timing,
+            pace: &Pace::default(),
+        };
+        let own = planner::Own {
+            id: "a",
+            draining: false,
+            leaving: false,
+            serving: &|_| false,
+            taken_from: &BTreeMap::new(),
+            taken_at: &|_| Duration::ZERO,
+            may_give: 0,
+        };
+        plan(situation, own).take
+    };
+    assert_eq!(take(&observer, 14), []);
+    // It has no record: it is dead after all.
+    look(&mut observer, 15);
+    assert_eq!(take(&observer, 15), [partition]);
 }
