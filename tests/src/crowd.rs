@@ -18,7 +18,8 @@ use std::{
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mailbell_proto::admin::v1::{
-    CreateAccountRequest, ImapServer, MintTokenRequest, TlsMode, accounts_client::AccountsClient,
+    CreateAccountRequest, GetShardsRequest, GetShardsResponse, ImapServer, MemberState,
+    MintTokenRequest, TlsMode, accounts_client::AccountsClient, shards_client::ShardsClient,
     tokens_client::TokensClient,
 };
 use mailbell_test_servers::{Proxy, SyntheticImap, SyntheticOptions};
@@ -214,6 +215,25 @@ impl Crowd {
         shared.await.with_context(|| self.who_watches())
     }
 
+    /// Waits until these watchers, and no others, own what they should, so that nothing changes hands any more by itself, and each
+    /// mailbox is watched by one alone.
+    ///
+    /// # Errors
+    /// When that isn't so after `limit`; the text says who has how many.
+    pub async fn level(&self, watchers: &[Part], limit: Duration) -> anyhow::Result<()> {
+        let (url, token) = self.installation.admin()?;
+        let client = ShardsClient::new(Channel::from_shared(url)?.connect().await?);
+        let level = until(limit, "the shares to be level", || async {
+            let Ok(request) = with_token(GetShardsRequest {}, &token) else {
+                return false;
+            };
+            let answer = client.clone().get_shards(request).await;
+            answer.is_ok_and(|board| is_level(board.get_ref(), watchers.len()))
+        });
+        level.await.with_context(|| self.who_watches())?;
+        self.single(limit).await
+    }
+
     /// Waits until each mailbox is watched, and by one watcher alone.
     ///
     /// # Errors
@@ -386,6 +406,13 @@ impl Crowd {
         self.judge(devices).await?;
         world::search_leaks(&self.installation, &self.tokens).await
     }
+}
+
+/// Whether everything is where it should be, and that among so many.
+fn is_level(board: &GetShardsResponse, watchers: usize) -> bool {
+    let members = board.members.iter();
+    let live = members.filter(|member| member.state() == MemberState::Live);
+    board.steady && board.waiting.is_empty() && live.count() == watchers
 }
 
 impl Ways {

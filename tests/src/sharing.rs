@@ -76,7 +76,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts all of it and waits until each watcher has its share and the devices are live. Mail arrives from then on.
+    /// Starts all of it and waits until each watcher has its share, so that nothing changes hands any more, and the devices are live.
+    /// Mail arrives from then on.
     ///
     /// # Errors
     /// When something doesn't start.
@@ -93,7 +94,7 @@ impl Scene {
         })
         .await?;
         let watchers = crowd.installation.watchers();
-        crowd.shared_by(&watchers, SOON).await?;
+        crowd.level(&watchers, SOON).await?;
         let devices = vec![
             crowd.device_of_all().await?,
             crowd.device(&[0, 1, options.users - 1]).await?,
