@@ -18,6 +18,7 @@ use crate::{
     Auth, BusError, BusOptions, Metrics, Role,
     names::Names,
     permissions::inbox_prefix,
+    reach::Others,
     upgrade,
     wire::{Pending, Wire},
 };
@@ -86,9 +87,7 @@ struct Events {
     metrics: Metrics,
     client: OnceLock<Client>,
     closed: CancellationToken,
-    /// Whether there may be another server to go to: one of ours, or one that the server names.
-    several_servers: bool,
-    discovers: bool,
+    others: Others,
 }
 
 impl Events {
@@ -141,8 +140,7 @@ impl Events {
         let Some(client) = self.client.get().cloned() else {
             return;
         };
-        let named = self.discovers && client.server_info().connect_urls.len() > 1;
-        if self.several_servers || named {
+        if self.others.exist(&client) {
             let closed = self.closed.clone();
             tokio::spawn(async move {
                 tokio::select! {
@@ -285,14 +283,17 @@ impl Bus {
         let (link, mut link_rx) = watch::channel(Link::Down {
             since: Instant::now(),
         });
+        let others = Others {
+            named: options.urls.len() > 1,
+            discovers: tls || options.allow_plain,
+        };
         let events = Arc::new(Events {
             link,
             pending: Arc::clone(&pending),
             metrics: options.metrics.clone(),
             client: OnceLock::new(),
             closed: closed.clone(),
-            several_servers: options.urls.len() > 1,
-            discovers: tls || options.allow_plain,
+            others,
         });
         let (for_events, for_delay) = (Arc::clone(&events), Arc::clone(&events));
         let client = connect_options(&options, tls)
@@ -325,18 +326,7 @@ impl Bus {
         if !up {
             return Err(BusError::Disconnected);
         }
-        let prefix = inbox_prefix(options.role, &options.installation);
-        let patience = options.timing.ack_timeout;
-        let wire = Wire::start(
-            client,
-            &prefix,
-            pending,
-            link_rx,
-            closed.clone(),
-            patience,
-            options.metrics.clone(),
-        )
-        .await?;
+        let wire = Wire::start(client, &options, others, pending, link_rx, closed.clone()).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 names: Names::new(options.installation.clone()),

@@ -31,6 +31,7 @@ mod names;
 mod options;
 mod patience;
 pub mod permissions;
+mod reach;
 mod read;
 mod readiness;
 mod requests;

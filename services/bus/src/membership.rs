@@ -28,6 +28,9 @@ const WAITING: usize = 16;
 /// How long a last word may take.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
+/// After so many renewals in a row that failed, another server of NATS is tried.
+const MISSED: u32 = 2;
+
 /// What the thread tells.
 #[derive(Debug)]
 pub(crate) enum News {
@@ -176,12 +179,14 @@ impl Thread {
         let period = self.timing.member_renew;
         let mut revision = None;
         let mut asked_to_drain = None;
+        let mut failed = 0;
         loop {
             let begun = Instant::now();
             let leaving = self.shared.leaving.load(Ordering::Acquire);
             match timeout(period, self.renew(&bus, revision, leaving)).await {
                 Ok(Ok(Renewal::Stored(stored))) => {
                     revision = Some(stored);
+                    failed = 0;
                     self.tell(News::Renewed { at: begun });
                     if leaving {
                         self.shared.left.notify_one();
@@ -196,11 +201,17 @@ impl Thread {
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "the membership was not renewed");
                     self.tell(News::Failed);
+                    failed += 1;
                 }
                 Err(_elapsed) => {
                     tracing::debug!("the membership was not renewed in time");
                     self.tell(News::Failed);
+                    failed += 1;
                 }
+            }
+            if failed >= MISSED {
+                // The others take it for dead after as many again.
+                bus.wire().leave("the membership cannot be renewed").await;
             }
             tokio::select! {
                 // Whichever is first; nothing is held by either.

@@ -20,6 +20,8 @@ pub const READS: &str = "bus_reads";
 pub const CALLS_FAILED: &str = "bus_calls_failed";
 /// `bus_connects_total`: connections made, the first one included.
 pub const CONNECTS: &str = "bus_connects";
+/// `bus_detours_total`: connections given up since their server did not answer for a stream: another may have the way to it.
+pub const DETOURS: &str = "bus_detours";
 /// `bus_link_up`: 1 while connected.
 pub const LINK_UP: &str = "bus_link_up";
 /// `bus_pending`: requests that wait for an answer.
@@ -58,6 +60,7 @@ pub struct Metrics {
     calls_failed: Family<CodeLabel, Counter>,
     owner_requests: Family<Outcome, Counter>,
     pub(crate) connects: Counter,
+    pub(crate) detours: Counter,
     pub(crate) link_up: Gauge,
     pub(crate) pending: Gauge,
     pub(crate) consumers_made: Counter,
@@ -77,6 +80,7 @@ impl Default for Metrics {
             calls_failed: Family::default(),
             owner_requests: Family::default(),
             connects: Counter::default(),
+            detours: Counter::default(),
             link_up: Gauge::default(),
             pending: Gauge::default(),
             consumers_made: Counter::default(),
@@ -118,6 +122,11 @@ impl Metrics {
             CONNECTS,
             "Connections made to NATS",
             metrics.connects.clone(),
+        );
+        registry.register(
+            DETOURS,
+            "Connections to NATS given up since a stream did not answer over them",
+            metrics.detours.clone(),
         );
         registry.register(
             LINK_UP,

@@ -22,7 +22,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{BusError, Link, Metrics};
+use crate::{
+    BusError, BusOptions, Link, Metrics,
+    permissions::inbox_prefix,
+    reach::{Others, Reach},
+};
 
 /// One answer, or why there will be none.
 type Answer = Result<Message, Failure>;
@@ -159,19 +163,21 @@ pub(crate) struct Wire {
     /// How long an answer is waited for where nothing else is said.
     patience: Duration,
     metrics: Metrics,
+    reach: Reach,
+    others: Others,
 }
 
 impl Wire {
     /// Subscribes to the inbox and hands out answers until `closed`.
     pub(crate) async fn start(
         client: Client,
-        prefix: &str,
+        options: &BusOptions,
+        others: Others,
         pending: Arc<Pending>,
         link: watch::Receiver<Link>,
         closed: CancellationToken,
-        patience: Duration,
-        metrics: Metrics,
     ) -> Result<Self, BusError> {
+        let prefix = inbox_prefix(options.role, &options.installation);
         let inbox = format!("{prefix}.{:016x}", rand::random::<u64>());
         let answers = client
             .subscribe(format!("{inbox}.*"))
@@ -185,8 +191,10 @@ impl Wire {
             pending,
             link,
             closed,
-            patience,
-            metrics,
+            patience: options.timing.ack_timeout,
+            metrics: options.metrics.clone(),
+            reach: Reach::new(options.timing.member_dead),
+            others,
         })
     }
 
@@ -331,15 +339,47 @@ impl Wire {
         patience: Duration,
     ) -> Result<Message, BusError> {
         self.check_up()?;
-        let deadline = Instant::now() + patience;
+        let asked = Instant::now();
+        let deadline = asked + patience;
         let (tx, rx) = oneshot::channel();
         let (_ticket, reply) = self.register(subject, Waiter::One(tx));
         self.send(subject, Some(reply), headers, payload, deadline)
             .await?;
-        match timeout_at(deadline, rx).await {
+        let answer = match timeout_at(deadline, rx).await {
             Ok(answer) => self.judge(answer.unwrap_or(Err(Failure::Disconnected)), subject),
             Err(_elapsed) => Err(self.failed(BusError::Timeout(patience))),
+        };
+        match &answer {
+            // Nobody listens where this server has a way to.
+            Err(BusError::Timeout(_) | BusError::NoStream(_)) => {
+                let now = Instant::now();
+                if self.reach.unanswered(subject, asked, now) {
+                    self.reconnect(subject).await;
+                }
+            }
+            Ok(_) => self.reach.answered(subject),
+            Err(_) => {}
         }
+        answer
+    }
+
+    /// Looks for another server at once, unless there is none or the last time is too near.
+    pub(crate) async fn leave(&self, why: &str) {
+        if self.reach.may_leave(Instant::now()) {
+            self.reconnect(why).await;
+        }
+    }
+
+    async fn reconnect(&self, why: &str) {
+        if !self.others.exist(&self.client) || !self.is_up() {
+            return;
+        }
+        tracing::warn!(
+            why,
+            "this NATS server does not answer, or has no way to the one that would: trying another"
+        );
+        self.metrics.detours.inc();
+        let _ = self.client.force_reconnect().await;
     }
 
     /// Asks and waits for up to `most` answers.

@@ -2,7 +2,7 @@
 
 use mailbell_bus::{Bus, BusOptions, Filter, Followed, Link, Role};
 use mailbell_core::ids::Group;
-use mailbell_test_servers::{NatsCluster, NatsOptions};
+use mailbell_test_servers::{NatsCluster, NatsOptions, proxy::Mode};
 use serde_json::{Value, json};
 
 use crate::world::{PASSWORD, account, api, event, followed, insist, options, soon, uid, users};
@@ -17,7 +17,11 @@ async fn cluster() -> NatsCluster {
     )
     .await
     .unwrap();
-    let setup = connect(&cluster, Role::Setup).await;
+    set_up(&connect(&cluster, Role::Setup).await).await;
+    cluster
+}
+
+async fn set_up(setup: &Bus) {
     soon(async {
         // A cluster that has just begun places no stream.
         while let Err(error) = setup.setup().await {
@@ -26,7 +30,6 @@ async fn cluster() -> NatsCluster {
     })
     .await;
     assert_eq!(setup.verify().await.unwrap().drift, []);
-    cluster
 }
 
 #[tokio::test]
@@ -160,6 +163,53 @@ async fn without_a_quorum_followers_say_that_they_hear_nothing() {
         cluster.nodes[node].restart().await.unwrap();
     }
     assert!(matches!(followed(&mut lost).await, Followed::Made { .. }));
+}
+
+/// Nodes pass nothing on for others: what the leader alone can answer is silence for as long as its route to this node stays so,
+/// while all else goes on. NATS itself notices such a route after minutes. Without copies nobody else can lead.
+#[tokio::test]
+async fn a_server_without_a_way_to_the_leader_of_a_log_is_left() {
+    let cluster = NatsCluster::start_cuttable(
+        3,
+        NatsOptions {
+            config: users(),
+            ..NatsOptions::default()
+        },
+    )
+    .await
+    .unwrap();
+    let setup = Bus::connect(options(&cluster.url(), Role::Setup)).await;
+    set_up(&setup.unwrap()).await;
+    let account = account(5, 0);
+    let stream = format!("MB_main_LOG_{}", account.partition().group());
+    let leader = cluster.stream_leader(&stream).await.unwrap();
+    let nodes = cluster.nodes.iter().enumerate();
+    let others: Vec<String> = nodes
+        .filter(|(node, _)| *node != leader)
+        .map(|(_, node)| node.url())
+        .collect();
+    let watcher = Bus::connect(options(&others.join(","), Role::Watcher)).await;
+    let watcher = watcher.unwrap();
+    let logs = watcher.logs().await.unwrap();
+    let node = node_of(&cluster, "watcher").await;
+    cluster.route(node, leader, Mode::STALLED).unwrap();
+    insist(&logs, &event(&account, 1)).await;
+    assert_ne!(node_of(&cluster, "watcher").await, node);
+}
+
+/// Where the only connection of a role's user is.
+async fn node_of(cluster: &NatsCluster, user: &str) -> usize {
+    for (number, node) in cluster.nodes.iter().enumerate() {
+        let page = node.monitor("/connz?auth=true").await.unwrap();
+        let connections = page["connections"].as_array().unwrap();
+        if connections
+            .iter()
+            .any(|connection| connection["authorized_user"] == user)
+        {
+            return number;
+        }
+    }
+    panic!("{user} is connected nowhere");
 }
 
 #[tokio::test]
