@@ -308,7 +308,12 @@ impl Accounts {
             .entries
             .entry(account.clone())
             .or_insert_with(|| Entry::new(Arc::clone(&record)));
-        entry.record = Arc::clone(&record);
+        let before = std::mem::replace(&mut entry.record, Arc::clone(&record));
+        let changed = before != record;
+        if changed {
+            // A person may have mended what made it crash.
+            entry.crashes = None;
+        }
         match entry.state {
             State::Running { .. } => {
                 if let Some(slot) = self.registry.session(&account) {
@@ -324,7 +329,7 @@ impl Accounts {
                     self.start(&account, epoch, Begin::Alone(None));
                 }
             }
-            // It begins with the newest record.
+            State::Quarantined(_) if changed => self.end_quarantine(&account),
             State::Quarantined(_) | State::Purged => {}
         }
     }
@@ -469,16 +474,23 @@ impl Accounts {
                     slot.hurry();
                 }
             }
-            Some(State::Quarantined(quarantine)) => {
-                let waiting = (quarantine.until(), account.clone());
-                // Not there: its partition is being handed over.
-                if self.quarantined.remove(&waiting)
-                    && let Some(epoch) = self.registry.epoch(account.partition())
-                {
-                    self.start(account, epoch, Begin::Alone(None));
-                }
-            }
+            Some(State::Quarantined(_)) => self.end_quarantine(account),
             Some(State::Resting | State::Purged) | None => {}
+        }
+    }
+
+    /// Begins the session of an account that waits in quarantine, with the newest record.
+    fn end_quarantine(&mut self, account: &AccountId) {
+        let Some(State::Quarantined(quarantine)) = self.entry(account).map(|entry| &entry.state)
+        else {
+            return;
+        };
+        let waiting = (quarantine.until(), account.clone());
+        // Not there: its partition is being handed over.
+        if self.quarantined.remove(&waiting)
+            && let Some(epoch) = self.registry.epoch(account.partition())
+        {
+            self.start(account, epoch, Begin::Alone(None));
         }
     }
 
