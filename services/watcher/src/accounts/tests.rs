@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use mailbell_bus::state::PartitionRecords;
+use mailbell_core::{ids::Group, records::Version};
 use mailbell_proto::push::v1::Health;
 
 use super::*;
