@@ -1,4 +1,7 @@
-//! The accounts of this watcher and their sessions: who runs, who begins, who is over and why.
+//! The accounts of this watcher and their sessions: who runs, who begins, who is over and why. What account records say is in
+//! `records.rs`.
+
+mod records;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -6,12 +9,11 @@ use std::{
     time::Duration,
 };
 
-use mailbell_bus::state::PartitionRecords;
 use mailbell_core::{
     backoff::Backoff,
-    ids::{AccountId, Group, OwnerEpoch, Partition},
+    ids::{AccountId, OwnerEpoch, Partition},
     ownership::Flush,
-    records::{Merge, Version},
+    records::Merge,
     session::{Known, Stop},
 };
 use mailbell_proto::{
@@ -23,6 +25,8 @@ use tokio::{
     time::Instant,
 };
 
+pub(crate) use self::records::Reread;
+use self::records::shared;
 use crate::{
     acquire::Found,
     driver::{Context, Driver, End},
@@ -79,13 +83,6 @@ struct Owned {
     entries: HashMap<AccountId, Entry>,
     /// Its sessions are to end in order, and none begins any more.
     handing_over: bool,
-}
-
-/// The records of a partition are to be read anew.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reread {
-    pub(crate) partition: Partition,
-    tenure: u64,
 }
 
 /// How a session begins.
@@ -221,122 +218,6 @@ impl Accounts {
         true
     }
 
-    /// An account was added or changed.
-    pub(crate) fn put(&mut self, account: AccountId, version: Version, record: AccountRecord) {
-        let Some(owned) = self.partitions.get_mut(&account.partition()) else {
-            return;
-        };
-        let record = Some(Arc::new(record));
-        if let Some((account, Some(record))) = owned.merge.on_change(account, version, record) {
-            self.set(account, record);
-        }
-    }
-
-    /// The record is gone: its tombstone has aged out, or somebody deleted it.
-    pub(crate) fn delete(&mut self, account: AccountId, version: Version) {
-        let Some(owned) = self.partitions.get_mut(&account.partition()) else {
-            return;
-        };
-        if let Some((account, None)) = owned.merge.on_change(account, version, None) {
-            self.forget(account);
-        }
-    }
-
-    /// Changes of this group may have been missed before this history began: see [`Accounts::rereads`].
-    pub(crate) fn restarted(&mut self, group: Group, history: u32) {
-        for partition in group.partitions() {
-            if let Some(owned) = self.partitions.get_mut(&partition) {
-                owned.merge.on_restarted(history);
-            }
-        }
-    }
-
-    /// The partitions whose records are to be read anew: [`Accounts::reread`] takes what was read. Each is named once.
-    pub(crate) fn rereads(&mut self) -> Vec<Reread> {
-        let mut rereads = Vec::new();
-        for (partition, owned) in &mut self.partitions {
-            if owned.merge.wants_read() {
-                owned.merge.begin_read();
-                rereads.push(Reread {
-                    partition: *partition,
-                    tenure: owned.tenure,
-                });
-            }
-        }
-        rereads
-    }
-
-    /// All records of a partition, read anew. What was not found is not there any more.
-    pub(crate) fn reread(&mut self, reread: Reread, read: PartitionRecords) {
-        let Some(owned) = self.partitions.get_mut(&reread.partition) else {
-            return;
-        };
-        if owned.tenure != reread.tenure {
-            return;
-        }
-        let all = owned.merge.on_read(read.version, shared(read.records));
-        let gone: Vec<AccountId> = owned
-            .entries
-            .keys()
-            .filter(|account| !all.contains_key(account))
-            .cloned()
-            .collect();
-        let changed: Vec<(AccountId, Arc<AccountRecord>)> = all
-            .into_iter()
-            .filter(|(account, record)| {
-                let known = owned.entries.get(account);
-                known.is_none_or(|entry| entry.record != *record)
-            })
-            .collect();
-        if !gone.is_empty() {
-            tracing::error!(partition = %reread.partition, accounts = gone.len(), "account records were lost: restore them from a backup");
-        }
-        for account in gone {
-            self.forget(account);
-        }
-        for (account, record) in changed {
-            self.set(account, record);
-        }
-    }
-
-    /// This is the account's record now.
-    fn set(&mut self, account: AccountId, record: Arc<AccountRecord>) {
-        let Some(owned) = self.partitions.get_mut(&account.partition()) else {
-            return;
-        };
-        let entry = owned
-            .entries
-            .entry(account.clone())
-            .or_insert_with(|| Entry::new(Arc::clone(&record)));
-        entry.record = Arc::clone(&record);
-        match entry.state {
-            State::Running { .. } => {
-                if let Some(slot) = self.registry.session(&account) {
-                    if record.removed_at_ms > 0 {
-                        slot.stop(Stop::Removed);
-                    } else {
-                        slot.change(record);
-                    }
-                }
-            }
-            State::Resting => {
-                if let Some(epoch) = self.registry.epoch(account.partition()) {
-                    self.start(&account, epoch, Begin::Alone(None));
-                }
-            }
-            // It begins with the newest record.
-            State::Quarantined(_) | State::Purged => {}
-        }
-    }
-
-    /// The account is not there any more.
-    fn forget(&mut self, account: AccountId) {
-        let owned = self.partitions.get_mut(&account.partition());
-        if let Some(entry) = owned.and_then(|owned| owned.entries.remove(&account)) {
-            self.end(account, &entry);
-        }
-    }
-
     /// Ends what there is of a session whose entry is gone.
     fn end(&mut self, account: AccountId, entry: &Entry) {
         if let Some(slot) = self.registry.session(&account) {
@@ -469,16 +350,23 @@ impl Accounts {
                     slot.hurry();
                 }
             }
-            Some(State::Quarantined(quarantine)) => {
-                let waiting = (quarantine.until(), account.clone());
-                // Not there: its partition is being handed over.
-                if self.quarantined.remove(&waiting)
-                    && let Some(epoch) = self.registry.epoch(account.partition())
-                {
-                    self.start(account, epoch, Begin::Alone(None));
-                }
-            }
+            Some(State::Quarantined(_)) => self.end_quarantine(account),
             Some(State::Resting | State::Purged) | None => {}
+        }
+    }
+
+    /// Begins the session of an account that waits in quarantine, with the newest record.
+    fn end_quarantine(&mut self, account: &AccountId) {
+        let Some(State::Quarantined(quarantine)) = self.entry(account).map(|entry| &entry.state)
+        else {
+            return;
+        };
+        let waiting = (quarantine.until(), account.clone());
+        // Not there: its partition is being handed over.
+        if self.quarantined.remove(&waiting)
+            && let Some(epoch) = self.registry.epoch(account.partition())
+        {
+            self.start(account, epoch, Begin::Alone(None));
         }
     }
 
@@ -601,13 +489,6 @@ impl Accounts {
         self.purges.shutdown().await;
         self.tasks.shutdown().await;
     }
-}
-
-fn shared(
-    records: Vec<(AccountId, AccountRecord)>,
-) -> impl Iterator<Item = (AccountId, Arc<AccountRecord>)> {
-    let share = |(account, record)| (account, Arc::new(record));
-    records.into_iter().map(share)
 }
 
 /// One session from its load to its end.

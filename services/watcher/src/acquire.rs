@@ -52,6 +52,7 @@ pub(crate) struct Loaded {
 pub(crate) struct Found {
     /// The account records of each partition.
     pub(crate) records: Vec<PartitionRecords>,
+    /// Accounts of which all is known. Whoever is not here loads what there is of it by itself.
     pub(crate) known: HashMap<AccountId, Known>,
     /// Accounts whose checkpoint cannot be read, with what bounds the claim for as long as it is so: what the log has of them is
     /// not stored anywhere else.
@@ -321,6 +322,14 @@ async fn load(load: &Load) -> Result<Found, BusError> {
                     fold(known, log_id, entry.position, &event);
                 }
             }
+        }
+    }
+    // Who has no checkpoint, and nothing in what was read, begins with nothing: there is nothing more to ask about it. Not so one
+    // that was removed: if its checkpoint was lost, only all of its log says whether devices are to be told.
+    let folded = |read: &&PartitionRecords| begins.contains_key(&read.partition);
+    for (account, record) in records.iter().filter(folded).flat_map(|read| &read.records) {
+        if record.removed_at_ms == 0 && !unreadable.contains_key(account) {
+            known.entry(account.clone()).or_default();
         }
     }
     Ok(Found {

@@ -36,7 +36,7 @@ pub struct Options {
     pub page_time: Duration,
     /// Its share of the partitions, relative to the others' (100).
     pub weight: u32,
-    /// The most accounts that it takes (none: no limit). Others get what it has no room for.
+    /// The most accounts that it takes, to within a tenth (none: no limit). Others get what it has no room for.
     pub most_accounts: Option<u32>,
     /// Watchers with the same name here share one address towards mail servers, and so a provider's budget.
     pub egress: String,

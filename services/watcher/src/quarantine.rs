@@ -1,4 +1,5 @@
-//! An account whose session ended by itself: it waits, and says so.
+//! An account whose session ended by itself: it waits, and says so in its status and the metrics. Devices are not told: what is
+//! appended has to be in a checkpoint, and bound the claim until it is, and that is a session's work.
 
 use std::{
     sync::Arc,

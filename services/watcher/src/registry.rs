@@ -4,14 +4,12 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
+use crate::slot::{Counts, Slot};
 use mailbell_core::ids::{AccountId, LogId, OwnerEpoch, Partition, Position};
-use mailbell_proto::push::v1::Health;
-
-use crate::slot::Slot;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -20,6 +18,8 @@ pub(crate) struct Registry {
     /// Partitions whose sessions have all begun.
     partitions: RwLock<HashMap<Partition, OwnerEpoch>>,
     draining: AtomicBool,
+    /// Of the sessions that are here.
+    counts: Arc<Counts>,
 }
 
 impl Registry {
@@ -34,7 +34,10 @@ impl Registry {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let partition = sessions.entry(slot.account.partition()).or_default();
-        partition.insert(slot.account.clone(), slot);
+        slot.count_in(Some(Arc::clone(&self.counts)));
+        if let Some(before) = partition.insert(slot.account.clone(), slot) {
+            before.count_in(None);
+        }
     }
 
     pub(crate) fn remove(&self, account: &AccountId) {
@@ -44,7 +47,9 @@ impl Registry {
             .unwrap_or_else(PoisonError::into_inner);
         let partition = account.partition();
         if let Some(of_partition) = sessions.get_mut(&partition) {
-            of_partition.remove(account);
+            if let Some(removed) = of_partition.remove(account) {
+                removed.count_in(None);
+            }
             if of_partition.is_empty() {
                 sessions.remove(&partition);
             }
@@ -91,23 +96,18 @@ impl Registry {
 
     /// How many sessions there are.
     pub(crate) fn sessions(&self) -> usize {
-        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        sessions.values().map(HashMap::len).sum()
+        self.counts.all.load(Ordering::Relaxed)
     }
 
-    /// How many sessions there are, how many of them watch, and how many have just begun. Looks at each of them.
+    /// How many sessions there are, how many of them watch, and how many have just begun.
     pub(crate) fn count(&self) -> (usize, usize, usize) {
-        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let (mut all, mut watching, mut starting) = (0, 0, 0);
-        for slot in sessions.values().flat_map(HashMap::values) {
-            all += 1;
-            match slot.health() {
-                Health::Watching => watching += 1,
-                Health::Starting => starting += 1,
-                _ => {}
-            }
-        }
-        (all, watching, starting)
+        let Counts {
+            all,
+            watching,
+            starting,
+        } = &*self.counts;
+        let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        (count(all), count(watching), count(starting))
     }
 
     /// All sessions of these partitions have begun; how many there are now.
@@ -147,5 +147,47 @@ impl Registry {
         {
             slot.renew(epoch);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mailbell_core::ownership::Flush;
+    use mailbell_proto::push::v1::Health;
+
+    use super::*;
+
+    fn slot(account: &str) -> Arc<Slot> {
+        let account = account.parse().unwrap();
+        Arc::new(Slot::new(account, Flush::default()))
+    }
+
+    #[test]
+    fn sessions_are_counted_for_as_long_as_they_are_here() {
+        let registry = Registry::default();
+        let [one, other] = [
+            "default.01ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "acme.01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        ]
+        .map(slot);
+        registry.insert(Arc::clone(&one));
+        registry.insert(Arc::clone(&other));
+        assert_eq!((registry.sessions(), registry.count()), (2, (2, 0, 2)));
+        one.set_health(Health::Watching);
+        other.set_health(Health::Retrying);
+        assert_eq!(registry.count(), (2, 1, 0));
+        // It begins anew while the one before still ends.
+        let next = slot(&one.account.to_string());
+        registry.insert(Arc::clone(&next));
+        assert_eq!(registry.count(), (2, 0, 1));
+        one.set_health(Health::Starting);
+        next.set_health(Health::Watching);
+        assert_eq!(registry.count(), (2, 1, 0));
+        registry.remove(&next.account);
+        next.set_health(Health::Starting);
+        assert_eq!(registry.count(), (1, 0, 0));
+        registry.remove(&next.account);
+        registry.remove(&other.account);
+        assert_eq!((registry.sessions(), registry.count()), (0, (0, 0, 0)));
     }
 }

@@ -29,6 +29,7 @@ use crate::{
     ledger::BusLedger,
     registry::Registry,
     requests::Answers,
+    room::room,
     wait::{finished, until},
     watcher::Watcher,
 };
@@ -396,19 +397,11 @@ impl Running {
         self.context.gate.share(held, of);
     }
 
-    /// Turns the limit of accounts into one of partitions, by how many accounts a partition has here. Moved only when it is off
-    /// by a tenth, since each change moves partitions.
+    /// Tells the others how many partitions this watcher has room for, when that has changed.
     fn limit(&mut self, most: u32) {
         let served = u32::try_from(self.registry.partitions().len()).unwrap_or(u32::MAX);
         let accounts = u32::try_from(self.registry.sessions()).unwrap_or(u32::MAX);
-        if served == 0 || accounts == 0 {
-            return;
-        }
-        let room = u64::from(most) * u64::from(served) / u64::from(accounts);
-        let room = u32::try_from(room)
-            .unwrap_or(u32::MAX)
-            .clamp(1, u32::from(PARTITIONS));
-        if room.abs_diff(self.room) * 10 > self.room {
+        if let Some(room) = room(most, served, accounts, self.room) {
             self.room = room;
             self.shards.limit(room);
         }

@@ -5,7 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use mailbell_core::{
@@ -46,6 +49,38 @@ pub(crate) struct Told {
     pub(crate) hurry: bool,
 }
 
+/// How many sessions there are, and how they are: counted as that changes, since nobody can look at each of them every second.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) all: AtomicUsize,
+    pub(crate) watching: AtomicUsize,
+    /// Those that have just begun.
+    pub(crate) starting: AtomicUsize,
+}
+
+impl Counts {
+    fn of(&self, health: Health) -> impl Iterator<Item = &AtomicUsize> {
+        let among = match health {
+            Health::Watching => Some(&self.watching),
+            Health::Starting => Some(&self.starting),
+            _ => None,
+        };
+        among.into_iter().chain([&self.all])
+    }
+
+    fn enter(&self, health: Health) {
+        for count in self.of(health) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn leave(&self, health: Health) {
+        for count in self.of(health) {
+            count.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct State {
     stop: Option<Stop>,
@@ -55,6 +90,8 @@ struct State {
     hurry: bool,
     flush: Flush,
     health: Health,
+    /// Where it counts, for as long as it is the account's session.
+    counts: Option<Arc<Counts>>,
     closed: bool,
 }
 
@@ -80,6 +117,7 @@ impl Slot {
                 hurry: false,
                 flush,
                 health: Health::Starting,
+                counts: None,
                 closed: false,
             }),
         }
@@ -183,7 +221,23 @@ impl Slot {
     }
 
     pub(crate) fn set_health(&self, health: Health) {
-        self.state().health = health;
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.health, health);
+        if let Some(counts) = &state.counts {
+            counts.leave(before);
+            counts.enter(health);
+        }
+    }
+
+    /// Counts here from now on, and no longer where it counted; nowhere, if there is nothing.
+    pub(crate) fn count_in(&self, counts: Option<Arc<Counts>>) {
+        let mut state = self.state();
+        if let Some(counts) = &counts {
+            counts.enter(state.health);
+        }
+        if let Some(before) = std::mem::replace(&mut state.counts, counts) {
+            before.leave(state.health);
+        }
     }
 
     pub(crate) fn health(&self) -> Health {

@@ -159,6 +159,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         Health::new(),
     )?;
     let (drain, drained) = Drain::new();
+    let traffic = Traffic::of(nats.monitor_port()).await?;
     let begun = Instant::now();
     let running = tokio::spawn(watcher.run(drained));
     let owned = until_owned(&handle, args.partitions).await?;
@@ -168,7 +169,11 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         begun.elapsed()
     );
     Traffic::until_quiet(nats.monitor_port(), LIMIT).await?;
-    println!("all have said how they are after {:.1?}", begun.elapsed());
+    println!(
+        "all have said how they are after {:.1?} and {} messages to NATS",
+        begun.elapsed(),
+        Traffic::of(nats.monitor_port()).await?.received - traffic.received
+    );
     let resident = resident_kib(std::process::id()).unwrap_or_default();
     let grown = resident.saturating_sub(before);
     println!(

@@ -2,12 +2,14 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use mailbell_bus::state::PartitionRecords;
+use mailbell_core::{ids::Group, records::Version};
 use mailbell_proto::push::v1::Health;
 
 use super::*;
 use crate::driver::tests::{
     context,
-    log::{Logs, MemoryLog},
+    log::{Fate, Logs, MemoryLog},
     record,
     server::Server,
     watching,
@@ -83,21 +85,41 @@ async fn world() -> (World, AccountId, AccountId) {
     (world, one, two)
 }
 
+impl World {
+    /// Lets the account's session panic; how long it is quarantined.
+    async fn crash(&mut self, account: &AccountId) -> Duration {
+        self.context.panics.store(1, SeqCst);
+        let slot = self.registry.session(account).unwrap();
+        slot.change(Arc::new(record()));
+        let ended = self.accounts.ended().await;
+        assert!(ended.as_ref().is_err_and(JoinError::is_panic));
+        self.quarantined(ended)
+    }
+
+    /// A session ended so; how long it is quarantined.
+    fn quarantined(&mut self, ended: Ended) -> Duration {
+        self.accounts.on_ended(ended);
+        assert_eq!(self.context.metrics.quarantined.get(), 1);
+        let until = self.accounts.quarantine_ends().unwrap();
+        until.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits until the quarantine is over.
+    async fn sit_out(&mut self) {
+        let until = self.accounts.quarantine_ends().unwrap();
+        tokio::time::sleep_until(until).await;
+        self.accounts.end_quarantines();
+        assert_eq!(self.context.metrics.quarantined.get(), 0);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_quarantined_and_leaves_neighbours_alone() {
     let (mut world, one, two) = world().await;
     let mut pauses = Vec::new();
     for round in 1..=6 {
-        world.context.panics.store(1, SeqCst);
-        let slot = world.registry.session(&one).unwrap();
-        slot.change(Arc::new(record()));
-        let ended = world.accounts.ended().await;
-        assert!(ended.as_ref().is_err_and(JoinError::is_panic));
-        world.accounts.on_ended(ended);
-        let until = world.accounts.quarantine_ends().unwrap();
-        pauses.push(until.saturating_duration_since(Instant::now()));
-        assert_eq!(world.context.metrics.quarantined.get(), 1);
-        let log = &world.logs.0[&one];
+        pauses.push(world.crash(&one).await);
+        let log = world.logs.0[&one].clone();
         log.until_shown(Health::Retrying, "quarantined").await;
         // Meanwhile the neighbour hears what comes, over the connection that it had.
         let uid = 1 + round;
@@ -105,12 +127,10 @@ async fn a_panic_is_quarantined_and_leaves_neighbours_alone() {
         let told: Vec<u32> = (2..=uid).collect();
         world.logs.0[&two].until_arrived(&told).await;
         assert_eq!(world.server.look(|mailbox| mailbox.logins), 1 + round);
-        tokio::time::sleep_until(until).await;
-        world.accounts.end_quarantines();
+        world.sit_out().await;
         world.logs.0[&one].until_arrived(&told).await;
         world.server.until(|mailbox| mailbox.idling == 2).await;
         log.until_shown(Health::Watching, "watching").await;
-        assert_eq!(world.context.metrics.quarantined.get(), 0);
     }
     assert!(
         pauses.iter().all(|pause| *pause >= Duration::from_secs(1)),
@@ -125,11 +145,7 @@ async fn a_panic_is_quarantined_and_leaves_neighbours_alone() {
 #[tokio::test(start_paused = true)]
 async fn who_is_asked_to_hurry_waits_in_quarantine_no_more() {
     let (mut world, one, two) = world().await;
-    world.context.panics.store(1, SeqCst);
-    let slot = world.registry.session(&one).unwrap();
-    slot.change(Arc::new(record()));
-    let ended = world.accounts.ended().await;
-    world.accounts.on_ended(ended);
+    world.crash(&one).await;
     let log = world.logs.0[&one].clone();
     log.until_shown(Health::Retrying, "quarantined").await;
     let since = Instant::now();
@@ -143,6 +159,91 @@ async fn who_is_asked_to_hurry_waits_in_quarantine_no_more() {
     world.server.deliver(2);
     world.logs.0[&two].until_arrived(&[2]).await;
     assert_eq!(world.server.look(|mailbox| mailbox.logins), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_others_write_is_quarantined_too() {
+    let (mut world, one, _) = world().await;
+    let log = world.logs.0[&one].clone();
+    log.with(|state| state.store_fates.extend([Fate::Conflict; 6]));
+    world.server.deliver(2);
+    log.until_arrived(&[2]).await;
+    let mut pauses = Vec::new();
+    for _ in 0..6 {
+        let ended = world.accounts.ended().await;
+        assert_eq!(ended.as_ref().unwrap().1, End::Conflict);
+        pauses.push(world.quarantined(ended));
+        log.until_shown(Health::Retrying, "quarantined").await;
+        world.sit_out().await;
+        log.until_shown(Health::Watching, "watching").await;
+    }
+    assert!(
+        pauses.iter().all(|pause| *pause >= Duration::from_secs(1)),
+        "{pauses:?}"
+    );
+    assert!(
+        pauses.iter().any(|pause| *pause > Duration::from_secs(2)),
+        "{pauses:?}"
+    );
+    // The others are gone: it is stored, and nothing was told twice.
+    log.until(|state| state.checkpoint.as_ref().unwrap().1 == 2)
+        .await;
+    assert_eq!(log.arrived(), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_record_ends_the_quarantine_and_makes_the_next_one_short() {
+    let (mut world, one, _) = world().await;
+    let log = world.logs.0[&one].clone();
+    for _ in 0..6 {
+        world.crash(&one).await;
+        world.sit_out().await;
+        log.until_shown(Health::Watching, "watching").await;
+    }
+    world.crash(&one).await;
+    log.until_shown(Health::Retrying, "quarantined").await;
+    let until = world.accounts.quarantine_ends();
+    world.accounts.put(one.clone(), at(5), record());
+    assert_eq!(world.accounts.quarantine_ends(), until, "nothing changed");
+    let since = Instant::now();
+    let changed = AccountRecord {
+        credential_version: 2,
+        ..record()
+    };
+    world.accounts.put(one.clone(), at(6), changed);
+    assert_eq!(world.accounts.quarantine_ends(), None);
+    assert_eq!(world.context.metrics.quarantined.get(), 0);
+    log.until_shown(Health::Watching, "watching").await;
+    assert!(since.elapsed() < Duration::from_secs(1));
+    // What made it crash may be mended: it is tried as soon as the first time, and then later and later.
+    assert_eq!(world.crash(&one).await, Duration::from_secs(1));
+    world.sit_out().await;
+    log.until_shown(Health::Watching, "watching").await;
+    assert!(world.crash(&one).await > Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_paused_or_removed_in_quarantine_is_so_at_once() {
+    let (mut world, one, two) = world().await;
+    world.crash(&one).await;
+    let paused = AccountRecord {
+        paused: true,
+        ..record()
+    };
+    world.accounts.put(one.clone(), at(5), paused);
+    let log = world.logs.0[&one].clone();
+    log.until_shown(Health::Paused, "paused").await;
+    world.crash(&two).await;
+    let tombstone = AccountRecord {
+        removed_at_ms: 5,
+        ..record()
+    };
+    world.accounts.put(two.clone(), at(6), tombstone);
+    assert_eq!(world.accounts.quarantine_ends(), None);
+    let ended = world.accounts.ended().await;
+    assert_eq!(ended.as_ref().unwrap().1, End::Removed);
+    world.accounts.on_ended(ended);
+    assert!(world.registry.session(&one).is_some() && world.registry.session(&two).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,11 +273,7 @@ async fn a_lost_partition_takes_only_its_own_sessions() {
 #[tokio::test(start_paused = true)]
 async fn who_is_lost_in_quarantine_counts_no_more() {
     let (mut world, one, _) = world().await;
-    world.context.panics.store(1, SeqCst);
-    let slot = world.registry.session(&one).unwrap();
-    slot.change(Arc::new(record()));
-    let ended = world.accounts.ended().await;
-    world.accounts.on_ended(ended);
+    world.crash(&one).await;
     assert_eq!(world.context.metrics.quarantined.get(), 1);
     assert!(world.accounts.lose(one.partition(), 1));
     assert_eq!(world.context.metrics.quarantined.get(), 0);
@@ -204,11 +301,7 @@ async fn a_tombstone_purges_and_stays_purged() {
 async fn the_claim_is_bound_over_a_crash() {
     let (mut world, one, _) = world().await;
     let log = world.logs.0[&one].clone();
-    log.with(|state| {
-        state
-            .store_fates
-            .extend([crate::driver::tests::log::Fate::Broken; 99])
-    });
+    log.with(|state| state.store_fates.extend([Fate::Broken; 99]));
     world.server.deliver(2);
     log.until_arrived(&[2]).await;
     // Its checkpoint is not stored: nobody may call the event flushed, whatever becomes of the session.
@@ -218,11 +311,7 @@ async fn the_claim_is_bound_over_a_crash() {
     };
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(bound(&world.registry), Some(0));
-    world.context.panics.store(1, SeqCst);
-    let slot = world.registry.session(&one).unwrap();
-    slot.change(Arc::new(record()));
-    let ended = world.accounts.ended().await;
-    world.accounts.on_ended(ended);
+    world.crash(&one).await;
     assert_eq!(bound(&world.registry), Some(0));
     tokio::time::sleep(Duration::from_secs(1)).await;
     world.accounts.end_quarantines();

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use mailbell_bus::{AskError, Role, Share, ShareOptions};
-use mailbell_core::event::Fact;
+use mailbell_core::{
+    event::Fact,
+    ids::{AccountId, Tenant},
+};
 use mailbell_proto::{
     bus::v1::{AccountRecord, OwnerRequest},
     push::v1::Health,
 };
 
 use mailbell_watcher::Error;
+use ulid::Ulid;
 
 use crate::world::{World, arrivals, assert_no_repeats, assert_numbered, mail};
 
@@ -199,6 +203,31 @@ async fn a_lost_checkpoint_is_rebuilt_from_the_log() {
         .await
         .unwrap();
     assert_eq!(world.until_arrived(&account, 2).await, ["one", "three"]);
+}
+
+#[tokio::test]
+async fn accounts_without_a_checkpoint_begin_with_what_their_partition_found() {
+    const ACCOUNTS: usize = 200;
+    let mut world = World::new().await;
+    world.drain(Duration::from_secs(20)).await.unwrap();
+    let one = AccountId::new(Tenant::default(), Ulid::generate());
+    let accounts = std::iter::repeat_with(|| AccountId::new(Tenant::default(), Ulid::generate()))
+        .filter(|account| account.partition() == one.partition())
+        .take(ACCOUNTS);
+    for account in accounts {
+        let record = AccountRecord {
+            paused: true,
+            ..world.record(&["INBOX"])
+        };
+        world.write(&account, record, None).await;
+    }
+    let reads = world.count_reads(one.group()).await;
+    world.start().await;
+    let paused = "mailbell_watcher_sessions{health=\"paused\"}";
+    world.until_metric(paused, ACCOUNTS as f64).await;
+    // What is asked is about the group and the partition. Beside it the group's log is asked every two seconds how far it is.
+    let count = reads.count();
+    assert!(0 < count && count < ACCOUNTS, "{count}");
 }
 
 #[tokio::test]

@@ -1,6 +1,12 @@
 //! A real Dovecot, a real nats-server, and a watcher between them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use mailbell_bus::{Bus, BusOptions, Filter, Followed, Logs, Role, state::Cas};
 use mailbell_core::{
@@ -58,6 +64,24 @@ struct Running {
     handle: Handle,
     registry: Arc<Registry>,
     health: ProcessHealth,
+}
+
+/// What was asked of JetStream; counted until it is dropped.
+pub(crate) struct Reads {
+    count: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Reads {
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(SeqCst)
+    }
+}
+
+impl Drop for Reads {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// As a mail server would deliver it.
@@ -177,6 +201,40 @@ impl World {
                 return lines.next_line().await.unwrap().unwrap();
             }
         }
+    }
+
+    /// Counts what everybody asks JetStream about the checkpoints and the log of this group from now on, as an operator may look on.
+    pub(crate) async fn count_reads(&self, group: Group) -> Reads {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.nats.port()))
+            .await
+            .unwrap();
+        stream
+            .write_all(b"CONNECT {\"verbose\":false}\r\nSUB $JS.API.> 1\r\nPING\r\n")
+            .await
+            .unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        while lines.next_line().await.unwrap().unwrap() != "PONG" {}
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let streams = [
+            format!("KV_MB_test_CKPT_{group}"),
+            format!("MB_test_LOG_{group}"),
+        ];
+        let task = tokio::spawn(async move {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let Some(call) = line.strip_prefix("MSG $JS.API.") else {
+                    continue;
+                };
+                let subject = call.split(' ').next().unwrap();
+                if subject
+                    .split('.')
+                    .any(|token| streams.iter().any(|stream| stream == token))
+                {
+                    counted.fetch_add(1, SeqCst);
+                }
+            }
+        });
+        Reads { count, task }
     }
 
     /// Leaves the log of this group no room for anything more; its configuration before that.

@@ -38,6 +38,8 @@ pub(crate) enum Fate {
     NoAnswer,
     /// It is not stored: there is no room.
     Refused,
+    /// It is not stored: somebody else wrote the checkpoint.
+    Conflict,
 }
 
 /// How long an answer is waited for.
@@ -226,7 +228,8 @@ impl Ledger for MemoryLog {
             if fate == Some(Fate::Broken) {
                 return Err(BusError::Disconnected);
             }
-            if state.checkpoint.as_ref().map_or(0, |(_, found)| *found) != revision {
+            let stored = state.checkpoint.as_ref().map_or(0, |(_, found)| *found);
+            if fate == Some(Fate::Conflict) || stored != revision {
                 return Ok(Cas::Conflict);
             }
             // As it is while the release before may come back: not all that is known is stored.

@@ -1,5 +1,6 @@
 //! A session's task on a paused clock, between a mail server and a log that do what the test says.
 
+mod idle;
 pub(crate) mod log;
 pub(crate) mod server;
 
