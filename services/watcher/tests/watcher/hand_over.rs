@@ -221,13 +221,34 @@ async fn accounts_without_a_checkpoint_begin_with_what_their_partition_found() {
         };
         world.write(&account, record, None).await;
     }
-    let reads = world.count_reads(one.group()).await;
+    let calls = world.note_calls(one.group()).await;
     world.start().await;
     let paused = "mailbell_watcher_sessions{health=\"paused\"}";
     world.until_metric(paused, ACCOUNTS as f64).await;
     // What is asked is about the group and the partition. Beside it the group's log is asked every two seconds how far it is.
-    let count = reads.count();
+    let count: usize = ["STREAM.INFO", "DIRECT.GET", "STREAM.MSG.GET"]
+        .iter()
+        .flat_map(|call| ["CKPT", "LOG"].map(|stream| calls.of(call, stream).len()))
+        .sum();
     assert!(0 < count && count < ACCOUNTS, "{count}");
+}
+
+#[tokio::test]
+async fn checkpoints_are_read_after_the_records() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.drain(Duration::from_secs(20)).await.unwrap();
+    let calls = world.note_calls(account.group()).await;
+    world.start().await;
+    // The checkpoint of an account is there before its record is: so an account that is found without one has none.
+    let (records, checkpoints) = (
+        calls.of("DIRECT.GET", "STATE"),
+        calls.of("STREAM.INFO", "CKPT"),
+    );
+    assert!(
+        records.first().unwrap() < checkpoints.first().unwrap(),
+        "{records:?}, {checkpoints:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,10 +1,7 @@
 //! A real Dovecot, a real nats-server, and a watcher between them.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -66,19 +63,32 @@ struct Running {
     health: ProcessHealth,
 }
 
-/// What was asked of JetStream; counted until it is dropped.
-pub(crate) struct Reads {
-    count: Arc<AtomicUsize>,
+/// What was asked of JetStream, in order; noted until it is dropped.
+pub(crate) struct Calls {
+    group: Group,
+    calls: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
-impl Reads {
-    pub(crate) fn count(&self) -> usize {
-        self.count.load(SeqCst)
+impl Calls {
+    /// Where in the order this was asked of a stream of the group: `STREAM.INFO` or `DIRECT.GET`, and `LOG`, `CKPT` or `STATE`.
+    pub(crate) fn of(&self, call: &str, stream: &str) -> Vec<usize> {
+        let log = if stream == "LOG" { "" } else { "KV_" };
+        let asked = format!("{call}.{log}MB_test_{stream}_{}", self.group);
+        let calls = self.calls.lock().unwrap();
+        let places = calls
+            .iter()
+            .enumerate()
+            .filter(|(_, call)| {
+                call.strip_prefix(&asked)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            })
+            .map(|(place, _)| place);
+        places.collect()
     }
 }
 
-impl Drop for Reads {
+impl Drop for Calls {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -203,8 +213,8 @@ impl World {
         }
     }
 
-    /// Counts what everybody asks JetStream about the checkpoints and the log of this group from now on, as an operator may look on.
-    pub(crate) async fn count_reads(&self, group: Group) -> Reads {
+    /// Notes what everybody asks JetStream about the streams of this group from now on, as an operator may look on.
+    pub(crate) async fn note_calls(&self, group: Group) -> Calls {
         let mut stream = TcpStream::connect(("127.0.0.1", self.nats.port()))
             .await
             .unwrap();
@@ -214,27 +224,17 @@ impl World {
             .unwrap();
         let mut lines = BufReader::new(stream).lines();
         while lines.next_line().await.unwrap().unwrap() != "PONG" {}
-        let count = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&count);
-        let streams = [
-            format!("KV_MB_test_CKPT_{group}"),
-            format!("MB_test_LOG_{group}"),
-        ];
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&calls);
         let task = tokio::spawn(async move {
             while let Some(line) = lines.next_line().await.unwrap() {
-                let Some(call) = line.strip_prefix("MSG $JS.API.") else {
-                    continue;
-                };
-                let subject = call.split(' ').next().unwrap();
-                if subject
-                    .split('.')
-                    .any(|token| streams.iter().any(|stream| stream == token))
-                {
-                    counted.fetch_add(1, SeqCst);
+                if let Some(call) = line.strip_prefix("MSG $JS.API.") {
+                    let call = call.split(' ').next().unwrap();
+                    noted.lock().unwrap().push(call.to_owned());
                 }
             }
         });
-        Reads { count, task }
+        Calls { group, calls, task }
     }
 
     /// Leaves the log of this group no room for anything more; its configuration before that.
