@@ -113,7 +113,7 @@ pub struct ShareArgs {
 
     /// The most accounts that it takes; what all watchers together have no room for is shown by `mailbell shards`
     ///
-    /// Accounts move by the thousandth part of all of them, so the limit is met to about that.
+    /// Accounts move by the thousandth part of all of them, and not for less than a tenth of the limit: it may be exceeded by so much.
     #[arg(
         long,
         env = "MAILBELL_MOST_ACCOUNTS",
