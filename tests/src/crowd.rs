@@ -52,7 +52,7 @@ pub struct CrowdOptions {
     pub watchers: usize,
     /// Whether each watcher has ways of its own, so that it can be cut off, and sessions are told apart by who holds them.
     pub own_ways: bool,
-    /// NATS; its layout and watchers are set here.
+    /// NATS, and what the first watchers have for themselves; the layout and the ways are set here.
     pub installation: Options,
 }
 
@@ -98,17 +98,19 @@ impl Crowd {
         }
         let mut installation = options.installation;
         installation.layout = Layout::Roles;
-        installation.watchers.clear();
+        let watchers = &mut installation.watchers;
+        watchers.resize_with(options.watchers, WatcherOptions::default);
         let mut ways = Vec::new();
-        for n in 0..options.watchers {
-            let mut watcher = WatcherOptions::default();
-            if options.own_ways {
+        if options.own_ways {
+            for n in 0..options.watchers {
                 let part = Part::Watcher(u16::try_from(n)?);
                 let (own, led) = Ways::open(&server, part, &installation).await?;
                 ways.push(own);
-                watcher = led;
+                if let Some(watcher) = installation.watchers.get_mut(n) {
+                    watcher.nats_url = led.nats_url;
+                    watcher.hosts = led.hosts;
+                }
             }
-            installation.watchers.push(watcher);
         }
         let mut crowd = Self {
             installation: Installation::start(installation).await?,

@@ -6,17 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
-use async_nats::jetstream;
-use mailbell_proto::bus::v1::DrainRequest;
+use anyhow::ensure;
 use mailbell_test_servers::proxy::Mode;
-use prost::Message as _;
 use rustix::process::Signal;
 
 use crate::{
     crowd::{Crowd, CrowdOptions},
     device::Device,
-    installation::{Options, Part, STOP_LIMIT},
+    installation::{Options, Part, STOP_LIMIT, WatcherOptions},
     sessions::{Blind, Verdict},
     traffic::Traffic,
 };
@@ -37,6 +34,8 @@ pub struct SceneOptions {
     pub users: usize,
     /// How many watchers.
     pub watchers: usize,
+    /// Further arguments of the first of them.
+    pub args: Vec<Vec<String>>,
     /// Messages a second, over all mailboxes.
     pub a_second: u32,
     /// Whose mailboxes get them.
@@ -54,6 +53,7 @@ impl SceneOptions {
         Self {
             users: 60,
             watchers: 3,
+            args: Vec::new(),
             a_second: 15,
             seed: 1,
             nats_url,
@@ -87,6 +87,7 @@ impl Scene {
             watchers: options.watchers,
             own_ways: true,
             installation: Options {
+                watchers: options.args.into_iter().map(with_args).collect(),
                 nats_url: Some(options.nats_url),
                 replicas: options.replicas,
                 ..Options::default()
@@ -237,6 +238,13 @@ impl Scene {
     }
 }
 
+fn with_args(args: Vec<String>) -> WatcherOptions {
+    WatcherOptions {
+        args,
+        ..WatcherOptions::default()
+    }
+}
+
 /// Whether some bytes of a connection in this mode never arrive.
 fn loses(mode: Mode) -> bool {
     [Mode::DEAF, Mode::MUTE, Mode::BLACK_HOLE].contains(&mode)
@@ -254,26 +262,5 @@ fn judge(verdict: &Verdict, blind: &[Blind], alone: Duration) -> anyhow::Result<
         "a mailbox was alone for too long: {verdict}"
     );
     ensure!(verdict.unwatched.is_empty(), "{verdict}");
-    Ok(())
-}
-
-/// Asks a watcher to give its partitions away, or to take some again, by a record, as an operator's command does.
-///
-/// # Errors
-/// When NATS doesn't take it.
-pub async fn ask_to_drain(nats_url: &str, watcher: Part, drain: bool) -> anyhow::Result<()> {
-    let client = async_nats::connect(nats_url.split(',').collect::<Vec<_>>()).await?;
-    let request = DrainRequest {
-        schema: 1,
-        drain,
-        incarnation: String::new(),
-    };
-    let subject = format!("$KV.MB_main_LIVE.drain.{watcher}");
-    // It must live until the answer is there.
-    let context = jetstream::new(client);
-    let published = context
-        .publish(subject, request.encode_to_vec().into())
-        .await?;
-    published.await.context("the bucket takes no request")?;
     Ok(())
 }

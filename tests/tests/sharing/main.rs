@@ -1,5 +1,6 @@
 //! Several watcher processes share the mailboxes, on real NATS servers and with production timing: a member renews every 3 s and is
-//! dead after 12 s. They come and go ([`scale`]), fail ([`faults`]), lose NATS ([`nats`]), and all of it at random ([`chaos`]).
+//! dead after 12 s. They come and go ([`scale`]), fail ([`faults`]), lose NATS ([`nats`]), and all of it at random ([`chaos`]): with thousands of mailboxes on the synthetic mail
+//! server, and with real ones on Dovecot ([`mail`]).
 //!
 //! Mail arrives all the time. Each scene is judged on the mail server's side (who held which mailbox when, who was alone, and for how
 //! long) and on the devices' (nothing lost, doubled or reordered), and prints what it counted. Bounds of time are guards against a
@@ -14,6 +15,7 @@
 
 mod chaos;
 mod faults;
+mod mail;
 mod nats;
 mod scale;
 
@@ -21,9 +23,10 @@ use std::time::Duration;
 
 use mailbell_test_servers::{NatsOptions, NatsServer};
 use mailbell_tests::{
-    installation::Part,
+    installation::{Installation, Part},
     sharing::{Scene, SceneOptions},
 };
+use serde_json::Value;
 
 /// The first watchers by name.
 const W: [Part; 4] = [
@@ -47,4 +50,16 @@ async fn scene() -> (NatsServer, Scene) {
 async fn finish(name: &str, scene: Scene, alone: Duration) {
     let verdict = scene.finish(alone).await.unwrap();
     println!("{name}: {verdict}");
+}
+
+/// What `mailbell shards` says.
+async fn board(installation: &Installation) -> Value {
+    let said = installation.cli(&["shards", "--json"]).await.unwrap();
+    serde_json::from_str(&said.ok().unwrap()).unwrap()
+}
+
+/// What it says of a member.
+fn row<'a>(board: &'a Value, member: &str) -> &'a Value {
+    let mut rows = board["members"].as_array().unwrap().iter();
+    rows.find(|row| row["id"] == member).unwrap()
 }

@@ -1,8 +1,13 @@
 //! Watchers that come and go in order.
 
-use mailbell_tests::sharing::{ALONE, Scene, SceneOptions, ask_to_drain};
+use mailbell_tests::{
+    process::until,
+    sharing::{ALONE, SOON, Scene, SceneOptions},
+};
 
-use super::{W, finish, nats_server, scene};
+use serde_json::json;
+
+use super::{W, board, finish, nats_server, row, scene};
 
 #[tokio::test]
 async fn from_one_to_four_and_back_to_two() {
@@ -45,11 +50,52 @@ async fn one_after_the_other_is_restarted_under_load() {
 
 #[tokio::test]
 async fn one_that_is_asked_to_drain_gives_all_away_while_it_lives() {
-    let (nats, mut scene) = scene().await;
-    ask_to_drain(&nats.url(), W[1], true).await.unwrap();
+    let (_nats, mut scene) = scene().await;
+    let name = W[1].to_string();
+    let drain = ["watcher", "drain", &name];
+    let said = scene.crowd.installation.cli(&drain).await.unwrap();
+    assert!(said.ok().unwrap().contains("is asked to drain"));
     scene.shared_by(&[W[0], W[2]]).await.unwrap();
     assert!(scene.crowd.installation.runs(W[1]));
-    ask_to_drain(&nats.url(), W[1], false).await.unwrap();
+    let undo = ["watcher", "drain", &name, "--undo"];
+    let said = scene.crowd.installation.cli(&undo).await.unwrap();
+    said.ok().unwrap();
     scene.shared_by(&W[..3]).await.unwrap();
     finish("drain", scene, ALONE).await;
+}
+
+/// One is twice as large as another, and the third wants few.
+#[tokio::test]
+async fn shares_are_as_large_as_was_asked_for() {
+    let nats = nats_server().await;
+    let arguments: [&[&str]; 3] = [&["--weight", "200"], &[], &["--most-accounts", "20"]];
+    let options = SceneOptions {
+        users: 300,
+        args: arguments
+            .map(|args| args.iter().map(ToString::to_string).collect())
+            .to_vec(),
+        ..SceneOptions::new(nats.url())
+    };
+    let scene = Scene::start(options).await.unwrap();
+    let shared = until(SOON, "shares of the sizes that were asked for", || async {
+        let board = board(&scene.crowd.installation).await;
+        let number = |part: usize, field: &str| {
+            let row = row(&board, &W[part].to_string());
+            row[field].as_u64().unwrap()
+        };
+        let (large, small, few) = (
+            number(0, "owned"),
+            number(1, "owned"),
+            number(2, "accounts"),
+        );
+        // What is not exact is said in `mailbell_core::sharding::assignment` and of `--most-accounts`.
+        let most = |share: u64| share + share.isqrt() + 1;
+        let rest = large + small;
+        large <= most(rest * 2 / 3)
+            && small <= most(rest / 3)
+            && (1..=22).contains(&few)
+            && board["waiting"] == json!([])
+    });
+    shared.await.unwrap();
+    finish("weights", scene, ALONE).await;
 }
