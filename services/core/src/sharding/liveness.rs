@@ -3,7 +3,8 @@
 //! Every member rewrites its record every few seconds. A record that stands still proves nothing by itself: it may be the
 //! observer that NATS does not reach. So an observer counts only the time in which its *own* renewals were acknowledged all
 //! along, and only up to the last read that showed the record unchanged. One whose renewals fail, or that was stopped, judges
-//! nobody, and starts its count anew. No clock is compared with another's.
+//! nobody, and starts its count anew. What it has found before stays true as long as the record is the same: its member has written
+//! none since. No clock is compared with another's.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -43,6 +44,8 @@ struct Seen {
     changed: Duration,
     /// It was seen to change: somebody writes it.
     heard: bool,
+    /// It was found to stand still for long enough.
+    dead: bool,
 }
 
 impl Observer {
@@ -82,21 +85,25 @@ impl Observer {
         now: Duration,
         members: impl IntoIterator<Item = (Member, u64)>,
     ) {
+        self.read_at = Some(asked);
+        let judges = self.is_steady(now);
         let mut before = std::mem::take(&mut self.seen);
         for (record, revision) in members {
-            let (changed, heard) = match before.remove(&record.id) {
-                Some(seen) if seen.revision == revision => (seen.changed, seen.heard),
-                seen => (now, seen.is_some()),
-            };
-            let seen = Seen {
-                changed,
-                heard,
-                revision,
-                record,
+            let seen = match before.remove(&record.id) {
+                Some(seen) if seen.revision == revision => Seen {
+                    dead: seen.dead || judges && self.still(seen.changed) >= self.dead,
+                    ..seen
+                },
+                seen => Seen {
+                    changed: now,
+                    heard: seen.is_some(),
+                    dead: false,
+                    revision,
+                    record,
+                },
             };
             self.seen.insert(seen.record.id.clone(), seen);
         }
-        self.read_at = Some(asked);
     }
 
     /// Names everybody who holds a claim now, so that time is counted for those who have no record too.
@@ -169,7 +176,7 @@ impl Observer {
     }
 
     fn is_gone(&self, seen: &Seen) -> bool {
-        seen.record.left || seen.record.stalled || self.still(seen.changed) >= self.dead
+        seen.record.left || seen.record.stalled || seen.dead
     }
 
     /// Members that are not dead, as far as one can tell now; in the order of their names.
@@ -188,9 +195,16 @@ impl Observer {
 
     /// All records, with how long each has stood still; in the order of their names.
     pub fn all(&self) -> impl Iterator<Item = (&Member, Duration)> {
-        self.seen
-            .values()
-            .map(|seen| (&seen.record, self.still(seen.changed)))
+        self.seen.values().map(|seen| {
+            let still = match seen.dead {
+                true => self
+                    .read_at
+                    .unwrap_or_default()
+                    .saturating_sub(seen.changed),
+                false => self.still(seen.changed),
+            };
+            (&seen.record, still)
+        })
     }
 
     /// The record of a member.
@@ -243,7 +257,7 @@ mod tests {
 
     #[test]
     fn who_is_not_acknowledged_judges_nobody_and_starts_anew() {
-        let mut observer = watched(12);
+        let mut observer = watched(9);
         observer.renewal_failed();
         assert!(!observer.is_dead("b", "1", S * 13));
         observer.renewed(S * 15);
@@ -254,6 +268,21 @@ mod tests {
             observer.read(S * at, S * at, [(member("b", "1"), 7)]);
         }
         assert!(observer.is_dead("b", "1", S * 27));
+    }
+
+    #[test]
+    fn who_was_found_dead_stays_dead_until_its_record_changes() {
+        let mut observer = watched(12);
+        observer.renewal_failed();
+        assert!(!observer.is_dead("b", "1", S * 13));
+        observer.renewed(S * 15);
+        observer.read(S * 15, S * 15, [(member("b", "1"), 7)]);
+        assert!(observer.is_dead("b", "1", S * 15));
+        assert_eq!(observer.live().count(), 0);
+        assert_eq!(observer.all().next().unwrap().1, S * 15);
+        observer.read(S * 15, S * 15, [(member("b", "1"), 8)]);
+        assert!(!observer.is_dead("b", "1", S * 15));
+        assert_eq!(observer.live().count(), 1);
     }
 
     #[test]

@@ -443,6 +443,26 @@ fn a_newcomer_gives_nothing_to_one_that_died_before_it_came() {
 }
 
 #[test]
+fn a_renewal_that_fails_gives_nothing_to_the_dead() {
+    let mut world = World::new();
+    for id in ["a", "b", "c"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    // Its record stays in the bucket, and what the others took from it may be given away again by now.
+    world.processes.remove("b");
+    world.run(120);
+    world.assert_settled();
+    for id in ["a", "c"] {
+        world.give(id, Input::RenewalFailed);
+    }
+    for _ in 0..20 {
+        world.run(1);
+        world.assert_settled();
+    }
+}
+
+#[test]
 fn a_claim_that_is_newer_than_the_last_look_at_the_members_is_left_alone() {
     let second = Duration::from_secs(1);
     let timing = Timing::default();
