@@ -231,3 +231,6 @@ fn backlog(member: &Member) -> u32 {
         .saturating_add(load.waiting_pace)
         .saturating_add(load.loading)
 }
+
+#[cfg(test)]
+mod tests;
