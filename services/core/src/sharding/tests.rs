@@ -262,6 +262,29 @@ fn who_comes_back_in_another_incarnation_takes_what_was_its_own() {
 }
 
 #[test]
+fn who_crashes_again_and_again_takes_its_share_along_once_a_minute() {
+    let mut world = World::new();
+    for id in ["a", "b"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.processes.remove("b");
+    world.run(20);
+    for incarnation in ["2", "3"] {
+        world.start("b", incarnation);
+        world.run(15);
+        assert_eq!((world.count("a"), world.count("b")), (1024, 0));
+        world.processes.remove("b");
+        world.run(5);
+        assert_eq!(world.count("a"), 1024);
+    }
+    // One that lives gets it back.
+    world.start("b", "4");
+    world.run(40);
+    world.assert_settled();
+}
+
+#[test]
 fn one_that_is_cut_off_takes_nothing_and_yields() {
     let mut world = World::new();
     for id in ["a", "b"] {
