@@ -432,6 +432,34 @@ proptest! {
         prop_assert!(followers <= FOLLOWERS, "{} followers", followers);
     }
 
+    /// The same where hard caps bind: those that are full are many, so that more follows.
+    #[test]
+    fn with_hard_caps_that_bind_more_follows(
+        members in proptest::collection::vec((1..11_u32, 1..1000_u16), 2..49),
+        set in 0..1000_usize,
+        room in 600..2000_usize,
+    ) {
+        let ids = ids(set, members.len());
+        // Together they take about `room`: too little, hardly enough, or nearly twice as much as there is.
+        let caps: usize = members.iter().map(|(_, most)| usize::from(*most)).sum();
+        let candidates: Vec<_> = ids
+            .iter()
+            .zip(&members)
+            .map(|(id, (weight, most))| Candidate {
+                id,
+                weight: *weight,
+                most: u16::try_from(usize::from(*most) * room / caps + 1).ok(),
+            })
+            .collect();
+        let (newcomer, others) = candidates.split_last().unwrap();
+        let before = assign(PLANNER, others);
+        let after = assign(PLANNER, &candidates);
+        let (_, followers) = moved(&before, &after, newcomer.id);
+        let taken = after.count(newcomer.id);
+        prop_assert!(taken <= usize::from(newcomer.most.unwrap()));
+        prop_assert!(followers <= 2 * taken + FOLLOWERS, "{} followers of {}", followers, taken);
+    }
+
     /// A member without weight is as good as none.
     #[test]
     fn without_weight_nothing_changes(members in some_members()) {
