@@ -13,10 +13,6 @@ fn equal(_set: usize, _member: usize) -> u32 {
     1
 }
 
-fn up_to_four(set: usize, member: usize) -> u32 {
-    1 + (xxh3_64(format!("{set}/{member}").as_bytes()) % 4) as u32
-}
-
 fn up_to_ten(set: usize, member: usize) -> u32 {
     1 + (xxh3_64(format!("{set}/{member}").as_bytes()) % 10) as u32
 }
@@ -25,17 +21,15 @@ fn ids(set: usize, members: usize) -> Vec<String> {
     (0..members).map(|i| format!("watcher-{set}-{i}")).collect()
 }
 
-fn candidates<'a>(
-    ids: &'a [String],
-    weight: impl Fn(usize) -> u32,
-    most: Option<u16>,
-) -> Vec<Candidate<'a>> {
-    let candidate = |(i, id): (usize, &'a String)| Candidate {
-        id,
-        weight: weight(i),
-        most,
-    };
-    ids.iter().enumerate().map(candidate).collect()
+fn candidates(ids: &[String], weight: impl Fn(usize) -> u32) -> Vec<Candidate<'_>> {
+    ids.iter()
+        .enumerate()
+        .map(|(i, id)| Candidate {
+            id,
+            weight: weight(i),
+            most: None,
+        })
+        .collect()
 }
 
 fn share(members: &[Candidate<'_>], member: usize) -> f64 {
@@ -64,14 +58,12 @@ struct Step {
     /// What moved, in shares of the member that came.
     moved: f64,
     followers: usize,
-    /// The highest load of a member, in its shares.
-    load: f64,
 }
 
 /// Members come one by one, up to 64.
-fn steps(set: usize, weights: Weights, most: Option<u16>) -> Vec<Step> {
+fn steps(set: usize, weights: Weights) -> Vec<Step> {
     let ids = ids(set, 64);
-    let all = candidates(&ids, |member| weights(set, member), most);
+    let all = candidates(&ids, |member| weights(set, member));
     let mut before = assign(PLANNER, &all[..1]);
     (2..=all.len())
         .map(|members| {
@@ -79,12 +71,10 @@ fn steps(set: usize, weights: Weights, most: Option<u16>) -> Vec<Step> {
             let newest = members - 1;
             let after = assign(PLANNER, there);
             let (moved, followers) = moved(&before, &after, there[newest].id);
-            let load = |member: usize| after.count(there[member].id) as f64 / share(there, member);
             let step = Step {
                 members,
                 moved: moved as f64 / share(there, newest),
                 followers,
-                load: (0..members).map(load).fold(0.0, f64::max),
             };
             before = after;
             step
@@ -99,37 +89,6 @@ fn mean_moved(steps: &[Step], sizes: std::ops::RangeInclusive<usize>) -> f64 {
         .map(|step| step.moved)
         .collect();
     moved.iter().sum::<f64>() / moved.len() as f64
-}
-
-/// The numbers of the module's documentation:
-/// `cargo test -p mailbell-core --lib sharding::assignment -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures for minutes"]
-fn measure_what_moves() {
-    let kinds: [(&str, Weights, Option<u16>); 6] = [
-        ("equal weights", equal, None),
-        ("weights 1 to 4", up_to_four, None),
-        ("weights 1 to 10", up_to_ten, None),
-        ("equal weights, at most 128", equal, Some(128)),
-        ("equal weights, at most 32", equal, Some(32)),
-        ("weights 1 to 10, at most 32", up_to_ten, Some(32)),
-    ];
-    for (name, weights, most) in kinds {
-        let steps: Vec<_> = (0..200).flat_map(|set| steps(set, weights, most)).collect();
-        println!("{name}");
-        for sizes in [2..=4, 5..=8, 9..=16, 17..=32, 33..=48, 49..=64] {
-            let these = || steps.iter().filter(|step| sizes.contains(&step.members));
-            println!(
-                "  to {:2}..{:2} members: moved {:.3} shares on average, {:.2} at most; followers at most {}; highest load {:.2}",
-                sizes.start(),
-                sizes.end(),
-                mean_moved(&steps, sizes.clone()),
-                these().map(|step| step.moved).fold(0.0, f64::max),
-                these().map(|step| step.followers).max().unwrap(),
-                these().map(|step| step.load).fold(0.0, f64::max),
-            );
-        }
-    }
 }
 
 /// Frozen: another result here would make members of two releases disagree. A new algorithm gets a number of its own.
@@ -157,7 +116,7 @@ fn version_1_is_frozen() {
                 named("watcher-2", u32::MAX, Some(500)),
                 named("watcher-3", 1, Some(10)),
             ]),
-            digest(&candidates(&ids, |i| 1 + i as u32, None)),
+            digest(&candidates(&ids, |i| 1 + i as u32)),
         ],
         [
             ("a a a c a b".to_owned(), 9_650_847_229_346_833_729),
@@ -238,7 +197,7 @@ fn one_member_gets_all_and_none_gets_nothing() {
 #[test]
 fn more_members_than_partitions_get_one_at_most_twice_each() {
     let ids = ids(0, 1100);
-    let members = candidates(&ids, |_| 1, None);
+    let members = candidates(&ids, |_| 1);
     let assignment = assign(PLANNER, &members);
     assert_eq!(assignment.unassigned().count(), 0);
     assert!(ids.iter().all(|id| assignment.count(id) <= 2));
@@ -301,7 +260,7 @@ fn loads_follow_the_weights() {
     let mut counts = [0; 4];
     for set in 0..sets {
         let ids = ids(set, 4);
-        let assignment = assign(PLANNER, &candidates(&ids, |i| 1 + i as u32, None));
+        let assignment = assign(PLANNER, &candidates(&ids, |i| 1 + i as u32));
         for (count, id) in counts.iter_mut().zip(&ids) {
             *count += assignment.count(id);
         }
@@ -314,7 +273,7 @@ fn loads_follow_the_weights() {
 
 /// Members come one by one, up to 64; read backwards they go.
 fn adding_moves_little(weights: Weights) {
-    let steps: Vec<_> = (0..4).flat_map(|set| steps(set, weights, None)).collect();
+    let steps: Vec<_> = (0..4).flat_map(|set| steps(set, weights)).collect();
     for step in &steps {
         assert!(
             step.followers <= FOLLOWERS,
