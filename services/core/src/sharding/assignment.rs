@@ -1,7 +1,9 @@
 //! Which member should own which partition: weighted rendezvous hashing with bounded loads.
 //!
 //! Every member computes this by itself and must come to the same result, so it is a function of the set of candidates alone:
-//! no history, no order, no floating point (whose logarithm differs between platforms).
+//! no history, no order, no floating point (whose logarithm differs between platforms). It stays as it is: members of two releases
+//! would disagree for as long as an upgrade lasts. Another algorithm comes with a schema of its own, and all go over to it when the
+//! installation may be written in that ([`WriteVersion`](crate::schema::WriteVersion)).
 //!
 //! # How
 //!
@@ -36,9 +38,6 @@ use crate::ids::{PARTITIONS, Partition};
 
 #[cfg(test)]
 mod tests;
-
-/// The version of the algorithm in this release. Members that see each other use the lowest version alive.
-pub const PLANNER: u32 = 1;
 
 /// A member that may own partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,11 +99,8 @@ impl Assignment {
 ///
 /// Each partition gets exactly one owner, as long as there is a member with a weight and the hard caps of those that have one add up to
 /// all partitions; what is beyond is unassigned. Ids are to be unique; of candidates with the same id the one with the least weight counts.
-///
-/// `version` is the lowest planner version alive. There is one so far, so every number means [`PLANNER`].
 #[must_use]
-pub fn assign(version: u32, candidates: &[Candidate<'_>]) -> Assignment {
-    debug_assert!(version <= PLANNER, "the lowest version alive includes ours");
+pub fn assign(candidates: &[Candidate<'_>]) -> Assignment {
     let mut members = candidates.to_vec();
     members.sort_unstable();
     members.dedup_by(|later, first| later.id == first.id);

@@ -55,7 +55,6 @@ impl World {
             id: id.to_owned(),
             incarnation: incarnation.to_owned(),
             weight: WEIGHT,
-            planner: PLANNER,
             ..Member::default()
         };
         let process = Process {
@@ -521,7 +520,7 @@ fn a_claim_that_is_newer_than_the_last_look_at_the_members_is_left_alone() {
         weight: WEIGHT,
         most: None,
     };
-    let assignment = assign(PLANNER, &[candidate]);
+    let assignment = assign(&[candidate]);
     let take = |observer: &Observer, at: u32| {
         let situation = planner::Situation {
             now: second * at,

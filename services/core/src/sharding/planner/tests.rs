@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ids::OwnerEpoch,
-    sharding::{Config, Effect, Input, PLANNER, Sharding, WEIGHT, Written},
+    sharding::{Config, Effect, Input, Sharding, WEIGHT, Written},
 };
 use mailbell_proto::bus::v1::Claim;
 
@@ -167,7 +167,6 @@ impl World {
             id: NAMES[who].to_owned(),
             incarnation,
             weight: WEIGHT,
-            planner: PLANNER,
             ..Member::default()
         };
         let process = Process {
