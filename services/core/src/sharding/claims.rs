@@ -348,7 +348,8 @@ impl Claims {
         slot.epoch = slot.epoch.max(epoch);
         let member = claim.as_ref().map(|claim| claim.member.clone());
         let since = match &slot.seen {
-            Some(seen) if seen.revision == revision => seen.since,
+            // In a bucket that was made anew, another one may come to have the same.
+            Some(seen) if seen.revision == revision && seen.claim == claim => seen.since,
             _ => now,
         };
         slot.seen = Some(Seen {

@@ -90,7 +90,8 @@ impl Observer {
         let mut before = std::mem::take(&mut self.seen);
         for (record, revision) in members {
             let seen = match before.remove(&record.id) {
-                Some(seen) if seen.revision == revision => Seen {
+                // In a bucket that was made anew, another one may come to have the same revision.
+                Some(seen) if seen.revision == revision && seen.record == record => Seen {
                     dead: seen.dead || judges && self.still(seen.changed) >= self.dead,
                     ..seen
                 },
@@ -283,6 +284,19 @@ mod tests {
         observer.read(S * 15, S * 15, [(member("b", "1"), 8)]);
         assert!(!observer.is_dead("b", "1", S * 15));
         assert_eq!(observer.live().count(), 1);
+    }
+
+    #[test]
+    fn another_record_under_the_revision_of_the_one_before_is_new() {
+        // The bucket was lost and made anew, in which the revision came to be the same.
+        let mut observer = watched(12);
+        let record = Member {
+            renewed_ms: 14_000,
+            ..member("b", "1")
+        };
+        observer.renewed(S * 15);
+        observer.read(S * 15, S * 15, [(record, 7)]);
+        assert!(!observer.is_dead("b", "1", S * 15));
     }
 
     #[test]
