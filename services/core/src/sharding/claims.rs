@@ -2,6 +2,9 @@
 //!
 //! One write a partition is on its way at most. An answer that does not come, or says no, is followed by a read from the leader:
 //! nobody guesses what stands there. An older record never replaces a newer one.
+//!
+//! The server compares revisions alone. A bucket that was lost and made anew may come to an old revision by chance, and a renewal of before
+//! ([`Claims::forget`]) then goes over another's claim, whose sessions end.
 
 mod answers;
 mod slot;
