@@ -216,9 +216,6 @@ pub struct Member {
     /// stand still: it counts as dead, although this record is renewed.
     #[prost(bool, tag = "8")]
     pub stalled: bool,
-    /// The newest way of assigning partitions that it knows. All use the lowest one alive.
-    #[prost(uint32, tag = "9")]
-    pub planner: u32,
     /// The newest schema that it can read and write.
     #[prost(uint32, tag = "10")]
     pub writes: u32,

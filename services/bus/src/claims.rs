@@ -11,7 +11,7 @@ use std::{
 use mailbell_core::{
     ids::{LogId, OwnerEpoch, Partition, Position},
     schema,
-    sharding::{Config, Effect, Input, Lost, PLANNER, Pace, Sharding, WEIGHT, Written},
+    sharding::{Config, Effect, Input, Lost, Pace, Sharding, WEIGHT, Written},
 };
 use mailbell_proto::bus::v1::{Claim, Member, MemberLoad};
 use prost::Message as _;
@@ -191,7 +191,6 @@ impl Bus {
             id: options.member.clone(),
             incarnation: options.incarnation.clone(),
             weight: options.weight,
-            planner: PLANNER,
             writes: options.writes,
             release: options.release.clone(),
             egress: options.egress.clone(),

@@ -27,7 +27,9 @@ pub struct Timing {
     pub member_renew: Duration,
     /// A member whose record stood still for so long is dead, for whoever was acknowledged all along.
     pub member_dead: Duration,
-    /// What was taken from a member that turns out to live is not given back to it before this.
+    /// What was taken from a member that was found dead is not given back to that name before this: neither to one that lives after
+    /// all, which may be cut off again, nor to another incarnation. One that crashes again and again would take its accounts along each
+    /// time, to be watched by nobody for `member_dead` and logged in to anew.
     pub take_back: Duration,
     /// How often a device hears a Cursor frame.
     pub heartbeat: Duration,

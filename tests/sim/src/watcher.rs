@@ -6,7 +6,7 @@ use std::time::Duration;
 use mailbell_core::{
     ids::Partition,
     session::Stop,
-    sharding::{Config, Effect, Input, Lost, PLANNER, Sharding, WEIGHT, Waiting, Written},
+    sharding::{Config, Effect, Input, Lost, Sharding, WEIGHT, Waiting, Written},
 };
 use mailbell_proto::bus::v1 as records;
 
@@ -259,7 +259,6 @@ impl World {
             incarnation: process.to_string(),
             weight: WEIGHT,
             draining: member.sharding.is_draining(),
-            planner: PLANNER,
             ..records::Member::default()
         }
     }

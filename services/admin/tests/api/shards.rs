@@ -58,7 +58,6 @@ fn member(id: &str) -> Member {
         id: id.to_owned(),
         incarnation: "1".to_owned(),
         weight: 100,
-        planner: 1,
         release: "0.1.0".to_owned(),
         load: Some(MemberLoad {
             watching: 7,

@@ -2,12 +2,19 @@
 //!
 //! One write a partition is on its way at most. An answer that does not come, or says no, is followed by a read from the leader:
 //! nobody guesses what stands there. An older record never replaces a newer one.
+//!
+//! The server compares revisions alone. A bucket that was lost and made anew may come to an old revision by chance, and a renewal of before
+//! ([`Claims::forget`]) then goes over another's claim, whose sessions end.
+
+mod answers;
+mod slot;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use mailbell_proto::bus::v1::Claim;
 
+use self::slot::{Seen, Slot, Writing};
 use crate::{
     ids::{LogId, OwnerEpoch, PARTITIONS, Partition, Position},
     plant,
@@ -126,74 +133,6 @@ pub enum Standing<'a> {
     Ours,
     /// It bears our name, and we know nothing of it: a write that came late.
     Stray,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Seen {
-    revision: u64,
-    /// When it was seen first.
-    since: Duration,
-    /// When it was seen last.
-    at: Duration,
-    claim: Option<Claim>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Mine {
-    epoch: OwnerEpoch,
-    log_id: LogId,
-    flushed: Position,
-    accounts: u32,
-    /// 0: not known, since the bucket is told anew, or nothing stands there.
-    revision: u64,
-    /// When the last write of it was acknowledged.
-    written: Duration,
-    /// When it is to be written again.
-    due: Duration,
-    /// It aged out, and nobody has it as far as is known.
-    expired: bool,
-    /// To be released, to this member if to any.
-    release: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Writing {
-    Take {
-        epoch: OwnerEpoch,
-        before: Option<Before>,
-    },
-    Renew,
-    Release,
-    /// Of a stray one.
-    Clear,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Slot {
-    seen: Option<Seen>,
-    mine: Option<Mine>,
-    /// What is to stand there by a write that has not ended, or whose end is in doubt.
-    writing: Option<Writing>,
-    /// The write has not ended.
-    sent: bool,
-    reading: bool,
-    /// What is on its way was asked of a bucket that may have been another: its answer says nothing.
-    void: bool,
-    /// When a read that failed is tried again.
-    again_at: Option<Duration>,
-    /// The highest that was seen.
-    epoch: OwnerEpoch,
-}
-
-impl Slot {
-    /// Whether something is on its way, or is to be found out first.
-    fn is_busy(&self) -> bool {
-        self.writing.is_some() || self.reading || self.again_at.is_some()
-    }
-
-    fn write(&mut self, what: Writing) {
-        (self.writing, self.sent) = (Some(what), true);
-    }
 }
 
 /// See the module.
@@ -348,7 +287,8 @@ impl Claims {
         slot.epoch = slot.epoch.max(epoch);
         let member = claim.as_ref().map(|claim| claim.member.clone());
         let since = match &slot.seen {
-            Some(seen) if seen.revision == revision => seen.since,
+            // In a bucket that was made anew, another one may come to have the same.
+            Some(seen) if seen.revision == revision && seen.claim == claim => seen.since,
             _ => now,
         };
         slot.seen = Some(Seen {
@@ -608,185 +548,6 @@ impl Claims {
             claim,
             revision,
         })
-    }
-
-    /// A write of ours ended.
-    pub fn wrote(
-        &mut self,
-        now: Duration,
-        unix_s: u64,
-        partition: Partition,
-        claim: Claim,
-        written: Written,
-    ) -> Vec<Effect> {
-        let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
-            return Vec::new();
-        };
-        slot.sent = false;
-        if std::mem::take(&mut slot.void) {
-            slot.again_at = Some(now);
-            return self.pump(now, unix_s, partition).into_iter().collect();
-        }
-        match written {
-            Written::Stored(revision) => self.stored(now, unix_s, partition, revision, claim),
-            // Whatever stands there decides.
-            Written::Conflict => {
-                slot.reading = true;
-                vec![Effect::Read { partition }]
-            }
-            Written::Unknown => {
-                slot.again_at = Some(now + self.refresh / 32);
-                Vec::new()
-            }
-        }
-    }
-
-    fn stored(
-        &mut self,
-        now: Duration,
-        unix_s: u64,
-        partition: Partition,
-        revision: u64,
-        claim: Claim,
-    ) -> Vec<Effect> {
-        let (refresh, life) = (self.refresh, self.life);
-        let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
-            return Vec::new();
-        };
-        let newer = slot
-            .seen
-            .as_ref()
-            .and_then(|seen| Some((seen.revision, seen.claim.clone()?)))
-            .filter(|(known, _)| *known > revision);
-        let mut effects = Vec::new();
-        match slot.writing.take() {
-            Some(Writing::Take { epoch, before }) => {
-                if slot.mine.is_none() {
-                    self.held += 1;
-                }
-                let was = slot.mine.take();
-                // It went before its time. It was in nobody's hands: a foreign claim would have ended it, or stand there still.
-                let kept = was
-                    .as_ref()
-                    .is_some_and(|was| now.saturating_sub(was.written) < life);
-                // The first one after a part of the period, so that they are not all due at once.
-                let part = refresh * u32::from(partition.number()) / u32::from(PARTITIONS);
-                slot.mine = Some(Mine {
-                    epoch,
-                    log_id: before.map(|before| before.log_id).unwrap_or_default(),
-                    flushed: before.map_or(0, |before| before.flushed),
-                    accounts: claim.accounts,
-                    revision,
-                    written: now,
-                    due: now + part,
-                    expired: false,
-                    release: was
-                        .as_ref()
-                        .filter(|_| kept)
-                        .and_then(|was| was.release.clone()),
-                });
-                if kept {
-                    effects.push(Effect::Renewed { partition, epoch });
-                } else {
-                    effects.extend(was.map(|was| Effect::Stop {
-                        partition,
-                        epoch: was.epoch,
-                        lost: Lost::Expired,
-                    }));
-                    effects.push(Effect::Load {
-                        partition,
-                        epoch,
-                        before,
-                    });
-                }
-                slot.epoch = slot.epoch.max(epoch);
-            }
-            Some(Writing::Renew) => {
-                if let Some(mine) = &mut slot.mine {
-                    mine.revision = mine.revision.max(revision);
-                    mine.written = now;
-                    if mine.release.is_none() {
-                        mine.due = now + refresh;
-                    }
-                }
-            }
-            Some(Writing::Release) => {
-                if slot.mine.take().is_some() {
-                    self.held -= 1;
-                    effects.push(Effect::Released { partition });
-                }
-            }
-            Some(Writing::Clear) | None => {}
-        }
-        if newer.is_none() {
-            slot.seen = Some(Seen {
-                revision,
-                since: now,
-                at: now,
-                claim: Some(claim),
-            });
-        } else if let Some((revision, claim)) = newer {
-            // The watch was faster.
-            effects.extend(self.see(now, partition, revision, Some(claim)));
-        }
-        effects.extend(self.pump(now, unix_s, partition));
-        effects
-    }
-
-    /// A read ended: what stands there with its revision; `Err`: no answer.
-    pub fn read(
-        &mut self,
-        now: Duration,
-        unix_s: u64,
-        partition: Partition,
-        found: Result<Option<(u64, Option<Claim>)>, ()>,
-    ) -> Vec<Effect> {
-        let retry = now + self.refresh / 32;
-        let Some(slot) = self.slots.get_mut(usize::from(partition.number())) else {
-            return Vec::new();
-        };
-        slot.reading = false;
-        let found = if std::mem::take(&mut slot.void) {
-            Err(())
-        } else {
-            found
-        };
-        let Ok(found) = found else {
-            slot.again_at = Some(retry);
-            return Vec::new();
-        };
-        let writing = slot.writing.clone();
-        // The write that was doubtful stands there: it was stored.
-        if let (Some(writing), Some((revision, Some(claim)))) = (&writing, &found) {
-            let ours = claim.member == self.member && claim.incarnation == self.incarnation;
-            let epoch = match writing {
-                Writing::Take { epoch, .. } => Some(*epoch),
-                Writing::Renew | Writing::Release | Writing::Clear => {
-                    slot.mine.as_ref().map(|mine| mine.epoch)
-                }
-            };
-            let as_written = matches!(writing, Writing::Release | Writing::Clear) == claim.released;
-            if ours && epoch == Some(claim.owner_epoch) && as_written {
-                return self.stored(now, unix_s, partition, *revision, claim.clone());
-            }
-        }
-        slot.writing = None;
-        if let Some(mine) = &mut slot.mine {
-            mine.due = mine.due.min(now);
-        }
-        let mut effects = match found {
-            Some((revision, claim)) => self.note(now, partition, revision, claim, true),
-            None => {
-                // Aged out, or the bucket is another.
-                slot.seen = None;
-                if let Some(mine) = &mut slot.mine {
-                    (mine.revision, mine.expired) = (0, true);
-                }
-                Vec::new()
-            }
-        };
-        effects.extend(self.pump(now, unix_s, partition));
-        effects
     }
 }
 

@@ -3,7 +3,8 @@
 //! Every member rewrites its record every few seconds. A record that stands still proves nothing by itself: it may be the
 //! observer that NATS does not reach. So an observer counts only the time in which its *own* renewals were acknowledged all
 //! along, and only up to the last read that showed the record unchanged. One whose renewals fail, or that was stopped, judges
-//! nobody, and starts its count anew. No clock is compared with another's.
+//! nobody, and starts its count anew. Whom it has found dead before is given nothing as long as the record is the same: its member has
+//! written none since. But nothing is taken from it before the count says so again. No clock is compared with another's.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -43,6 +44,8 @@ struct Seen {
     changed: Duration,
     /// It was seen to change: somebody writes it.
     heard: bool,
+    /// It was found to stand still for long enough.
+    dead: bool,
 }
 
 impl Observer {
@@ -82,21 +85,26 @@ impl Observer {
         now: Duration,
         members: impl IntoIterator<Item = (Member, u64)>,
     ) {
+        self.read_at = Some(asked);
+        let judges = self.is_steady(now);
         let mut before = std::mem::take(&mut self.seen);
         for (record, revision) in members {
-            let (changed, heard) = match before.remove(&record.id) {
-                Some(seen) if seen.revision == revision => (seen.changed, seen.heard),
-                seen => (now, seen.is_some()),
-            };
-            let seen = Seen {
-                changed,
-                heard,
-                revision,
-                record,
+            let seen = match before.remove(&record.id) {
+                // In a bucket that was made anew, another one may come to have the same revision.
+                Some(seen) if seen.revision == revision && seen.record == record => Seen {
+                    dead: seen.dead || judges && self.still(seen.changed) >= self.dead,
+                    ..seen
+                },
+                seen => Seen {
+                    changed: now,
+                    heard: seen.is_some(),
+                    dead: false,
+                    revision,
+                    record,
+                },
             };
             self.seen.insert(seen.record.id.clone(), seen);
         }
-        self.read_at = Some(asked);
     }
 
     /// Names everybody who holds a claim now, so that time is counted for those who have no record too.
@@ -172,11 +180,11 @@ impl Observer {
         seen.record.left || seen.record.stalled || self.still(seen.changed) >= self.dead
     }
 
-    /// Members that are not dead, as far as one can tell now; in the order of their names.
+    /// Members that are not dead, as far as one can tell now, and were not found dead before; in the order of their names.
     pub fn live(&self) -> impl Iterator<Item = &Member> {
         self.seen
             .values()
-            .filter(|seen| !self.is_gone(seen))
+            .filter(|seen| !seen.dead && !self.is_gone(seen))
             .map(|seen| &seen.record)
     }
 
@@ -254,6 +262,33 @@ mod tests {
             observer.read(S * at, S * at, [(member("b", "1"), 7)]);
         }
         assert!(observer.is_dead("b", "1", S * 27));
+    }
+
+    #[test]
+    fn who_was_found_dead_takes_no_part_until_its_record_changes() {
+        let mut observer = watched(12);
+        observer.renewal_failed();
+        assert_eq!(observer.live().count(), 0);
+        observer.renewed(S * 15);
+        observer.read(S * 15, S * 15, [(member("b", "1"), 7)]);
+        assert_eq!(observer.live().count(), 0);
+        // But the others may have been where NATS answered nobody.
+        assert!(!observer.is_dead("b", "1", S * 15));
+        observer.read(S * 15, S * 15, [(member("b", "1"), 8)]);
+        assert_eq!(observer.live().count(), 1);
+    }
+
+    #[test]
+    fn another_record_under_the_revision_of_the_one_before_is_new() {
+        // The bucket was lost and made anew, in which the revision came to be the same.
+        let mut observer = watched(12);
+        let record = Member {
+            renewed_ms: 14_000,
+            ..member("b", "1")
+        };
+        observer.renewed(S * 15);
+        observer.read(S * 15, S * 15, [(record, 7)]);
+        assert!(!observer.is_dead("b", "1", S * 15));
     }
 
     #[test]

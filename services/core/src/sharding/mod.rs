@@ -16,7 +16,7 @@ use mailbell_proto::bus::v1::{Claim, Member};
 
 use self::shares::Shares;
 pub use self::{
-    assignment::{Assignment, Candidate, PLANNER, assign},
+    assignment::{Assignment, Candidate, assign},
     board::Boards,
     claims::{Before, Claims, Effect, Lost, Standing, Written},
     liveness::Observer,

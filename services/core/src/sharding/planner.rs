@@ -75,7 +75,7 @@ pub struct Own<'a> {
     pub leaving: bool,
     /// Partitions of which sessions run.
     pub serving: &'a dyn Fn(Partition) -> bool,
-    /// When what was taken from whom: it is not given back at once.
+    /// From whom each partition was taken, and until when it is not given back to that name ([`Timing::take_back`]).
     pub taken_from: &'a BTreeMap<Partition, (String, Duration)>,
     /// When each partition was taken; it is kept until others have seen it.
     pub taken_at: &'a dyn Fn(Partition) -> Duration,
@@ -231,3 +231,6 @@ fn backlog(member: &Member) -> u32 {
         .saturating_add(load.waiting_pace)
         .saturating_add(load.loading)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use mailbell_proto::bus::v1::Member;
 
 use super::{
-    assignment::{Assignment, Candidate, PLANNER, assign},
+    assignment::{Assignment, Candidate, assign},
     liveness::Observer,
 };
 
@@ -12,7 +12,6 @@ use super::{
 pub(super) struct Shares {
     /// Names, weights and hard caps (0: none).
     candidates: Vec<(String, u32, u32)>,
-    version: u32,
     assignment: Assignment,
 }
 
@@ -21,26 +20,20 @@ impl Shares {
     pub(super) fn new() -> Self {
         Self {
             candidates: Vec::new(),
-            version: PLANNER,
-            assignment: assign(PLANNER, &[]),
+            assignment: assign(&[]),
         }
     }
 
     /// Computes it anew if the live members that take partitions are others than before.
     pub(super) fn update(&mut self, observer: &Observer, draining: impl Fn(&Member) -> bool) {
-        let mut version = PLANNER;
         let mut candidates = Vec::new();
         for member in observer.live() {
-            // Zero: it says nothing of it.
-            if member.planner > 0 {
-                version = version.min(member.planner);
-            }
             if !draining(member) {
                 let candidate = (member.id.clone(), member.weight, member.most_partitions);
                 candidates.push(candidate);
             }
         }
-        if (&candidates, version) == (&self.candidates, self.version) {
+        if candidates == self.candidates {
             return;
         }
         let assignment = {
@@ -52,11 +45,10 @@ impl Shares {
                     most: u16::try_from(*most).ok().filter(|most| *most > 0),
                 })
                 .collect();
-            assign(version, &candidates)
+            assign(&candidates)
         };
         *self = Self {
             candidates,
-            version,
             assignment,
         };
     }

@@ -55,7 +55,6 @@ impl World {
             id: id.to_owned(),
             incarnation: incarnation.to_owned(),
             weight: WEIGHT,
-            planner: PLANNER,
             ..Member::default()
         };
         let process = Process {
@@ -262,6 +261,29 @@ fn who_comes_back_in_another_incarnation_takes_what_was_its_own() {
 }
 
 #[test]
+fn who_crashes_again_and_again_takes_its_share_along_once_a_minute() {
+    let mut world = World::new();
+    for id in ["a", "b"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.processes.remove("b");
+    world.run(20);
+    for incarnation in ["2", "3"] {
+        world.start("b", incarnation);
+        world.run(15);
+        assert_eq!((world.count("a"), world.count("b")), (1024, 0));
+        world.processes.remove("b");
+        world.run(5);
+        assert_eq!(world.count("a"), 1024);
+    }
+    // One that lives gets it back.
+    world.start("b", "4");
+    world.run(40);
+    world.assert_settled();
+}
+
+#[test]
 fn one_that_is_cut_off_takes_nothing_and_yields() {
     let mut world = World::new();
     for id in ["a", "b"] {
@@ -443,6 +465,26 @@ fn a_newcomer_gives_nothing_to_one_that_died_before_it_came() {
 }
 
 #[test]
+fn a_renewal_that_fails_gives_nothing_to_the_dead() {
+    let mut world = World::new();
+    for id in ["a", "b", "c"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    // Its record stays in the bucket, and what the others took from it may be given away again by now.
+    world.processes.remove("b");
+    world.run(120);
+    world.assert_settled();
+    for id in ["a", "c"] {
+        world.give(id, Input::RenewalFailed);
+    }
+    for _ in 0..20 {
+        world.run(1);
+        world.assert_settled();
+    }
+}
+
+#[test]
 fn a_claim_that_is_newer_than_the_last_look_at_the_members_is_left_alone() {
     let second = Duration::from_secs(1);
     let timing = Timing::default();
@@ -478,7 +520,7 @@ fn a_claim_that_is_newer_than_the_last_look_at_the_members_is_left_alone() {
         weight: WEIGHT,
         most: None,
     };
-    let assignment = assign(PLANNER, &[candidate]);
+    let assignment = assign(&[candidate]);
     let take = |observer: &Observer, at: u32| {
         let situation = planner::Situation {
             now: second * at,

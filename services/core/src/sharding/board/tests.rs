@@ -1,5 +1,5 @@
 use super::*;
-use crate::sharding::{PLANNER, WEIGHT};
+use crate::sharding::WEIGHT;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -8,7 +8,6 @@ fn member(id: &str) -> Member {
         id: id.to_owned(),
         incarnation: "1".to_owned(),
         weight: WEIGHT,
-        planner: PLANNER,
         ..Member::default()
     }
 }

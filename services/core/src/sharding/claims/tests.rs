@@ -111,6 +111,22 @@ fn the_leader_counts_before_the_bucket_is_told_anew() {
     assert!(stops(&effects), "{effects:?}");
 }
 
+/// The bucket was lost and made anew, which the watch has not noticed yet.
+#[test]
+fn another_claim_under_the_revision_of_the_one_before_is_new() {
+    let mut claims = Claims::new("a", "1", &timing());
+    claims.see(S, partition(), 7, Some(foreign(UNIX)));
+    // Told twice, it is as old as it was.
+    claims.see(S * 2, partition(), 7, Some(foreign(UNIX)));
+    let since = |claims: &Claims| match claims.standing(partition()) {
+        Standing::Foreign { since, .. } => since,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(since(&claims), S);
+    claims.see(S * 20, partition(), 7, Some(foreign(UNIX + 19)));
+    assert_eq!(since(&claims), S * 20);
+}
+
 #[test]
 fn one_write_at_a_time_also_after_a_read_that_failed() {
     let mut claims = owner();
