@@ -22,6 +22,8 @@ pub(crate) const NO_MESSAGE: u32 = 10037;
 pub(crate) const NO_STREAM: u32 = 10059;
 /// "stream name already in use with a different configuration".
 pub(crate) const STREAM_EXISTS: u32 = 10058;
+/// There are not as many servers as a stream is to have copies, or they have not met yet.
+pub(crate) const NO_PEERS: u32 = 10005;
 /// A stream is offline, its cluster has no leader, JetStream is not ready.
 const NO_LEADER: [u32; 3] = [10008, 10118, 10009];
 

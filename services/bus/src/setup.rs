@@ -12,18 +12,22 @@ use mailbell_core::{
 use mailbell_proto::bus::v1::Meta;
 use prost::Message as _;
 use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     Bus, BusError, BusOptions, LogIds,
-    api::{STREAM_EXISTS, StreamInfo, micros},
+    api::{NO_PEERS, STREAM_EXISTS, StreamInfo, micros},
     consumer::nanos,
     kv,
     log_ids::Absent,
     names::{Bucket, Names},
+    patience,
 };
 
 /// A cluster needs a while to place a stream.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Servers that start together find each other within this time.
+const GATHERING: Duration = Duration::from_secs(15);
 /// Streams that are worked on at once.
 const AT_ONCE: usize = 16;
 /// Subject, message id and trace take some room besides the event.
@@ -333,11 +337,23 @@ impl Bus {
             Step::Update(wanted, drift) => ("UPDATE", wanted, drift),
         };
         let subject = format!("$JS.API.STREAM.{call}.{}", wanted.name);
-        match self
-            .wire()
-            .ask_api::<Value>(&subject, &wanted.fields, PATIENCE)
-            .await?
-        {
+        let begun = Instant::now();
+        let mut backoff = patience();
+        let answer = loop {
+            let ask = self
+                .wire()
+                .ask_api::<Value>(&subject, &wanted.fields, PATIENCE);
+            match ask.await? {
+                Err(error) if error.err_code == NO_PEERS && begun.elapsed() < GATHERING => {
+                    let error = self.wire().failed(error.into_bus(&wanted.name));
+                    tracing::warn!(%error, "the NATS servers may still be meeting; it is tried again");
+                    let wait = backoff.next(&mut rand::rng());
+                    sleep(wait).await;
+                }
+                answer => break answer,
+            }
+        };
+        match answer {
             Ok(_) if drift.is_empty() => Ok((
                 Done {
                     created: Some(wanted.name),

@@ -1,8 +1,9 @@
 //! What changes with three nodes.
 
-use mailbell_bus::{Bus, BusOptions, Filter, Followed, Link, Role};
+use mailbell_bus::{Bus, BusOptions, Filter, Followed, Link, Metrics, Role};
 use mailbell_core::ids::Group;
 use mailbell_test_servers::{NatsCluster, NatsOptions, proxy::Mode};
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 use crate::world::{PASSWORD, account, api, event, followed, insist, options, soon, uid, users};
@@ -30,6 +31,33 @@ async fn set_up(setup: &Bus) {
     })
     .await;
     assert_eq!(setup.verify().await.unwrap().drift, []);
+}
+
+/// Servers that start together find each other within seconds, and until then there seem to be too few of them.
+#[tokio::test]
+async fn setup_waits_for_servers_that_may_still_come() {
+    let options = NatsOptions {
+        config: users(),
+        ..NatsOptions::default()
+    };
+    let cluster = NatsCluster::start_with(2, options).await.unwrap();
+    let mut registry = Registry::default();
+    let options = BusOptions {
+        replicas: 3,
+        metrics: Metrics::register(&mut registry),
+        ..crate::world::options(&cluster.url(), Role::Setup)
+    };
+    let setup = Bus::connect(options).await.unwrap();
+    let refused = soon(setup.setup()).await.unwrap_err();
+    assert!(refused.to_string().contains("peers"), "{refused}");
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("bus_calls_failed_total{code=\"refused\"} "));
+    // As many streams are tried at once.
+    let count: u64 = count.unwrap().parse().unwrap();
+    assert!(count > 16 * 2, "{count}");
 }
 
 #[tokio::test]
