@@ -1,11 +1,14 @@
 //! The handle to NATS.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, ServerError};
 use mailbell_core::{ids::Installation, timing::Timing};
 use tokio::{
     sync::{Semaphore, watch},
@@ -296,11 +299,24 @@ impl Bus {
             others,
         });
         let (for_events, for_delay) = (Arc::clone(&events), Arc::clone(&events));
+        let for_choice = Arc::clone(&events);
+        let turn = AtomicUsize::new(usize::from(rand::random::<u16>()));
         let client = connect_options(&options, tls)
             .await?
             .event_callback(move |event| {
                 for_events.on(event);
                 std::future::ready(())
+            })
+            .reconnect_to_server_callback(move |servers, _info| {
+                // One after the other: by chance it may be the one again that was left. The first time any that answers will do.
+                let turn = turn.fetch_add(1, Ordering::Relaxed);
+                let next = turn.checked_rem(servers.len());
+                let chosen = next.and_then(|next| servers.get(next));
+                let chosen = chosen.filter(|_| for_choice.client.get().is_some());
+                std::future::ready(chosen.map(|server| ReconnectToServer {
+                    addr: server.addr.clone(),
+                    delay: None,
+                }))
             })
             .reconnect_delay_callback(move |attempt| {
                 if for_delay.client.get().is_none() {

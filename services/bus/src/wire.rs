@@ -136,18 +136,23 @@ impl Drop for Ticket<'_> {
 pub(crate) struct Answers<'a> {
     rx: mpsc::Receiver<Answer>,
     subject: String,
+    /// When it was asked, or last answered.
+    asked: Instant,
     ticket: Ticket<'a>,
 }
 
 impl Answers<'_> {
     /// The next answer, waited for at most `within`.
     pub(crate) async fn next(&mut self, within: Duration) -> Result<Message, BusError> {
+        let wire = self.ticket.wire;
         let answer = match tokio::time::timeout(within, self.rx.recv()).await {
-            Err(_elapsed) => return Err(self.ticket.wire.failed(BusError::Timeout(within))),
-            Ok(None) => Err(Failure::Overrun),
-            Ok(Some(answer)) => answer,
+            Err(_elapsed) => Err(wire.failed(BusError::Timeout(within))),
+            Ok(None) => wire.judge(Err(Failure::Overrun), &self.subject),
+            Ok(Some(answer)) => wire.judge(answer, &self.subject),
         };
-        self.ticket.wire.judge(answer, &self.subject)
+        wire.note(&self.subject, self.asked, &answer).await;
+        self.asked = Instant::now();
+        answer
     }
 }
 
@@ -349,18 +354,22 @@ impl Wire {
             Ok(answer) => self.judge(answer.unwrap_or(Err(Failure::Disconnected)), subject),
             Err(_elapsed) => Err(self.failed(BusError::Timeout(patience))),
         };
-        match &answer {
+        self.note(subject, asked, &answer).await;
+        answer
+    }
+
+    /// Keeps the books of what is answered over this connection.
+    async fn note(&self, subject: &str, asked: Instant, answer: &Result<Message, BusError>) {
+        match answer {
             // Nobody listens where this server has a way to.
             Err(BusError::Timeout(_) | BusError::NoStream(_)) => {
-                let now = Instant::now();
-                if self.reach.unanswered(subject, asked, now) {
+                if self.reach.unanswered(subject, asked, Instant::now()) {
                     self.reconnect(subject).await;
                 }
             }
             Ok(_) => self.reach.answered(subject),
             Err(_) => {}
         }
-        answer
     }
 
     /// Looks for another server at once, unless there is none or the last time is too near.
@@ -403,6 +412,7 @@ impl Wire {
         Ok(Answers {
             rx,
             subject: subject.to_owned(),
+            asked: Instant::now(),
             ticket,
         })
     }
