@@ -230,7 +230,7 @@ impl Crowd {
                 return false;
             };
             let answer = client.clone().get_shards(request).await;
-            answer.is_ok_and(|board| is_level(board.get_ref(), watchers.len()))
+            answer.is_ok_and(|board| is_level(board.get_ref(), watchers))
         });
         level.await.with_context(|| self.who_watches())?;
         self.single(limit).await
@@ -410,11 +410,14 @@ impl Crowd {
     }
 }
 
-/// Whether everything is where it should be, and that among so many.
-fn is_level(board: &GetShardsResponse, watchers: usize) -> bool {
+/// Whether everything is where it should be, and that among these watchers.
+fn is_level(board: &GetShardsResponse, watchers: &[Part]) -> bool {
     let members = board.members.iter();
     let live = members.filter(|member| member.state() == MemberState::Live);
-    board.steady && board.waiting.is_empty() && live.count() == watchers
+    let live: BTreeSet<&str> = live.map(|member| member.id.as_str()).collect();
+    let names: Vec<String> = watchers.iter().map(Part::to_string).collect();
+    let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    board.steady && board.waiting.is_empty() && live == names
 }
 
 impl Ways {

@@ -1,14 +1,14 @@
 //! The handle to NATS.
 
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, ServerError};
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server, ServerAddr,
+    ServerError,
+};
 use mailbell_core::{ids::Installation, timing::Timing};
 use tokio::{
     sync::{Semaphore, watch},
@@ -91,6 +91,8 @@ struct Events {
     client: OnceLock<Client>,
     closed: CancellationToken,
     others: Others,
+    /// The server that was chosen last, after the first connection.
+    last: Mutex<Option<ServerAddr>>,
 }
 
 impl Events {
@@ -124,6 +126,26 @@ impl Events {
             Event::SlowConsumer(_) => tracing::warn!("a NATS subscription overran"),
             Event::ServerError(_) | Event::ClientError(_) | Event::Draining => {}
         }
+    }
+
+    /// Where to go next: not where it was last, unless there is nothing else; of the others to one that failed least often.
+    fn choose(&self, servers: &[Server]) -> Option<ReconnectToServer> {
+        // The first time any will do, and all of them are tried.
+        self.client.get()?;
+        // Nothing that holds the lock can leave it half changed.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_last = |server: &Server| match &*last {
+            Some(last) => server.addr == *last,
+            None => server.did_connect,
+        };
+        let rank = |server: &&Server| {
+            let chance: u16 = rand::random();
+            (is_last(server), server.failed_attempts, chance)
+        };
+        let chosen = servers.iter().min_by_key(rank)?;
+        let addr = chosen.addr.clone();
+        *last = Some(addr.clone());
+        Some(ReconnectToServer { addr, delay: None })
     }
 
     fn set(&self, link: Link) {
@@ -297,10 +319,10 @@ impl Bus {
             client: OnceLock::new(),
             closed: closed.clone(),
             others,
+            last: Mutex::default(),
         });
         let (for_events, for_delay) = (Arc::clone(&events), Arc::clone(&events));
         let for_choice = Arc::clone(&events);
-        let turn = AtomicUsize::new(usize::from(rand::random::<u16>()));
         let client = connect_options(&options, tls)
             .await?
             .event_callback(move |event| {
@@ -308,15 +330,7 @@ impl Bus {
                 std::future::ready(())
             })
             .reconnect_to_server_callback(move |servers, _info| {
-                // One after the other: by chance it may be the one again that was left. The first time any that answers will do.
-                let turn = turn.fetch_add(1, Ordering::Relaxed);
-                let next = turn.checked_rem(servers.len());
-                let chosen = next.and_then(|next| servers.get(next));
-                let chosen = chosen.filter(|_| for_choice.client.get().is_some());
-                std::future::ready(chosen.map(|server| ReconnectToServer {
-                    addr: server.addr.clone(),
-                    delay: None,
-                }))
+                std::future::ready(for_choice.choose(&servers))
             })
             .reconnect_delay_callback(move |attempt| {
                 if for_delay.client.get().is_none() {

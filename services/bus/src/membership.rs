@@ -21,15 +21,12 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{Bus, BusError, BusOptions, Metrics, kv, names::Bucket, patience, state::Cas};
+use crate::{Bus, BusError, BusOptions, kv, names::Bucket, patience, state::Cas};
 
 /// News that wait for their reader. A reader that is so far behind is stalled, and judges nobody anyway.
 const WAITING: usize = 16;
 /// How long a last word may take.
 const LAST_WORD: Duration = Duration::from_secs(2);
-
-/// After so many renewals in a row that failed, another server of NATS is tried.
-const MISSED: u32 = 2;
 
 /// What the thread tells.
 #[derive(Debug)]
@@ -91,8 +88,7 @@ impl Membership {
         let end = CancellationToken::new();
         let mut options = bus.inner.options.clone();
         options.name = format!("{} membership", options.name);
-        // Counted once a process.
-        options.metrics = Metrics::default();
+        options.metrics = options.metrics.of_membership();
         let timing = *bus.timing();
         let thread = Thread {
             shared: Arc::clone(&shared),
@@ -179,14 +175,13 @@ impl Thread {
         let period = self.timing.member_renew;
         let mut revision = None;
         let mut asked_to_drain = None;
-        let mut failed = 0;
         loop {
             let begun = Instant::now();
             let leaving = self.shared.leaving.load(Ordering::Acquire);
             match timeout(period, self.renew(&bus, revision, leaving)).await {
                 Ok(Ok(Renewal::Stored(stored))) => {
                     revision = Some(stored);
-                    failed = 0;
+                    bus.wire().all_is_well();
                     self.tell(News::Renewed { at: begun });
                     if leaving {
                         self.shared.left.notify_one();
@@ -201,17 +196,13 @@ impl Thread {
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "the membership was not renewed");
                     self.tell(News::Failed);
-                    failed += 1;
+                    self.leave(&bus).await;
                 }
                 Err(_elapsed) => {
                     tracing::debug!("the membership was not renewed in time");
                     self.tell(News::Failed);
-                    failed += 1;
+                    self.leave(&bus).await;
                 }
-            }
-            if failed >= MISSED {
-                // The others take it for dead after as many again.
-                bus.wire().leave("the membership cannot be renewed").await;
             }
             tokio::select! {
                 // Whichever is first; nothing is held by either.
@@ -220,6 +211,18 @@ impl Thread {
                 () = sleep_until(begun + period) => {}
             }
         }
+    }
+
+    /// A renewal failed. The others take this member for dead soon, so another server is tried at once, and the next renewal has
+    /// a connection.
+    async fn leave(&self, bus: &Bus) {
+        let elsewhere = async {
+            bus.wire()
+                .reconnect("the membership cannot be renewed")
+                .await;
+            bus.wire().wait_up().await
+        };
+        let _ = timeout(self.timing.member_renew, elsewhere).await;
     }
 
     async fn connect(&self) -> Bus {

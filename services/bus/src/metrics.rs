@@ -20,7 +20,8 @@ pub const READS: &str = "bus_reads";
 pub const CALLS_FAILED: &str = "bus_calls_failed";
 /// `bus_connects_total`: connections made, the first one included.
 pub const CONNECTS: &str = "bus_connects";
-/// `bus_detours_total`: connections given up since their server did not answer for a stream: another may have the way to it.
+/// `bus_detours_total`: connections given up since their server did not answer for a stream, or for the membership: another
+/// may have the way to it.
 pub const DETOURS: &str = "bus_detours";
 /// `bus_link_up`: 1 while connected.
 pub const LINK_UP: &str = "bus_link_up";
@@ -174,6 +175,14 @@ impl Metrics {
             metrics.owner_requests_running.clone(),
         );
         metrics
+    }
+
+    /// Those of the membership's own connection. What is counted once a process is the main connection's.
+    pub(crate) fn of_membership(&self) -> Self {
+        Self {
+            detours: self.detours.clone(),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn append(&self, outcome: &'static str, took: Option<Duration>) {

@@ -70,7 +70,7 @@ impl Reach {
             inner: Mutex::new(Inner {
                 unanswered: HashMap::new(),
                 moved: None,
-                wait: limit / 2,
+                wait: limit / 4,
             }),
         }
     }
@@ -90,18 +90,31 @@ impl Reach {
         };
         let mut inner = self.inner();
         if inner.unanswered.remove(stream).is_some() && inner.unanswered.is_empty() {
-            inner.wait = self.limit / 2;
+            inner.wait = self.limit / 4;
         }
         self.count.store(inner.unanswered.len(), Ordering::Relaxed);
     }
 
-    /// A question at this subject that was asked at `asked` found nobody, or was given up. Says whether it is time to look for
-    /// another server: true at most once in a while, which doubles as long as that helps nothing.
+    /// Everything that is asked over this connection is answered.
+    pub(crate) fn all_is_well(&self) {
+        let mut inner = self.inner();
+        inner.unanswered.clear();
+        inner.wait = self.limit / 4;
+        self.count.store(0, Ordering::Relaxed);
+    }
+
+    /// A question at this subject that was asked at `asked` found nobody, or was given up. Says whether its stream has not answered
+    /// for so long that another server should be tried.
     pub(crate) fn unanswered(&self, subject: &str, asked: Instant, now: Instant) -> bool {
         let Some(stream) = asked_of(subject) else {
             return false;
         };
         let mut inner = self.inner();
+        // What was not asked in between says nothing of that time.
+        let limit = self.limit;
+        inner
+            .unanswered
+            .retain(|_, entry| asked.saturating_duration_since(entry.last) <= limit);
         let entry = inner
             .unanswered
             .entry(stream.to_owned())
@@ -109,34 +122,24 @@ impl Reach {
                 since: asked,
                 last: now,
             });
-        if asked.saturating_duration_since(entry.last) > self.limit {
-            // Nothing was asked in between, so nothing is known of that time.
-            entry.since = asked;
-        }
         entry.last = now;
         let since = entry.since;
         self.count.store(inner.unanswered.len(), Ordering::Relaxed);
-        if now.saturating_duration_since(since) < self.limit {
-            return false;
-        }
-        self.may_move(&mut inner, now)
+        now.saturating_duration_since(since) >= limit
     }
 
-    /// The caller wants to look for another server for a reason of its own: whether it is not too soon.
-    pub(crate) fn may_leave(&self, now: Instant) -> bool {
-        self.may_move(&mut self.inner(), now)
-    }
-
-    fn may_move(&self, inner: &mut Inner, now: Instant) -> bool {
-        let soon = inner
+    /// Whether another server may be tried now. True at most once in a while, which doubles as long as that helps nothing.
+    pub(crate) fn may_move(&self, now: Instant) -> bool {
+        let mut inner = self.inner();
+        let since = inner
             .moved
-            .is_some_and(|moved| now.saturating_duration_since(moved) < inner.wait);
-        if soon {
-            return false;
-        }
-        if inner.moved.is_some() {
-            inner.wait = (inner.wait * 2).min(SELDOM.max(self.limit));
-        }
+            .map(|moved| now.saturating_duration_since(moved));
+        inner.wait = match since {
+            Some(since) if since < inner.wait => return false,
+            Some(since) if since < inner.wait * 2 => (inner.wait * 2).min(SELDOM.max(self.limit)),
+            // The first time, or it was well for a while.
+            _ => self.limit / 4,
+        };
         inner.moved = Some(now);
         true
     }
@@ -212,6 +215,9 @@ mod tests {
         assert!(!reach.unanswered(APPEND, at(0), at(5)));
         reach.answered(APPEND);
         assert!(!reach.unanswered(APPEND, at(8), at(13)));
+        assert!(!reach.unanswered(OTHER, at(8), at(13)));
+        reach.all_is_well();
+        assert!(!reach.unanswered(OTHER, at(13), at(21)));
     }
 
     #[test]
@@ -225,21 +231,29 @@ mod tests {
         assert!(!reach.unanswered("mb.main.req.48", at(0), at(1_005)));
     }
 
+    /// Asks each second and moves as soon as it may.
+    fn moves(reach: &Reach, begin: Instant, seconds: std::ops::Range<u32>) -> Vec<u32> {
+        let moves = seconds.filter(|second| {
+            let now = begin + S * *second;
+            reach.unanswered(APPEND, now, now) && reach.may_move(now)
+        });
+        moves.collect()
+    }
+
     #[test]
     fn what_helps_nothing_is_tried_ever_more_seldom() {
         let reach = Reach::new(LIMIT);
         let begin = Instant::now();
-        let mut moves = Vec::new();
-        for second in 0..600_u32 {
-            if reach.unanswered(APPEND, begin + S * second, begin + S * second) {
-                moves.push(second);
-            }
-        }
-        assert_eq!(moves, [12, 18, 30, 54, 102, 198, 390]);
+        let long = moves(&reach, begin, 0..3_000);
+        assert_eq!(
+            long,
+            [12, 15, 21, 33, 57, 105, 201, 393, 777, 1_377, 1_977, 2_577]
+        );
         reach.answered(APPEND);
-        let again: Vec<u32> = (600..640)
-            .filter(|second| reach.unanswered(APPEND, begin + S * *second, begin + S * *second))
-            .collect();
-        assert_eq!(again, [612, 624]);
+        assert_eq!(moves(&reach, begin, 3_000..3_020), [3_012, 3_015]);
+        // One that is never asked again keeps nothing as it is.
+        let now = begin + S * 3_020;
+        assert!(!reach.unanswered(OTHER, now, now));
+        assert_eq!(moves(&reach, begin, 9_000..9_020), [9_012, 9_015]);
     }
 }

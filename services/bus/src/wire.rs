@@ -28,6 +28,9 @@ use crate::{
     reach::{Others, Reach},
 };
 
+/// How long a call that has failed may take the longer to leave a server.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
+
 /// One answer, or why there will be none.
 type Answer = Result<Message, Failure>;
 
@@ -354,7 +357,10 @@ impl Wire {
             Ok(answer) => self.judge(answer.unwrap_or(Err(Failure::Disconnected)), subject),
             Err(_elapsed) => Err(self.failed(BusError::Timeout(patience))),
         };
-        self.note(subject, asked, &answer).await;
+        // What may take longer than others says nothing of the way.
+        if patience <= self.patience {
+            self.note(subject, asked, &answer).await;
+        }
         answer
     }
 
@@ -372,15 +378,15 @@ impl Wire {
         }
     }
 
-    /// Looks for another server at once, unless there is none or the last time is too near.
-    pub(crate) async fn leave(&self, why: &str) {
-        if self.reach.may_leave(Instant::now()) {
-            self.reconnect(why).await;
-        }
+    /// Everything that is asked over this connection is answered.
+    pub(crate) fn all_is_well(&self) {
+        self.reach.all_is_well();
     }
 
-    async fn reconnect(&self, why: &str) {
-        if !self.others.exist(&self.client) || !self.is_up() {
+    /// Tries another server, unless there is none or the last time is too near. Returns when this one is left.
+    pub(crate) async fn reconnect(&self, why: &str) {
+        if !self.others.exist(&self.client) || !self.is_up() || !self.reach.may_move(Instant::now())
+        {
             return;
         }
         tracing::warn!(
@@ -388,7 +394,12 @@ impl Wire {
             "this NATS server does not answer, or has no way to the one that would: trying another"
         );
         self.metrics.detours.inc();
-        let _ = self.client.force_reconnect().await;
+        let left = async {
+            let _ = self.client.force_reconnect().await;
+            self.until_down().await;
+        };
+        // One that is stuck is left when its pings are not answered.
+        let _ = tokio::time::timeout(LEAVE_LIMIT, left).await;
     }
 
     /// Asks and waits for up to `most` answers.

@@ -399,8 +399,11 @@ impl Running {
 
     /// Tells the others how many partitions this watcher has room for, when that has changed.
     fn limit(&mut self, most: u32) {
-        let served = u32::try_from(self.registry.partitions().len()).unwrap_or(u32::MAX);
-        let accounts = u32::try_from(self.registry.sessions()).unwrap_or(u32::MAX);
+        let partitions = self.registry.partitions();
+        let served = u32::try_from(partitions.len()).unwrap_or(u32::MAX);
+        // Not those of partitions on their way to others.
+        let accounts = partitions.iter().map(|one| self.accounts.accounts_in(*one));
+        let accounts = accounts.fold(0, u32::saturating_add);
         if let Some(room) = room(most, served, accounts, self.room) {
             self.room = room;
             self.shards.limit(room);

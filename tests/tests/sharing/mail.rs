@@ -17,8 +17,8 @@ use serde_json::json;
 
 use super::{W, board, nats_server, row};
 
-/// Few enough for Dovecot's processes, enough for each watcher to have some.
-const USERS: usize = 12;
+/// Few enough for Dovecot's processes, and so many that no watcher has none by chance: one time in 5,000.
+const USERS: usize = 24;
 /// More than are told one by one, when they come at once.
 const FLOOD: u64 = 600;
 

@@ -1,6 +1,6 @@
 //! Several watcher processes share the mailboxes, on real NATS servers and with production timing: a member renews every 3 s and is
-//! dead after 12 s. They come and go ([`scale`]), fail ([`faults`]), lose NATS ([`nats`]), and all of it at random ([`chaos`]): with thousands of mailboxes on the synthetic mail
-//! server, and with real ones on Dovecot ([`mail`]).
+//! dead after 12 s. They come and go ([`scale`]), fail ([`faults`]), lose NATS ([`nats`]), and all of it at random ([`chaos`]): with tens to hundreds of mailboxes on the synthetic
+//! mail server, and with real ones on Dovecot ([`mail`]).
 //!
 //! Mail arrives all the time. Each scene is judged on the mail server's side (who held which mailbox when, who was alone, and for how
 //! long) and on the devices' (nothing lost, doubled or reordered), and prints what it counted. Bounds of time are guards against a
