@@ -53,6 +53,8 @@ pub struct ShareOptions {
     pub incarnation: String,
     /// Its share, relative to the others'.
     pub weight: u32,
+    /// The most partitions that it takes, until [`Shards::limit`] says otherwise; 0: no limit.
+    pub most_partitions: u32,
     /// The release, for people.
     pub release: String,
     /// The newest schema that it reads and writes.
@@ -71,6 +73,7 @@ impl ShareOptions {
             member: member.into(),
             incarnation: incarnation.into(),
             weight: WEIGHT,
+            most_partitions: 0,
             release: String::new(),
             writes: schema::NEWEST,
             egress: String::new(),
@@ -191,6 +194,7 @@ impl Bus {
             id: options.member.clone(),
             incarnation: options.incarnation.clone(),
             weight: options.weight,
+            most_partitions: options.most_partitions,
             writes: options.writes,
             release: options.release.clone(),
             egress: options.egress.clone(),
@@ -488,6 +492,7 @@ impl Shards {
     pub fn limit(&self, most_partitions: u32) {
         self.membership
             .change(|member| member.most_partitions = most_partitions);
+        self.membership.renew_now();
     }
 
     /// The machine, for what is to be shown.

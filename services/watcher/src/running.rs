@@ -29,7 +29,7 @@ use crate::{
     ledger::BusLedger,
     registry::Registry,
     requests::Answers,
-    room::room,
+    room::{self, Sample, room},
     wait::{finished, until},
     watcher::Watcher,
 };
@@ -71,7 +71,7 @@ pub(crate) struct Running {
     loads: Loads,
     /// Partitions that are given away.
     handing: Handing,
-    /// The most partitions that it takes, as others were told; 0: no limit.
+    /// The most partitions that it takes, as others were told, if there is a limit of accounts.
     room: u32,
     /// Tasks that begin to answer requests for partitions.
     owning: JoinSet<()>,
@@ -135,8 +135,11 @@ impl Running {
         });
         let service = Arc::new(service);
         let (changes, reader) = bus.accounts().follow();
+        // Enough to learn how many accounts a partition has.
+        let first = options.most_accounts.map_or(0, |_| room::FIRST);
         let shards = bus.share(ShareOptions {
             weight: options.weight,
+            most_partitions: first,
             egress: options.egress.clone(),
             release: options.release.clone(),
             ..ShareOptions::new(&options.member, &options.incarnation)
@@ -166,7 +169,7 @@ impl Running {
             service,
             taken: Vec::new(),
             load_at: None,
-            room: 0,
+            room: first,
             owning: JoinSet::new(),
             flushing: None,
             flushes,
@@ -399,12 +402,31 @@ impl Running {
 
     /// Tells the others how many partitions this watcher has room for, when that has changed.
     fn limit(&mut self, most: u32) {
-        let partitions = self.registry.partitions();
-        let served = u32::try_from(partitions.len()).unwrap_or(u32::MAX);
+        if !self.taken.is_empty() || !self.loads.is_empty() {
+            // Of some it will be known soon.
+            return;
+        }
+        let mut own = Sample::default();
         // Not those of partitions on their way to others.
-        let accounts = partitions.iter().map(|one| self.accounts.accounts_in(*one));
-        let accounts = accounts.fold(0, u32::saturating_add);
-        if let Some(room) = room(most, served, accounts, self.room) {
+        for partition in self.registry.partitions() {
+            own.add(self.accounts.accounts_in(partition));
+        }
+        let sharding = self.shards.sharding();
+        let mut known = own;
+        for partition in Partition::all() {
+            let accounts = sharding.claims().accounts(partition);
+            // A claim that was just taken does not say it yet.
+            if sharding.claims().epoch(partition).is_none() && accounts > 0 {
+                known.add(accounts);
+            }
+        }
+        let wanted = sharding.assignment().unassigned().next().is_some();
+        if let Some(room) = room(most, own, known, self.room, wanted) {
+            tracing::info!(
+                partitions = room,
+                accounts = own.accounts,
+                "the room for partitions has changed"
+            );
             self.room = room;
             self.shards.limit(room);
         }

@@ -76,7 +76,7 @@ async fn shares_are_as_large_as_was_asked_for() {
             .to_vec(),
         ..SceneOptions::new(nats.url())
     };
-    let scene = Scene::start(options).await.unwrap();
+    let mut scene = Scene::start(options).await.unwrap();
     let shared = until(SOON, "shares of the sizes that were asked for", || async {
         let board = board(&scene.crowd.installation).await;
         let number = |part: usize, field: &str| {
@@ -97,5 +97,37 @@ async fn shares_are_as_large_as_was_asked_for() {
             && board["waiting"] == json!([])
     });
     shared.await.unwrap();
-    finish("weights", scene, ALONE).await;
+
+    // The others are gone. It takes no more than it was allowed, and the rest waits; also when it is begun anew.
+    for gone in &W[..2] {
+        scene.kill(*gone);
+    }
+    within_its_limit(&scene).await;
+    let taken = scene.crowd.installation.terminate(W[2]).await;
+    taken.unwrap();
+    scene.crowd.installation.launch(W[2]).unwrap();
+    within_its_limit(&scene).await;
+    for back in &W[..2] {
+        scene.crowd.installation.launch(*back).unwrap();
+    }
+    scene.crowd.level(&W[..3], SOON).await.unwrap();
+    // Nobody had room for most of them meanwhile.
+    finish("weights", scene, SOON * 3).await;
+}
+
+/// Waits until the third watcher, which is alone and wants 20 accounts at most, has taken what it has room for.
+async fn within_its_limit(scene: &Scene) {
+    let name = W[2].to_string();
+    until(SOON, "what it has room for to be taken", || async {
+        let shares = scene.crowd.shares();
+        let few = shares.get(&name).copied().unwrap_or_default();
+        // What it learns of the mailboxes that it takes is how many there were in others: more by chance, but never twice as many.
+        assert!(few < 40, "{few} of 20");
+        let board = board(&scene.crowd.installation).await;
+        let waiting = board["waiting"].as_array().unwrap();
+        let no_room = waiting.iter().all(|wait| wait["reason"] == "no-room");
+        no_room && !waiting.is_empty() && few >= 10
+    })
+    .await
+    .unwrap();
 }

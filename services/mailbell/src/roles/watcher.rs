@@ -114,6 +114,8 @@ pub struct ShareArgs {
     /// The most accounts that it takes; what all watchers together have no room for is shown by `mailbell shards`
     ///
     /// Accounts move by the thousandth part of all of them, and not for less than a tenth of the limit: it may be exceeded by so much.
+    /// One that starts takes few at first, until it knows how many accounts that are. What it watches already when accounts are added,
+    /// it goes on watching until another watcher has room.
     #[arg(
         long,
         env = "MAILBELL_MOST_ACCOUNTS",
