@@ -6,8 +6,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server, ServerAddr,
-    ServerError,
+    Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server, ServerError,
 };
 use mailbell_core::{ids::Installation, timing::Timing};
 use tokio::{
@@ -21,7 +20,7 @@ use crate::{
     Auth, BusError, BusOptions, Metrics, Role,
     names::Names,
     permissions::inbox_prefix,
-    reach::Others,
+    reach::{Others, Turns},
     upgrade,
     wire::{Pending, Wire},
 };
@@ -91,8 +90,7 @@ struct Events {
     client: OnceLock<Client>,
     closed: CancellationToken,
     others: Others,
-    /// The server that was chosen last, after the first connection.
-    last: Mutex<Option<ServerAddr>>,
+    turns: Mutex<Turns>,
 }
 
 impl Events {
@@ -128,23 +126,12 @@ impl Events {
         }
     }
 
-    /// Where to go next: not where it was last, unless there is nothing else; of the others to one that failed least often.
+    /// Where to go next. The first time any will do, and all of them are tried.
     fn choose(&self, servers: &[Server]) -> Option<ReconnectToServer> {
-        // The first time any will do, and all of them are tried.
         self.client.get()?;
         // Nothing that holds the lock can leave it half changed.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_last = |server: &Server| match &*last {
-            Some(last) => server.addr == *last,
-            None => server.did_connect,
-        };
-        let rank = |server: &&Server| {
-            let chance: u16 = rand::random();
-            (is_last(server), server.failed_attempts, chance)
-        };
-        let chosen = servers.iter().min_by_key(rank)?;
-        let addr = chosen.addr.clone();
-        *last = Some(addr.clone());
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let addr = turns.next(servers)?;
         Some(ReconnectToServer { addr, delay: None })
     }
 
@@ -165,7 +152,7 @@ impl Events {
         let Some(client) = self.client.get().cloned() else {
             return;
         };
-        if self.others.exist(&client) {
+        if self.others.count(&client) > 0 {
             let closed = self.closed.clone();
             tokio::spawn(async move {
                 tokio::select! {
@@ -309,7 +296,7 @@ impl Bus {
             since: Instant::now(),
         });
         let others = Others {
-            named: options.urls.len() > 1,
+            named: options.urls.len(),
             discovers: tls || options.allow_plain,
         };
         let events = Arc::new(Events {
@@ -319,7 +306,7 @@ impl Bus {
             client: OnceLock::new(),
             closed: closed.clone(),
             others,
-            last: Mutex::default(),
+            turns: Mutex::default(),
         });
         let (for_events, for_delay) = (Arc::clone(&events), Arc::clone(&events));
         let for_choice = Arc::clone(&events);

@@ -13,11 +13,16 @@ use std::{
     time::Duration,
 };
 
-use async_nats::Client;
+use async_nats::{Client, Server, ServerAddr};
 use tokio::time::Instant;
 
-/// The longest time between two tries to find a better server: the fault may be elsewhere.
+/// The time between two tries to find a better server when those before helped nothing: the fault is elsewhere, and each try makes all
+/// consumers anew.
 const SELDOM: Duration = Duration::from_secs(600);
+/// Each of the others is tried so often before that.
+const ROUNDS: usize = 2;
+/// What costs about as much as one try: the next one after so many others.
+const MOST_FAILED: usize = 2;
 
 /// Since when a stream has not answered.
 #[derive(Debug, Clone, Copy)]
@@ -35,20 +40,69 @@ struct Inner {
     moved: Option<Instant>,
     /// The least time between two such moves.
     wait: Duration,
+    /// Moves in a row that helped nothing.
+    moves: usize,
 }
 
 /// Whether there may be another server to go to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Others {
-    /// More than one was named to us.
-    pub(crate) named: bool,
+    /// So many were named to us.
+    pub(crate) named: usize,
     /// One that the server names would be taken.
     pub(crate) discovers: bool,
 }
 
 impl Others {
-    pub(crate) fn exist(self, client: &Client) -> bool {
-        self.named || (self.discovers && client.server_info().connect_urls.len() > 1)
+    /// How many there are beside the one that is connected.
+    pub(crate) fn count(self, client: &Client) -> usize {
+        let told = match self.discovers {
+            true => client.server_info().connect_urls.len(),
+            false => 0,
+        };
+        self.named.max(told).saturating_sub(1)
+    }
+}
+
+/// Which server is the next one: each in its turn, and those that cannot be reached less often.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    /// How often each was chosen.
+    chosen: Vec<(ServerAddr, usize)>,
+    last: Option<ServerAddr>,
+}
+
+impl Turns {
+    /// One of these; not the last one again, unless there is nothing else.
+    pub(crate) fn next(&mut self, servers: &[Server]) -> Option<ServerAddr> {
+        self.chosen
+            .retain(|(addr, _)| servers.iter().any(|server| server.addr == *addr));
+        // One that is new is as good as the best, and no better.
+        let least = self.chosen.iter().map(|(_, times)| *times).min();
+        let rank = |server: &&Server| {
+            let last = match &self.last {
+                Some(last) => server.addr == *last,
+                // The first time that a connection is left.
+                None => server.did_connect,
+            };
+            let known = self.chosen.iter().find(|(addr, _)| server.addr == *addr);
+            let times = known.map_or(least.unwrap_or_default(), |(_, times)| *times);
+            let chance: u16 = rand::random();
+            (
+                last,
+                times + server.failed_attempts.min(MOST_FAILED),
+                chance,
+            )
+        };
+        let next = servers.iter().min_by_key(rank)?.addr.clone();
+        match self.chosen.iter_mut().find(|(addr, _)| *addr == next) {
+            Some((_, times)) => *times += 1,
+            None => self
+                .chosen
+                .push((next.clone(), least.unwrap_or_default() + 1)),
+        }
+        self.last = Some(next.clone());
+        Some(next)
     }
 }
 
@@ -56,21 +110,25 @@ impl Others {
 #[derive(Debug)]
 pub(crate) struct Reach {
     limit: Duration,
+    seldom: Duration,
     /// Streams that do not answer, to be cheap where all do.
     count: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
 impl Reach {
-    /// One for streams that are expected to answer within `limit`, elections included.
-    pub(crate) fn new(limit: Duration) -> Self {
+    /// One for streams that are expected to answer within `limit`, elections included. `jitter` (1 to 2) stretches the time between
+    /// tries that help nothing, so that not all processes try at the same moment.
+    pub(crate) fn new(limit: Duration, jitter: f64) -> Self {
         Self {
             limit,
+            seldom: SELDOM.max(limit).mul_f64(jitter),
             count: AtomicUsize::new(0),
             inner: Mutex::new(Inner {
                 unanswered: HashMap::new(),
                 moved: None,
                 wait: limit / 4,
+                moves: 0,
             }),
         }
     }
@@ -90,7 +148,7 @@ impl Reach {
         };
         let mut inner = self.inner();
         if inner.unanswered.remove(stream).is_some() && inner.unanswered.is_empty() {
-            inner.wait = self.limit / 4;
+            (inner.wait, inner.moves) = (self.limit / 4, 0);
         }
         self.count.store(inner.unanswered.len(), Ordering::Relaxed);
     }
@@ -99,7 +157,7 @@ impl Reach {
     pub(crate) fn all_is_well(&self) {
         let mut inner = self.inner();
         inner.unanswered.clear();
-        inner.wait = self.limit / 4;
+        (inner.wait, inner.moves) = (self.limit / 4, 0);
         self.count.store(0, Ordering::Relaxed);
     }
 
@@ -128,17 +186,22 @@ impl Reach {
         now.saturating_duration_since(since) >= limit
     }
 
-    /// Whether another server may be tried now. True at most once in a while, which doubles as long as that helps nothing.
-    pub(crate) fn may_move(&self, now: Instant) -> bool {
+    /// Whether one of so many other servers may be tried now. True at most once in a while, which doubles as long as that helps
+    /// nothing, and is long when each was tried.
+    pub(crate) fn may_move(&self, now: Instant, others: usize) -> bool {
         let mut inner = self.inner();
         let since = inner
             .moved
             .map(|moved| now.saturating_duration_since(moved));
-        inner.wait = match since {
+        match since {
             Some(since) if since < inner.wait => return false,
-            Some(since) if since < inner.wait * 2 => (inner.wait * 2).min(SELDOM.max(self.limit)),
+            Some(since) if since < inner.wait * 2 => inner.moves += 1,
             // The first time, or it was well for a while.
-            _ => self.limit / 4,
+            _ => (inner.wait, inner.moves) = (self.limit / 8, 1),
+        }
+        inner.wait = match inner.moves < others * ROUNDS {
+            true => (inner.wait * 2).min(self.seldom),
+            false => self.seldom,
         };
         inner.moved = Some(now);
         true
@@ -197,7 +260,7 @@ mod tests {
 
     #[test]
     fn another_server_is_looked_for_when_one_stream_is_silent_for_long() {
-        let reach = Reach::new(LIMIT);
+        let reach = Reach::new(LIMIT, 1.0);
         let begin = Instant::now();
         let at = |seconds| begin + S * seconds;
         assert!(!reach.unanswered(APPEND, at(0), at(5)));
@@ -209,7 +272,7 @@ mod tests {
 
     #[test]
     fn an_answer_ends_the_count() {
-        let reach = Reach::new(LIMIT);
+        let reach = Reach::new(LIMIT, 1.0);
         let begin = Instant::now();
         let at = |seconds| begin + S * seconds;
         assert!(!reach.unanswered(APPEND, at(0), at(5)));
@@ -222,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_was_not_asked_counts_for_nothing() {
-        let reach = Reach::new(LIMIT);
+        let reach = Reach::new(LIMIT, 1.0);
         let begin = Instant::now();
         let at = |seconds| begin + S * seconds;
         assert!(!reach.unanswered(APPEND, at(0), at(5)));
@@ -235,25 +298,62 @@ mod tests {
     fn moves(reach: &Reach, begin: Instant, seconds: std::ops::Range<u32>) -> Vec<u32> {
         let moves = seconds.filter(|second| {
             let now = begin + S * *second;
-            reach.unanswered(APPEND, now, now) && reach.may_move(now)
+            reach.unanswered(APPEND, now, now) && reach.may_move(now, 2)
         });
         moves.collect()
     }
 
     #[test]
     fn what_helps_nothing_is_tried_ever_more_seldom() {
-        let reach = Reach::new(LIMIT);
+        let reach = Reach::new(LIMIT, 1.0);
         let begin = Instant::now();
         let long = moves(&reach, begin, 0..3_000);
-        assert_eq!(
-            long,
-            [12, 15, 21, 33, 57, 105, 201, 393, 777, 1_377, 1_977, 2_577]
-        );
+        assert_eq!(long, [12, 15, 21, 33, 633, 1_233, 1_833, 2_433]);
         reach.answered(APPEND);
         assert_eq!(moves(&reach, begin, 3_000..3_020), [3_012, 3_015]);
         // One that is never asked again keeps nothing as it is.
         let now = begin + S * 3_020;
         assert!(!reach.unanswered(OTHER, now, now));
         assert_eq!(moves(&reach, begin, 9_000..9_020), [9_012, 9_015]);
+    }
+
+    fn server(name: &str, failed_attempts: usize) -> Server {
+        Server {
+            addr: format!("nats://{name}:4222").parse().unwrap(),
+            failed_attempts,
+            did_connect: false,
+            is_discovered: false,
+            last_error: None,
+        }
+    }
+
+    #[test]
+    fn servers_take_turns_and_those_that_fail_less_often() {
+        let mut turns = Turns::default();
+        let mut servers = [server("a", 0), server("b", 0), server("c", 0)];
+        // It is connected to the first.
+        servers[0].did_connect = true;
+        let mut next = |servers: &[Server]| turns.next(servers).unwrap().host().to_owned();
+        let first = next(&servers);
+        assert_ne!(first, "a");
+        let second = next(&servers);
+        assert_ne!(first, second);
+        let mut round: Vec<String> = (0..9).map(|_| next(&servers)).collect();
+        assert!(round.windows(2).all(|two| two[0] != two[1]), "{round:?}");
+        round.sort();
+        for name in ["a", "b", "c"] {
+            let times = round.iter().filter(|host| *host == name).count();
+            assert!((2..=4).contains(&times), "{round:?}");
+        }
+        // One that is never there is asked, but seldom; and one that is new is no better than the others.
+        servers[1].failed_attempts = 30;
+        let times = (0..6).filter(|_| next(&servers) == "b").count();
+        assert!((1..=2).contains(&times), "{times}");
+        let four = [servers[0].clone(), servers[2].clone(), server("d", 0)];
+        let times = (0..9).filter(|_| next(&four) == "d").count();
+        assert!((2..=4).contains(&times), "{times}");
+        assert_eq!(next(&four[..1]), "a");
+        assert_eq!(next(&four[..1]), "a");
+        assert!(turns.next(&[]).is_none());
     }
 }

@@ -201,7 +201,7 @@ impl Wire {
             closed,
             patience: options.timing.ack_timeout,
             metrics: options.metrics.clone(),
-            reach: Reach::new(options.timing.member_dead),
+            reach: Reach::new(options.timing.member_dead, rand::random_range(1.0..1.5)),
             others,
         })
     }
@@ -385,8 +385,8 @@ impl Wire {
 
     /// Tries another server, unless there is none or the last time is too near. Returns when this one is left.
     pub(crate) async fn reconnect(&self, why: &str) {
-        if !self.others.exist(&self.client) || !self.is_up() || !self.reach.may_move(Instant::now())
-        {
+        let others = self.others.count(&self.client);
+        if others == 0 || !self.is_up() || !self.reach.may_move(Instant::now(), others) {
             return;
         }
         tracing::warn!(
