@@ -36,6 +36,8 @@ pub struct SceneOptions {
     pub watchers: usize,
     /// Further arguments of the first of them.
     pub args: Vec<Vec<String>>,
+    /// Further environment of every process.
+    pub env: Vec<(String, String)>,
     /// Messages a second, over all mailboxes.
     pub a_second: u32,
     /// Whose mailboxes get them.
@@ -54,6 +56,7 @@ impl SceneOptions {
             users: 60,
             watchers: 3,
             args: Vec::new(),
+            env: Vec::new(),
             a_second: 15,
             seed: 1,
             nats_url,
@@ -88,6 +91,7 @@ impl Scene {
             own_ways: true,
             installation: Options {
                 watchers: options.args.into_iter().map(with_args).collect(),
+                env: options.env,
                 nats_url: Some(options.nats_url),
                 replicas: options.replicas,
                 ..Options::default()

@@ -495,6 +495,11 @@ impl Shards {
         self.membership.renew_now();
     }
 
+    /// How many of the accounts here could log in a second if all members took part: see [`Sharding::set_logins`].
+    pub fn set_logins(&mut self, a_second: f64) {
+        self.machine.set_logins(a_second);
+    }
+
     /// The machine, for what is to be shown.
     #[must_use]
     pub fn sharding(&self) -> &Sharding {

@@ -466,6 +466,17 @@ impl Accounts {
         })
     }
 
+    /// Of all accounts here how many are at the mail host that has the most of them.
+    pub(crate) fn busiest_host(&self) -> (usize, usize) {
+        let mut hosts: HashMap<&str, usize> = HashMap::new();
+        let partitions = self.partitions.values();
+        for entry in partitions.flat_map(|owned| owned.entries.values()) {
+            *hosts.entry(&entry.record.host).or_default() += 1;
+        }
+        let most = hosts.values().copied().max();
+        (most.unwrap_or_default(), hosts.values().sum())
+    }
+
     /// What there is to do, as far as accounts go.
     pub(crate) fn load(&self) -> MemberLoad {
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);

@@ -6,7 +6,7 @@ use mailbell_bus::{
     OwnerService, ServeOptions, Shards, Share, ShareOptions, patience, patiently,
     state::{AccountChange, AccountChanges, AccountReader, PartitionRecords},
 };
-use mailbell_core::ids::{AccountId, Group, OwnerEpoch, PARTITIONS, Partition};
+use mailbell_core::ids::{AccountId, Group, OwnerEpoch, Partition};
 use mailbell_proto::bus::v1::MemberLoad;
 use mailbell_runtime::{
     drain::{DrainHandle, Draining},
@@ -47,6 +47,8 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// What is taken comes one by one: so long is waited for more, so that it is loaded together.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// How often accounts are counted by host.
+const HOSTS: Duration = Duration::from_secs(60);
 /// So many may be asked to log in at once before somebody is told to try again.
 const HURRIES: usize = 64;
 
@@ -75,6 +77,8 @@ pub(crate) struct Running {
     room: u32,
     /// Tasks that begin to answer requests for partitions.
     owning: JoinSet<()>,
+    /// Of how many accounts the hosts were counted, and when.
+    hosts_counted: (usize, Instant),
     flushing: Option<JoinHandle<Flushed>>,
     /// When claims are looked at, whether they can move on.
     flushes: Interval,
@@ -171,6 +175,7 @@ impl Running {
             load_at: None,
             room: first,
             owning: JoinSet::new(),
+            hosts_counted: (0, Instant::now()),
             flushing: None,
             flushes,
             progress,
@@ -376,6 +381,7 @@ impl Running {
             ..self.accounts.load()
         });
         self.share_budgets();
+        self.set_logins();
         if let Some(most) = self.options.most_accounts {
             self.limit(most);
         }
@@ -384,20 +390,47 @@ impl Running {
         }
     }
 
-    /// A mail host's budget is one for all watchers that share an address: each has a part of it by the partitions that it owns.
+    /// A mail host's budget is one for all watchers that share an address: each has a part of it by the partitions that it should own,
+    /// or owns if it drains. What it should own, it has to log in at soon; what others should get, runs already.
     fn share_budgets(&self) {
-        let elsewhere: u32 = self
-            .shards
-            .sharding()
-            .observer()
-            .live()
-            .filter(|member| member.egress != self.options.egress)
-            .filter_map(|member| member.load)
-            .map(|load| load.serving + load.loading)
-            .sum();
-        let held = u32::try_from(self.shards.held()).unwrap_or(u32::MAX);
-        let of = u32::from(PARTITIONS).saturating_sub(elsewhere).max(held);
-        self.context.gate.share(held, of);
+        let sharding = self.shards.sharding();
+        let mut together = 0;
+        let mut ours = 0;
+        for member in sharding.observer().live() {
+            let wanted = sharding.assignment().count(&member.id);
+            if member.id == self.options.member {
+                ours = wanted;
+            }
+            if member.egress == self.options.egress {
+                together += wanted;
+            }
+        }
+        if ours == 0 {
+            ours = self.shards.held();
+        }
+        let part = |partitions: usize| u32::try_from(partitions).unwrap_or(u32::MAX);
+        self.context
+            .gate
+            .share(part(ours), part(together.max(ours)));
+    }
+
+    /// No more accounts are given away than can log in again: at the host that has the most of them, the others' turn comes as soon.
+    fn set_logins(&mut self) {
+        let sessions = self.registry.sessions();
+        let (counted, at) = self.hosts_counted;
+        // To count them takes time, and what they are at changes slowly.
+        let more = sessions > counted.saturating_mul(2);
+        if sessions == 0 || (at.elapsed() < HOSTS && !more) {
+            return;
+        }
+        self.hosts_counted = (sessions, Instant::now());
+        let (most, of) = self.accounts.busiest_host();
+        if most > 0 {
+            let rates = self.options.rates();
+            let logins = f64::from(rates.host_logins.min(rates.host_connects));
+            #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+            self.shards.set_logins(logins * of as f64 / most as f64);
+        }
     }
 
     /// Tells the others how many partitions this watcher has room for, when that has changed.

@@ -1,5 +1,7 @@
 //! Watchers that come and go in order.
 
+use std::time::Duration;
+
 use mailbell_tests::{
     process::until,
     sharing::{ALONE, SOON, Scene, SceneOptions},
@@ -29,6 +31,23 @@ async fn from_one_to_four_and_back_to_two() {
     }
     scene.shared_by(&[W[0], W[2]]).await.unwrap();
     finish("scale 1, 4, 2", scene, ALONE).await;
+}
+
+/// A mail host lets few in a second: a new watcher gets its share no faster than these, so that no account waits long for its turn. If
+/// it got it as fast as the watchers can, some would wait for half a minute.
+#[tokio::test]
+async fn where_logins_are_few_accounts_move_as_they_can_log_in() {
+    let nats = nats_server().await;
+    let options = SceneOptions {
+        users: 200,
+        watchers: 2,
+        env: vec![("MAILBELL_LOGINS_PER_HOST".to_owned(), "10".to_owned())],
+        ..SceneOptions::new(nats.url())
+    };
+    let mut scene = Scene::start(options).await.unwrap();
+    scene.crowd.add_watcher().await.unwrap();
+    scene.shared_by(&W[..3]).await.unwrap();
+    finish("few logins", scene, Duration::from_secs(15)).await;
 }
 
 /// A client lists folders all the while: whatever it is answered is right, or says "try again".

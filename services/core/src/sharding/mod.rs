@@ -6,6 +6,7 @@
 pub mod assignment;
 pub mod board;
 pub mod claims;
+mod giving;
 pub mod liveness;
 pub mod planner;
 mod shares;
@@ -14,13 +15,16 @@ use std::{collections::BTreeMap, time::Duration};
 
 use mailbell_proto::bus::v1::{Claim, Member};
 
-use self::shares::Shares;
 pub use self::{
     assignment::{Assignment, Candidate, assign},
     board::Boards,
     claims::{Before, Claims, Effect, Lost, Standing, Written},
     liveness::Observer,
     planner::{Pace, Plan, Waiting, plan},
+};
+use self::{
+    giving::{Giving, Receivers},
+    shares::Shares,
 };
 use crate::{
     ids::{LogId, OwnerEpoch, Partition, Position},
@@ -181,9 +185,7 @@ pub struct Sharding {
     shares: Shares,
     draining: bool,
     leaving: Option<Duration>,
-    /// Accounts that may be given away now.
-    tokens: f64,
-    filled: Duration,
+    giving: Giving,
     last_plan: Plan,
 }
 
@@ -200,8 +202,7 @@ impl Sharding {
             shares: Shares::new(),
             draining: false,
             leaving: None,
-            tokens: f64::from(config.pace.accounts_per_second),
-            filled: Duration::ZERO,
+            giving: Giving::new(config.pace),
             last_plan: Plan::default(),
             config,
         }
@@ -389,7 +390,15 @@ impl Sharding {
         if !self.claims_loaded || !self.observer.is_steady(now) && self.leaving.is_none() {
             return Vec::new();
         }
-        self.fill(now);
+        let receivers = Receivers::new(
+            &self.config.partitions,
+            &self.claims,
+            &self.observer,
+            self.shares.assignment(),
+        );
+        let leaving = self.leaving.map(|within| (within, self.work()));
+        self.giving.fill(now, receivers, leaving);
+        let pace = self.giving.pace(receivers);
         let giving = self
             .owned
             .values()
@@ -399,8 +408,8 @@ impl Sharding {
         let at_once = match self.leaving {
             // Nobody waits for any of it.
             Some(_) if alone => usize::MAX,
-            Some(_) => self.config.pace.giving * 4,
-            None => self.config.pace.giving,
+            Some(_) => pace.giving * 4,
+            None => pace.giving,
         };
         let owned = &self.owned;
         let situation = planner::Situation {
@@ -410,7 +419,7 @@ impl Sharding {
             observer: &self.observer,
             assignment: self.shares.assignment(),
             timing: &self.config.timing,
-            pace: &self.config.pace,
+            pace: &pace,
         };
         let plan = plan(
             situation,
@@ -446,12 +455,10 @@ impl Sharding {
             effects.extend(self.claims.clear(*partition));
         }
         for (partition, to) in &plan.give {
-            let cost = f64::from(self.claims.accounts(*partition)) + 1.0;
-            // One that is larger than the bucket goes when it is full.
-            if !alone && self.tokens < cost.min(f64::from(self.rate(0))) {
+            let accounts = self.claims.accounts(*partition);
+            if !alone && !self.giving.give(accounts) {
                 break;
             }
-            self.tokens -= cost;
             let Some(owned) = self.owned.get_mut(partition) else {
                 continue;
             };
@@ -475,32 +482,17 @@ impl Sharding {
         effects
     }
 
-    /// Accounts that may be given away a second, of `owned` ones.
-    fn rate(&self, owned: u32) -> u32 {
-        let usual = self.config.pace.accounts_per_second.max(1);
-        match self.leaving {
-            // All of it within half of the time.
-            Some(within) => {
-                let seconds = u32::try_from(within.as_secs()).unwrap_or(u32::MAX).max(2) / 2;
-                usual.max(owned / seconds.max(1) + 1)
-            }
-            None => usual,
-        }
+    /// Accounts and partitions that are ours.
+    fn work(&self) -> u32 {
+        let owned = self.owned.keys();
+        let accounts = owned.map(|partition| self.claims.accounts(*partition).saturating_add(1));
+        accounts.fold(0, u32::saturating_add)
     }
 
-    fn fill(&mut self, now: Duration) {
-        let passed = now.saturating_sub(self.filled);
-        self.filled = now;
-        let owned: u32 = match self.leaving {
-            Some(_) => self
-                .owned
-                .keys()
-                .map(|partition| self.claims.accounts(*partition).saturating_add(1))
-                .sum(),
-            None => 0,
-        };
-        let rate = f64::from(self.rate(owned));
-        self.tokens = (self.tokens + rate * passed.as_secs_f64()).min(rate);
+    /// How many of the accounts here could log in a second if all members took part, each with its part of every mail host's budget:
+    /// no more are given away. Until it is told, the members' own pace alone counts.
+    pub fn set_logins(&mut self, a_second: f64) {
+        self.giving.set_logins(a_second);
     }
 
     /// What stands in the bucket and what is ours.

@@ -20,9 +20,9 @@ use crate::{ids::Partition, timing::Timing};
 pub struct Pace {
     /// Partitions that are given away at once (32).
     pub giving: usize,
-    /// Accounts that are given away a second; each partition counts as one more (1000: what a provider's budget lets in again).
+    /// Accounts that are given away a second; each partition counts as one more (1000). Fewer where mail hosts let in fewer again.
     pub accounts_per_second: u32,
-    /// A member whose backlog of accounts is longer is given nothing (500).
+    /// A member whose backlog of accounts is longer is given nothing (500, or what mail hosts let in within seconds).
     pub backlog: u32,
 }
 
