@@ -23,6 +23,7 @@ mod accounts;
 mod auth;
 mod convert;
 mod error;
+mod gauges;
 mod metrics;
 mod mirror;
 mod owner;
@@ -35,10 +36,12 @@ mod validate;
 
 pub use auth::{TOKEN_PREFIX, TokenHash, new_token};
 pub use error::{CHECK_CODE, Error, PUSHBACK};
-pub use metrics::{
-    ACCOUNTS, CALL, CALLS, CHECKS, REFUSED, SHARDS_ACCOUNTS_UNOWNED, SHARDS_MEMBERS,
-    SHARDS_PARTITIONS, SHARDS_UNOWNED,
+pub use gauges::{
+    SHARDS_ACCOUNTS_UNOWNED, SHARDS_MEMBER_ACCOUNTS, SHARDS_MEMBER_PARTITIONS,
+    SHARDS_MEMBER_WEIGHT, SHARDS_MEMBERS, SHARDS_PARTITIONS, SHARDS_UNOWNED,
+    SHARDS_WAITING_ACCOUNTS, SHARDS_WAITING_PARTITIONS,
 };
+pub use metrics::{ACCOUNTS, CALL, CALLS, CHECKS, REFUSED};
 pub use service::{Options, Service};
 pub use signing::SigningKey;
 pub use validate::Policy;

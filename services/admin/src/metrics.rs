@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use mailbell_core::sharding::board::{Board, MemberState};
 use mailbell_runtime::metrics::{Registry, latency_family};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -10,7 +9,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::Error;
+use crate::{Error, gauges::ShardGauges};
 
 /// `admin_calls_total{call, code}`: calls by method and by gRPC status.
 pub const CALLS: &str = "admin_calls";
@@ -23,17 +22,6 @@ pub const REFUSED: &str = "admin_refused";
 pub const CHECKS: &str = "admin_checks";
 /// `admin_accounts`: accounts that are not removed.
 pub const ACCOUNTS: &str = "admin_accounts";
-
-/// `shards_members{state}`: watchers by state: `live`, `draining`, `quiet` (missed for some seconds), `stalled`, `dead`, `left`,
-/// `unannounced` (of an older release).
-pub const SHARDS_MEMBERS: &str = "shards_members";
-/// `shards_partitions{state}`: partitions, 1024 in all: `owned`, `handing-over` (between two living watchers), `unowned`.
-pub const SHARDS_PARTITIONS: &str = "shards_partitions";
-/// `shards_accounts_unowned`: accounts that nobody watches, since nobody owns their partitions. Must be 0.
-pub const SHARDS_ACCOUNTS_UNOWNED: &str = "shards_accounts_unowned";
-/// `shards_unowned_seconds`: for how long the first of these has been without an owner; 0 if there is none. More than some tens of
-/// seconds wants a person.
-pub const SHARDS_UNOWNED: &str = "shards_unowned";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallCode {
@@ -49,73 +37,6 @@ struct CallName {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct State {
-    state: &'static str,
-}
-
-/// How partitions are shared. Every admin process of an installation shows the same.
-#[derive(Debug, Clone)]
-pub(crate) struct ShardGauges {
-    members: Family<State, Gauge>,
-    partitions: Family<State, Gauge>,
-    accounts_unowned: Gauge,
-    unowned: Gauge,
-}
-
-impl ShardGauges {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let gauges = Self {
-            members: Family::default(),
-            partitions: Family::default(),
-            accounts_unowned: Gauge::default(),
-            unowned: Gauge::default(),
-        };
-        registry.register(SHARDS_MEMBERS, "Watchers by state", gauges.members.clone());
-        registry.register(
-            SHARDS_PARTITIONS,
-            "Partitions by state",
-            gauges.partitions.clone(),
-        );
-        registry.register(
-            SHARDS_ACCOUNTS_UNOWNED,
-            "Accounts that nobody watches",
-            gauges.accounts_unowned.clone(),
-        );
-        registry.register_with_unit(
-            SHARDS_UNOWNED,
-            "For how long the first of the accounts that nobody watches has been so",
-            Unit::Seconds,
-            gauges.unowned.clone(),
-        );
-        gauges
-    }
-
-    pub(crate) fn show(&self, board: &Board) {
-        let set = |family: &Family<State, Gauge>, state, count: usize| {
-            let gauge = family.get_or_create(&State { state });
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        };
-        for state in MemberState::WORDS {
-            let members = board.members.iter();
-            let count = members.filter(|row| row.state.word() == state).count();
-            set(&self.members, state, count);
-        }
-        let totals = board.totals;
-        for (state, count) in [
-            ("owned", totals.owned),
-            ("handing-over", totals.handing_over),
-            ("unowned", totals.unowned),
-        ] {
-            set(&self.partitions, state, count);
-        }
-        let accounts = i64::try_from(totals.accounts_unowned).unwrap_or(i64::MAX);
-        self.accounts_unowned.set(accounts);
-        let seconds = totals.unowned_for.unwrap_or_default().as_secs();
-        self.unowned.set(i64::try_from(seconds).unwrap_or(i64::MAX));
-    }
 }
 
 /// The metrics of one service.

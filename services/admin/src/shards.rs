@@ -21,11 +21,7 @@ use mailbell_runtime::drain::DrainHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::{Request, Response, Status};
 
-use crate::{
-    Error, convert,
-    metrics::{Metrics, ShardGauges},
-    mirror::Mirror,
-};
+use crate::{Error, convert, gauges::ShardGauges, metrics::Metrics, mirror::Mirror};
 
 /// With members every 3 s: claims, and with them the gauges, every 15 s.
 const CLAIMS_EVERY: u32 = 5;

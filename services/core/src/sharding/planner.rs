@@ -51,6 +51,22 @@ pub enum Waiting {
     TakeBack,
 }
 
+impl Waiting {
+    /// Those that can be told from outside.
+    pub const SEEN: [Self; 4] = [Self::HandOver, Self::Detection, Self::NoRoom, Self::Taking];
+
+    /// One word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::HandOver | Self::TakeBack => "hand-over",
+            Self::Detection => "detection",
+            Self::NoRoom => "no-room",
+            Self::Taking => "taking",
+        }
+    }
+}
+
 /// A plan.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Plan {
