@@ -11,27 +11,25 @@ use std::{
 use mailbell_core::{
     ids::{LogId, OwnerEpoch, Partition, Position},
     schema,
-    sharding::{Config, Effect, Input, Lost, Pace, Sharding, WEIGHT, Written},
+    sharding::{Config, Effect, Input, Lost, Pace, Sharding, WEIGHT},
 };
-use mailbell_proto::bus::v1::{Claim, Member, MemberLoad};
-use prost::Message as _;
+use mailbell_proto::bus::v1::{Member, MemberLoad};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, Interval, MissedTickBehavior, interval},
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
+use self::io::{Done, Told};
 use crate::{
     Bus, BusError, Link,
-    api::{Get, StreamMessage},
-    consumer::{Delivery, Ordered, Start},
-    kv,
     membership::{Membership, News},
     names::{Bucket, Names},
-    state::Cas,
     wire::Wire,
 };
+
+mod io;
 
 /// The schema of [`Member`] that this release writes.
 const MEMBER_SCHEMA: u32 = 1;
@@ -124,27 +122,6 @@ pub enum Share {
     Replaced,
 }
 
-/// One I/O that ended.
-enum Done {
-    Wrote {
-        partition: Partition,
-        claim: Claim,
-        written: Written,
-    },
-    Read {
-        partition: Partition,
-        found: Result<Option<(u64, Option<Claim>)>, ()>,
-    },
-}
-
-/// What the watch of the claims sees.
-#[derive(Debug)]
-enum Told {
-    Restarted,
-    Claim(StreamMessage),
-    Loaded,
-}
-
 /// This process' part in sharing the partitions. Works only while [`Shards::next`] is awaited.
 #[derive(Debug)]
 pub struct Shards {
@@ -163,12 +140,6 @@ pub struct Shards {
     ready: VecDeque<Share>,
     tick: Interval,
     _end: DropGuard,
-}
-
-impl std::fmt::Debug for Done {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Done")
-    }
 }
 
 impl Bus {
@@ -206,7 +177,7 @@ impl Bus {
         config.pace = options.pace;
         let end = self.wire().closed().child_token();
         let (tx, claims) = mpsc::channel(WAITING);
-        tokio::spawn(watch_claims(
+        tokio::spawn(io::watch(
             Arc::clone(&self.inner.wire),
             self.names().clone(),
             tx,
@@ -236,15 +207,6 @@ fn unix_now() -> Duration {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
-}
-
-fn key(partition: Partition) -> String {
-    format!("claim.{partition}")
-}
-
-fn partition_of(names: &Names, subject: &str) -> Option<Partition> {
-    let key = names.key_of(Bucket::Live, subject)?;
-    Partition::new(key.strip_prefix("claim.")?.parse().ok()?)
 }
 
 impl Shards {
@@ -342,14 +304,14 @@ impl Shards {
                     claim,
                     revision,
                 } => {
-                    let subject = self.names.key_subject(Bucket::Live, &key(partition));
+                    let subject = self.names.key_subject(Bucket::Live, &io::key(partition));
                     self.io
-                        .spawn(write(wire, subject, partition, claim, revision));
+                        .spawn(io::write(wire, subject, partition, claim, revision));
                 }
                 Effect::Read { partition } => {
-                    let subject = self.names.key_subject(Bucket::Live, &key(partition));
+                    let subject = self.names.key_subject(Bucket::Live, &io::key(partition));
                     let stream = self.names.bucket_stream(Bucket::Live);
-                    self.io.spawn(read(wire, stream, subject, partition));
+                    self.io.spawn(io::read(wire, stream, subject, partition));
                 }
                 _ => {}
             }
@@ -378,10 +340,10 @@ impl Shards {
             Told::Restarted => self.give(Input::ClaimsRestarted),
             Told::Loaded => self.give(Input::ClaimsLoaded),
             Told::Claim(message) => {
-                let Some(partition) = partition_of(&self.names, &message.subject) else {
+                let Some(partition) = io::partition_of(&self.names, &message.subject) else {
                     return;
                 };
-                match decode(&message) {
+                match io::decode(&message) {
                     Ok(claim) => self.give(Input::Claim {
                         partition,
                         revision: message.sequence,
@@ -516,102 +478,5 @@ impl Shards {
     #[must_use]
     pub fn held(&self) -> usize {
         self.machine.claims().held()
-    }
-}
-
-fn decode(message: &StreamMessage) -> Result<Option<Claim>, ()> {
-    if message.removes {
-        return Ok(None);
-    }
-    Claim::decode(message.payload.clone())
-        .map(Some)
-        .map_err(|_| ())
-}
-
-async fn write(
-    wire: Arc<Wire>,
-    subject: String,
-    partition: Partition,
-    claim: Claim,
-    revision: u64,
-) -> Done {
-    let payload = claim.encode_to_vec().into();
-    let written = match kv::put_expecting(&wire, &subject, payload, revision).await {
-        Ok(Cas::Stored(revision)) => Written::Stored(revision),
-        Ok(Cas::Conflict) => Written::Conflict,
-        Err(error) => {
-            tracing::debug!(%partition, %error, "a claim was not written");
-            Written::Unknown
-        }
-    };
-    Done::Wrote {
-        partition,
-        claim,
-        written,
-    }
-}
-
-async fn read(wire: Arc<Wire>, stream: String, subject: String, partition: Partition) -> Done {
-    let which = Get::Last {
-        last_by_subj: &subject,
-    };
-    let found = match wire.leader_get(&stream, &which).await {
-        Ok(None) => Ok(None),
-        Ok(Some(message)) => decode(&message).map(|claim| Some((message.sequence, claim))),
-        Err(error) => {
-            tracing::debug!(%partition, %error, "a claim was not read");
-            Err(())
-        }
-    };
-    Done::Read { partition, found }
-}
-
-/// Follows all claims.
-async fn watch_claims(
-    wire: Arc<Wire>,
-    names: Names,
-    tx: mpsc::Sender<Told>,
-    end: CancellationToken,
-) {
-    let stream = names.bucket_stream(Bucket::Live);
-    let filter = names.key_subject(Bucket::Live, "claim.*");
-    let mut consumer = Ordered::new(wire, stream, Some(filter), Start::LastPerSubject);
-    let watching = async {
-        let mut loading = true;
-        while let Some(delivery) = consumer.next().await {
-            match delivery {
-                Delivery::Made {
-                    start: Start::From(next),
-                    info,
-                    ..
-                } if info.state.last_seq + 1 < next => {
-                    // The bucket was made anew.
-                    consumer.restart(Start::LastPerSubject);
-                    loading = true;
-                    tx.send(Told::Restarted).await.ok()?;
-                }
-                Delivery::Made { pending, .. } => {
-                    if loading && pending == 0 {
-                        loading = false;
-                        tx.send(Told::Loaded).await.ok()?;
-                    }
-                }
-                Delivery::Lost { .. } => {}
-                Delivery::Message { message, pending } => {
-                    tx.send(Told::Claim(message)).await.ok()?;
-                    if loading && pending == 0 {
-                        loading = false;
-                        tx.send(Told::Loaded).await.ok()?;
-                    }
-                }
-            }
-        }
-        Some(())
-    };
-    tokio::select! {
-        // Nothing is held by either.
-        biased;
-        () = end.cancelled() => {}
-        _ = watching => {}
     }
 }
