@@ -1,7 +1,7 @@
 //! How partitions are shared, as gauges. Every admin process of an installation shows the same.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -76,15 +76,6 @@ impl OfMemberState {
             state,
         }
     }
-}
-
-/// Of one member.
-#[derive(Default)]
-struct Figures {
-    weight: u32,
-    owned: usize,
-    wanted: usize,
-    accounts: u64,
 }
 
 /// See the module.
@@ -187,19 +178,13 @@ impl ShardGauges {
         self.show_members(board);
     }
 
+    /// Each has one row: of an incarnation before, nothing is known but its claims.
     fn show_members(&self, board: &Board) {
-        let mut members: BTreeMap<&str, Figures> = BTreeMap::new();
-        for row in &board.members {
-            // One that was begun anew after a crash is there twice, until it has what it had before.
-            let figures = members.entry(&row.record.id).or_default();
-            figures.weight = figures.weight.max(row.record.weight);
-            figures.wanted = figures.wanted.max(row.wanted);
-            figures.owned += row.owned;
-            figures.accounts += row.accounts;
-        }
+        let rows = board.members.iter();
+        let ids: BTreeSet<String> = rows.map(|row| row.record.id.clone()).collect();
         // Nothing that holds the lock can leave it half changed.
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for gone in shown.iter().filter(|id| !members.contains_key(id.as_str())) {
+        for gone in shown.difference(&ids) {
             self.weights.remove(&OfMember::new(gone));
             self.member_accounts.remove(&OfMember::new(gone));
             for state in [OWNED, WANTED] {
@@ -207,13 +192,14 @@ impl ShardGauges {
                     .remove(&OfMemberState::new(gone, state));
             }
         }
-        *shown = members.keys().map(|id| (*id).to_owned()).collect();
-        for (id, figures) in members {
+        *shown = ids;
+        for row in &board.members {
+            let id = &row.record.id;
             let weight = self.weights.get_or_create(&OfMember::new(id));
-            weight.set(gauge(figures.weight));
+            weight.set(gauge(row.record.weight));
             let accounts = self.member_accounts.get_or_create(&OfMember::new(id));
-            accounts.set(gauge(figures.accounts));
-            for (state, count) in [(OWNED, figures.owned), (WANTED, figures.wanted)] {
+            accounts.set(gauge(row.accounts));
+            for (state, count) in [(OWNED, row.owned), (WANTED, row.wanted)] {
                 let of = OfMemberState::new(id, state);
                 let partitions = self.member_partitions.get_or_create(&of);
                 partitions.set(gauge(count));
@@ -230,11 +216,11 @@ mod tests {
 
     use super::*;
 
-    fn row(id: &str, incarnation: &str, state: MemberState, owned: usize) -> Row {
+    fn row(id: &str, state: MemberState, owned: usize) -> Row {
         Row {
             record: Member {
                 id: id.to_owned(),
-                incarnation: incarnation.to_owned(),
+                incarnation: "1".to_owned(),
                 weight: 100,
                 ..Member::default()
             },
@@ -252,9 +238,8 @@ mod tests {
         let gauges = ShardGauges::register(metrics.registry());
         let mut board = Board {
             members: vec![
-                row("a", "1", MemberState::Dead, 500),
-                row("a", "2", MemberState::Live, 12),
-                row("b", "1", MemberState::Draining, 500),
+                row("a", MemberState::Live, 512),
+                row("b", MemberState::Draining, 500),
             ],
             totals: Totals {
                 owned: 900,
@@ -273,7 +258,7 @@ mod tests {
         gauges.show(&board);
         let text = metrics.encode().unwrap();
         for line in [
-            "shards_members{state=\"dead\"} 1",
+            "shards_members{state=\"draining\"} 1",
             "shards_partitions{state=\"handing-over\"} 100",
             "shards_accounts_unowned 7",
             "shards_waiting_partitions{reason=\"no-room\"} 24",
@@ -286,7 +271,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
-        board.members.truncate(2);
+        board.members.truncate(1);
         board.waiting.clear();
         gauges.show(&board);
         let text = metrics.encode().unwrap();

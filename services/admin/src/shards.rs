@@ -88,7 +88,8 @@ impl Lookout {
                 Ok(()) => {
                     round += 1;
                     failing = false;
-                    if whole {
+                    // Before that nobody would be missed.
+                    if whole && self.inner.mirror.is_loaded() {
                         self.inner.gauges.show(&self.board());
                     }
                 }

@@ -172,6 +172,7 @@ enum Renewal {
 impl Thread {
     async fn run(self) {
         let bus = self.connect().await;
+        bus.wire().is_light();
         let period = self.timing.member_renew;
         let mut revision = None;
         let mut asked_to_drain = None;

@@ -21,7 +21,9 @@ use tokio::time::Instant;
 const SELDOM: Duration = Duration::from_secs(600);
 /// Each of the others is tried so often before that.
 const ROUNDS: usize = 2;
-/// What costs about as much as one try: the next one after so many others.
+/// The same where nothing but a little record goes over the connection, and little is made anew.
+const SELDOM_LIGHT: Duration = Duration::from_secs(60);
+/// One that could not be reached so often, or more often, is tried a third as often as one that could.
 const MOST_FAILED: usize = 2;
 
 /// Since when a stream has not answered.
@@ -42,6 +44,8 @@ struct Inner {
     wait: Duration,
     /// Moves in a row that helped nothing.
     moves: usize,
+    /// The time between two when each server was tried.
+    seldom: Duration,
 }
 
 /// Whether there may be another server to go to.
@@ -88,11 +92,8 @@ impl Turns {
             let known = self.chosen.iter().find(|(addr, _)| server.addr == *addr);
             let times = known.map_or(least.unwrap_or_default(), |(_, times)| *times);
             let chance: u16 = rand::random();
-            (
-                last,
-                times + server.failed_attempts.min(MOST_FAILED),
-                chance,
-            )
+            let turn = (times + 1) * (1 + server.failed_attempts.min(MOST_FAILED));
+            (last, turn, chance)
         };
         let next = servers.iter().min_by_key(rank)?.addr.clone();
         match self.chosen.iter_mut().find(|(addr, _)| *addr == next) {
@@ -110,7 +111,7 @@ impl Turns {
 #[derive(Debug)]
 pub(crate) struct Reach {
     limit: Duration,
-    seldom: Duration,
+    jitter: f64,
     /// Streams that do not answer, to be cheap where all do.
     count: AtomicUsize,
     inner: Mutex<Inner>,
@@ -122,13 +123,14 @@ impl Reach {
     pub(crate) fn new(limit: Duration, jitter: f64) -> Self {
         Self {
             limit,
-            seldom: SELDOM.max(limit).mul_f64(jitter),
+            jitter,
             count: AtomicUsize::new(0),
             inner: Mutex::new(Inner {
                 unanswered: HashMap::new(),
                 moved: None,
                 wait: limit / 4,
                 moves: 0,
+                seldom: SELDOM.max(limit).mul_f64(jitter),
             }),
         }
     }
@@ -151,6 +153,11 @@ impl Reach {
             (inner.wait, inner.moves) = (self.limit / 4, 0);
         }
         self.count.store(inner.unanswered.len(), Ordering::Relaxed);
+    }
+
+    /// To move costs little.
+    pub(crate) fn is_light(&self) {
+        self.inner().seldom = SELDOM_LIGHT.max(self.limit).mul_f64(self.jitter);
     }
 
     /// Everything that is asked over this connection is answered.
@@ -195,13 +202,14 @@ impl Reach {
             .map(|moved| now.saturating_duration_since(moved));
         match since {
             Some(since) if since < inner.wait => return false,
-            Some(since) if since < inner.wait * 2 => inner.moves += 1,
+            // A question takes its time to be given up.
+            Some(since) if since < inner.wait * 2 + self.limit => inner.moves += 1,
             // The first time, or it was well for a while.
             _ => (inner.wait, inner.moves) = (self.limit / 8, 1),
         }
         inner.wait = match inner.moves < others * ROUNDS {
-            true => (inner.wait * 2).min(self.seldom),
-            false => self.seldom,
+            true => (inner.wait * 2).min(inner.seldom),
+            false => inner.seldom,
         };
         inner.moved = Some(now);
         true
@@ -294,13 +302,37 @@ mod tests {
         assert!(!reach.unanswered("mb.main.req.48", at(0), at(1_005)));
     }
 
-    /// Asks each second and moves as soon as it may.
+    /// Asks each second, hears after five that there is no answer, and moves as soon as it may.
     fn moves(reach: &Reach, begin: Instant, seconds: std::ops::Range<u32>) -> Vec<u32> {
         let moves = seconds.filter(|second| {
-            let now = begin + S * *second;
-            reach.unanswered(APPEND, now, now) && reach.may_move(now, 2)
+            let now = begin + S * (*second + 5);
+            reach.unanswered(APPEND, begin + S * *second, now) && reach.may_move(now, 2)
         });
         moves.collect()
+    }
+
+    /// One question at a time: while it moves, nothing is asked.
+    #[test]
+    fn moves_are_in_a_row_though_answers_are_waited_for() {
+        let reach = Reach::new(LIMIT, 1.0);
+        let (mut now, mut moves) = (Instant::now(), 0);
+        for _ in 0..60 {
+            let asked = now;
+            now += S * 5;
+            if reach.unanswered(APPEND, asked, now) && reach.may_move(now, 2) {
+                moves += 1;
+                now += S * 2;
+            }
+        }
+        assert_eq!(moves, 4);
+    }
+
+    #[test]
+    fn a_light_connection_is_tried_each_minute() {
+        let reach = Reach::new(LIMIT, 1.0);
+        reach.is_light();
+        let moves = moves(&reach, Instant::now(), 0..300);
+        assert_eq!(moves, [7, 10, 16, 28, 88, 148, 208, 268]);
     }
 
     #[test]
@@ -308,13 +340,13 @@ mod tests {
         let reach = Reach::new(LIMIT, 1.0);
         let begin = Instant::now();
         let long = moves(&reach, begin, 0..3_000);
-        assert_eq!(long, [12, 15, 21, 33, 633, 1_233, 1_833, 2_433]);
+        assert_eq!(long, [7, 10, 16, 28, 628, 1_228, 1_828, 2_428]);
         reach.answered(APPEND);
-        assert_eq!(moves(&reach, begin, 3_000..3_020), [3_012, 3_015]);
+        assert_eq!(moves(&reach, begin, 3_000..3_020), [3_007, 3_010, 3_016]);
         // One that is never asked again keeps nothing as it is.
         let now = begin + S * 3_020;
         assert!(!reach.unanswered(OTHER, now, now));
-        assert_eq!(moves(&reach, begin, 9_000..9_020), [9_012, 9_015]);
+        assert_eq!(moves(&reach, begin, 9_000..9_020), [9_007, 9_010, 9_016]);
     }
 
     fn server(name: &str, failed_attempts: usize) -> Server {
@@ -347,8 +379,8 @@ mod tests {
         }
         // One that is never there is asked, but seldom; and one that is new is no better than the others.
         servers[1].failed_attempts = 30;
-        let times = (0..6).filter(|_| next(&servers) == "b").count();
-        assert!((1..=2).contains(&times), "{times}");
+        let times = (0..70).filter(|_| next(&servers) == "b").count();
+        assert!((5..=14).contains(&times), "{times}");
         let four = [servers[0].clone(), servers[2].clone(), server("d", 0)];
         let times = (0..9).filter(|_| next(&four) == "d").count();
         assert!((2..=4).contains(&times), "{times}");

@@ -378,6 +378,11 @@ impl Wire {
         }
     }
 
+    /// Little is made anew when another server is gone to.
+    pub(crate) fn is_light(&self) {
+        self.reach.is_light();
+    }
+
     /// Everything that is asked over this connection is answered.
     pub(crate) fn all_is_well(&self) {
         self.reach.all_is_well();

@@ -111,10 +111,10 @@ impl Gate {
         }
     }
 
-    /// This watcher may use `owned` of `of` parts of what the operator allows for a host: `of` is the number of partitions of the
-    /// installation, less those of members with another egress address. Counts at once, also for those who wait.
-    pub(crate) fn share(&self, owned: u32, of: u32) {
-        let share = f64::from(owned) / f64::from(of.max(1));
+    /// This watcher may use `ours` of `of` parts of what the operator allows for a host: the partitions that it should own, of those that
+    /// all members with its egress address should. Counts at once, also for those who wait.
+    pub(crate) fn share(&self, ours: u32, of: u32) {
+        let share = f64::from(ours) / f64::from(of.max(1));
         self.inner
             .change(|state, now, _| state.pacer.set_share(share, now));
     }

@@ -435,25 +435,33 @@ impl Running {
 
     /// Tells the others how many partitions this watcher has room for, when that has changed.
     fn limit(&mut self, most: u32) {
-        if !self.taken.is_empty() || !self.loads.is_empty() {
-            // Of some it will be known soon.
-            return;
-        }
         let mut own = Sample::default();
         // Not those of partitions on their way to others.
         for partition in self.registry.partitions() {
             own.add(self.accounts.accounts_in(partition));
         }
         let sharding = self.shards.sharding();
+        let claims = sharding.claims();
         let mut known = own;
-        for partition in Partition::all() {
-            let accounts = sharding.claims().accounts(partition);
-            // A claim that was just taken does not say it yet.
-            if sharding.claims().epoch(partition).is_none() && accounts > 0 {
+        let mut ours_before = 0;
+        for partition in Partition::all().filter(|one| claims.epoch(*one).is_none()) {
+            let accounts = claims.accounts(partition);
+            let claim = claims.claim(partition).filter(|claim| !claim.released);
+            if claim.is_some_and(|claim| claim.member == self.options.member) {
+                // A process before this one died with it, and others take it soon.
+                ours_before += 1;
+                own.add(accounts);
+                known.add(accounts);
+            } else if accounts > 0 {
+                // A claim that was just taken does not say it yet.
                 known.add(accounts);
             }
         }
-        let wanted = sharding.assignment().unassigned().next().is_some();
+        if ours_before == 0 && (!self.taken.is_empty() || !self.loads.is_empty()) {
+            // Of some it will be known soon.
+            return;
+        }
+        let wanted = ours_before > 0 || sharding.assignment().unassigned().next().is_some();
         if let Some(room) = room(most, own, known, self.room, wanted) {
             tracing::info!(
                 partitions = room,

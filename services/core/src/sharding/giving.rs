@@ -12,18 +12,27 @@ use crate::ids::Partition;
 /// Those whose turn comes within this time are no backlog.
 const SOON: f64 = 5.0;
 /// So many may wait anyway.
-const LEAST_BACKLOG: u32 = 8;
+const LEAST_BACKLOG: u32 = 32;
+/// However few logins there are, so many accounts are given away a second.
+const LEAST_RATE: f64 = 0.5;
 
-/// Who is to get more partitions, and from how many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Who is to get partitions that others have, and from how many.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Receivers {
-    /// Members that should own more than they do.
+    /// Members that should own what another living one has.
     receivers: u32,
-    /// What they should own together, of `all`.
-    wanted: u32,
-    /// Those that live and own more than they should.
+    /// Their parts of the budgets at a mail host, added up: 1 is all that one address may do.
+    parts: f64,
+    /// Those that have it.
     givers: u32,
-    all: u32,
+}
+
+/// One member that lives.
+#[derive(Debug, Clone, Copy, Default)]
+struct Side {
+    wanted: u32,
+    receives: bool,
+    gives: bool,
 }
 
 impl Receivers {
@@ -33,34 +42,45 @@ impl Receivers {
         observer: &Observer,
         assignment: &Assignment,
     ) -> Self {
-        let mut members: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+        let mut members: BTreeMap<&str, (&str, Side)> = observer
+            .live()
+            .map(|member| (&*member.id, (&*member.egress, Side::default())))
+            .collect();
         for partition in partitions.iter().copied() {
+            let Some(wanted) = assignment.owner(partition) else {
+                continue;
+            };
             let claim = claims.claim(partition).filter(|claim| !claim.released);
-            if let Some(claim) = claim {
-                members.entry(&claim.member).or_default().0 += 1;
-            }
-            if let Some(wanted) = assignment.owner(partition) {
-                members.entry(wanted).or_default().1 += 1;
+            let moves = claim
+                .filter(|claim| claim.member != wanted)
+                .and_then(|claim| members.get_mut(&*claim.member))
+                .map(|(_, giver)| giver.gives = true)
+                .is_some();
+            if let Some((_, side)) = members.get_mut(wanted) {
+                side.wanted += 1;
+                side.receives |= moves;
             }
         }
-        let mut receivers = Self {
-            all: u32::try_from(partitions.len()).unwrap_or(u32::MAX),
-            ..Self::default()
-        };
-        for (id, (held, wanted)) in members {
-            if held < wanted {
+        // Those with one address share a budget by what they should own.
+        let mut together: BTreeMap<&str, u32> = BTreeMap::new();
+        for (egress, side) in members.values() {
+            *together.entry(egress).or_default() += side.wanted;
+        }
+        let mut receivers = Self::default();
+        for (egress, side) in members.values() {
+            receivers.givers += u32::from(side.gives);
+            if side.receives {
                 receivers.receivers += 1;
-                receivers.wanted += wanted;
-            } else if held > wanted && observer.live().any(|member| member.id == id) {
-                receivers.givers += 1;
+                let of = together.get(egress).copied().unwrap_or_default();
+                receivers.parts += f64::from(side.wanted) / f64::from(of.max(1));
             }
         }
         receivers
     }
 
-    /// Of `logins` a second that are shared by what members should own: those of the receivers.
+    /// Of `logins` a second that one address may do, those of the receivers.
     fn theirs(self, logins: f64) -> f64 {
-        logins * f64::from(self.wanted) / f64::from(self.all.max(1))
+        logins * self.parts
     }
 }
 
@@ -77,6 +97,8 @@ pub(super) struct Giving {
     filled: Duration,
     /// What came last a second: the buckets hold no more.
     rates: (f64, f64),
+    /// Since it leaves: what has to go a second.
+    leaving: Option<f64>,
 }
 
 impl Giving {
@@ -89,11 +111,19 @@ impl Giving {
             accounts: usual,
             filled: Duration::ZERO,
             rates: (usual, usual),
+            leaving: None,
         }
     }
 
     pub(super) fn set_logins(&mut self, logins: f64) {
         self.logins = Some(logins).filter(|logins| logins.is_finite() && *logins >= 0.0);
+    }
+
+    /// It has to give `owned` accounts and partitions away, and does so within half of the time that it has, whatever others can do.
+    pub(super) fn leave(&mut self, within: Duration, owned: u32) {
+        let half = within.as_secs_f64().max(2.0) / 2.0;
+        let usual = f64::from(self.pace.accounts_per_second.max(1));
+        self.leaving = Some(usual.max(f64::from(owned) / half + 1.0));
     }
 
     /// How fast it goes now, with a backlog that is worked off soon.
@@ -109,37 +139,27 @@ impl Giving {
         )]
         let soon = (each * SOON) as u32;
         Pace {
-            backlog: self.pace.backlog.min(soon.max(LEAST_BACKLOG)),
+            soon: soon.max(LEAST_BACKLOG),
             ..self.pace
         }
     }
 
-    /// Time has passed. One that is `leaving` gives the `owned` accounts and partitions away within half of that time, whatever the
-    /// others can do.
-    pub(super) fn fill(
-        &mut self,
-        now: Duration,
-        receivers: Receivers,
-        leaving: Option<(Duration, u32)>,
-    ) {
+    /// Time has passed.
+    pub(super) fn fill(&mut self, now: Duration, receivers: Receivers) {
         let passed = now.saturating_sub(self.filled).as_secs_f64();
         self.filled = now;
         let usual = f64::from(self.pace.accounts_per_second.max(1));
-        let (work, accounts) = match (leaving, self.logins) {
-            (Some((within, owned)), _) => {
-                let half = within.as_secs_f64().max(2.0) / 2.0;
-                let rate = usual.max(f64::from(owned) / half + 1.0);
-                (rate, rate)
-            }
-            (None, Some(logins)) => {
+        self.rates = match (self.leaving, self.logins) {
+            (Some(rate), _) => (rate, rate),
+            (None, Some(logins)) if receivers.receivers > 0 => {
                 let ours = receivers.theirs(logins) / f64::from(receivers.givers.max(1));
-                (usual, ours.min(usual))
+                (usual, ours.max(LEAST_RATE).min(usual))
             }
-            (None, None) => (usual, usual),
+            (None, _) => (usual, usual),
         };
+        let (work, accounts) = self.rates;
         self.work = (self.work + work * passed).min(work);
         self.accounts = (self.accounts + accounts * passed).min(accounts);
-        self.rates = (work, accounts);
     }
 
     /// Whether a partition with so many accounts may be given now; if so, it counts. One that is larger than a bucket goes when that is
@@ -157,85 +177,4 @@ impl Giving {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const S: Duration = Duration::from_secs(1);
-
-    fn receivers(receivers: u32, wanted: u32, givers: u32) -> Receivers {
-        Receivers {
-            receivers,
-            wanted,
-            givers,
-            all: 1024,
-        }
-    }
-
-    /// How many accounts go in so many seconds, in partitions of `size`.
-    fn given(giving: &mut Giving, seconds: std::ops::Range<u32>, size: u32, to: Receivers) -> u32 {
-        let mut given = 0;
-        for step in seconds.start * 5..seconds.end * 5 {
-            giving.fill(S * step / 5, to, None);
-            while giving.give(size) {
-                given += size;
-            }
-        }
-        given
-    }
-
-    #[test]
-    fn no_more_is_given_than_can_log_in() {
-        let mut giving = Giving::new(Pace::default());
-        giving.set_logins(50.0);
-        // A fourth member gets a quarter from three: 12.5 logins a second are its part, and a third of them are for what we give.
-        let to = receivers(1, 256, 3);
-        giving.fill(Duration::ZERO, to, None);
-        let a_minute = given(&mut giving, 0..60, 3, to);
-        assert!((245..=260).contains(&a_minute), "{a_minute}");
-        // Partitions without accounts wait for nobody.
-        assert!(giving.give(0));
-        // A large one goes when the bucket is full, and then nothing until it is paid for.
-        let mut large = Giving::new(Pace::default());
-        large.set_logins(50.0);
-        large.fill(Duration::ZERO, to, None);
-        let a_minute = given(&mut large, 0..60, 100, to);
-        assert_eq!(a_minute, 300);
-    }
-
-    #[test]
-    fn many_hosts_are_bound_by_the_members_alone() {
-        let mut giving = Giving::new(Pace::default());
-        giving.set_logins(1e9);
-        let to = receivers(1, 256, 3);
-        let seconds = given(&mut giving, 0..10, 9, to);
-        assert!((9_000..=10_000).contains(&seconds), "{seconds}");
-        assert_eq!(giving.pace(to), Pace::default());
-        giving.set_logins(f64::NAN);
-        assert_eq!(giving.pace(to), Pace::default());
-    }
-
-    #[test]
-    fn a_backlog_is_what_takes_longer_than_a_few_seconds() {
-        let mut giving = Giving::new(Pace::default());
-        giving.set_logins(50.0);
-        assert_eq!(giving.pace(receivers(1, 256, 3)).backlog, 62);
-        assert_eq!(giving.pace(receivers(2, 512, 2)).backlog, 62);
-        assert_eq!(giving.pace(receivers(1, 10, 3)).backlog, LEAST_BACKLOG);
-        giving.set_logins(5000.0);
-        assert_eq!(giving.pace(receivers(1, 256, 3)).backlog, 500);
-    }
-
-    #[test]
-    fn one_that_leaves_waits_for_nobody() {
-        let mut giving = Giving::new(Pace::default());
-        giving.set_logins(1.0);
-        let mut given = 0;
-        for step in 0..50 {
-            giving.fill(S * step / 5, receivers(3, 1024, 1), Some((S * 20, 30_000)));
-            while giving.give(29) {
-                given += 30;
-            }
-        }
-        assert!((29_000..=33_000).contains(&given), "{given}");
-    }
-}
+mod tests;

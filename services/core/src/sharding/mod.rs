@@ -277,6 +277,7 @@ impl Sharding {
             }
             Input::Leave(within) => {
                 (self.draining, self.leaving) = (true, Some(within));
+                self.giving.leave(within, self.work());
                 self.assign();
                 Vec::new()
             }
@@ -390,14 +391,8 @@ impl Sharding {
         if !self.claims_loaded || !self.observer.is_steady(now) && self.leaving.is_none() {
             return Vec::new();
         }
-        let receivers = Receivers::new(
-            &self.config.partitions,
-            &self.claims,
-            &self.observer,
-            self.shares.assignment(),
-        );
-        let leaving = self.leaving.map(|within| (within, self.work()));
-        self.giving.fill(now, receivers, leaving);
+        let receivers = self.receivers();
+        self.giving.fill(now, receivers);
         let pace = self.giving.pace(receivers);
         let giving = self
             .owned
@@ -454,10 +449,13 @@ impl Sharding {
         for partition in &plan.clear {
             effects.extend(self.claims.clear(*partition));
         }
+        let mut full = false;
         for (partition, to) in &plan.give {
             let accounts = self.claims.accounts(*partition);
-            if !alone && !self.giving.give(accounts) {
-                break;
+            // None overtakes another that has to wait, but those that need nothing.
+            if !alone && (full && accounts > 0 || !self.giving.give(accounts)) {
+                full = true;
+                continue;
             }
             let Some(owned) = self.owned.get_mut(partition) else {
                 continue;
@@ -480,6 +478,22 @@ impl Sharding {
         }
         self.last_plan = plan;
         effects
+    }
+
+    /// Who gets what from whom, if anything of ours is another's.
+    fn receivers(&self) -> Receivers {
+        let assignment = self.shares.assignment();
+        let own = self.config.member.as_str();
+        let mut owned = self.owned.keys();
+        if owned.all(|partition| assignment.owner(*partition).is_none_or(|to| to == own)) {
+            return Receivers::default();
+        }
+        Receivers::new(
+            &self.config.partitions,
+            &self.claims,
+            &self.observer,
+            assignment,
+        )
     }
 
     /// Accounts and partitions that are ours.

@@ -22,8 +22,11 @@ pub struct Pace {
     pub giving: usize,
     /// Accounts that are given away a second; each partition counts as one more (1000). Fewer where mail hosts let in fewer again.
     pub accounts_per_second: u32,
-    /// A member whose backlog of accounts is longer is given nothing (500, or what mail hosts let in within seconds).
+    /// A member whose backlog of accounts is longer is given nothing (500).
     pub backlog: u32,
+    /// Nor is one with more than a tenth of its accounts in its backlog, unless it has fewer than these there: what mail hosts let in
+    /// within seconds (any number, until that is known).
+    pub soon: u32,
 }
 
 impl Default for Pace {
@@ -32,6 +35,7 @@ impl Default for Pace {
             giving: 32,
             accounts_per_second: 1000,
             backlog: 500,
+            soon: u32::MAX,
         }
     }
 }
@@ -222,7 +226,7 @@ pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
                     // Others may not have seen yet what made it ours.
                     let settled = (own.taken_at)(partition) + timing.member_renew * 2 <= now;
                     let accepts = *room.entry(&to.id).or_insert_with(|| {
-                        observer.was_heard(&to.id) && backlog(to) <= pace.backlog
+                        observer.was_heard(&to.id) && backlog(to) <= most_backlog(to, pace)
                     });
                     if !settled || !accepts {
                         wait(&mut plan, Waiting::HandOver);
@@ -238,6 +242,12 @@ pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
         }
     }
     plan
+}
+
+/// The longest backlog with which a member is given more.
+fn most_backlog(member: &Member, pace: &Pace) -> u32 {
+    let accounts = member.load.map_or(0, |load| load.accounts);
+    pace.soon.max(accounts / 10).min(pace.backlog)
 }
 
 /// Accounts of a member that do not watch yet.

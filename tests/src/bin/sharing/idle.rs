@@ -23,6 +23,9 @@ const LITTLE: u64 = 150;
 /// So many seconds with little traffic: whatever began has come to rest.
 const QUIET: usize = 5;
 
+/// So many times in a row each is measured.
+const TIMES: usize = 2;
+
 /// What went on over a time, of all watchers together.
 pub(crate) struct Idle {
     accounts: usize,
@@ -41,8 +44,8 @@ struct Traffic {
     from_nats: u64,
 }
 
-/// Leaves watchers with so many accounts idle for a while. Nobody else is there then.
-pub(crate) async fn measure(accounts: usize, time: Duration) -> anyhow::Result<Idle> {
+/// Leaves watchers with so many accounts idle for a while, twice: what comes seldom may come in one of the two. Nobody else is there then.
+pub(crate) async fn measure(accounts: usize, time: Duration) -> anyhow::Result<Vec<Idle>> {
     let begun = Instant::now();
     let nats = NatsServer::start(NatsOptions::default()).await?;
     let server = nats.pid().context("no nats-server")?;
@@ -68,20 +71,24 @@ pub(crate) async fn measure(accounts: usize, time: Duration) -> anyhow::Result<I
         .collect();
     let used = || (cpu(server), pids.iter().map(|pid| cpu(*pid)).sum());
     progress(begun, "they are watched, and nothing more goes on");
-    let (before, (server_before, watchers_before)): (_, (_, Duration)) =
-        (traffic(&nats).await?, used());
-    // This is the measurement itself: what goes on meanwhile.
-    sleep(time).await;
-    let (after, (server_after, watchers_after)) = (traffic(&nats).await?, used());
-    Ok(Idle {
-        accounts,
-        time,
-        to_nats: after.to_nats - before.to_nats,
-        from_nats: after.from_nats - before.from_nats,
-        server: server_after.saturating_sub(server_before),
-        watchers: watchers_after.saturating_sub(watchers_before),
-        resident: pids.iter().map(|pid| resident(*pid)).sum(),
-    })
+    let mut idle = Vec::new();
+    for _ in 0..TIMES {
+        let (before, (server_before, watchers_before)): (_, (_, Duration)) =
+            (traffic(&nats).await?, used());
+        // This is the measurement itself: what goes on meanwhile.
+        sleep(time).await;
+        let (after, (server_after, watchers_after)) = (traffic(&nats).await?, used());
+        idle.push(Idle {
+            accounts,
+            time,
+            to_nats: after.to_nats - before.to_nats,
+            from_nats: after.from_nats - before.from_nats,
+            server: server_after.saturating_sub(server_before),
+            watchers: watchers_after.saturating_sub(watchers_before),
+            resident: pids.iter().map(|pid| resident(*pid)).sum(),
+        });
+    }
+    Ok(idle)
 }
 
 async fn until_quiet(nats: &NatsServer) -> anyhow::Result<()> {

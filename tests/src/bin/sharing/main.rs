@@ -116,7 +116,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     }
     let mut idle = Vec::new();
     for accounts in args.idle {
-        idle.push(idle::measure(accounts, args.idle_time).await?);
+        idle.extend(idle::measure(accounts, args.idle_time).await?);
     }
     idle::print(&idle);
     Ok(())
