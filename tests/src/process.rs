@@ -92,7 +92,8 @@ pub fn may_have_own_hosts() -> anyhow::Result<()> {
     };
     bail!(
         "this test gives each process an /etc/hosts of its own, which takes a mount namespace, and the system permits none: run it \
-         as root, or where unprivileged user namespaces are enabled ({said})"
+         as root with CAP_SYS_ADMIN (in a container it has to be granted), or as a user for whom \
+         `unshare --mount --map-root-user true` works ({said})"
     )
 }
 

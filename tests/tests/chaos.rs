@@ -2,7 +2,8 @@
 //!
 //! Each seed decides what is delivered when, and what is killed after how long. How far each process has come by then isn't the
 //! seed's to decide, so a seed that fails may need several runs to fail again. `MAILBELL_CHAOS_SEEDS=<n>` runs more of them,
-//! `MAILBELL_CHAOS_SEED=<n>` one alone, `MAILBELL_CHAOS_MESSAGES=<n>` more messages each.
+//! `MAILBELL_CHAOS_SEED=<n>` one alone, `MAILBELL_CHAOS_MESSAGES=<n>` more messages each (about as many where a process
+//! dies at a named place).
 
 #![expect(
     clippy::indexing_slicing,
@@ -118,7 +119,7 @@ impl Scene {
     /// Delivers messages in portions, and kills something during most of them.
     async fn run(mut self, victims: &[Victim], messages: u64) -> anyhow::Result<()> {
         let mut left = setting("MAILBELL_CHAOS_MESSAGES").unwrap_or(messages);
-        let mut deaths = 0;
+        let mut dead = Vec::new();
         while left > 0 {
             let count = self.rng.random_range(1..=MOST_AT_ONCE).min(left);
             left -= count;
@@ -136,12 +137,12 @@ impl Scene {
                 let (delivered, ()) = tokio::join!(delivering, tokio::time::sleep(pause));
                 delivered.context("LMTP")?;
                 self.kill(victim).await?;
-                deaths += 1;
+                dead.push(victim);
             } else {
                 load::deliver(&self.world.dovecot, &user, numbers).await?;
             }
         }
-        println!("{deaths} deaths");
+        println!("{} deaths: {dead:?}", dead.len());
         self.finish().await
     }
 
@@ -253,13 +254,21 @@ async fn any_of_three_nats_nodes_at_random_points() {
     with_seeds(test, 1, |seed| async move {
         let nodes = NatsCluster::start(3).await?.nodes;
         let scene = Scene::start_on(seed, Layout::Roles, nodes).await?;
-        scene.run(&[Victim::Nats], 800).await
+        let victims = [
+            Victim::Nats,
+            Victim::Part(Part::Watcher(0)),
+            Victim::Part(Part::Gateway),
+        ];
+        scene.run(&victims, 800).await
     })
     .await;
 }
 
-/// At each of these places a process dies so often per seed; with two seeds and five places that takes 2,000 messages.
+/// At each of these places a process dies so often per seed, unless more messages are asked for; with two seeds and five places
+/// that takes 2,400.
 const ROUNDS: u64 = 2;
+/// What one round delivers, more or less.
+const A_ROUND: u64 = 120;
 
 /// A process dies right at this place, when it comes there for the n-th time, `most` at most. Every other seed has one process a
 /// role, of which the others live on.
@@ -270,7 +279,8 @@ async fn dies_at(place: &str, role: Part, most: u32, seed: u64) -> anyhow::Resul
         (Layout::Roles, role)
     };
     let mut scene = Scene::start(seed, layout).await?;
-    for _ in 0..ROUNDS {
+    let asked = setting("MAILBELL_CHAOS_MESSAGES");
+    for _ in 0..asked.map_or(ROUNDS, |messages| messages.div_ceil(A_ROUND)) {
         let nth = scene.rng.random_range(1..=most);
         println!("{place}: seed {seed}, {part} at {nth}");
         // Something to replay: a device that was away.

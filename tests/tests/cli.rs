@@ -219,6 +219,8 @@ async fn listen_shows_what_arrives_and_goes_on_where_it_stopped() {
     let mut child = cli::command(state, args).unwrap().spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     while json(&lines.next_line().await.unwrap().unwrap())["kind"] != "live" {}
+    let second = ["listen", "--cursor-file", &cursor];
+    refused(&world.installation, 73, "in use", &second).await;
     let numbers = world.deliver(0, 2).await.unwrap();
     let mut told = Vec::new();
     while let Some(line) = lines.next_line().await.unwrap() {
@@ -262,6 +264,85 @@ async fn listen_shows_what_arrives_and_goes_on_where_it_stopped() {
 }
 
 #[tokio::test]
+async fn listen_hears_of_the_named_account_only() {
+    let options = WorldOptions {
+        users: 2,
+        ..WorldOptions::default()
+    };
+    let mut world = World::start(options).await.unwrap();
+    let other = world.device(&[0]).await.unwrap();
+    let state = world.installation.state_dir();
+    let id = world.account(1).id.clone();
+    let args = ["listen", "--json", "--count", "1", "--account", &id];
+    let mut child = cli::command(state, args).unwrap().spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while json(&lines.next_line().await.unwrap().unwrap())["kind"] != "live" {}
+    // By the time that the other account's message was told, who listens to all would have been told of it too.
+    world.deliver(0, 1).await.unwrap();
+    world.judge(&[&other]).await.unwrap();
+    let number = world.deliver(1, 1).await.unwrap().start;
+    let mut arrived = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        let event = json(&line);
+        assert!(
+            event["account"].is_null() || event["account"] == id,
+            "{event}"
+        );
+        if event["kind"] == "arrived" {
+            arrived.push(load::number_in(event["message"]["subject"].as_str().unwrap()).unwrap());
+        }
+    }
+    assert_eq!(arrived, [number]);
+    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    let nobody = ["listen", "--account", "default.01ARZ3NDEKTSV4RRFFQ69G5FAV"];
+    refused(&world.installation, 66, "does not exist", &nobody).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_that_was_not_checked_is_found_by_the_doctor() {
+    let options = WorldOptions {
+        users: 0,
+        ..WorldOptions::default()
+    };
+    let world = World::start(options).await.unwrap();
+    let installation = &world.installation;
+    let url = imap_url(&user(0), world.dovecot.imap_port());
+    let bad = installation.password_file("bad", "not-this-one").unwrap();
+    let bad = bad.display().to_string();
+    let add = ["account", "add", &url, "--password-file", &bad];
+    refused(installation, 77, "password", &add).await;
+    let unchecked = [&add[..], &["--no-check", "--json"]].concat();
+    let added = installation.cli(&unchecked).await.unwrap().ok().unwrap();
+    let added = json(&added);
+    assert_eq!(added["created"], true);
+    let id = added["id"].as_str().unwrap();
+    until(SETTLE_LIMIT, "the login to be refused", || async {
+        let show = ["account", "show", id, "--json"];
+        let shown = installation.cli(&show).await.unwrap();
+        json(&shown.ok().unwrap())["state"]["code"] == "bad-credentials"
+    })
+    .await
+    .unwrap();
+    let said = installation.cli(&["doctor", "--json"]).await.unwrap();
+    assert_eq!(said.code, Some(69), "{said:?}");
+    let report = json(&said.out);
+    let found = report["findings"].as_array().unwrap().iter();
+    let bad: Vec<&Value> = found
+        .filter(|finding| finding["verdict"] == "fail")
+        .collect();
+    assert_eq!(bad.len(), 1, "{report}");
+    assert_eq!(bad[0]["name"], "mailbox");
+    let sentence = bad[0]["said"].as_str().unwrap();
+    assert!(
+        sentence.starts_with(id) && sentence.contains("password"),
+        "{sentence}"
+    );
+    let advice = bad[0]["advice"].as_str().unwrap();
+    assert!(advice.contains(&format!("account update {id}")), "{advice}");
+    assert!(!said.all().contains("not-this-one"));
+}
+
+#[tokio::test]
 async fn the_doctor_finds_a_healthy_installation_and_a_dead_one() {
     let mut world = World::start(WorldOptions::default()).await.unwrap();
     let well = world.installation.cli(&["doctor"]).await.unwrap();
@@ -275,12 +356,13 @@ async fn the_doctor_finds_a_healthy_installation_and_a_dead_one() {
 #[tokio::test]
 async fn what_makes_no_sense_is_refused_before_anything_is_done() {
     let empty = tempfile::tempdir().unwrap();
-    let usage: [&[&str]; 5] = [
+    let usage: [&[&str]; 6] = [
         &["acount", "list"],
         &["account", "add", "bob@example.org"],
         &["account", "add", "imaps://bob:secret@example.org"],
         &["token", "mint"],
         &["listen", "--exit-after", "soon"],
+        &["listen", "--exit-after", "9999999999999999999"],
     ];
     for args in usage {
         let said = cli::run(empty.path(), args).await.unwrap();

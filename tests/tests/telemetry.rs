@@ -127,8 +127,23 @@ async fn each_milestone_is_counted() {
         .await
         .unwrap();
     }
-    let hops = "mailbell_gateway_hop_seconds_count";
-    assert!(counted(hops, "detected-written").await >= 40.0);
+    // Each hop is timed, once for a message or once for each device.
+    let (watcher, gateway) = (
+        "mailbell_watcher_hop_seconds_count",
+        "mailbell_gateway_hop_seconds_count",
+    );
+    for (name, hop, count) in [
+        (watcher, "detected-fetched", 20.0),
+        (watcher, "fetched-appended", 20.0),
+        (gateway, "detected-received", 20.0),
+        (gateway, "appended-received", 20.0),
+        (gateway, "received-queued", 40.0),
+        (gateway, "queued-written", 40.0),
+        (gateway, "detected-written", 40.0),
+    ] {
+        let timed = counted(name, hop).await;
+        assert!(timed >= count, "{hop}: {timed}");
+    }
     assert_eq!(counted("mailbell_gateway_devices", "").await, 2.0);
     for reason in ["subscription-changed", "log-changed", "cursor-too-old"] {
         assert_eq!(counted("mailbell_resynced_total", reason).await, 0.0);

@@ -236,7 +236,7 @@ impl Error {
                     "Somebody tampers with the connection to the mail server: use its TLS port (usually 993) and check the network."
                 }
                 TlsFault::Handshake => {
-                    "No TLS connection to the mail server came about: it may be too old, or something is between."
+                    "No TLS connection to the mail server came about: check the port, ask the provider for TLS 1.2 or newer, and see whether a firewall is between."
                 }
             },
             Self::PlaintextNotAllowed => {
@@ -293,5 +293,101 @@ impl Error {
             return Self::LimitExceeded(*guard);
         }
         Self::Disconnected { bye: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_is_told_what_is_wrong_and_what_to_do() {
+        for (error, wrong, advice) in [
+            (Error::Dns, "host name is not known", "check its spelling"),
+            (
+                Error::Refused(io::ErrorKind::ConnectionRefused),
+                "Nothing answers",
+                "check both",
+            ),
+            (
+                Error::ConnectTimeout,
+                "can't be reached",
+                "check host and port",
+            ),
+            (
+                Error::Tls(TlsFault::UnknownIssuer),
+                "an authority that is not trusted here",
+                "--imap-ca",
+            ),
+            (
+                Error::Tls(TlsFault::Expired),
+                "has expired, or the clock here is wrong",
+                "set the clock",
+            ),
+            (
+                Error::Tls(TlsFault::WrongName),
+                "for another host name",
+                "use the name that the provider documents",
+            ),
+            (
+                Error::Tls(TlsFault::BadCertificate),
+                "certificate is not valid",
+                "ask the provider",
+            ),
+            (
+                Error::Tls(TlsFault::NotTls),
+                "does not speak TLS",
+                "TLS port (usually 993), or STARTTLS (usually 143)",
+            ),
+            (
+                Error::Tls(TlsFault::NotOffered),
+                "does not offer STARTTLS",
+                "TLS port (usually 993)",
+            ),
+            (
+                Error::Tls(TlsFault::Injection),
+                "tampers with the connection",
+                "check the network",
+            ),
+            (
+                Error::Tls(TlsFault::Handshake),
+                "No TLS connection",
+                "ask the provider for TLS 1.2 or newer",
+            ),
+            (
+                Error::Timeout("greeting"),
+                "says nothing",
+                "check port and TLS mode",
+            ),
+            (
+                Error::PlaintextNotAllowed,
+                "would show the password",
+                "use TLS or STARTTLS",
+            ),
+        ] {
+            let sentence = error.user_sentence();
+            let (said, to_do) = sentence.split_once(": ").unwrap_or_default();
+            assert!(said.contains(wrong), "{error:?}: {sentence}");
+            assert!(to_do.contains(advice), "{error:?}: {sentence}");
+            assert!(
+                to_do.ends_with('.') && !sentence.contains('\n'),
+                "{sentence}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_only_a_person_can_mend_is_permanent() {
+        for error in [
+            Error::BadCredentials(LoginFault::Refused),
+            Error::LoginDisabled,
+            Error::NoSuchFolder,
+        ] {
+            assert!(error.is_permanent(), "{error:?}");
+        }
+        // A name server or a certificate may be mended by somebody else.
+        for error in [Error::Dns, Error::Tls(TlsFault::Expired), Error::Throttled] {
+            assert!(!error.is_permanent(), "{error:?}");
+        }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-/// `90d`, `12h`, `30m`, `10s`, or a plain number of seconds.
+/// A century. Nobody means more, and an instant that lies so far ahead can be told.
+const MOST: Duration = Duration::from_secs(36_500 * 24 * 3600);
+
+/// `90d`, `12h`, `30m`, `10s`, or a plain number of seconds; a century at most.
 ///
 /// # Errors
 /// One line that says how it is written.
@@ -21,7 +24,8 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     number
         .checked_mul(unit)
         .map(Duration::from_secs)
-        .ok_or_else(wrong)
+        .filter(|duration| *duration <= MOST)
+        .ok_or_else(|| "at most 36500d".to_owned())
 }
 
 /// How long ago something was, as a person says it.
@@ -53,6 +57,11 @@ mod tests {
         );
         for wrong in ["", "d", "1y", "1.5h", "-1s", "99999999999999999999d", "1 h"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        // Whoever waits so long adds it to the time of now.
+        assert_eq!(seconds("36500d"), Ok(36_500 * 86_400));
+        for long in ["36501d", "9999999999999999999", "9999999999999999999w"] {
+            assert_eq!(seconds(long), Err("at most 36500d".to_owned()), "{long}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use mailbell_runtime::ExitCode;
 
-use crate::cli::Cli;
+use crate::{cli::Cli, shards::UNOWNED};
 
 /// The page.
 #[must_use]
@@ -20,6 +20,12 @@ pub fn text() -> String {
     page.push_str("\n## Exit codes\n\n| code | meaning |\n| --- | --- |\n");
     for code in ExitCode::ALL {
         let _ = writeln!(page, "| {} | {} |", code.code(), code.meaning());
+        if code == ExitCode::Ok {
+            let _ = writeln!(
+                page,
+                "| {UNOWNED} | `shards --check`: there are accounts that nobody watches |"
+            );
+        }
     }
     page.push_str(
         "\nA second signal during a shutdown ends the process at once with 128 + the signal's number.\n",
@@ -178,6 +184,7 @@ mod tests {
             );
         }
         assert!(page.contains("`MAILBELL_STATE_DIR`") && page.contains("| 75 |"));
+        assert!(page.contains("\n| 1 | `shards --check`"));
         assert!(!page.contains("nats-server-guard") && !page.contains("mailbell reference`\n\n"));
     }
 }

@@ -10,9 +10,10 @@ pub enum ExitCode {
     Ok = 0,
     /// 64: a wrong flag, variable or configuration. Trying again unchanged cannot work.
     Usage = 64,
-    /// 65: what was given to work on is damaged or not understood (a broken file, a bad certificate).
+    /// 65: what was given to work on is damaged or not understood (a broken file, a bad certificate), or the mail server does not
+    /// have it (a folder).
     Data = 65,
-    /// 66: a file that was named does not exist or cannot be read.
+    /// 66: what was named does not exist (an account, a watcher, a file), or the file cannot be read.
     NoInput = 66,
     /// 69: a service that is needed is not there, or the address to listen on is taken.
     Unavailable = 69,
@@ -52,8 +53,10 @@ impl ExitCode {
         match self {
             Self::Ok => "done",
             Self::Usage => "wrong flag, variable or configuration",
-            Self::Data => "damaged or misunderstood input",
-            Self::NoInput => "a named file is missing or unreadable",
+            Self::Data => "damaged or misunderstood input, or no such folder",
+            Self::NoInput => {
+                "what was named does not exist (an account, a watcher, a file), or the file is unreadable"
+            }
             Self::Unavailable => "a needed service is not there, or an address is taken",
             Self::Internal => "a bug in Mailbell",
             Self::CannotCreate => "something could not be created",

@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsStr,
-    fs::{File, Permissions},
+    fs::{File, OpenOptions, Permissions},
+    io::{Read as _, Seek as _, SeekFrom},
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -46,6 +47,8 @@ fn mailbell(binary: &Path, state_dir: &Path) -> Command {
 pub(crate) struct Standalone {
     binary: PathBuf,
     state_dir: PathBuf,
+    /// Where what it says begins in its log, which it shares with those that ran before.
+    said_from: u64,
     process: Child,
     push: SocketAddr,
 }
@@ -73,6 +76,12 @@ impl Standalone {
         if is_ours && std::fs::read_dir(state_dir)?.next().is_none() {
             std::fs::set_permissions(state_dir, Permissions::from_mode(0o700))?;
         }
+        // It may be the log of one that runs: whether the directory is in use is found out by what is started.
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(state_dir.join(LOG))?;
+        let said_from = log.metadata()?.len();
         let mut command = mailbell(binary, state_dir);
         command.arg("standalone");
         for flag in ["--push-listen", "--admin-listen", "--http-listen"] {
@@ -84,7 +93,7 @@ impl Standalone {
         let process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(state_dir.join(LOG))?)
+            .stderr(log)
             // Ctrl-C is for the demo, which stops it in order.
             .process_group(0)
             .spawn()
@@ -92,26 +101,35 @@ impl Standalone {
         Ok(Self {
             binary: binary.to_owned(),
             state_dir: state_dir.to_owned(),
+            said_from,
             process,
             push: SocketAddr::from(([127, 0, 0, 1], 0)),
         })
     }
 
     async fn ready(&mut self) -> Result<()> {
-        let log = self.state_dir.join(LOG);
         let started = tokio::time::timeout(Duration::from_secs(60), self.addresses()).await;
         match started {
             Ok(Ok(push)) => self.push = push,
             Ok(Err(error)) => {
-                let said = std::fs::read_to_string(&log).unwrap_or_default();
+                let said = self.said().unwrap_or_default();
                 return Err(error.context(format!("mailbell standalone did not start:\n{said}")));
             }
             Err(_) => bail!(
                 "mailbell standalone is not ready after a minute: see {}",
-                log.display()
+                self.state_dir.join(LOG).display()
             ),
         }
         Ok(())
+    }
+
+    /// What it has logged.
+    fn said(&self) -> std::io::Result<String> {
+        let mut log = File::open(self.state_dir.join(LOG))?;
+        log.seek(SeekFrom::Start(self.said_from))?;
+        let mut said = Vec::new();
+        log.read_to_end(&mut said)?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
     }
 
     /// Where devices connect, from the file that it writes when it listens.

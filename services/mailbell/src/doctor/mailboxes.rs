@@ -2,9 +2,10 @@
 
 use futures_util::{StreamExt as _, stream};
 use mailbell_proto::{
-    admin::v1::{Account, CheckAccountRequest, ListAccountsRequest},
-    push::v1::Health,
+    admin::v1::{Account, CheckAccountRequest, CheckAccountResponse, ListAccountsRequest},
+    push::v1::{AccountState, Health},
 };
+use tonic::Status;
 
 use super::Report;
 use crate::{
@@ -67,6 +68,7 @@ pub(super) async fn examine(report: &mut Report, args: &AdminArgs, log_in: bool)
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Look {
     Good(String),
     Doubt(String, String),
@@ -75,35 +77,90 @@ enum Look {
 
 async fn look(mut client: AdminClient, account: &Account, log_in: bool) -> Look {
     let id = &account.id;
-    let state = account.state.clone().unwrap_or_default();
     if account.paused {
         return Look::Good("paused".to_owned());
     }
     if log_in {
         let request = CheckAccountRequest { id: id.clone() };
-        match client.accounts.check_account(request).await {
-            Ok(result) => {
-                let result = result.into_inner();
-                if !result.ok {
-                    return Look::Bad(
-                        result.sentence,
-                        format!(
-                            "mailbell account update {id} --help says how settings are changed"
-                        ),
-                    );
-                }
-            }
-            Err(status) => {
-                return Look::Bad(
-                    Failure::from(status).message,
-                    format!("mailbell account check {id}"),
-                );
-            }
+        let checked = client.accounts.check_account(request).await;
+        if let Some(bad) = login(id, checked.map(tonic::Response::into_inner)) {
+            return bad;
         }
     }
+    health(id, account.state.clone().unwrap_or_default())
+}
+
+/// What is wrong with a login that was tried, if anything is.
+fn login(id: &str, checked: Result<CheckAccountResponse, Status>) -> Option<Look> {
+    match checked {
+        Ok(result) if result.ok => None,
+        Ok(result) => Some(Look::Bad(
+            result.sentence,
+            format!("mailbell account update {id} --help says how settings are changed"),
+        )),
+        Err(status) => Some(Look::Bad(
+            Failure::from(status).message,
+            format!("mailbell account check {id}"),
+        )),
+    }
+}
+
+fn health(id: &str, state: AccountState) -> Look {
     match state.health() {
         Health::Watching => Look::Good(format!("watched by {}", state.mode)),
         Health::ActionNeeded => Look::Bad(state.sentence, format!("mailbell account show {id}")),
         _ => Look::Doubt(state.sentence, "wait a little, and look again".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(health: Health) -> Look {
+        let state = AccountState {
+            health: health.into(),
+            sentence: "why".to_owned(),
+            mode: "idle".to_owned(),
+            ..AccountState::default()
+        };
+        super::health("a.1", state)
+    }
+
+    #[test]
+    fn a_login_that_fails_is_told_with_what_to_do() {
+        let answer = |ok| CheckAccountResponse {
+            ok,
+            sentence: "The password is wrong.".to_owned(),
+            ..CheckAccountResponse::default()
+        };
+        assert_eq!(login("a.1", Ok(answer(true))), None);
+        let Some(Look::Bad(said, advice)) = login("a.1", Ok(answer(false))) else {
+            panic!("it is bad");
+        };
+        assert_eq!(said, "The password is wrong.");
+        assert!(advice.contains("account update a.1"), "{advice}");
+        let Some(Look::Bad(said, advice)) = login("a.1", Err(Status::unavailable("no watcher")))
+        else {
+            panic!("it is bad");
+        };
+        assert_eq!(said, "no watcher");
+        assert_eq!(advice, "mailbell account check a.1");
+    }
+
+    #[test]
+    fn an_account_that_needs_a_person_is_bad_and_one_that_waits_in_doubt() {
+        assert_eq!(
+            of(Health::Watching),
+            Look::Good("watched by idle".to_owned())
+        );
+        let Look::Bad(said, advice) = of(Health::ActionNeeded) else {
+            panic!("it is bad");
+        };
+        assert_eq!(said, "why");
+        assert_eq!(advice, "mailbell account show a.1");
+        for waits in [Health::Starting, Health::Retrying, Health::Unspecified] {
+            assert!(matches!(of(waits), Look::Doubt(said, _) if said == "why"));
+        }
     }
 }

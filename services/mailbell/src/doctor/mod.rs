@@ -6,6 +6,7 @@ mod nats;
 mod report;
 
 use std::{
+    fmt,
     io::{self, Write as _},
     process::ExitCode,
 };
@@ -28,6 +29,8 @@ use crate::{
 Looks at a standalone installation from outside, or with --nats-url and the NATS user of `mailbell setup` at one in a cluster.
 A standalone installation on a NATS server that is not its own needs the user of that too. Changes nothing, but logs in to each
 mailbox once (at most 50 of them).
+
+With --json a finding's `verdict` is ok, warn, fail, or skipped: that was not looked at, and `said` says why.
 
 Exit codes: 0 all is well, or there are only warnings; 69 something is wrong.
 
@@ -83,7 +86,10 @@ async fn examine(args: &Args) -> Result<Report, Failure> {
         local::process(&mut report, &directory).await
     };
     if let Some(addresses) = &addresses {
-        files(&mut report, addresses.pid);
+        let pid = addresses.pid;
+        // Of the process that is looked at: this command has limits of its own, which prove nothing.
+        let limit = limits::open_files_of(pid).map(|limit| limit.soft);
+        files(&mut report, pid, limit);
     }
     if remote || addresses.is_some() {
         nats::examine(&mut report, args, &directory, addresses.as_ref()).await;
@@ -97,9 +103,9 @@ async fn examine(args: &Args) -> Result<Report, Failure> {
 /// A mailbox and a device cost a descriptor each.
 const FEW_FILES: u64 = 4096;
 
-/// Of the process that is looked at: this command has limits of its own, which prove nothing.
-fn files(report: &mut Report, pid: u32) {
-    match limits::open_files_of(pid).map(|limit| limit.soft) {
+/// `limit` is what the process may open; `None` is unlimited.
+fn files(report: &mut Report, pid: u32, limit: Result<Option<u64>, impl fmt::Display>) {
+    match limit {
         Ok(Some(limit)) if limit < FEW_FILES => report.warn(
             "open files",
             format!("process {pid} may open {limit} files; each mailbox and each device needs one"),
@@ -117,3 +123,30 @@ fn files(report: &mut Report, pid: u32) {
 
 /// For the modules of this one.
 type Where<'a> = Option<&'a Addresses>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_open_files_are_a_warning() {
+        let judged = |limit: Result<Option<u64>, &str>| {
+            let mut report = Report::default();
+            files(&mut report, 7, limit);
+            let [finding] = <[Finding; 1]>::try_from(report.findings).unwrap();
+            assert_eq!(finding.name, "open files");
+            (finding.verdict, finding.said, finding.advice)
+        };
+        let (verdict, said, advice) = judged(Ok(Some(4095)));
+        assert_eq!(verdict, Verdict::Warn);
+        assert!(said.contains("process 7 may open 4095") && advice.contains("LimitNOFILE"));
+        assert_eq!(judged(Ok(Some(4096))).0, Verdict::Ok);
+        assert_eq!(judged(Ok(None)).0, Verdict::Ok);
+        let (verdict, said, advice) = judged(Err("it is another user's"));
+        assert_eq!(
+            (verdict, said.as_str()),
+            (Verdict::Warn, "it is another user's")
+        );
+        assert!(advice.contains("/proc/7/limits"));
+    }
+}

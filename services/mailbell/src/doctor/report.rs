@@ -11,6 +11,8 @@ use crate::terminal::{Paint, Style, clean_line};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
+    /// It was not looked at, and what was found says why.
+    Skipped,
     /// Nothing to do.
     Ok,
     /// It works, and will not for ever.
@@ -42,6 +44,10 @@ pub struct Report {
 impl Report {
     pub(super) fn ok(&mut self, name: &str, said: impl Into<String>) {
         self.add(name, Verdict::Ok, said.into(), String::new());
+    }
+
+    pub(super) fn skipped(&mut self, name: &str, why: impl Into<String>) {
+        self.add(name, Verdict::Skipped, why.into(), String::new());
     }
 
     pub(super) fn warn(&mut self, name: &str, said: impl Into<String>, advice: impl Into<String>) {
@@ -77,6 +83,7 @@ impl Report {
     pub(super) fn print(&self, out: &mut impl Write, paint: Paint) -> io::Result<()> {
         for finding in &self.findings {
             let (word, style) = match finding.verdict {
+                Verdict::Skipped => ("skip", Style::Dim),
                 Verdict::Ok => ("ok  ", Style::Green),
                 Verdict::Warn => ("warn", Style::Yellow),
                 Verdict::Fail => ("FAIL", Style::Red),
@@ -105,6 +112,8 @@ mod tests {
         let mut report = Report::default();
         assert_eq!(report.worst(), Verdict::Ok);
         report.ok("one", "is well");
+        report.skipped("none", "was not looked at");
+        assert_eq!(report.worst(), Verdict::Ok);
         report.fail("two", "is \u{1b}[31mnot", "do this");
         report.warn("three", "may be", "do that");
         assert_eq!(report.worst(), Verdict::Fail);
@@ -112,7 +121,9 @@ mod tests {
         report.print(&mut out, Paint::new(false)).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.starts_with("ok    one") && text.contains("-> do this"));
+        assert!(text.contains("\nskip  none"), "{text}");
         assert!(!text.contains('\u{1b}'));
-        assert_eq!(report.json()["findings"][1]["verdict"], "fail");
+        assert_eq!(report.json()["findings"][1]["verdict"], "skipped");
+        assert_eq!(report.json()["findings"][2]["verdict"], "fail");
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What `--check` ends with if accounts are watched by nobody: the answer to a question, and no failure of the command.
-const UNOWNED: u8 = 1;
+pub(crate) const UNOWNED: u8 = 1;
 /// Cursor to the upper left, and everything below erased.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
