@@ -11,7 +11,7 @@ use mailbell_tests::{
     sharing::{ALONE, SOON, Scene},
 };
 
-use super::{W, finish, scene};
+use super::{W, asked, finish, scene};
 
 /// Waits until somebody else has a session of every mailbox too, or alone.
 async fn others_have_all(scene: &Scene, away: &[Part]) {
@@ -42,10 +42,14 @@ async fn holds_nothing(scene: &Scene, watcher: Part) {
 #[tokio::test]
 async fn the_accounts_of_one_that_is_killed_are_watched_again() {
     let (_nats, mut scene) = scene().await;
+    let requests = scene.crowd.requests().await.unwrap();
     let begin = Instant::now();
     scene.kill(W[2]);
     scene.shared_by(&W[..2]).await.unwrap();
     println!("killed: all watched again after {:?}", begin.elapsed());
+    let asked = asked("one killed", &scene, requests, 1).await;
+    // Nobody owns what it had for twelve seconds.
+    assert!(asked.listings.refusals > 0, "{asked:?}");
     finish("one killed", scene, ALONE).await;
 }
 

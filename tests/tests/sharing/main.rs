@@ -24,6 +24,7 @@ use std::time::Duration;
 use mailbell_test_servers::{NatsOptions, NatsServer};
 use mailbell_tests::{
     installation::{Installation, Part},
+    requests::{Asked, CHECKERS, Requests},
     sharing::{Scene, SceneOptions},
 };
 use serde_json::Value;
@@ -50,6 +51,19 @@ async fn scene() -> (NatsServer, Scene) {
 async fn finish(name: &str, scene: Scene, alone: Duration) {
     let verdict = scene.finish(alone).await.unwrap();
     println!("{name}: {verdict}");
+}
+
+/// Ends what clients ask of the owners all the while. Each answer was right. There are some from before the end, more than refusals,
+/// and nobody had to wait for its own deadline, but who was being answered by a watcher that was killed.
+async fn asked(name: &str, scene: &Scene, requests: Requests, killed: usize) -> Asked {
+    let asked = requests.stop().await.unwrap();
+    println!("{name}: {asked:?}");
+    for counts in [asked.listings, asked.checks] {
+        assert!(counts.answers > scene.crowd.accounts.len(), "{asked:?}");
+        assert!(counts.refusals < counts.answers, "{asked:?}");
+        assert!(counts.late <= killed * CHECKERS, "{asked:?}");
+    }
+    asked
 }
 
 /// What `mailbell shards` says.
