@@ -9,7 +9,7 @@
 //! * [`load`] makes numbered mail; [`device`] runs the client crate and notes what its app sees;
 //! * [`installation`] starts, kills and restarts the real binary;
 //! * [`world`] is all of this on a real mail server, [`crowd`] with thousands of mailboxes on the synthetic one;
-//! * [`clock`] gives a process a wrong one; [`cli`] runs commands as a person types them; [`leaks`] looks for planted secrets in all that was printed.
+//! * [`clock`] gives a process a wrong one; [`cli`] runs commands as a person types them, and [`watching`] one that goes on; [`leaks`] looks for planted secrets in all that was printed.
 
 pub mod auditor;
 pub mod cli;
@@ -28,4 +28,5 @@ pub mod requests;
 pub mod sessions;
 pub mod sharing;
 pub mod traffic;
+pub mod watching;
 pub mod world;

@@ -15,6 +15,7 @@
 
 mod chaos;
 mod faults;
+mod looks;
 mod mail;
 mod nats;
 mod scale;
