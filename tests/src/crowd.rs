@@ -31,7 +31,7 @@ use crate::{
     installation::{Installation, Layout, Options, Part, WatcherOptions},
     leaks, load,
     process::{self, may_have_own_hosts, until},
-    requests::{Asker, Requests},
+    requests::{Asker, Counts, Requests},
     sessions::{self, Blind, Verdict},
     traffic::Traffic,
     world::{self, Account, SETTLE_LIMIT},
@@ -306,7 +306,19 @@ impl Crowd {
     /// # Errors
     /// When there is no token to be had.
     pub async fn requests(&mut self) -> anyhow::Result<Requests> {
-        Requests::start(&Asker {
+        Requests::start(&self.asker().await?)
+    }
+
+    /// Lists the INBOX of every account at once, and looks whether each answer is right.
+    ///
+    /// # Errors
+    /// When an answer is wrong, a refusal is not one to be tried again, or a listing takes too long.
+    pub async fn list_all(&mut self) -> anyhow::Result<Counts> {
+        self.asker().await?.list_all().await
+    }
+
+    async fn asker(&mut self) -> anyhow::Result<Asker> {
+        Ok(Asker {
             push: (self.installation.push_url()?, self.tenant_token().await?),
             admin: self.installation.admin()?,
             server: Arc::clone(&self.server),

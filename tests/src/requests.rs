@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
+use futures_util::future::try_join_all;
 use mailbell_proto::{
     admin::v1::{CheckAccountRequest, CheckAccountResponse, accounts_client::AccountsClient},
     push::v1::{ListMessagesRequest, ListMessagesResponse, list_messages_request::Range},
@@ -131,6 +132,20 @@ impl Counts {
 }
 
 impl Asker {
+    /// Lists the folder of every account at once.
+    pub(crate) async fn list_all(&self) -> anyhow::Result<Counts> {
+        let listings = (0..self.accounts.len()).map(async |user| {
+            let mut counts = Counts::default();
+            self.ask(Kind::Listing, user, &mut counts).await?;
+            anyhow::Ok(counts)
+        });
+        let mut all = Counts::default();
+        for counts in try_join_all(listings).await? {
+            all.add(counts);
+        }
+        Ok(all)
+    }
+
     async fn run(
         self,
         kind: Kind,

@@ -37,10 +37,10 @@ enum Fault {
     Gone,
     Frozen,
     NoNats(Mode),
-    NoMail,
+    NoMail(Mode),
 }
 
-const FAULTS: [Fault; 9] = [
+const FAULTS: [Fault; 12] = [
     Fault::Killed,
     Fault::Killed,
     Fault::Gone,
@@ -49,7 +49,10 @@ const FAULTS: [Fault; 9] = [
     Fault::NoNats(Mode::Cut),
     Fault::NoNats(Mode::STALLED),
     Fault::NoNats(Mode::STALLED_TO_SERVER),
-    Fault::NoMail,
+    Fault::NoMail(Mode::Cut),
+    Fault::NoMail(Mode::STALLED),
+    Fault::NoMail(Mode::DEAF),
+    Fault::NoMail(Mode::MUTE),
 ];
 
 fn setting(name: &str) -> Option<u64> {
@@ -144,7 +147,7 @@ async fn fail(scene: &mut Scene, watcher: Part, fault: Fault) -> anyhow::Result<
         Fault::Gone => scene.end(watcher).await?,
         Fault::Frozen => scene.freeze(watcher)?,
         Fault::NoNats(mode) => scene.cut_from_nats(watcher, mode)?,
-        Fault::NoMail => scene.crowd.ways(watcher)?.imap.set(Mode::Cut),
+        Fault::NoMail(mode) => scene.cut_from_mail(watcher, mode)?,
     }
     Ok(())
 }
@@ -154,7 +157,7 @@ async fn heal(scene: &mut Scene, watcher: Part, fault: Fault) -> anyhow::Result<
         Fault::Killed | Fault::Gone => scene.crowd.installation.launch(watcher)?,
         Fault::Frozen => scene.thaw(watcher)?,
         Fault::NoNats(_) => scene.heal_nats(watcher).await?,
-        Fault::NoMail => scene.crowd.ways(watcher)?.imap.set(Mode::PASS),
+        Fault::NoMail(_) => scene.heal_mail(watcher).await?,
     }
     Ok(())
 }
