@@ -22,13 +22,17 @@ mod scale;
 
 use std::time::Duration;
 
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_test_servers::{NatsCluster, NatsOptions, NatsServer};
 use mailbell_tests::{
     installation::{Installation, Part},
+    process::LOOK_EVERY,
     requests::{Asked, CHECKERS, Requests},
-    sharing::{Scene, SceneOptions},
+    sharing::{SOON, Scene, SceneOptions},
 };
 use serde_json::Value;
+
+/// The stream of the bucket of claims and members.
+const LIVE: &str = "KV_MB_main_LIVE";
 
 /// The first watchers by name.
 const W: [Part; 4] = [
@@ -40,6 +44,20 @@ const W: [Part; 4] = [
 
 async fn nats_server() -> NatsServer {
     NatsServer::start(NatsOptions::default()).await.unwrap()
+}
+
+/// The node that leads the log of the claims, once there is one.
+async fn leader_of_claims(cluster: &NatsCluster) -> usize {
+    let looking = async {
+        loop {
+            if let Some(leader) = cluster.stream_leader(LIVE).await {
+                return leader;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let found = tokio::time::timeout(SOON, looking).await;
+    found.unwrap()
 }
 
 /// A small scene on a NATS server of its own.
