@@ -31,8 +31,9 @@ use crate::{
     installation::{Installation, Layout, Options, Part, WatcherOptions},
     leaks, load,
     process::{self, may_have_own_hosts, until},
+    requests::{Asker, Counts, Requests},
     sessions::{self, Blind, Verdict},
-    traffic::{Listings, Traffic},
+    traffic::Traffic,
     world::{self, Account, SETTLE_LIMIT},
 };
 
@@ -300,18 +301,29 @@ impl Crowd {
         )
     }
 
-    /// Lists the INBOX of one account after the other from now on, and looks whether each answer is right.
+    /// Lists the INBOX and checks the login of one account after the other from now on, and looks whether each answer is right.
     ///
     /// # Errors
     /// When there is no token to be had.
-    pub async fn listings(&mut self) -> anyhow::Result<Listings> {
-        let token = self.tenant_token().await?;
-        Listings::start(
-            Arc::clone(&self.server),
-            self.installation.push_url()?,
-            token,
-            self.accounts.clone(),
-        )
+    pub async fn requests(&mut self) -> anyhow::Result<Requests> {
+        Requests::start(&self.asker().await?)
+    }
+
+    /// Lists the INBOX of every account at once, and looks whether each answer is right.
+    ///
+    /// # Errors
+    /// When an answer is wrong, a refusal is not one to be tried again, or a listing takes too long.
+    pub async fn list_all(&mut self) -> anyhow::Result<Counts> {
+        self.asker().await?.list_all().await
+    }
+
+    async fn asker(&mut self) -> anyhow::Result<Asker> {
+        Ok(Asker {
+            push: (self.installation.push_url()?, self.tenant_token().await?),
+            admin: self.installation.admin()?,
+            server: Arc::clone(&self.server),
+            accounts: self.accounts.clone(),
+        })
     }
 
     /// A new device on the accounts of these users, connected and live.

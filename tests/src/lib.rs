@@ -4,11 +4,12 @@
 //! * [`auditor`] decides whether a device got everything once and in order; it knows no I/O;
 //! * [`mailbox`] reads the ground truth over IMAP, with none of the code under test;
 //! * [`sessions`] decides from what the synthetic mail server saw whether each mailbox was watched, and by one watcher alone;
-//! * [`sharing`] is a crowd whose watchers come, go and fail while mail arrives, judged on both sides; [`traffic`] is that mail;
+//! * [`sharing`] is a crowd whose watchers come, go and fail while mail arrives, judged on both sides; [`traffic`] is that mail,
+//!   and [`requests`] are what clients ask the owners meanwhile;
 //! * [`load`] makes numbered mail; [`device`] runs the client crate and notes what its app sees;
 //! * [`installation`] starts, kills and restarts the real binary;
 //! * [`world`] is all of this on a real mail server, [`crowd`] with thousands of mailboxes on the synthetic one;
-//! * [`clock`] gives a process a wrong one; [`cli`] runs commands as a person types them; [`leaks`] looks for planted secrets in all that was printed.
+//! * [`clock`] gives a process a wrong one; [`cli`] runs commands as a person types them, and [`watching`] one that goes on; [`leaks`] looks for planted secrets in all that was printed.
 
 pub mod auditor;
 pub mod cli;
@@ -23,7 +24,9 @@ pub mod load;
 pub mod logs;
 pub mod mailbox;
 pub mod process;
+pub mod requests;
 pub mod sessions;
 pub mod sharing;
 pub mod traffic;
+pub mod watching;
 pub mod world;

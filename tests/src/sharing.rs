@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::ensure;
-use mailbell_test_servers::proxy::Mode;
+use mailbell_test_servers::{Proxy, proxy::Mode};
 use rustix::process::Signal;
 
 use crate::{
@@ -185,12 +185,28 @@ impl Scene {
     /// When there is no such watcher.
     pub async fn heal_nats(&mut self, watcher: Part) -> anyhow::Result<()> {
         for way in &self.crowd.ways(watcher)?.nats {
-            if loses(way.mode()) {
-                way.set(Mode::Cut);
-                way.connections(|count| *count == 0).await;
-            }
-            way.set(Mode::PASS);
+            heal(way).await;
         }
+        self.hears(watcher);
+        Ok(())
+    }
+
+    /// What happens from now on between a watcher and the mail server.
+    ///
+    /// # Errors
+    /// When there is no such watcher.
+    pub fn cut_from_mail(&mut self, watcher: Part, mode: Mode) -> anyhow::Result<()> {
+        self.crowd.ways(watcher)?.imap.set(mode);
+        self.unhears(watcher);
+        Ok(())
+    }
+
+    /// Ends what [`Scene::cut_from_mail`] began, as [`Scene::heal_nats`] does.
+    ///
+    /// # Errors
+    /// When there is no such watcher.
+    pub async fn heal_mail(&mut self, watcher: Part) -> anyhow::Result<()> {
+        heal(&self.crowd.ways(watcher)?.imap).await;
         self.hears(watcher);
         Ok(())
     }
@@ -247,6 +263,14 @@ fn with_args(args: Vec<String>) -> WatcherOptions {
         args,
         ..WatcherOptions::default()
     }
+}
+
+async fn heal(way: &Proxy) {
+    if loses(way.mode()) {
+        way.set(Mode::Cut);
+        way.connections(|count| *count == 0).await;
+    }
+    way.set(Mode::PASS);
 }
 
 /// Whether some bytes of a connection in this mode never arrive.

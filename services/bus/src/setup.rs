@@ -323,9 +323,9 @@ impl Bus {
                 break;
             }
         }
-        self.write_meta().await?;
+        while_leaders_settle(|| self.write_meta()).await?;
         // Gives an id to each log that has none.
-        LogIds::load_and_check(self, Absent::Refused).await?;
+        while_leaders_settle(|| LogIds::load_and_check(self, Absent::Refused)).await?;
         report.write_version = Some(self.write_version());
         Ok(report)
     }
@@ -445,6 +445,26 @@ impl Bus {
     }
 }
 
+/// Tries again for a while where nobody answers for a stream: it was made a moment ago, and the server that is asked may not have heard
+/// yet who leads it.
+async fn while_leaders_settle<T, F>(attempt: impl Fn() -> F) -> Result<T, BusError>
+where
+    F: Future<Output = Result<T, BusError>>,
+{
+    let begun = Instant::now();
+    let mut backoff = patience();
+    loop {
+        match attempt().await {
+            Err(error @ BusError::NoStream(_)) if begun.elapsed() < GATHERING => {
+                tracing::warn!(%error, "the stream may be too new; it is tried again");
+                let wait = backoff.next(&mut rand::rng());
+                sleep(wait).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Done {
     created: Option<String>,
@@ -484,4 +504,40 @@ pub(crate) fn check_layout(meta: &Meta) -> Result<(), BusError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn no_leader() -> BusError {
+        BusError::NoStream("s".to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_without_a_leader_is_waited_for_but_not_for_ever() {
+        let tries = Cell::new(0);
+        let third = || async {
+            tries.set(tries.get() + 1);
+            if tries.get() < 3 {
+                Err(no_leader())
+            } else {
+                Ok(7)
+            }
+        };
+        assert_eq!(while_leaders_settle(third).await.unwrap(), 7);
+        assert_eq!(tries.get(), 3);
+
+        let begun = Instant::now();
+        let never = while_leaders_settle(|| async { Err::<(), _>(no_leader()) });
+        assert!(matches!(never.await, Err(BusError::NoStream(_))));
+        assert!(begun.elapsed() >= GATHERING && begun.elapsed() < GATHERING * 2);
+
+        let begun = Instant::now();
+        let denied = while_leaders_settle(|| async { Err::<(), _>(BusError::Closed) });
+        assert!(matches!(denied.await, Err(BusError::Closed)));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
 }

@@ -530,12 +530,20 @@ impl Installation {
     /// # Errors
     /// When it can't be started or takes too long.
     pub async fn cli(&self, args: &[&str]) -> anyhow::Result<Said> {
+        cli::finish(self.command(args)?).await
+    }
+
+    /// A command against it that is about to run.
+    ///
+    /// # Errors
+    /// When the binary hasn't been built.
+    pub fn command(&self, args: &[&str]) -> anyhow::Result<tokio::process::Command> {
         let mut command = cli::command(self.state_dir(), args)?;
         if self.options.layout == Layout::Roles {
             let addresses = self.addresses.context("it hasn't said where it listens")?;
             command.env("MAILBELL_ADMIN_URL", format!("http://{}", addresses.admin));
         }
-        cli::finish(command).await
+        Ok(command)
     }
 
     /// Writes a password file, for its owner only.

@@ -1,7 +1,8 @@
-//! Watchers and NATS fail at random, several at once.
+//! Watchers, their ways to mail servers, and NATS fail at random, several at once.
 //!
-//! Each seed decides what fails when, for how long, and who gets mail. How far each process has come by then isn't the seed's to
-//! decide. `MAILBELL_CHAOS_SEEDS=<n>` runs more of them, `MAILBELL_CHAOS_SEED=<n>` one alone.
+//! Each seed decides what fails when, for how long, and who gets mail; every third one is played on a cluster of three NATS servers.
+//! How far each process has come by then isn't the seed's to decide. `MAILBELL_CHAOS_SEEDS=<n>` runs more of them,
+//! `MAILBELL_CHAOS_SEED=<n>` one alone.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -9,19 +10,22 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
-use mailbell_test_servers::{NatsOptions, NatsServer, proxy::Mode};
+use anyhow::{Context as _, bail};
+use mailbell_test_servers::{NatsCluster, NatsOptions, NatsServer, proxy::Mode};
 use mailbell_tests::{
+    clock,
     installation::Part,
     sharing::{Scene, SceneOptions},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::time::{Instant, sleep_until};
 
-use super::W;
+use super::{W, leader_of_claims, nats_server};
 
 /// So many seeds, unless more are asked for.
-const SEEDS: u64 = 2;
+const SEEDS: u64 = 3;
+/// Every so many-th seed has a cluster.
+const CLUSTER: u64 = 3;
 /// Things fail for so long.
 const CHAOS: Duration = Duration::from_secs(30);
 /// Each failure ends, and the next begins, so many milliseconds later.
@@ -35,22 +39,48 @@ enum Fault {
     Killed,
     /// Ended in order.
     Gone,
+    /// Ended in order, and on its return its clock is so many seconds off.
+    Clock(i64),
     Frozen,
     NoNats(Mode),
-    NoMail,
+    NoMail(Mode),
+    /// One more watcher is there for a while.
+    OneMore,
+    /// A node of the cluster is away: the leader of the claims.
+    NoNode(usize),
+    /// Between two nodes of the cluster no packet passes.
+    NoRoute(usize, usize),
 }
 
-const FAULTS: [Fault; 9] = [
+/// What happens to watchers that are there all the time.
+const FAULTS: [Fault; 14] = [
     Fault::Killed,
     Fault::Killed,
     Fault::Gone,
+    Fault::Clock(900),
+    Fault::Clock(-900),
     Fault::Frozen,
     Fault::Frozen,
     Fault::NoNats(Mode::Cut),
     Fault::NoNats(Mode::STALLED),
     Fault::NoNats(Mode::STALLED_TO_SERVER),
-    Fault::NoMail,
+    Fault::NoMail(Mode::Cut),
+    Fault::NoMail(Mode::STALLED),
+    Fault::NoMail(Mode::DEAF),
+    Fault::NoMail(Mode::MUTE),
 ];
+
+/// What fails one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Victim {
+    Watcher(Part),
+    Nats,
+}
+
+enum Nats {
+    One(NatsServer),
+    Three(NatsCluster),
+}
 
 fn setting(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
@@ -73,28 +103,40 @@ async fn watchers_and_nats_at_random_moments() {
 }
 
 async fn run(seed: u64) -> anyhow::Result<()> {
-    let mut nats = NatsServer::start(NatsOptions::default()).await?;
+    let (nats, url, replicas) = if seed.is_multiple_of(CLUSTER) {
+        let cluster = NatsCluster::start_cuttable(3, NatsOptions::default()).await?;
+        let url = cluster.url();
+        (Nats::Three(cluster), url, 3)
+    } else {
+        let server = nats_server().await;
+        let url = server.url();
+        (Nats::One(server), url, 1)
+    };
     let options = SceneOptions {
         seed,
-        ..SceneOptions::new(nats.url())
+        replicas,
+        ..SceneOptions::new(url)
     };
-    let mut scene = Scene::start(options).await?;
+    let mut world = World {
+        scene: Scene::start(options).await?,
+        nats,
+    };
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut faulty: BTreeMap<Part, (Instant, Fault)> = BTreeMap::new();
+    let mut faulty: BTreeMap<Victim, (Instant, Fault)> = BTreeMap::new();
     let end = Instant::now() + CHAOS;
     let mut next = Instant::now();
-    let mut count = 0;
+    let (mut count, mut nodes, mut routes) = (0, 0, 0);
     loop {
         // What ends first, or the next that begins.
         let healed = faulty
             .iter()
-            .map(|(watcher, (at, fault))| (*at, *watcher, *fault))
+            .map(|(victim, (at, fault))| (*at, *victim, *fault))
             .min_by_key(|(at, ..)| *at);
         match healed {
-            Some((at, watcher, fault)) if at <= next || next >= end => {
+            Some((at, victim, fault)) if at <= next || next >= end => {
                 sleep_until(at).await;
-                faulty.remove(&watcher);
-                heal(&mut scene, watcher, fault).await.context("healing")?;
+                faulty.remove(&victim);
+                world.heal(victim, fault).await.context("healing")?;
                 continue;
             }
             None if next >= end => break,
@@ -103,58 +145,120 @@ async fn run(seed: u64) -> anyhow::Result<()> {
         sleep_until(next).await;
         next += Duration::from_millis(rng.random_range(NEXT));
         count += 1;
-        scene.supervise()?;
-        let fate = rng.random_range(0..8);
+        world.scene.supervise()?;
+        let fate = rng.random_range(0..10);
         let fault = FAULTS[rng.random_range(0..FAULTS.len())];
+        let (a, b) = (rng.random_range(0..3), rng.random_range(1..3));
         let lasts = Duration::from_millis(rng.random_range(LASTS));
-        if fate == 0 {
-            println!("seed {seed}: NATS");
-            nats.kill();
-            nats.restart().await?;
-            continue;
-        }
-        // Whoever was away is given little for a minute, so it is mostly the one with the most to lose.
-        let victim = if fate < 4 {
-            W[rng.random_range(0..3)]
-        } else {
-            richest(&scene)
+        let (victim, fault) = match (fate, &mut world.nats) {
+            (0 | 1, Nats::One(server)) => {
+                println!("seed {seed}: NATS");
+                server.kill();
+                server.restart().await?;
+                continue;
+            }
+            // One and the other in turn, so that even a short run has both.
+            (0 | 1, Nats::Three(_)) if routes < nodes => {
+                routes += 1;
+                (Victim::Nats, Fault::NoRoute(a, (a + b) % 3))
+            }
+            (0 | 1, Nats::Three(cluster)) => {
+                nodes += 1;
+                (Victim::Nats, Fault::NoNode(leader_of_claims(cluster).await))
+            }
+            (2, _) => (Victim::Watcher(W[3]), Fault::OneMore),
+            (3..6, _) => (Victim::Watcher(W[a]), fault),
+            // Whoever was away is given little for a minute, so it is mostly the one with the most to lose.
+            _ => (Victim::Watcher(richest(&world.scene)), fault),
         };
         if let Entry::Vacant(fine) = faulty.entry(victim) {
-            println!("seed {seed}: {victim} {fault:?} for {lasts:?}");
-            fail(&mut scene, victim, fault).await.context("failing")?;
+            println!("seed {seed}: {victim:?} {fault:?} for {lasts:?}");
+            world.fail(victim, fault).await.context("failing")?;
             fine.insert((Instant::now() + lasts, fault));
         }
     }
-    scene.supervise()?;
-    let verdict = scene.finish(ALONE).await?;
+    world.scene.supervise()?;
+    let verdict = world.scene.finish(ALONE).await?;
     println!("seed {seed}: {count} faults; {verdict}");
     Ok(())
 }
 
-/// Who has the most mailboxes now.
+/// Who of those that are there all the time has the most mailboxes now.
 fn richest(scene: &Scene) -> Part {
     let shares = scene.crowd.shares();
     let share = |watcher: &Part| shares.get(&watcher.to_string()).copied();
     W[..3].iter().copied().max_by_key(share).unwrap_or(W[0])
 }
 
-async fn fail(scene: &mut Scene, watcher: Part, fault: Fault) -> anyhow::Result<()> {
-    match fault {
-        Fault::Killed => scene.kill(watcher),
-        Fault::Gone => scene.end(watcher).await?,
-        Fault::Frozen => scene.freeze(watcher)?,
-        Fault::NoNats(mode) => scene.cut_from_nats(watcher, mode)?,
-        Fault::NoMail => scene.crowd.ways(watcher)?.imap.set(Mode::Cut),
-    }
-    Ok(())
+struct World {
+    scene: Scene,
+    nats: Nats,
 }
 
-async fn heal(scene: &mut Scene, watcher: Part, fault: Fault) -> anyhow::Result<()> {
-    match fault {
-        Fault::Killed | Fault::Gone => scene.crowd.installation.launch(watcher)?,
-        Fault::Frozen => scene.thaw(watcher)?,
-        Fault::NoNats(_) => scene.heal_nats(watcher).await?,
-        Fault::NoMail => scene.crowd.ways(watcher)?.imap.set(Mode::PASS),
+impl World {
+    fn cluster(&mut self) -> anyhow::Result<&mut NatsCluster> {
+        match &mut self.nats {
+            Nats::Three(cluster) => Ok(cluster),
+            Nats::One(_) => bail!("this is no cluster"),
+        }
     }
-    Ok(())
+
+    async fn fail(&mut self, victim: Victim, fault: Fault) -> anyhow::Result<()> {
+        let Victim::Watcher(watcher) = victim else {
+            let cluster = self.cluster()?;
+            match fault {
+                Fault::NoNode(node) => cluster.nodes[node].kill(),
+                Fault::NoRoute(a, b) => cluster.route(a, b, Mode::STALLED)?,
+                _ => bail!("{fault:?} is nothing of NATS"),
+            }
+            return Ok(());
+        };
+        let scene = &mut self.scene;
+        match fault {
+            Fault::Killed => scene.kill(watcher),
+            Fault::Gone => scene.end(watcher).await?,
+            Fault::Clock(seconds) => {
+                scene.end(watcher).await?;
+                let watchers = &mut scene.crowd.installation.options().watchers;
+                let n = W.iter().position(|other| *other == watcher);
+                watchers[n.context("an unknown watcher")?].env = clock::set_off(seconds)?;
+            }
+            Fault::Frozen => scene.freeze(watcher)?,
+            Fault::NoNats(mode) => scene.cut_from_nats(watcher, mode)?,
+            Fault::NoMail(mode) => scene.cut_from_mail(watcher, mode)?,
+            // It has its ways from its first time on.
+            Fault::OneMore if scene.crowd.ways(watcher).is_ok() => {
+                scene.crowd.installation.launch(watcher)?;
+            }
+            Fault::OneMore => {
+                scene.crowd.add_watcher().await?;
+            }
+            Fault::NoNode(_) | Fault::NoRoute(..) => bail!("{fault:?} is nothing of a watcher"),
+        }
+        Ok(())
+    }
+
+    async fn heal(&mut self, victim: Victim, fault: Fault) -> anyhow::Result<()> {
+        let Victim::Watcher(watcher) = victim else {
+            let cluster = self.cluster()?;
+            match fault {
+                Fault::NoNode(node) => cluster.nodes[node].restart().await?,
+                Fault::NoRoute(a, b) => cluster.route(a, b, Mode::PASS)?,
+                _ => bail!("{fault:?} is nothing of NATS"),
+            }
+            return Ok(());
+        };
+        let scene = &mut self.scene;
+        match fault {
+            Fault::Killed | Fault::Gone | Fault::Clock(_) => {
+                scene.crowd.installation.launch(watcher)?;
+            }
+            Fault::Frozen => scene.thaw(watcher)?,
+            Fault::NoNats(_) => scene.heal_nats(watcher).await?,
+            Fault::NoMail(_) => scene.heal_mail(watcher).await?,
+            Fault::OneMore => scene.end(watcher).await?,
+            Fault::NoNode(_) | Fault::NoRoute(..) => bail!("{fault:?} is nothing of a watcher"),
+        }
+        Ok(())
+    }
 }

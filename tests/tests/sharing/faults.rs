@@ -11,7 +11,7 @@ use mailbell_tests::{
     sharing::{ALONE, SOON, Scene},
 };
 
-use super::{W, finish, scene};
+use super::{W, asked, board, finish, row, scene};
 
 /// Waits until somebody else has a session of every mailbox too, or alone.
 async fn others_have_all(scene: &Scene, away: &[Part]) {
@@ -42,10 +42,14 @@ async fn holds_nothing(scene: &Scene, watcher: Part) {
 #[tokio::test]
 async fn the_accounts_of_one_that_is_killed_are_watched_again() {
     let (_nats, mut scene) = scene().await;
+    let requests = scene.crowd.requests().await.unwrap();
     let begin = Instant::now();
     scene.kill(W[2]);
     scene.shared_by(&W[..2]).await.unwrap();
     println!("killed: all watched again after {:?}", begin.elapsed());
+    let asked = asked("one killed", &scene, requests, 1).await;
+    // Nobody owns what it had for twelve seconds.
+    assert!(asked.listings.refusals > 0, "{asked:?}");
     finish("one killed", scene, ALONE).await;
 }
 
@@ -89,12 +93,12 @@ async fn one_that_is_cut_off_from_mail_keeps_its_share() {
     let (_nats, mut scene) = scene().await;
     let name = W[1].to_string();
     let before = scene.crowd.shares();
-    scene.crowd.ways(W[1]).unwrap().imap.set(Mode::Cut);
+    scene.cut_from_mail(W[1], Mode::Cut).unwrap();
     holds_nothing(&scene, W[1]).await;
     let all = scene.crowd.device_of_all().await.unwrap();
     let share = before.get(&name).copied().unwrap();
+    let accounts = scene.crowd.accounts.clone();
     let retrying = |journal: &Journal| {
-        let accounts = &scene.crowd.accounts;
         accounts
             .iter()
             .filter(|account| journal.state_health(&account.id) == "retrying")
@@ -115,7 +119,7 @@ async fn one_that_is_cut_off_from_mail_keeps_its_share() {
     let mut meanwhile = before.clone();
     meanwhile.remove(&name);
     assert_eq!(scene.crowd.shares(), meanwhile);
-    scene.crowd.ways(W[1]).unwrap().imap.set(Mode::PASS);
+    scene.heal_mail(W[1]).await.unwrap();
     scene.shared_by(&W[..3]).await.unwrap();
     assert_eq!(scene.crowd.shares(), before);
     all.wait(SOON, "the states of its accounts", |journal| {
@@ -125,6 +129,44 @@ async fn one_that_is_cut_off_from_mail_keeps_its_share() {
     .unwrap();
     // Nobody else was to take it, so it was alone for as long as the cut took.
     finish("cut off from mail", scene, SOON * 2).await;
+}
+
+/// A way that falls silent is told from a quiet mailbox after minutes only. Who has something to ask finds out sooner: an IDLE that does
+/// not end within 15 s is given up.
+#[tokio::test]
+async fn ways_to_mail_that_fall_silent_are_given_up_by_who_asks() {
+    let (_nats, mut scene) = scene().await;
+    let before = scene.crowd.shares();
+    let modes = [Mode::STALLED, Mode::DEAF, Mode::MUTE];
+    for (watcher, mode) in W.into_iter().zip(modes) {
+        scene.cut_from_mail(watcher, mode).unwrap();
+    }
+    let all = scene.crowd.accounts.len();
+    let asked = scene.crowd.list_all().await.unwrap();
+    println!("silent: {asked:?}");
+    assert_eq!(asked.refusals, all);
+    let silent = ["code=\"timeout\""];
+    let given_up = scene
+        .crowd
+        .installation
+        .metric("mailbell_watcher_failures_total", &silent);
+    assert!(given_up.await.unwrap() >= all as f64);
+    // Each lives, so nobody takes what it has.
+    let board = board(&scene.crowd.installation).await;
+    for watcher in &W[..3] {
+        let name = watcher.to_string();
+        let row = row(&board, &name);
+        assert_eq!(row["state"], "live");
+        assert_eq!(row["accounts"], before[&name]);
+    }
+    for watcher in &W[..3] {
+        scene.heal_mail(*watcher).await.unwrap();
+    }
+    scene.shared_by(&W[..3]).await.unwrap();
+    assert_eq!(scene.crowd.shares(), before);
+    let asked = scene.crowd.list_all().await.unwrap();
+    assert_eq!(asked.answers, all, "{asked:?}");
+    finish("silent", scene, SOON * 2).await;
 }
 
 #[tokio::test]

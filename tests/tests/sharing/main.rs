@@ -15,18 +15,24 @@
 
 mod chaos;
 mod faults;
+mod looks;
 mod mail;
 mod nats;
 mod scale;
 
 use std::time::Duration;
 
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_test_servers::{NatsCluster, NatsOptions, NatsServer};
 use mailbell_tests::{
     installation::{Installation, Part},
-    sharing::{Scene, SceneOptions},
+    process::LOOK_EVERY,
+    requests::{Asked, CHECKERS, Requests},
+    sharing::{SOON, Scene, SceneOptions},
 };
 use serde_json::Value;
+
+/// The stream of the bucket of claims and members.
+const LIVE: &str = "KV_MB_main_LIVE";
 
 /// The first watchers by name.
 const W: [Part; 4] = [
@@ -40,6 +46,20 @@ async fn nats_server() -> NatsServer {
     NatsServer::start(NatsOptions::default()).await.unwrap()
 }
 
+/// The node that leads the log of the claims, once there is one.
+async fn leader_of_claims(cluster: &NatsCluster) -> usize {
+    let looking = async {
+        loop {
+            if let Some(leader) = cluster.stream_leader(LIVE).await {
+                return leader;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let found = tokio::time::timeout(SOON, looking).await;
+    found.unwrap()
+}
+
 /// A small scene on a NATS server of its own.
 async fn scene() -> (NatsServer, Scene) {
     let nats = nats_server().await;
@@ -50,6 +70,19 @@ async fn scene() -> (NatsServer, Scene) {
 async fn finish(name: &str, scene: Scene, alone: Duration) {
     let verdict = scene.finish(alone).await.unwrap();
     println!("{name}: {verdict}");
+}
+
+/// Ends what clients ask of the owners all the while. Each answer was right. There are some from before the end, more than refusals,
+/// and nobody had to wait for its own deadline, but who was being answered by a watcher that was killed.
+async fn asked(name: &str, scene: &Scene, requests: Requests, killed: usize) -> Asked {
+    let asked = requests.stop().await.unwrap();
+    println!("{name}: {asked:?}");
+    for counts in [asked.listings, asked.checks] {
+        assert!(counts.answers > scene.crowd.accounts.len(), "{asked:?}");
+        assert!(counts.refusals < counts.answers, "{asked:?}");
+        assert!(counts.late <= killed * CHECKERS, "{asked:?}");
+    }
+    asked
 }
 
 /// What `mailbell shards` says.

@@ -8,10 +8,8 @@ use mailbell_tests::{
     sharing::{ALONE, SOON, Scene, SceneOptions},
 };
 
-use super::{W, finish, scene};
+use super::{W, finish, leader_of_claims, scene};
 
-/// The stream of the bucket of claims and members.
-const LIVE: &str = "KV_MB_main_LIVE";
 /// A node passes nothing on for others, so a watcher whose node has no way to the leader of a log reads nothing of it; what it is given
 /// meanwhile is alone until it has gone to another node, which may take it several tries.
 const OUTAGE: Duration = Duration::from_secs(120);
@@ -35,12 +33,12 @@ async fn the_leader_of_the_claims_is_killed_and_routes_are_cut() {
     })
     .await
     .unwrap();
-    let leader = leader(&cluster).await;
+    let leader = leader_of_claims(&cluster).await;
     cluster.nodes[leader].kill();
     scene.shared_by(&W).await.unwrap();
     cluster.nodes[leader].restart().await.unwrap();
 
-    let leader = self::leader(&cluster).await;
+    let leader = leader_of_claims(&cluster).await;
     cluster
         .route(leader, (leader + 1) % 3, Mode::STALLED)
         .unwrap();
@@ -49,15 +47,6 @@ async fn the_leader_of_the_claims_is_killed_and_routes_are_cut() {
     scene.shared_by(&W[..3]).await.unwrap();
     cluster.route(leader, (leader + 1) % 3, Mode::PASS).unwrap();
     finish("cluster", scene, OUTAGE).await;
-}
-
-async fn leader(cluster: &NatsCluster) -> usize {
-    until(SOON, "a leader of the claims", || async {
-        cluster.stream_leader(LIVE).await.is_some()
-    })
-    .await
-    .unwrap();
-    cluster.stream_leader(LIVE).await.unwrap()
 }
 
 #[tokio::test]

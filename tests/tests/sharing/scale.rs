@@ -9,7 +9,7 @@ use mailbell_tests::{
 
 use serde_json::json;
 
-use super::{W, board, finish, nats_server, row, scene};
+use super::{W, asked, board, finish, nats_server, row, scene};
 
 #[tokio::test]
 async fn from_one_to_four_and_back_to_two() {
@@ -50,26 +50,25 @@ async fn where_logins_are_few_accounts_move_as_they_can_log_in() {
     finish("few logins", scene, Duration::from_secs(15)).await;
 }
 
-/// A client lists folders all the while: whatever it is answered is right, or says "try again".
+/// Clients ask the owners all the while: whatever they are answered is right, or says "try again".
 #[tokio::test]
 async fn one_after_the_other_is_restarted_under_load() {
     let (_nats, mut scene) = scene().await;
-    let listings = scene.crowd.listings().await.unwrap();
+    let requests = scene.crowd.requests().await.unwrap();
     for watcher in &W[..3] {
         scene.crowd.installation.terminate(*watcher).await.unwrap();
         scene.crowd.installation.launch(*watcher).unwrap();
         scene.crowd.installation.ready().await.unwrap();
     }
     scene.shared_by(&W[..3]).await.unwrap();
-    let listed = listings.stop().await.unwrap();
-    println!("rolling restart: {listed:?}");
-    assert!(listed.answers > scene.crowd.accounts.len(), "{listed:?}");
+    asked("rolling restart", &scene, requests, 0).await;
     finish("rolling restart", scene, ALONE).await;
 }
 
 #[tokio::test]
 async fn one_that_is_asked_to_drain_gives_all_away_while_it_lives() {
     let (_nats, mut scene) = scene().await;
+    let requests = scene.crowd.requests().await.unwrap();
     let name = W[1].to_string();
     let drain = ["watcher", "drain", &name];
     let said = scene.crowd.installation.cli(&drain).await.unwrap();
@@ -80,6 +79,7 @@ async fn one_that_is_asked_to_drain_gives_all_away_while_it_lives() {
     let said = scene.crowd.installation.cli(&undo).await.unwrap();
     said.ok().unwrap();
     scene.shared_by(&W[..3]).await.unwrap();
+    asked("drain", &scene, requests, 0).await;
     finish("drain", scene, ALONE).await;
 }
 
