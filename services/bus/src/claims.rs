@@ -457,6 +457,11 @@ impl Shards {
         self.membership.renew_now();
     }
 
+    /// How many accounts a partition of ours has now: it is given away at the pace of these. Written with the next renewal.
+    pub fn count_accounts(&mut self, partition: Partition, accounts: u32) {
+        self.machine.count_accounts(partition, accounts);
+    }
+
     /// How many of the accounts here could log in a second if all members took part: see [`Sharding::set_logins`].
     pub fn set_logins(&mut self, a_second: f64) {
         self.machine.set_logins(a_second);

@@ -380,6 +380,10 @@ impl Running {
             waiting_circuit: count(counts.circuit),
             ..self.accounts.load()
         });
+        for partition in self.registry.partitions() {
+            let accounts = self.accounts.accounts_in(partition);
+            self.shards.count_accounts(partition, accounts);
+        }
         self.share_budgets();
         self.set_logins();
         if let Some(most) = self.options.most_accounts {

@@ -8,10 +8,13 @@ use mailbell_tests::{
     installation::Part,
     journal::Journal,
     process::until,
-    sharing::{ALONE, SOON, Scene},
+    sharing::{ALONE, SOON, Scene, SceneOptions},
 };
 
-use super::{W, asked, board, finish, row, scene};
+use super::{W, asked, board, finish, nats_server, row, scene};
+
+/// [`ALONE`] where one watcher logs two thousand accounts in, built without optimisation.
+const THOUSANDS: Duration = Duration::from_secs(120);
 
 /// Waits until somebody else has a session of every mailbox too, or alone.
 async fn others_have_all(scene: &Scene, away: &[Part]) {
@@ -51,6 +54,29 @@ async fn the_accounts_of_one_that_is_killed_are_watched_again() {
     // Nobody owns what it had for twelve seconds.
     assert!(asked.listings.refusals > 0, "{asked:?}");
     finish("one killed", scene, ALONE).await;
+}
+
+/// As many as a small installation has, at one mail host that lets many in: one watcher dies while another is stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_accounts_are_taken_over_by_one() {
+    let nats = nats_server().await;
+    let rates = ["MAILBELL_LOGINS_PER_HOST", "MAILBELL_CONNECTS_PER_HOST"];
+    let options = SceneOptions {
+        users: 3000,
+        a_second: 50,
+        env: rates
+            .map(|name| (name.to_owned(), "1000".to_owned()))
+            .to_vec(),
+        ..SceneOptions::new(nats.url())
+    };
+    let mut scene = Scene::start(options).await.unwrap();
+    scene.freeze(W[1]).unwrap();
+    scene.kill(W[2]);
+    others_have_all(&scene, &W[1..3]).await;
+    scene.thaw(W[1]).unwrap();
+    scene.crowd.installation.launch(W[2]).unwrap();
+    scene.shared_by(&W[..3]).await.unwrap();
+    finish("thousands", scene, THOUSANDS).await;
 }
 
 #[tokio::test]

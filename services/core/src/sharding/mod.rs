@@ -503,6 +503,11 @@ impl Sharding {
         accounts.fold(0, u32::saturating_add)
     }
 
+    /// How many accounts a partition of ours has now; written with the next renewal of its claim.
+    pub fn count_accounts(&mut self, partition: Partition, accounts: u32) {
+        self.claims.count_accounts(partition, accounts);
+    }
+
     /// How many of the accounts here could log in a second if all members took part, each with its part of every mail host's budget:
     /// no more are given away. Until it is told, the members' own pace alone counts.
     pub fn set_logins(&mut self, a_second: f64) {
