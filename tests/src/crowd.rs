@@ -301,12 +301,13 @@ impl Crowd {
         )
     }
 
-    /// Lists the INBOX and checks the login of one account after the other from now on, and looks whether each answer is right.
+    /// Lists the INBOX and checks the login of one account after the other from now on, and looks whether each answer is right. Returns
+    /// when there are first answers.
     ///
     /// # Errors
     /// When there is no token to be had.
     pub async fn requests(&mut self) -> anyhow::Result<Requests> {
-        Requests::start(&self.asker().await?)
+        Requests::start(&self.asker().await?).await
     }
 
     /// Lists the INBOX of every account at once, and looks whether each answer is right.

@@ -12,6 +12,7 @@ use mailbell_proto::{
 };
 use mailbell_test_servers::{SyntheticImap, synthetic::Stored};
 use tokio::{
+    sync::mpsc,
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -88,20 +89,32 @@ enum Kind {
 }
 
 impl Requests {
-    pub(crate) fn start(asker: &Asker) -> anyhow::Result<Self> {
-        ensure!(!asker.accounts.is_empty(), "there is nobody to ask for");
+    /// Returns when each client has been answered once.
+    pub(crate) async fn start(asker: &Asker) -> anyhow::Result<Self> {
+        ensure!(
+            asker.accounts.len() >= CHECKERS,
+            "there is nobody to ask for"
+        );
         let stop = CancellationToken::new();
+        let (first_answer, mut first_answers) = mpsc::channel(CHECKERS + 1);
         let client = |kind, first, step| {
             let users = (first..asker.accounts.len()).step_by(step).collect();
-            tokio::spawn(asker.clone().run(kind, users, stop.clone()))
+            let first_answer = first_answer.clone();
+            tokio::spawn(asker.clone().run(kind, users, stop.clone(), first_answer))
         };
-        Ok(Self {
+        let requests = Self {
             listings: client(Kind::Listing, 0, 1),
             checks: (0..CHECKERS)
                 .map(|first| client(Kind::Check, first, CHECKERS))
                 .collect(),
             stop,
-        })
+        };
+        drop(first_answer);
+        for _ in 0..=CHECKERS {
+            // One that has ended says in the end why.
+            first_answers.recv().await;
+        }
+        Ok(requests)
     }
 
     /// Ends it, once each account's owner has answered a last time.
@@ -151,14 +164,20 @@ impl Asker {
         kind: Kind,
         users: Vec<usize>,
         stop: CancellationToken,
+        first_answer: mpsc::Sender<()>,
     ) -> anyhow::Result<Counts> {
         let mut counts = Counts::default();
+        let mut first_answer = Some(first_answer);
         for user in users.iter().cycle() {
             let pause = tokio::time::sleep(PAUSE);
             if stop.run_until_cancelled(pause).await.is_none() {
                 break;
             }
-            self.ask(kind, *user, &mut counts).await?;
+            let answered = self.ask(kind, *user, &mut counts).await?;
+            if answered && let Some(first_answer) = first_answer.take() {
+                // Who waited for it may have given up.
+                let _ = first_answer.send(()).await;
+            }
         }
         for user in users {
             let mut tries = 0;
