@@ -12,6 +12,7 @@ use mailbell_core::ids::OwnerEpoch;
 use mailbell_proto::bus::v1 as records;
 
 use crate::{
+    breach::Breach,
     drive::Ev,
     live::Holder,
     owner::Phase,
@@ -81,7 +82,7 @@ impl World {
                 owner.epoch == holder.epoch && owner.runs.values().any(|run| self.runs[*run].alive)
             });
             if ends && self.processes[holder.process].alive {
-                self.fail(format!(
+                self.fail(Breach::ReleasedInUse, format!(
                     "partition {partition} is released by process {process} while its sessions run"
                 ));
             }
@@ -128,9 +129,10 @@ impl World {
     }
 
     fn not_above(&mut self, partition: usize, epoch: OwnerEpoch, known: OwnerEpoch) {
-        self.fail(format!(
-            "epoch {epoch} of partition {partition} is not above {known}"
-        ));
+        self.fail(
+            Breach::EpochNotAbove,
+            format!("epoch {epoch} of partition {partition} is not above {known}"),
+        );
     }
 
     /// A claim is taken from a member that did not release it.
@@ -159,7 +161,7 @@ impl World {
         });
         self.count("zombie");
         if !right || self.live.refuses {
-            self.fail(format!(
+            self.fail(Breach::TakenFromTheLiving, format!(
                 "partition {partition} is taken from process {}, which lives and is acknowledged, by process {}",
                 from.process, by.process
             ));
@@ -176,9 +178,10 @@ impl World {
         // What it saw last may be of a bucket that was lost.
         let told = self.members[&process].told_of == self.live.history;
         if told && self.live.holders[partition] == own && self.live.claims[partition].is_some() {
-            self.fail(format!(
-                "process {process} stops partition {partition}, which is its own"
-            ));
+            self.fail(
+                Breach::StopsItsOwn,
+                format!("process {process} stops partition {partition}, which is its own"),
+            );
         }
     }
 
@@ -226,9 +229,10 @@ impl World {
                 if hampered {
                     served.double_since = Some(self.now);
                 } else if self.now.saturating_sub(double.max(since)) > DOUBLE {
-                    self.fail(format!(
-                        "partition {partition} is served twice: {serving:?}"
-                    ));
+                    self.fail(
+                        Breach::ServedTwice,
+                        format!("partition {partition} is served twice: {serving:?}"),
+                    );
                 }
             } else {
                 served.double_since = None;
@@ -239,7 +243,10 @@ impl World {
                     served.none_since = Some(self.now);
                 } else if self.now.saturating_sub(none.max(since)) > UNOWNED {
                     let why = self.explain(partition);
-                    self.fail(format!("partition {partition} is served by nobody: {why}"));
+                    self.fail(
+                        Breach::ServedByNobody,
+                        format!("partition {partition} is served by nobody: {why}"),
+                    );
                 }
             } else if let Some(none) = served.none_since.take() {
                 let lasted = u64::try_from((self.now - none).as_millis()).unwrap();

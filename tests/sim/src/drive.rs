@@ -12,6 +12,7 @@ use mailbell_core::{
 };
 
 use crate::{
+    breach::Breach,
     bus::{Ack, Identity, Log, Publish, Stand, StoredCheckpoint},
     device::ListAsk,
     gateway::Attach,
@@ -440,9 +441,11 @@ impl World {
             if self.failure.is_some() {
                 return;
             }
-            let Some(lacks) = self.unrest() else { break };
+            let Some((breach, lacks)) = self.unrest() else {
+                break;
+            };
             if self.now > end {
-                return self.fail(format!("never comes to rest: {lacks}"));
+                return self.fail(breach, format!("never comes to rest: {lacks}"));
             }
         }
         // Everything is there: from now on nothing happens but what must.
@@ -452,7 +455,10 @@ impl World {
         self.now = rest;
         let effects = self.effects - before;
         if effects > 4 * 30 * 12 {
-            self.fail(format!("sessions that rest do {effects} things in 30 s"));
+            self.fail(
+                Breach::Restless,
+                format!("sessions that rest do {effects} things in 30 s"),
+            );
         }
         // A heartbeat may just be on its way, or a late publish have come.
         for _ in 0..100 {
@@ -463,8 +469,8 @@ impl World {
             while self.failure.is_none() && self.step(rest) {}
             self.now = rest;
         }
-        if let Some(lacks) = self.unrest() {
-            return self.fail(format!("does not stay at rest: {lacks}"));
+        if let Some((breach, lacks)) = self.unrest() {
+            return self.fail(breach, format!("does not stay at rest: {lacks}"));
         }
         for account in 0..self.places.len() {
             self.check_ledger(account);

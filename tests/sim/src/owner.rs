@@ -15,6 +15,7 @@ use mailbell_core::{
 };
 
 use crate::{
+    breach::Breach,
     bus::Stand,
     drive::Ev,
     read::{Job, Purpose, Range},
@@ -85,9 +86,10 @@ impl World {
         });
         let member = self.members.get_mut(&process).unwrap();
         if member.owners[partition].replace(number).is_some() {
-            self.fail(format!(
-                "process {process} loads partition {partition} twice"
-            ));
+            self.fail(
+                Breach::Contract,
+                format!("process {process} loads partition {partition} twice"),
+            );
         }
         self.say(|| format!("owner {number}: process {process} loads partition {partition}"));
         self.soon(Ev::Load {
@@ -271,7 +273,7 @@ impl World {
         }
         again.alerted.clone_from(&checkpoint.alerted);
         if !again.same_told(checkpoint) {
-            self.fail(format!(
+            self.fail(Breach::Forgotten, format!(
                 "the fold-in of account {account} forgot what was acknowledged: {checkpoint:?} and not {again:?}"
             ));
         }
@@ -295,10 +297,10 @@ impl World {
         if let Some(position) = missing
             && same
         {
-            self.fail(format!(
-                "{what} lacks position {position} of log {}",
-                job.log
-            ));
+            self.fail(
+                Breach::NotWhole,
+                format!("{what} lacks position {position} of log {}", job.log),
+            );
         }
     }
 
@@ -360,9 +362,10 @@ impl World {
     /// The owner gives its partition away.
     pub(crate) fn hand_over(&mut self, owner: usize) {
         if self.owners[owner].phase != Phase::Running {
-            return self.fail(format!(
-                "owner {owner} is to end before its sessions have begun"
-            ));
+            return self.fail(
+                Breach::Contract,
+                format!("owner {owner} is to end before its sessions have begun"),
+            );
         }
         self.say(|| format!("owner {owner}: hands over"));
         self.count("hand-over");

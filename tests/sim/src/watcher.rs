@@ -11,6 +11,7 @@ use mailbell_core::{
 use mailbell_proto::bus::v1 as records;
 
 use crate::{
+    breach::Breach,
     drive::Ev,
     live::Want,
     owner::Phase,
@@ -302,7 +303,10 @@ impl World {
                 let partition = self.number_of(partition);
                 let writes = &mut self.members.get_mut(&process).unwrap().writes;
                 if std::mem::replace(&mut writes[partition], op) != 0 {
-                    self.fail(format!("process {process} writes a claim twice at once"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("process {process} writes a claim twice at once"),
+                    );
                 }
                 let unknown = Told::Wrote {
                     op,
@@ -325,7 +329,10 @@ impl World {
                 let partition = self.number_of(partition);
                 let reads = &mut self.members.get_mut(&process).unwrap().reads;
                 if std::mem::replace(&mut reads[partition], op) != 0 {
-                    self.fail(format!("process {process} reads a claim twice at once"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("process {process} reads a claim twice at once"),
+                    );
                 }
                 let none = Told::Read {
                     op,
@@ -376,7 +383,10 @@ impl World {
                 if let Some(owner) = member.owners[partition].take()
                     && self.owners[owner].phase != Phase::Gone
                 {
-                    self.fail(format!("owner {owner} is released before it has ended"));
+                    self.fail(
+                        Breach::ReleasedInUse,
+                        format!("owner {owner} is released before it has ended"),
+                    );
                 }
             }
         }

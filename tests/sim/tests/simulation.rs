@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use mailbell_sim::{Coverage, Failure, run};
+use mailbell_sim::{Breach, Coverage, Failure, run};
 
 const TRACE_LINES: usize = 400;
 /// How many histories are played if nobody says otherwise.
@@ -179,6 +179,7 @@ fn traced(first: Failure) -> Failure {
         Err(again) => (again.what, again.trace),
     };
     Failure {
+        breach: Breach::NotRepeated,
         what: format!(
             "a seed is not one history: first {}, then {second}",
             first.what
