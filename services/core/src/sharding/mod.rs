@@ -180,7 +180,8 @@ pub struct Sharding {
     taken_from: BTreeMap<Partition, (String, Duration)>,
     shares: Shares,
     draining: bool,
-    leaving: Option<Duration>,
+    /// Is to end: accounts that it gives away a second, so that all are gone within half of its time.
+    leaving: Option<u32>,
     /// Accounts that may be given away now.
     tokens: f64,
     filled: Duration,
@@ -275,7 +276,8 @@ impl Sharding {
                 Vec::new()
             }
             Input::Leave(within) => {
-                (self.draining, self.leaving) = (true, Some(within));
+                self.draining = true;
+                self.leave(within);
                 self.assign();
                 Vec::new()
             }
@@ -448,7 +450,7 @@ impl Sharding {
         for (partition, to) in &plan.give {
             let cost = f64::from(self.claims.accounts(*partition)) + 1.0;
             // One that is larger than the bucket goes when it is full.
-            if !alone && self.tokens < cost.min(f64::from(self.rate(0))) {
+            if !alone && self.tokens < cost.min(f64::from(self.rate())) {
                 break;
             }
             self.tokens -= cost;
@@ -475,31 +477,25 @@ impl Sharding {
         effects
     }
 
-    /// Accounts that may be given away a second, of `owned` ones.
-    fn rate(&self, owned: u32) -> u32 {
+    /// Of what there is now: what is left later would be too little to go by, and never reach nothing.
+    fn leave(&mut self, within: Duration) {
+        let accounts = |partition| self.claims.accounts(partition).saturating_add(1);
+        let owned = self.owned.keys().copied().map(accounts);
+        let owned = owned.fold(0, u32::saturating_add);
+        let seconds = u32::try_from(within.as_secs() / 2).unwrap_or(u32::MAX);
+        self.leaving = Some(owned / seconds.max(1) + 1);
+    }
+
+    /// Accounts that may be given away a second.
+    fn rate(&self) -> u32 {
         let usual = self.config.pace.accounts_per_second.max(1);
-        match self.leaving {
-            // All of it within half of the time.
-            Some(within) => {
-                let seconds = u32::try_from(within.as_secs()).unwrap_or(u32::MAX).max(2) / 2;
-                usual.max(owned / seconds.max(1) + 1)
-            }
-            None => usual,
-        }
+        usual.max(self.leaving.unwrap_or(usual))
     }
 
     fn fill(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.filled);
         self.filled = now;
-        let owned: u32 = match self.leaving {
-            Some(_) => self
-                .owned
-                .keys()
-                .map(|partition| self.claims.accounts(*partition).saturating_add(1))
-                .sum(),
-            None => 0,
-        };
-        let rate = f64::from(self.rate(owned));
+        let rate = f64::from(self.rate());
         self.tokens = (self.tokens + rate * passed.as_secs_f64()).min(rate);
     }
 
