@@ -46,9 +46,10 @@ impl World {
         !state.up || state.stopped || state.cut != Cut::None
     }
 
-    /// Whether every clock is above all epochs: none is behind the true time.
+    /// Whether every clock is above all epochs, also one that is as far behind as any may be.
     pub(crate) fn clocks_are_ahead(&self) -> bool {
         let unix_s = u64::try_from(self.wall_us() / 1_000_000).unwrap();
+        let unix_s = unix_s - self.scenario.skew.as_secs().div_ceil(2);
         self.live.epochs.iter().all(|(epoch, _)| *epoch < unix_s)
     }
 
@@ -121,9 +122,14 @@ impl World {
     }
 
     /// An ownership begins to serve under this number.
-    pub(crate) fn audit_epoch(&mut self, partition: usize, epoch: OwnerEpoch) {
-        let known = std::mem::replace(&mut self.epochs_served[partition], epoch);
-        if epoch <= known {
+    pub(crate) fn audit_epoch(&mut self, process: usize, partition: usize, epoch: OwnerEpoch) {
+        let known = self.epochs_served[partition];
+        self.epochs_served[partition] = known.max(epoch);
+        // It was stopped since its claim was stored, and has yet to hear of the next one.
+        let late = self.processes[process].clear_since == self.now;
+        if epoch < known && late && self.live.epochs[partition].0 > epoch {
+            self.count("loaded too late");
+        } else if epoch <= known {
             self.not_above(partition, epoch, known);
         }
     }
@@ -151,10 +157,15 @@ impl World {
         let now = self.now;
         let dead = self.scenario.timing.member_dead;
         let trouble = self.live.trouble;
-        let right = self.live.standing.get(id).is_none_or(|standing| {
+        let standing = self.live.standing.get(id).cloned();
+        let right = standing.as_ref().is_none_or(|standing| {
             standing.incarnation != from.process.to_string()
                 || standing.left
+                || standing.stalled
                 || now.saturating_sub(standing.renewed.max(trouble)) >= dead
+                // Before a trouble that was too short for others to miss two renewals.
+                || self.live.refused_at.saturating_sub(standing.renewed) >= dead
+                    && now - self.live.refused_at <= ON_ITS_WAY
                 || standing
                     .stood_still
                     .is_some_and(|at| now - at <= ON_ITS_WAY)
@@ -162,8 +173,8 @@ impl World {
         self.count("zombie");
         if !right || self.live.refuses {
             self.fail(Breach::TakenFromTheLiving, format!(
-                "partition {partition} is taken from process {}, which lives and is acknowledged, by process {}",
-                from.process, by.process
+                "partition {partition} is taken from process {}, which lives and is acknowledged, by process {}: {:?}, trouble {trouble:?}",
+                from.process, by.process, standing
             ));
         }
     }
@@ -215,6 +226,7 @@ impl World {
             .chain([self.live.trouble, self.changed_at])
             .max()
             .unwrap_or_default();
+        let wanted = self.wanted();
         for partition in 0..PARTITIONS {
             let serving = self.serving(partition);
             let mut served = self.served[partition];
@@ -239,7 +251,11 @@ impl World {
             }
             if serving.is_empty() {
                 let none = *served.none_since.get_or_insert(self.now);
-                if !someone {
+                let room = wanted.owner(self.partition_of(partition)).is_some();
+                if someone && !room {
+                    self.count("unowned for want of room");
+                }
+                if !someone || !room {
                     served.none_since = Some(self.now);
                 } else if self.now.saturating_sub(none.max(since)) > UNOWNED {
                     let why = self.explain(partition);
@@ -273,23 +289,31 @@ impl World {
         of.collect::<Vec<_>>().join("; ")
     }
 
-    /// What is missing for all members to agree, and for each partition to be where it should.
-    pub(crate) fn sharing_unrest(&self, partition: usize) -> Result<usize, String> {
-        let serving = self.serving(partition);
-        let [owner] = serving.as_slice() else {
-            return Err(format!("partition {partition} is served by {serving:?}"));
-        };
-        let server = self.owners[*owner].process;
-        let name = &self.scenario.names[self.members[&server].name];
+    /// What is missing for all members to agree, and for each partition to be where it should: with its owner, or, without room
+    /// anywhere, with nobody or with who kept it.
+    pub(crate) fn sharing_unrest(&self, partition: usize) -> Result<Option<usize>, String> {
         let id = self.partition_of(partition);
+        let wanted = self.wanted();
+        let wanted = wanted.owner(id);
         for process in self.watchers() {
             let wants = self.members[&process].sharding.assignment().owner(id);
-            if wants != Some(name.as_str()) {
+            if wants != wanted {
                 return Err(format!(
-                    "partition {partition} is served by {name}, process {process} wants {wants:?}"
+                    "partition {partition} is {wanted:?}'s, process {process} wants {wants:?}"
                 ));
             }
         }
-        Ok(*owner)
+        let serving = self.serving(partition);
+        let name = |owner: &usize| {
+            let server = self.owners[*owner].process;
+            self.scenario.names[self.members[&server].name].as_str()
+        };
+        match serving.as_slice() {
+            [] if wanted.is_none() => Ok(None),
+            [owner] if wanted.is_none_or(|wanted| wanted == name(owner)) => Ok(Some(*owner)),
+            _ => Err(format!(
+                "partition {partition} is {wanted:?}'s, and served by {serving:?}"
+            )),
+        }
     }
 }

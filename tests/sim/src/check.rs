@@ -18,7 +18,8 @@ impl World {
     fn partitions_unrest(&self) -> Option<String> {
         for partition in 0..PARTITIONS {
             let owner = match self.sharing_unrest(partition) {
-                Ok(owner) => owner,
+                Ok(Some(owner)) => owner,
+                Ok(None) => return Some(format!("partition {partition} has no room")),
                 Err(lacks) => return Some(lacks),
             };
             let Some(record) = &self.live.claims[partition] else {

@@ -125,6 +125,9 @@ pub(crate) enum Ev {
     DrainEnds {
         process: usize,
     },
+    BusyEnds {
+        process: usize,
+    },
     LiveBack,
     Audit,
 
@@ -230,6 +233,7 @@ impl World {
         if self.stopped > 0
             && let Some(process) = self.handled_by(&ev)
             && self.processes[process].stopped
+            && !self.is_for_thread(process, &ev)
         {
             return self.defer(process, ev);
         }
@@ -295,6 +299,7 @@ impl World {
                     self.drain_watcher(process, false);
                 }
             }
+            Ev::BusyEnds { process } => self.says(process).busy = false,
             Ev::LiveBack => {
                 if std::mem::take(&mut self.live.refuses) {
                     self.live.trouble = self.now;
@@ -433,6 +438,7 @@ impl World {
 
     /// Waits until everything has come to rest, and checks that it stays so.
     pub(crate) fn settle(&mut self) {
+        self.settle_without_room();
         let end = self.now + 600 * S;
         loop {
             let rest = self.now + 2 * S;

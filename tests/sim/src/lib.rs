@@ -31,6 +31,7 @@ mod mailbox;
 mod owner;
 mod process;
 mod read;
+mod record;
 mod scenario;
 mod session;
 mod watcher;

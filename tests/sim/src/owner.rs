@@ -72,7 +72,7 @@ impl World {
         epoch: OwnerEpoch,
         before: Option<(LogId, Position)>,
     ) {
-        self.audit_epoch(partition, epoch);
+        self.audit_epoch(process, partition, epoch);
         let number = self.owners.len();
         self.owners.push(Owner {
             process,
@@ -100,7 +100,8 @@ impl World {
 
     /// A claim was taken again, under another epoch, and nobody had it in between: the sessions go on.
     pub(crate) fn renumber(&mut self, owner: usize, epoch: OwnerEpoch) {
-        self.audit_epoch(self.owners[owner].partition, epoch);
+        let (process, partition) = (self.owners[owner].process, self.owners[owner].partition);
+        self.audit_epoch(process, partition, epoch);
         self.owners[owner].epoch = epoch;
         for run in self.owners[owner].runs.clone().into_values() {
             self.reconfigure(run);
