@@ -12,6 +12,7 @@ use mailbell_core::ids::OwnerEpoch;
 use mailbell_proto::bus::v1 as records;
 
 use crate::{
+    breach::Breach,
     drive::Ev,
     live::Holder,
     owner::Phase,
@@ -45,9 +46,10 @@ impl World {
         !state.up || state.stopped || state.cut != Cut::None
     }
 
-    /// Whether every clock is above all epochs: none is behind the true time.
+    /// Whether every clock is above all epochs, also one that is as far behind as any may be.
     pub(crate) fn clocks_are_ahead(&self) -> bool {
         let unix_s = u64::try_from(self.wall_us() / 1_000_000).unwrap();
+        let unix_s = unix_s - self.scenario.skew.as_secs().div_ceil(2);
         self.live.epochs.iter().all(|(epoch, _)| *epoch < unix_s)
     }
 
@@ -81,7 +83,7 @@ impl World {
                 owner.epoch == holder.epoch && owner.runs.values().any(|run| self.runs[*run].alive)
             });
             if ends && self.processes[holder.process].alive {
-                self.fail(format!(
+                self.fail(Breach::ReleasedInUse, format!(
                     "partition {partition} is released by process {process} while its sessions run"
                 ));
             }
@@ -120,17 +122,23 @@ impl World {
     }
 
     /// An ownership begins to serve under this number.
-    pub(crate) fn audit_epoch(&mut self, partition: usize, epoch: OwnerEpoch) {
-        let known = std::mem::replace(&mut self.epochs_served[partition], epoch);
-        if epoch <= known {
+    pub(crate) fn audit_epoch(&mut self, process: usize, partition: usize, epoch: OwnerEpoch) {
+        let known = self.epochs_served[partition];
+        self.epochs_served[partition] = known.max(epoch);
+        // It was stopped since its claim was stored, and has yet to hear of the next one.
+        let late = self.processes[process].clear_since == self.now;
+        if epoch < known && late && self.live.epochs[partition].0 > epoch {
+            self.count("loaded too late");
+        } else if epoch <= known {
             self.not_above(partition, epoch, known);
         }
     }
 
     fn not_above(&mut self, partition: usize, epoch: OwnerEpoch, known: OwnerEpoch) {
-        self.fail(format!(
-            "epoch {epoch} of partition {partition} is not above {known}"
-        ));
+        self.fail(
+            Breach::EpochNotAbove,
+            format!("epoch {epoch} of partition {partition} is not above {known}"),
+        );
     }
 
     /// A claim is taken from a member that did not release it.
@@ -149,19 +157,24 @@ impl World {
         let now = self.now;
         let dead = self.scenario.timing.member_dead;
         let trouble = self.live.trouble;
-        let right = self.live.standing.get(id).is_none_or(|standing| {
+        let standing = self.live.standing.get(id).cloned();
+        let right = standing.as_ref().is_none_or(|standing| {
             standing.incarnation != from.process.to_string()
                 || standing.left
+                || standing.stalled
                 || now.saturating_sub(standing.renewed.max(trouble)) >= dead
+                // Before a trouble that was too short for others to miss two renewals.
+                || self.live.refused_at.saturating_sub(standing.renewed) >= dead
+                    && now - self.live.refused_at <= ON_ITS_WAY
                 || standing
                     .stood_still
                     .is_some_and(|at| now - at <= ON_ITS_WAY)
         });
         self.count("zombie");
         if !right || self.live.refuses {
-            self.fail(format!(
-                "partition {partition} is taken from process {}, which lives and is acknowledged, by process {}",
-                from.process, by.process
+            self.fail(Breach::TakenFromTheLiving, format!(
+                "partition {partition} is taken from process {}, which lives and is acknowledged, by process {}: {:?}, trouble {trouble:?}",
+                from.process, by.process, standing
             ));
         }
     }
@@ -176,9 +189,10 @@ impl World {
         // What it saw last may be of a bucket that was lost.
         let told = self.members[&process].told_of == self.live.history;
         if told && self.live.holders[partition] == own && self.live.claims[partition].is_some() {
-            self.fail(format!(
-                "process {process} stops partition {partition}, which is its own"
-            ));
+            self.fail(
+                Breach::StopsItsOwn,
+                format!("process {process} stops partition {partition}, which is its own"),
+            );
         }
     }
 
@@ -212,6 +226,7 @@ impl World {
             .chain([self.live.trouble, self.changed_at])
             .max()
             .unwrap_or_default();
+        let wanted = self.wanted();
         for partition in 0..PARTITIONS {
             let serving = self.serving(partition);
             let mut served = self.served[partition];
@@ -226,20 +241,28 @@ impl World {
                 if hampered {
                     served.double_since = Some(self.now);
                 } else if self.now.saturating_sub(double.max(since)) > DOUBLE {
-                    self.fail(format!(
-                        "partition {partition} is served twice: {serving:?}"
-                    ));
+                    self.fail(
+                        Breach::ServedTwice,
+                        format!("partition {partition} is served twice: {serving:?}"),
+                    );
                 }
             } else {
                 served.double_since = None;
             }
             if serving.is_empty() {
                 let none = *served.none_since.get_or_insert(self.now);
-                if !someone {
+                let room = wanted.owner(self.partition_of(partition)).is_some();
+                if someone && !room {
+                    self.count("unowned for want of room");
+                }
+                if !someone || !room {
                     served.none_since = Some(self.now);
                 } else if self.now.saturating_sub(none.max(since)) > UNOWNED {
                     let why = self.explain(partition);
-                    self.fail(format!("partition {partition} is served by nobody: {why}"));
+                    self.fail(
+                        Breach::ServedByNobody,
+                        format!("partition {partition} is served by nobody: {why}"),
+                    );
                 }
             } else if let Some(none) = served.none_since.take() {
                 let lasted = u64::try_from((self.now - none).as_millis()).unwrap();
@@ -266,23 +289,31 @@ impl World {
         of.collect::<Vec<_>>().join("; ")
     }
 
-    /// What is missing for all members to agree, and for each partition to be where it should.
-    pub(crate) fn sharing_unrest(&self, partition: usize) -> Result<usize, String> {
-        let serving = self.serving(partition);
-        let [owner] = serving.as_slice() else {
-            return Err(format!("partition {partition} is served by {serving:?}"));
-        };
-        let server = self.owners[*owner].process;
-        let name = &self.scenario.names[self.members[&server].name];
+    /// What is missing for all members to agree, and for each partition to be where it should: with its owner, or, without room
+    /// anywhere, with nobody or with who kept it.
+    pub(crate) fn sharing_unrest(&self, partition: usize) -> Result<Option<usize>, String> {
         let id = self.partition_of(partition);
+        let wanted = self.wanted();
+        let wanted = wanted.owner(id);
         for process in self.watchers() {
             let wants = self.members[&process].sharding.assignment().owner(id);
-            if wants != Some(name.as_str()) {
+            if wants != wanted {
                 return Err(format!(
-                    "partition {partition} is served by {name}, process {process} wants {wants:?}"
+                    "partition {partition} is {wanted:?}'s, process {process} wants {wants:?}"
                 ));
             }
         }
-        Ok(*owner)
+        let serving = self.serving(partition);
+        let name = |owner: &usize| {
+            let server = self.owners[*owner].process;
+            self.scenario.names[self.members[&server].name].as_str()
+        };
+        match serving.as_slice() {
+            [] if wanted.is_none() => Ok(None),
+            [owner] if wanted.is_none_or(|wanted| wanted == name(owner)) => Ok(Some(*owner)),
+            _ => Err(format!(
+                "partition {partition} is {wanted:?}'s, and served by {serving:?}"
+            )),
+        }
     }
 }

@@ -19,6 +19,7 @@ use mailbell_proto::bus::v1 as records;
 use rand::RngExt as _;
 
 use crate::{
+    breach::Breach,
     drive::Ev,
     process::Cut,
     world::{MS, S, World},
@@ -396,7 +397,10 @@ impl World {
         }
         if verdict(self) != Verdict::Same {
             if self.identities[number].history == history {
-                self.fail(format!("log {number} got a new id without a new history"));
+                self.fail(
+                    Breach::Contract,
+                    format!("log {number} got a new id without a new history"),
+                );
             }
             let log_id = self.new_log_id();
             self.identities[number] = Identity {

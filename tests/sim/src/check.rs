@@ -1,20 +1,25 @@
 //! What must be true once everything is healed and at rest.
 
-use crate::{scenario::PARTITIONS, world::World};
+use crate::{breach::Breach, scenario::PARTITIONS, world::World};
 use mailbell_core::{checkpoint::Checkpoint, cursor::Subject, ids::Uid};
 
 impl World {
     /// What is missing for all to be at rest and complete.
-    pub(crate) fn unrest(&mut self) -> Option<String> {
-        self.partitions_unrest()
-            .or_else(|| (0..self.devices.len()).find_map(|device| self.is_busy(device)))
-            .or_else(|| (0..self.devices.len()).find_map(|device| self.lacks(device)))
+    pub(crate) fn unrest(&mut self) -> Option<(Breach, String)> {
+        let busy = self
+            .partitions_unrest()
+            .or_else(|| (0..self.devices.len()).find_map(|device| self.is_busy(device)));
+        busy.map(|busy| (Breach::Restless, busy)).or_else(|| {
+            let lacks = (0..self.devices.len()).find_map(|device| self.lacks(device));
+            lacks.map(|lacks| (Breach::MessageLacks, lacks))
+        })
     }
 
     fn partitions_unrest(&self) -> Option<String> {
         for partition in 0..PARTITIONS {
             let owner = match self.sharing_unrest(partition) {
-                Ok(owner) => owner,
+                Ok(Some(owner)) => owner,
+                Ok(None) => return Some(format!("partition {partition} has no room")),
                 Err(lacks) => return Some(lacks),
             };
             let Some(record) = &self.live.claims[partition] else {

@@ -18,6 +18,7 @@ use rand::RngExt as _;
 
 use crate::{
     app::{App, Source, Told},
+    breach::Breach,
     drive::Ev,
     frames::{Queued, wire},
     gateway::Attach,
@@ -200,7 +201,10 @@ impl World {
                     });
                     let account = &entry.0.event.account;
                     if !self.devices[device].subject.covers(account) {
-                        return self.fail(format!("device {device} hears of {account}"));
+                        return self.fail(
+                            Breach::WronglyTold,
+                            format!("device {device} hears of {account}"),
+                        );
                     }
                 }
                 if let Frame::Resync(..) = frame {
@@ -222,7 +226,9 @@ impl World {
                 Output::Hand(handed) => self.hand(device, handed, source),
                 Output::Persist => self.persist(device),
                 Output::GoAway(_) => {}
-                Output::Violation => self.fail(format!("device {device}: a violation")),
+                Output::Violation => {
+                    self.fail(Breach::Contract, format!("device {device}: a violation"))
+                }
             }
         }
         if !self.devices[device].inbox.is_empty() && !self.devices[device].taking {
@@ -273,7 +279,10 @@ impl World {
                 if !account.is_some_and(|account| self.removed[account])
                     && unlistable.reason != UnlistableReason::PermissionDenied
                 {
-                    self.fail(format!("device {device}: {unlistable:?}"));
+                    self.fail(
+                        Breach::WronglyTold,
+                        format!("device {device}: {unlistable:?}"),
+                    );
                 }
                 None
             }
@@ -310,7 +319,7 @@ impl World {
             let wrong = state.app.take(told).filter(|_| !gone);
             state.client.on_taken(position);
             if let Some(wrong) = wrong {
-                return self.fail(format!("device {device}: {wrong}"));
+                return self.fail(Breach::WronglyTold, format!("device {device}: {wrong}"));
             }
         }
         self.carry_out_client(device, Vec::new(), None);
@@ -399,7 +408,7 @@ impl World {
             self.count("listing");
             self.say(|| format!("device {device}: {request:?}"));
             let Some(account) = self.place_of(&request.account) else {
-                return self.fail("a listing of no account");
+                return self.fail(Breach::Contract, "a listing of no account");
             };
             let ask = ListAsk {
                 device,

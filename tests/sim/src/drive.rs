@@ -12,6 +12,7 @@ use mailbell_core::{
 };
 
 use crate::{
+    breach::Breach,
     bus::{Ack, Identity, Log, Publish, Stand, StoredCheckpoint},
     device::ListAsk,
     gateway::Attach,
@@ -124,6 +125,9 @@ pub(crate) enum Ev {
     DrainEnds {
         process: usize,
     },
+    BusyEnds {
+        process: usize,
+    },
     LiveBack,
     Audit,
 
@@ -229,6 +233,7 @@ impl World {
         if self.stopped > 0
             && let Some(process) = self.handled_by(&ev)
             && self.processes[process].stopped
+            && !self.is_for_thread(process, &ev)
         {
             return self.defer(process, ev);
         }
@@ -294,6 +299,7 @@ impl World {
                     self.drain_watcher(process, false);
                 }
             }
+            Ev::BusyEnds { process } => self.says(process).busy = false,
             Ev::LiveBack => {
                 if std::mem::take(&mut self.live.refuses) {
                     self.live.trouble = self.now;
@@ -432,6 +438,7 @@ impl World {
 
     /// Waits until everything has come to rest, and checks that it stays so.
     pub(crate) fn settle(&mut self) {
+        self.settle_without_room();
         let end = self.now + 600 * S;
         loop {
             let rest = self.now + 2 * S;
@@ -440,9 +447,11 @@ impl World {
             if self.failure.is_some() {
                 return;
             }
-            let Some(lacks) = self.unrest() else { break };
+            let Some((breach, lacks)) = self.unrest() else {
+                break;
+            };
             if self.now > end {
-                return self.fail(format!("never comes to rest: {lacks}"));
+                return self.fail(breach, format!("never comes to rest: {lacks}"));
             }
         }
         // Everything is there: from now on nothing happens but what must.
@@ -452,7 +461,10 @@ impl World {
         self.now = rest;
         let effects = self.effects - before;
         if effects > 4 * 30 * 12 {
-            self.fail(format!("sessions that rest do {effects} things in 30 s"));
+            self.fail(
+                Breach::Restless,
+                format!("sessions that rest do {effects} things in 30 s"),
+            );
         }
         // A heartbeat may just be on its way, or a late publish have come.
         for _ in 0..100 {
@@ -463,8 +475,8 @@ impl World {
             while self.failure.is_none() && self.step(rest) {}
             self.now = rest;
         }
-        if let Some(lacks) = self.unrest() {
-            return self.fail(format!("does not stay at rest: {lacks}"));
+        if let Some((breach, lacks)) = self.unrest() {
+            return self.fail(breach, format!("does not stay at rest: {lacks}"));
         }
         for account in 0..self.places.len() {
             self.check_ledger(account);

@@ -27,6 +27,9 @@ pub(crate) enum Fault {
     WrongPassword,
     KillWatcher,
     StopWatcher,
+    HangWatcher,
+    Busy,
+    Room,
     LoseWrites,
     LoseAnswers,
     MoreWatchers,
@@ -69,6 +72,9 @@ impl Fault {
         (Self::WrongPassword, 1),
         (Self::KillWatcher, 2),
         (Self::StopWatcher, 2),
+        (Self::HangWatcher, 2),
+        (Self::Busy, 2),
+        (Self::Room, 2),
         (Self::LoseWrites, 1),
         (Self::LoseAnswers, 1),
         (Self::MoreWatchers, 2),
@@ -221,6 +227,23 @@ impl World {
                     self.stop_process(process, lasts);
                 }
             }
+            Fault::HangWatcher => {
+                if let Some(process) = self.pick(&watchers) {
+                    let lasts = self.outage();
+                    self.hang(process, lasts);
+                }
+            }
+            Fault::Busy => {
+                if let Some(process) = self.pick(&watchers) {
+                    let lasts = self.outage();
+                    self.be_busy(process, lasts);
+                }
+            }
+            Fault::Room => {
+                if let Some(process) = self.pick(&watchers) {
+                    self.change_room(process);
+                }
+            }
             Fault::LoseWrites | Fault::LoseAnswers => {
                 if let Some(process) = self.pick(&watchers) {
                     let lasts = self.outage();
@@ -255,7 +278,9 @@ impl World {
             }
             Fault::LiveRefuses => {
                 self.count("LIVE refuses");
-                self.live.refuses = true;
+                if !std::mem::replace(&mut self.live.refuses, true) {
+                    self.live.refused_at = self.now;
+                }
                 let lasts = self.between(S, 15 * S);
                 self.after(lasts, Ev::LiveBack);
             }

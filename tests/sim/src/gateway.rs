@@ -16,6 +16,7 @@ use mailbell_core::{
 use mailbell_proto::push::v1::ResyncReason;
 
 use crate::{
+    breach::Breach,
     drive::Ev,
     frames::{Done, Queued, Queues, Shared},
     read::{Job, Purpose, Range},
@@ -203,7 +204,7 @@ impl World {
         }
         self.streams[number].proven = proven;
         if let Some((log, position, cursor)) = missing {
-            self.fail(format!(
+            self.fail(Breach::CursorOvertakes, format!(
                 "a cursor at {cursor} of log {log} for stream {number}, to which {position} was not queued"
             ));
         }

@@ -18,6 +18,7 @@
 
 mod app;
 mod audit;
+mod breach;
 mod bus;
 mod check;
 mod device;
@@ -30,6 +31,7 @@ mod mailbox;
 mod owner;
 mod process;
 mod read;
+mod record;
 mod scenario;
 mod session;
 mod watcher;
@@ -37,6 +39,7 @@ mod world;
 
 use std::{collections::BTreeMap, fmt};
 
+pub use breach::Breach;
 use world::World;
 
 /// How often each kind of thing happened.
@@ -72,6 +75,8 @@ pub struct Failure {
     /// Of the history.
     pub seed: u64,
     /// Which rule was broken.
+    pub breach: Breach,
+    /// What happened.
     pub what: String,
     /// The last steps before it.
     pub trace: Vec<String>,
@@ -82,7 +87,7 @@ impl fmt::Display for Failure {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
-        writeln!(f, "\nseed {}: {}", self.seed, self.what)?;
+        writeln!(f, "\nseed {}: {:?}, {}", self.seed, self.breach, self.what)?;
         write!(
             f,
             "again: MAILBELL_SIM_SEED={} cargo test -p mailbell-sim --test simulation -- --nocapture",
@@ -100,19 +105,20 @@ impl std::error::Error for Failure {}
 pub fn run(seed: u64, trace_lines: usize) -> Result<Coverage, Failure> {
     let mut world = World::new(seed, trace_lines);
     let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.play()));
-    let what = match (played, world.failure.take()) {
+    let (breach, what) = match (played, world.failure.take()) {
         (Ok(()), None) => return Ok(std::mem::take(&mut world.coverage)),
-        (_, Some(what)) => what,
+        (_, Some(failure)) => failure,
         (Err(panic), None) => {
             let text = panic
                 .downcast_ref::<String>()
                 .cloned()
                 .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            format!("panic: {}", text.unwrap_or_default())
+            (Breach::Panic, text.unwrap_or_default())
         }
     };
     Err(Failure {
         seed,
+        breach,
         what: format!("at {:.3} s: {what}", world.now.as_secs_f64()),
         trace: world.trace.map(Vec::from).unwrap_or_default(),
     })

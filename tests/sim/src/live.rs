@@ -38,9 +38,12 @@ pub(crate) struct Holder {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Standing {
     pub(crate) incarnation: String,
+    /// Which of its renewals was stored last.
+    number: u64,
     pub(crate) left: bool,
+    pub(crate) stalled: bool,
     pub(crate) renewed: Duration,
-    /// When a time ended in which it stood still for so long that others may call it dead.
+    /// When a time ended in which it said that it hangs, or stood still for so long that others may call it dead.
     pub(crate) stood_still: Option<Duration>,
 }
 
@@ -50,6 +53,8 @@ pub(crate) struct Live {
     pub(crate) history: u64,
     /// Writes get no answer and are not stored; reads are answered.
     pub(crate) refuses: bool,
+    /// When it last began to refuse.
+    pub(crate) refused_at: Duration,
     /// When the last trouble of the bucket as a whole ended.
     pub(crate) trouble: Duration,
     revision: u64,
@@ -101,6 +106,7 @@ impl Live {
         Self {
             history: 1,
             refuses: false,
+            refused_at: Duration::ZERO,
             trouble: Duration::ZERO,
             revision: 0,
             members: BTreeMap::new(),
@@ -153,7 +159,15 @@ impl World {
         let (process, link) = (asked.process, asked.link);
         match asked.want {
             Want::Renew { number, record } => {
-                self.store_member(record);
+                // Over the one before: one that comes late finds another revision.
+                let late = asked.queued
+                    && self.live.standing.get(&record.id).is_none_or(|standing| {
+                        standing.incarnation != record.incarnation || standing.number + 1 != number
+                    });
+                if late {
+                    return self.count("late renewal refused");
+                }
+                self.store_member(number, record);
                 self.answer_live(process, link, true, Told::Renewed { number });
             }
             Want::Members { asked } => {
@@ -210,14 +224,14 @@ impl World {
         });
     }
 
-    fn store_member(&mut self, record: records::Member) {
+    fn store_member(&mut self, number: u64, record: records::Member) {
         self.live.revision += 1;
         let (revision, now) = (self.live.revision, self.now);
         let (dead, trouble) = (self.scenario.timing.member_dead, self.live.trouble);
         let standing = self.live.standing.entry(record.id.clone()).or_default();
         if standing.incarnation == record.incarnation {
             let still = now.saturating_sub(standing.renewed.max(trouble));
-            if still >= dead {
+            if still >= dead || standing.stalled && !record.stalled {
                 standing.stood_still = Some(now);
             }
         } else {
@@ -225,6 +239,10 @@ impl World {
             standing.incarnation.clone_from(&record.incarnation);
         }
         (standing.renewed, standing.left) = (now, record.left);
+        (standing.number, standing.stalled) = (number, record.stalled);
+        if record.stalled {
+            self.count("said to be stalled");
+        }
         let id = record.id.clone();
         self.live.members.insert(id, (revision, now, record));
     }

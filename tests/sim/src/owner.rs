@@ -15,6 +15,7 @@ use mailbell_core::{
 };
 
 use crate::{
+    breach::Breach,
     bus::Stand,
     drive::Ev,
     read::{Job, Purpose, Range},
@@ -71,7 +72,7 @@ impl World {
         epoch: OwnerEpoch,
         before: Option<(LogId, Position)>,
     ) {
-        self.audit_epoch(partition, epoch);
+        self.audit_epoch(process, partition, epoch);
         let number = self.owners.len();
         self.owners.push(Owner {
             process,
@@ -85,9 +86,10 @@ impl World {
         });
         let member = self.members.get_mut(&process).unwrap();
         if member.owners[partition].replace(number).is_some() {
-            self.fail(format!(
-                "process {process} loads partition {partition} twice"
-            ));
+            self.fail(
+                Breach::Contract,
+                format!("process {process} loads partition {partition} twice"),
+            );
         }
         self.say(|| format!("owner {number}: process {process} loads partition {partition}"));
         self.soon(Ev::Load {
@@ -98,7 +100,8 @@ impl World {
 
     /// A claim was taken again, under another epoch, and nobody had it in between: the sessions go on.
     pub(crate) fn renumber(&mut self, owner: usize, epoch: OwnerEpoch) {
-        self.audit_epoch(self.owners[owner].partition, epoch);
+        let (process, partition) = (self.owners[owner].process, self.owners[owner].partition);
+        self.audit_epoch(process, partition, epoch);
         self.owners[owner].epoch = epoch;
         for run in self.owners[owner].runs.clone().into_values() {
             self.reconfigure(run);
@@ -271,7 +274,7 @@ impl World {
         }
         again.alerted.clone_from(&checkpoint.alerted);
         if !again.same_told(checkpoint) {
-            self.fail(format!(
+            self.fail(Breach::Forgotten, format!(
                 "the fold-in of account {account} forgot what was acknowledged: {checkpoint:?} and not {again:?}"
             ));
         }
@@ -295,10 +298,10 @@ impl World {
         if let Some(position) = missing
             && same
         {
-            self.fail(format!(
-                "{what} lacks position {position} of log {}",
-                job.log
-            ));
+            self.fail(
+                Breach::NotWhole,
+                format!("{what} lacks position {position} of log {}", job.log),
+            );
         }
     }
 
@@ -360,9 +363,10 @@ impl World {
     /// The owner gives its partition away.
     pub(crate) fn hand_over(&mut self, owner: usize) {
         if self.owners[owner].phase != Phase::Running {
-            return self.fail(format!(
-                "owner {owner} is to end before its sessions have begun"
-            ));
+            return self.fail(
+                Breach::Contract,
+                format!("owner {owner} is to end before its sessions have begun"),
+            );
         }
         self.say(|| format!("owner {owner}: hands over"));
         self.count("hand-over");

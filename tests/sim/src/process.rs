@@ -43,6 +43,10 @@ pub(crate) struct Process {
     pub(crate) skew_us: i64,
 }
 
+fn micros(of: Duration) -> i64 {
+    i64::try_from(of.as_micros()).unwrap()
+}
+
 impl World {
     /// A new process, linked.
     pub(crate) fn spawn(&mut self, gateway: Option<usize>) -> usize {
@@ -51,7 +55,8 @@ impl World {
             self.identities[log].apply_to(&mut view);
             view
         });
-        let skew = self.between(Duration::ZERO, self.scenario.skew);
+        let most = self.scenario.skew;
+        let skew = self.between(Duration::ZERO, most);
         self.processes.push(Process {
             alive: true,
             gateway,
@@ -61,7 +66,7 @@ impl World {
             stopped: false,
             cut: Cut::None,
             clear_since: self.now,
-            skew_us: i64::try_from(skew.as_micros()).unwrap(),
+            skew_us: micros(skew) - micros(most / 2),
         });
         let process = self.processes.len() - 1;
         self.record_seen_later(process);

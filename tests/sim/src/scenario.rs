@@ -88,11 +88,15 @@ pub(crate) struct Scenario {
     /// Watchers at the beginning, and all their names.
     pub(crate) members: usize,
     pub(crate) names: [String; MEMBERS],
-    /// How many partitions a watcher gives away at once.
+    /// Weights of watchers, and how many of all partitions they take at most (0: no limit): each has one of each.
+    pub(crate) weights: &'static [u32],
+    pub(crate) rooms: &'static [u32],
+    /// How many partitions a watcher gives away at once, and how many accounts may wait with one that is given any.
     pub(crate) giving: usize,
+    pub(crate) backlog: u32,
     /// Whether a key that ages out leaves a marker.
     pub(crate) markers: bool,
-    /// How far clocks may differ; less than a key of LIVE lives.
+    /// How far two clocks may differ: each is up to half of it behind the true time, or ahead.
     pub(crate) skew: Duration,
     pub(crate) window: usize,
     pub(crate) queue: usize,
@@ -113,6 +117,13 @@ impl Scenario {
             .map(|(fault, weight)| (*fault, weight * [0, 1, 1, 3][rng.random_range(0..4)]))
             .collect();
         let log_age = [40 * S, 120 * S, 3600 * S][rng.random_range(0..3)];
+        // How far clocks differ, and what must be longer: how long a key of LIVE lives, and for how long a gap stays open, which may be
+        // counted by two of them.
+        let (skew, live_age, hole_age) = [
+            (2 * S, 12 * S, 20 * S),
+            (8 * S, 12 * S, 20 * S),
+            (100 * S, 300 * S, 120 * S),
+        ][rng.random_range(0..3)];
         let timing = Timing {
             duplicate_window: 30 * S,
             blind_retry: 24 * S,
@@ -121,7 +132,7 @@ impl Scenario {
             tombstone_age: 2 * log_age,
             checkpoint_delay: [300 * MS, S, 4 * S][rng.random_range(0..3)],
             claim_refresh: 3 * S,
-            live_age: 12 * S,
+            live_age,
             member_renew: S,
             member_dead: 4 * S,
             take_back: 15 * S,
@@ -133,7 +144,7 @@ impl Scenario {
         let limits = Limits {
             flood: 8,
             page: 4,
-            hole_age: 20 * S,
+            hole_age,
             unread_age: 30 * S,
             sweep: 10 * S,
             idle: 60 * S,
@@ -161,9 +172,12 @@ impl Scenario {
             log_age,
             members: rng.random_range(1..=3),
             names: std::array::from_fn(|name| format!("w{name}-{}", rng.random_range(0..3))),
+            weights: [&[100][..], &[100], &[50, 100, 400]][rng.random_range(0..3)],
+            rooms: [&[0][..], &[0], &[0, 400, 700], &[200, 300, 500]][rng.random_range(0..4)],
             giving: [1, 32][rng.random_range(0..2)],
+            backlog: [0, 500][rng.random_range(0..2)],
             markers: rng.random_bool(0.5),
-            skew: [2 * S, 2 * S, 8 * S][rng.random_range(0..3)],
+            skew,
             window: [0, 3, 50][rng.random_range(0..3)],
             queue: [6, 12, 60][rng.random_range(0..3)],
             batch: [2, 5, 50][rng.random_range(0..3)],

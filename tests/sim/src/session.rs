@@ -13,6 +13,7 @@ use mailbell_proto::push::v1::{self as push, Health};
 use prost::Message as _;
 
 use crate::{
+    breach::Breach,
     bus::Stored,
     device::ListAsk,
     drive::Ev,
@@ -238,15 +239,21 @@ impl World {
         let told = state.session.checkpoint().same_told(&state.oracle);
         let most = self.scenario.limits.page + 4;
         if spins {
-            self.fail(format!("run {run} spins: {effects} effects at once"));
+            self.fail(
+                Breach::Restless,
+                format!("run {run} spins: {effects} effects at once"),
+            );
         }
         if queued > most {
-            self.fail(format!("run {run} queues {queued} events"));
+            self.fail(
+                Breach::Contract,
+                format!("run {run} queues {queued} events"),
+            );
         }
         if !told {
             let state = &self.runs[run];
             let (knows, log) = (state.session.checkpoint().clone(), state.oracle.clone());
-            self.fail(format!(
+            self.fail(Breach::NotTheFold, format!(
                 "checkpoint = fold(log) is broken in run {run}: it knows {knows:?}, the log says {log:?}"
             ));
         }
@@ -277,7 +284,10 @@ impl World {
             }
             Effect::Fetch { op, uids } => {
                 if uids.is_empty() || uids.len() > self.scenario.limits.page {
-                    self.fail(format!("run {run} fetches {} messages", uids.len()));
+                    self.fail(
+                        Breach::Contract,
+                        format!("run {run} fetches {} messages", uids.len()),
+                    );
                 }
                 self.mail(run, op, Work::Fetch(uids));
             }
@@ -305,10 +315,16 @@ impl World {
                 let over = state.session.checkpoint().health == Health::Removed;
                 state.append = Some((op, (*event).clone()));
                 if busy {
-                    self.fail(format!("run {run} has two appends in flight"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("run {run} has two appends in flight"),
+                    );
                 }
                 if over && !retry {
-                    self.fail(format!("run {run} tells of an account after its removal"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("run {run} tells of an account after its removal"),
+                    );
                 }
                 self.send_append(run, op, event, retry);
             }
@@ -317,7 +333,10 @@ impl World {
                 let busy = state.append.is_some() || state.tail.is_some();
                 state.tail = Some(op);
                 if busy {
-                    self.fail(format!("run {run} reads a tail with an append in flight"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("run {run} reads a tail with an append in flight"),
+                    );
                 }
                 self.count("tail read");
                 let account = state_account(self, run);
@@ -343,7 +362,10 @@ impl World {
                 revision,
             } => {
                 if self.runs[run].store.replace(op).is_some() {
-                    self.fail(format!("run {run} stores two checkpoints at once"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("run {run} stores two checkpoints at once"),
+                    );
                 }
                 self.soon(Ev::Store {
                     run,
@@ -370,7 +392,10 @@ impl World {
 
     fn mail(&mut self, run: usize, op: Op, work: Work) {
         if self.runs[run].mail.replace(op).is_some() {
-            self.fail(format!("run {run} asks twice of one connection"));
+            self.fail(
+                Breach::Contract,
+                format!("run {run} asks twice of one connection"),
+            );
         }
         self.runs[run].interrupted = false;
         let conn = self.runs[run].conn;
@@ -460,9 +485,10 @@ impl World {
             .get(&uid)
             .filter(|_| place.generation == event.generation);
         if message.is_some_and(|message| !message.unreadable) {
-            self.fail(format!(
-                "uid {uid} of folder {folder} of account {account} is told unread"
-            ));
+            self.fail(
+                Breach::ToldUnread,
+                format!("uid {uid} of folder {folder} of account {account} is told unread"),
+            );
         }
     }
 
@@ -488,9 +514,10 @@ impl World {
         self.count("log folded as a whole");
         // Behind where it knows the log to be, a late publish may repeat what is known, and nothing else.
         if !knows.same_told(&told) || (knows.log_id, knows.position) != there {
-            self.fail(format!(
-                "account {account} ends with {knows:?}, its whole log says {told:?}"
-            ));
+            self.fail(
+                Breach::NotTheFold,
+                format!("account {account} ends with {knows:?}, its whole log says {told:?}"),
+            );
         }
     }
 
@@ -502,9 +529,10 @@ impl World {
         let (log_id, position) = (&stored.record.log_id, stored.record.position);
         if *log_id == checkpoint.log_id.0.as_slice() && position > checkpoint.position {
             let later = checkpoint.position;
-            self.fail(format!(
-                "the checkpoint of account {account} goes back from {position} to {later}"
-            ));
+            self.fail(
+                Breach::GoesBack,
+                format!("the checkpoint of account {account} goes back from {position} to {later}"),
+            );
         }
     }
 
@@ -528,7 +556,7 @@ impl World {
                 .map(|uid| (folder, *uid)));
         }
         if let Some((folder, uid)) = wrong {
-            self.fail(format!(
+            self.fail(Breach::NeverTold, format!(
                 "the checkpoint of account {account} knows uid {uid} of folder {folder}, which was never told"
             ));
         }

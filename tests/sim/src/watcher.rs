@@ -6,15 +6,17 @@ use std::time::Duration;
 use mailbell_core::{
     ids::Partition,
     session::Stop,
-    sharding::{Config, Effect, Input, Lost, Sharding, WEIGHT, Waiting, Written},
+    sharding::{Config, Effect, Input, Lost, Sharding, Waiting, Written},
 };
 use mailbell_proto::bus::v1 as records;
 
 use crate::{
+    breach::Breach,
     drive::Ev,
     live::Want,
     owner::Phase,
     process::Cut,
+    record::Says,
     scenario::{MEMBERS, PARTITIONS},
     world::{MS, S, World},
 };
@@ -29,8 +31,9 @@ pub(crate) struct Member {
     /// Which of the names.
     pub(crate) name: usize,
     pub(crate) sharding: Sharding,
+    pub(crate) says: Says,
     /// What waits while it is stopped.
-    inbox: Vec<Ev>,
+    pub(crate) inbox: Vec<Ev>,
     stops: u64,
     cuts: u64,
     renewal: u64,
@@ -110,9 +113,12 @@ impl World {
             .map(|number| self.partition_of(number))
             .collect();
         config.pace.giving = self.scenario.giving;
+        config.pace.backlog = self.scenario.backlog;
+        let says = self.says_first();
         let member = Member {
             name,
             sharding: Sharding::new(config),
+            says,
             inbox: Vec::new(),
             stops: 0,
             cuts: 0,
@@ -176,7 +182,7 @@ impl World {
             }
             Told::Renewed { number } => {
                 if member.renewal == number && std::mem::take(&mut member.awaits) {
-                    self.share(process, Input::Renewed);
+                    self.news(process, Input::Renewed);
                 }
             }
             Told::Share(input) => self.share(process, input),
@@ -241,7 +247,7 @@ impl World {
         self.tell_later(process, period, Told::Renew);
         let member = self.members.get_mut(&process).unwrap();
         if std::mem::take(&mut member.awaits) {
-            self.share(process, Input::RenewalFailed);
+            self.news(process, Input::RenewalFailed);
         }
         let record = self.record_of(process);
         let member = self.members.get_mut(&process).unwrap();
@@ -252,17 +258,6 @@ impl World {
         self.ask_live(process, Want::Members { asked });
     }
 
-    fn record_of(&self, process: usize) -> records::Member {
-        let member = &self.members[&process];
-        records::Member {
-            id: self.scenario.names[member.name].clone(),
-            incarnation: process.to_string(),
-            weight: WEIGHT,
-            draining: member.sharding.is_draining(),
-            ..records::Member::default()
-        }
-    }
-
     /// The link is back: what stands in the bucket is told anew.
     pub(crate) fn sharing_linked(&mut self, process: usize) {
         self.members.get_mut(&process).unwrap().watching = None;
@@ -271,7 +266,7 @@ impl World {
     }
 
     /// Gives an input to the real machine, and carries out what follows.
-    fn share(&mut self, process: usize, input: Input) {
+    pub(crate) fn share(&mut self, process: usize, input: Input) {
         let now = self.now;
         let unix_us = self.wall_us() + self.processes[process].skew_us;
         let unix_s = u64::try_from(unix_us / 1_000_000).unwrap();
@@ -302,7 +297,10 @@ impl World {
                 let partition = self.number_of(partition);
                 let writes = &mut self.members.get_mut(&process).unwrap().writes;
                 if std::mem::replace(&mut writes[partition], op) != 0 {
-                    self.fail(format!("process {process} writes a claim twice at once"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("process {process} writes a claim twice at once"),
+                    );
                 }
                 let unknown = Told::Wrote {
                     op,
@@ -325,7 +323,10 @@ impl World {
                 let partition = self.number_of(partition);
                 let reads = &mut self.members.get_mut(&process).unwrap().reads;
                 if std::mem::replace(&mut reads[partition], op) != 0 {
-                    self.fail(format!("process {process} reads a claim twice at once"));
+                    self.fail(
+                        Breach::Contract,
+                        format!("process {process} reads a claim twice at once"),
+                    );
                 }
                 let none = Told::Read {
                     op,
@@ -376,7 +377,10 @@ impl World {
                 if let Some(owner) = member.owners[partition].take()
                     && self.owners[owner].phase != Phase::Gone
                 {
-                    self.fail(format!("owner {owner} is released before it has ended"));
+                    self.fail(
+                        Breach::ReleasedInUse,
+                        format!("owner {owner} is released before it has ended"),
+                    );
                 }
             }
         }
@@ -409,6 +413,7 @@ impl World {
             return;
         }
         self.stopped -= 1;
+        self.says(process).hangs_since = None;
         self.processes[process].clear_since = self.now;
         self.say(|| format!("process {process}: continued"));
         let inbox = std::mem::take(&mut self.members.get_mut(&process).unwrap().inbox);
@@ -427,6 +432,9 @@ impl World {
 
     /// What a stopped process would handle waits.
     pub(crate) fn defer(&mut self, process: usize, ev: Ev) {
+        if self.is_full_of_news(process, &ev) {
+            return;
+        }
         self.members.get_mut(&process).unwrap().inbox.push(ev);
     }
 
@@ -485,7 +493,8 @@ impl World {
             left: true,
             ..self.record_of(process)
         };
-        self.ask_live(process, Want::Renew { number: 0, record });
+        let number = self.members[&process].renewal + 1;
+        self.ask_live(process, Want::Renew { number, record });
         self.kill(process);
         if comes_back {
             let later = self.outage();
@@ -528,6 +537,7 @@ impl World {
         for process in self.watchers() {
             self.end_cut(process);
             self.continue_process(process);
+            self.says(process).busy = false;
             if !self.members[&process].leaving && self.members[&process].sharding.is_draining() {
                 self.drain_watcher(process, false);
             }

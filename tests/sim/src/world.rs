@@ -11,6 +11,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use crate::{
     Coverage,
     audit::Served,
+    breach::Breach,
     bus::{Identity, Log, StoredCheckpoint},
     device::Device,
     drive::Ev,
@@ -49,7 +50,7 @@ pub(crate) struct World {
     pub(crate) coverage: Coverage,
     pub(crate) trace: Option<VecDeque<String>>,
     trace_lines: usize,
-    pub(crate) failure: Option<String>,
+    pub(crate) failure: Option<(Breach, String)>,
 
     pub(crate) places: &'static [Place],
     pub(crate) mailboxes: Vec<Mailbox>,
@@ -190,8 +191,9 @@ impl World {
         self.coverage.add(what, 1);
     }
 
-    pub(crate) fn fail(&mut self, what: impl Into<String>) {
-        self.failure.get_or_insert_with(|| what.into());
+    /// A rule is broken; the first one counts.
+    pub(crate) fn fail(&mut self, breach: Breach, what: impl Into<String>) {
+        self.failure.get_or_insert_with(|| (breach, what.into()));
     }
 
     /// Notes a step, if somebody will read it.
@@ -237,7 +239,10 @@ impl World {
         self.now = at;
         self.steps += 1;
         if self.steps > MOST_STEPS {
-            self.fail("too much happens: something goes round in circles");
+            self.fail(
+                Breach::Restless,
+                "too much happens: something goes round in circles",
+            );
         }
         self.happen(ev);
         true

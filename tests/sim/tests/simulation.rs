@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use mailbell_sim::{Coverage, Failure, run};
+use mailbell_sim::{Breach, Coverage, Failure, run};
 
 const TRACE_LINES: usize = 400;
 /// How many histories are played if nobody says otherwise.
@@ -66,6 +66,7 @@ const EXPECTED: &[&str] = &[
     "generation change",
     "hand-over",
     "hand-over cut short",
+    "hangs",
     "history found changed",
     "lagging read",
     "late claim",
@@ -75,6 +76,7 @@ const EXPECTED: &[&str] = &[
     "leave",
     "left in a hurry",
     "left with nothing",
+    "limit changed",
     "link broken",
     "listing",
     "listing refused",
@@ -84,11 +86,13 @@ const EXPECTED: &[&str] = &[
     "log folded as a whole",
     "log lost",
     "login changed",
+    "long backlog",
     "mail connection broken",
     "mail connection cut",
     "mail server down",
     "member replaced",
     "message told unread",
+    "no room for all",
     "offered",
     "old owner's checkpoint",
     "one-way cut: answers",
@@ -102,6 +106,7 @@ const EXPECTED: &[&str] = &[
     "resync: subscription",
     "resync: too old",
     "resyncs by the log",
+    "said to be stalled",
     "scaled up",
     "session loaded again",
     "slow device",
@@ -117,6 +122,7 @@ const EXPECTED: &[&str] = &[
     "take-over from the dead",
     "taken again",
     "told again",
+    "unowned for want of room",
     "unreadable message",
     "watch lags",
     "watcher killed",
@@ -179,6 +185,7 @@ fn traced(first: Failure) -> Failure {
         Err(again) => (again.what, again.trace),
     };
     Failure {
+        breach: Breach::NotRepeated,
         what: format!(
             "a seed is not one history: first {}, then {second}",
             first.what

@@ -184,7 +184,8 @@ pub struct Sharding {
     taken_from: BTreeMap<Partition, (String, Duration)>,
     shares: Shares,
     draining: bool,
-    leaving: Option<Duration>,
+    /// Is to end, and gives everything away, also to nobody.
+    leaving: bool,
     giving: Giving,
     last_plan: Plan,
 }
@@ -201,7 +202,7 @@ impl Sharding {
             taken_from: BTreeMap::new(),
             shares: Shares::new(),
             draining: false,
-            leaving: None,
+            leaving: false,
             giving: Giving::new(config.pace),
             last_plan: Plan::default(),
             config,
@@ -276,7 +277,7 @@ impl Sharding {
                 Vec::new()
             }
             Input::Leave(within) => {
-                (self.draining, self.leaving) = (true, Some(within));
+                (self.draining, self.leaving) = (true, true);
                 self.giving.leave(within, self.work());
                 self.assign();
                 Vec::new()
@@ -388,7 +389,7 @@ impl Sharding {
     }
 
     fn plan(&mut self, now: Duration, unix_s: u64) -> Vec<Effect> {
-        if !self.claims_loaded || !self.observer.is_steady(now) && self.leaving.is_none() {
+        if !self.claims_loaded || !self.observer.is_steady(now) && !self.leaving {
             return Vec::new();
         }
         let receivers = self.receivers();
@@ -402,9 +403,9 @@ impl Sharding {
         let alone = self.shares.is_empty();
         let at_once = match self.leaving {
             // Nobody waits for any of it.
-            Some(_) if alone => usize::MAX,
-            Some(_) => pace.giving * 4,
-            None => pace.giving,
+            true if alone => usize::MAX,
+            true => pace.giving * 4,
+            false => pace.giving,
         };
         let owned = &self.owned;
         let situation = planner::Situation {
@@ -421,7 +422,7 @@ impl Sharding {
             planner::Own {
                 id: &self.config.member,
                 draining: self.draining,
-                leaving: self.leaving.is_some(),
+                leaving: self.leaving,
                 serving: &|partition| {
                     owned
                         .get(&partition)

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 
+mod pace;
+
 const STEP: Duration = Duration::from_millis(250);
 const START: u64 = 1_800_000_000;
 
@@ -12,6 +14,8 @@ struct Process {
     /// Cut off from the bucket, or stopped.
     away: bool,
     serving: BTreeMap<Partition, OwnerEpoch>,
+    /// Their sessions end.
+    ending: BTreeMap<Partition, OwnerEpoch>,
     member: Member,
 }
 
@@ -28,6 +32,12 @@ struct World {
     steps: u32,
     bucket: Bucket,
     processes: BTreeMap<String, Process>,
+    /// Of each partition.
+    accounts: u32,
+    /// Of who starts.
+    pace: Pace,
+    /// Sessions do not end.
+    holds: bool,
 }
 
 impl World {
@@ -37,11 +47,17 @@ impl World {
             steps: 0,
             bucket: Bucket::default(),
             processes: BTreeMap::new(),
+            accounts: 3,
+            pace: Pace::default(),
+            holds: false,
         }
     }
 
     fn start(&mut self, id: &str, incarnation: &str) {
-        let mut sharding = Sharding::new(Config::new(id, incarnation, Timing::default()));
+        let mut sharding = Sharding::new(Config {
+            pace: self.pace,
+            ..Config::new(id, incarnation, Timing::default())
+        });
         for (partition, (revision, claim)) in &self.bucket.claims {
             let seen = Input::Claim {
                 partition: *partition,
@@ -61,6 +77,7 @@ impl World {
             sharding,
             away: false,
             serving: BTreeMap::new(),
+            ending: BTreeMap::new(),
             member,
         };
         self.processes.insert(id.to_owned(), process);
@@ -168,7 +185,7 @@ impl World {
                 inputs.push(Input::Serving {
                     partition,
                     epoch,
-                    accounts: 3,
+                    accounts: self.accounts,
                 });
             }
             Effect::Renewed { partition, epoch } => {
@@ -176,12 +193,24 @@ impl World {
             }
             Effect::Finish { partition, epoch } => {
                 process.serving.remove(&partition);
-                inputs.push(Input::Finished { partition, epoch });
+                if self.holds {
+                    process.ending.insert(partition, epoch);
+                } else {
+                    inputs.push(Input::Finished { partition, epoch });
+                }
             }
             Effect::Stop { partition, .. } => {
                 process.serving.remove(&partition);
             }
             Effect::Released { .. } => {}
+        }
+    }
+
+    /// The sessions end of what is given away.
+    fn let_go(&mut self, id: &str) {
+        let ending = &mut self.processes.get_mut(id).unwrap().ending;
+        for (partition, epoch) in std::mem::take(ending) {
+            self.give(id, Input::Finished { partition, epoch });
         }
     }
 

@@ -363,6 +363,32 @@ proptest! {
         }
     }
 
+    /// Whoever is below its hard cap has its share of what those at theirs leave, as far as bounds go.
+    #[test]
+    fn loads_are_bounded_beside_hard_caps(members in some_members()) {
+        let candidates: Vec<_> = borrowed(&members)
+            .into_iter()
+            .filter(|c| c.weight > 0)
+            .collect();
+        let assignment = assign(&candidates);
+        // At their caps: those whose share of what is left is more, until nobody's is.
+        let (mut rest, mut free) = (f64::from(PARTITIONS), candidates.clone());
+        loop {
+            let weights: f64 = free.iter().map(|c| f64::from(c.weight)).sum();
+            let share = |c: &Candidate<'_>| rest * f64::from(c.weight) / weights;
+            let most = |c: &Candidate<'_>| f64::from(c.most.unwrap_or(u16::MAX));
+            let Some(capped) = free.iter().position(|c| most(c) <= share(c)) else {
+                for candidate in &free {
+                    let share = share(candidate);
+                    let count = assignment.count(candidate.id) as f64;
+                    prop_assert!(count <= share + share.sqrt() + 1.0, "{count} of {share}");
+                }
+                break;
+            };
+            rest -= most(&free.remove(capped));
+        }
+    }
+
     #[test]
     fn order_does_not_matter(
         (members, shuffled) in some_members().prop_flat_map(|m| (Just(m.clone()), Just(m).prop_shuffle()))
@@ -412,6 +438,10 @@ proptest! {
         let after = assign(&candidates);
         let (_, followers) = moved(&before, &after, newcomer.id);
         let taken = after.count(newcomer.id);
+        // Read backwards: one goes, and of what had an owner only for its sake some is nobody's again.
+        let (gone, _) = moved(&after, &before, newcomer.id);
+        let refused = Partition::all().filter(|one| before.owner(*one).is_none() && after.owner(*one).is_some()).count();
+        prop_assert!(gone <= 3 * taken + FOLLOWERS + refused, "{gone} move");
         prop_assert!(taken <= usize::from(newcomer.most.unwrap()));
         prop_assert!(followers <= 2 * taken + FOLLOWERS, "{} followers of {}", followers, taken);
     }
