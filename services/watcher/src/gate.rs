@@ -111,10 +111,9 @@ impl Gate {
         }
     }
 
-    /// This watcher may use `ours` of `of` parts of what the operator allows for a host: the partitions that it should own, of those that
-    /// all members with its egress address should. Counts at once, also for those who wait.
-    pub(crate) fn share(&self, ours: u32, of: u32) {
-        let share = f64::from(ours) / f64::from(of.max(1));
+    /// This watcher may use so much, from 0 to 1, of what the operator allows for a host
+    /// ([`part_of_budget`](mailbell_core::sharding::Sharding::part_of_budget)). Counts at once, also for those who wait.
+    pub(crate) fn share(&self, share: f64) {
         self.inner
             .change(|state, now, _| state.pacer.set_share(share, now));
     }

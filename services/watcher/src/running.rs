@@ -384,7 +384,8 @@ impl Running {
             let accounts = self.accounts.accounts_in(partition);
             self.shards.count_accounts(partition, accounts);
         }
-        self.share_budgets();
+        let part = self.shards.sharding().part_of_budget(&self.options.egress);
+        self.context.gate.share(part);
         self.set_logins();
         if let Some(most) = self.options.most_accounts {
             self.limit(most);
@@ -392,30 +393,6 @@ impl Running {
         if self.settle.is_some() {
             self.see_whether_ready();
         }
-    }
-
-    /// A mail host's budget is one for all watchers that share an address: each has a part of it by the partitions that it should own,
-    /// or owns if it drains. What it should own, it has to log in at soon; what others should get, runs already.
-    fn share_budgets(&self) {
-        let sharding = self.shards.sharding();
-        let mut together = 0;
-        let mut ours = 0;
-        for member in sharding.observer().live() {
-            let wanted = sharding.assignment().count(&member.id);
-            if member.id == self.options.member {
-                ours = wanted;
-            }
-            if member.egress == self.options.egress {
-                together += wanted;
-            }
-        }
-        if ours == 0 {
-            ours = self.shards.held();
-        }
-        let part = |partitions: usize| u32::try_from(partitions).unwrap_or(u32::MAX);
-        self.context
-            .gate
-            .share(part(ours), part(together.max(ours)));
     }
 
     /// No more accounts are given away than can log in again: at the host that has the most of them, the others' turn comes as soon.

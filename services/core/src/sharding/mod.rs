@@ -504,6 +504,28 @@ impl Sharding {
         accounts.fold(0, u32::saturating_add)
     }
 
+    /// What of a mail host's budget is this member's, between 0 and 1: of the partitions that all members with its egress address should
+    /// own, those that it should, or does if it should own nothing. What it should own, it has to log in at soon; what is to
+    /// be others', runs already.
+    #[must_use]
+    pub fn part_of_budget(&self, egress: &str) -> f64 {
+        let assignment = self.shares.assignment();
+        let live = self.observer.live();
+        let mut together: usize = live
+            .filter(|member| member.id != self.config.member && member.egress == egress)
+            .map(|member| assignment.count(&member.id))
+            .sum();
+        let wanted = assignment.count(&self.config.member);
+        let ours = match wanted {
+            0 => self.claims.held(),
+            _ => wanted,
+        };
+        together = (together + wanted).max(ours).max(1);
+        #[expect(clippy::cast_precision_loss, reason = "there are 1024 partitions")]
+        let part = ours as f64 / together as f64;
+        part
+    }
+
     /// How many accounts a partition of ours has now; written with the next renewal of its claim.
     pub fn count_accounts(&mut self, partition: Partition, accounts: u32) {
         self.claims.count_accounts(partition, accounts);

@@ -105,7 +105,7 @@ async fn who_gives_up_is_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn a_greater_share_counts_at_once_for_those_who_wait() {
     let gate = gate();
-    gate.share(0, 1024);
+    gate.share(0.0);
     gate.use_it("a", 0, Outcome::Answered).await;
     let begun = Instant::now();
     let mut waiting = std::pin::pin!(gate.pass("a", 1));
@@ -114,7 +114,7 @@ async fn a_greater_share_counts_at_once_for_those_who_wait() {
             .await
             .is_err()
     );
-    gate.share(512, 1024);
+    gate.share(0.5);
     assert!(timeout(Duration::from_millis(250), waiting).await.is_ok());
     assert!(begun.elapsed() < Duration::from_millis(10_300));
 }

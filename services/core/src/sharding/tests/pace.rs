@@ -230,3 +230,61 @@ fn what_was_just_taken_is_kept_until_others_have_seen_it() {
     assert!(old > 0, "what it had before waits as well");
     assert!(new > 0 && world.now < taken + kept + 20 * S);
 }
+
+/// Where logins are few it takes long, but all comes to rest, also after one that was taken for dead is back.
+#[test]
+fn where_logins_are_few_all_comes_to_rest() {
+    let mut world = World::new();
+    world.accounts = 3;
+    for id in ["a", "b", "c"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.assert_settled();
+    world.processes.remove("b");
+    world.run(20);
+    for (id, incarnation) in [("b", "2"), ("d", "1")] {
+        world.start(id, incarnation);
+    }
+    for process in world.processes.values_mut() {
+        process.sharding.set_logins(200.0);
+    }
+    // Those of d alone: 768 accounts, at fifty a second.
+    world.run(12);
+    assert!(world.count("d") < 256, "{}", world.count("d"));
+    world.run(120);
+    world.assert_settled();
+}
+
+/// Members on one address have one budget between them, whatever changes hands.
+#[test]
+fn a_budget_is_one_for_all_on_an_address() {
+    let mut world = World::new();
+    for (id, egress) in [("a", ""), ("b", ""), ("c", "other")] {
+        world.start(id, "1");
+        let process = world.processes.get_mut(id).unwrap();
+        egress.clone_into(&mut process.member.egress);
+    }
+    let part = |world: &World, id: &str| {
+        let process = &world.processes[id];
+        process.sharding.part_of_budget(&process.member.egress)
+    };
+    // They see each other.
+    world.run(7);
+    for _ in 0..40 * TICKS {
+        world.step();
+        let both = part(&world, "a") + part(&world, "b");
+        assert!((both - 1.0).abs() < 1e-9, "{both}");
+        assert!((part(&world, "c") - 1.0).abs() < 1e-9);
+    }
+    // One that drains has the part of what it still owns, and the other all.
+    world.give("a", Input::Drain(true));
+    world.run(4);
+    for _ in 0..60 * TICKS {
+        world.step();
+        assert!((part(&world, "b") - 1.0).abs() < 1e-9);
+        assert!(part(&world, "a") <= 1.0);
+    }
+    assert_eq!(world.count("a"), 0);
+    assert!(part(&world, "a") < 1e-9);
+}
