@@ -3,7 +3,11 @@ use std::time::Duration;
 
 use crate::world::{World, good, request};
 use mailbell_bus::state::Cas;
-use mailbell_core::{checkpoint::Checkpoint, ids::AccountId, seal};
+use mailbell_core::{
+    checkpoint::Checkpoint,
+    ids::{AccountId, Partition},
+    seal,
+};
 use mailbell_proto::{
     admin::v1::{
         CheckAccountRequest, CreateAccountRequest, DeleteAccountRequest, ExternalId,
@@ -554,7 +558,11 @@ async fn lists_are_paged_in_order() {
 async fn without_an_owner_it_says_so() {
     // A login may take 150 seconds; nobody waits that long to hear that no watcher runs.
     let mut world = World::start_with(Duration::from_millis(600)).await;
-    world.service = None;
+    let service = world.service.take().unwrap();
+    // Who is on its way out says that somebody else owns it now.
+    let all: Vec<Partition> = Partition::all().collect();
+    service.disown(&all).await;
+    drop(service);
     let asked = world.accounts.create_account(request("ext"));
     let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
     let status = answer.expect("it is answered").unwrap_err();
