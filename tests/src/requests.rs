@@ -29,8 +29,6 @@ use crate::{
 const NEWEST: u32 = 50;
 /// Between two requests of a client. Nobody waits for anything by it: it is how often a client asks.
 const PAUSE: Duration = Duration::from_millis(20);
-/// So often in a row a listing may lack what has just come.
-const UNANNOUNCED: u32 = 3;
 /// One listing may take so long. The gateway gives it 20 s, and the rest is for two busy cores.
 const LISTING_LIMIT: Duration = Duration::from_secs(40);
 /// The deadline of a check, as its client sets it. An owner that is killed while it checks never answers, and the admin process
@@ -225,35 +223,25 @@ impl Asker {
         Ok(false)
     }
 
-    /// Lists a folder and judges the answer; the refusal if there is none. A message that has just come may not have been announced to
-    /// the owner's session, which has it told later: then asking again shows it.
+    /// Lists a folder and judges the answer; the refusal if there is none.
     async fn list(&self, user: usize) -> anyhow::Result<Option<Status>> {
         let (url, token) = &self.push;
         let before = self.server.messages(user)?;
-        let mut unannounced = 0;
-        loop {
-            // Anew each time, so that nothing of one request is another's.
-            let mut client = bare(url.clone()).await?;
-            let request = ListMessagesRequest {
-                account: self.account(user)?.id.clone(),
-                range: Some(Range::Newest(NEWEST)),
-                ..ListMessagesRequest::default()
-            };
-            let answer = client.list_messages(with_token(request, token)?).await;
-            let answer = match answer.map(Response::into_inner) {
-                Ok(answer) => answer,
-                Err(status) => return Ok(Some(status)),
-            };
-            let after = self.server.messages(user)?;
-            let generation = self.server.generation();
-            let judged = judge(generation, &before, &after, &answer);
-            let earlier = judge(generation, &[], &after, &answer).is_ok();
-            if judged.is_ok() || !earlier || unannounced == UNANNOUNCED {
-                return judged.map(|()| None);
-            }
-            unannounced += 1;
-            tokio::time::sleep(PAUSE).await;
-        }
+        // Anew each time, so that nothing of one request is another's.
+        let mut client = bare(url.clone()).await?;
+        let request = ListMessagesRequest {
+            account: self.account(user)?.id.clone(),
+            range: Some(Range::Newest(NEWEST)),
+            ..ListMessagesRequest::default()
+        };
+        let answer = client.list_messages(with_token(request, token)?).await;
+        let answer = match answer.map(Response::into_inner) {
+            Ok(answer) => answer,
+            Err(status) => return Ok(Some(status)),
+        };
+        let after = self.server.messages(user)?;
+        judge(self.server.generation(), &before, &after, &answer)?;
+        Ok(None)
     }
 
     /// Has a login checked and judges the answer; the refusal if there is none.

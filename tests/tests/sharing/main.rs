@@ -73,15 +73,14 @@ async fn finish(name: &str, scene: Scene, alone: Duration) {
 }
 
 /// Ends what clients ask of the owners all the while. Each answer was right. There are some from before the end, more than refusals,
-/// and nobody had to wait for its own deadline, but who asked one of the watchers that went: of one that is killed nothing comes, and
-/// what is on its way to one that gives a partition up may be lost, since the NATS client ends a subscription before the server does.
-async fn asked(name: &str, scene: &Scene, requests: Requests, went: usize) -> Asked {
+/// and nobody had to wait for its own deadline, but who was being answered by a watcher that was killed.
+async fn asked(name: &str, scene: &Scene, requests: Requests, killed: usize) -> Asked {
     let asked = requests.stop().await.unwrap();
     println!("{name}: {asked:?}");
     for counts in [asked.listings, asked.checks] {
         assert!(counts.answers > scene.crowd.accounts.len(), "{asked:?}");
         assert!(counts.refusals < counts.answers, "{asked:?}");
-        assert!(counts.late <= went * CHECKERS, "{asked:?}");
+        assert!(counts.late <= killed * CHECKERS, "{asked:?}");
     }
     asked
 }
