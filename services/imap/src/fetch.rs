@@ -401,7 +401,7 @@ impl Connection {
         Ok(())
     }
 
-    /// One page of a folder, newest or beside a UID; opens the folder if it isn't open.
+    /// One page of a folder as it is now, newest or beside a UID; opens the folder if it isn't open.
     ///
     /// # Errors
     /// [`Error::NoSuchFolder`] leaves the connection usable. [`Error::Timeout`] if the whole takes longer than
@@ -414,6 +414,10 @@ impl Connection {
     }
 
     async fn list_all(&mut self, folder: &str, query: ListQuery) -> Result<Page, Error> {
+        if self.has_open(folder) {
+            // What came or went since the server last told of it is in a listing too (RFC 9051, 6.1.2).
+            self.noop().await?;
+        }
         let opened = self.examine(folder, false).await?;
         let exists = opened.exists;
         let size = |count: usize| u32::try_from(count.clamp(1, PAGE_LIMIT)).unwrap_or(1);

@@ -190,11 +190,17 @@ impl Connection {
         }))
     }
 
-    /// Opens a folder read-only, if it isn't open, and returns how it stands.
+    /// Whether this folder is the open one.
+    pub(crate) fn has_open(&self, folder: &str) -> bool {
+        let selected = self.session.selected.as_ref();
+        selected.is_some_and(|selected| *selected.folder == *folder)
+    }
+
+    /// Opens a folder read-only, if it isn't open, and returns how it stood when the server last told of it.
     pub(crate) async fn examine(&mut self, folder: &str, force: bool) -> Result<Selected, Error> {
         if let Some(selected) = &self.session.selected
             && !force
-            && *selected.folder == *folder
+            && self.has_open(folder)
         {
             // How far the modification sequence has come meanwhile, nobody has said.
             return Ok(Selected {

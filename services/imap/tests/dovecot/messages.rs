@@ -321,3 +321,33 @@ async fn the_mailbox_is_never_changed() {
     let answer = raw.command("UID SEARCH UNSEEN").await.unwrap();
     assert!(answer.contains("* SEARCH 1 2 3 4 5"), "{answer}");
 }
+
+/// Who lists is told of what is there now, not of what was there when the folder was opened.
+#[tokio::test]
+async fn a_listing_of_an_open_folder_has_what_came_and_not_what_went() {
+    let server = dovecot().await;
+    let mut raw = server.imap("alice").await.unwrap();
+    let mut connection = open(&server).await;
+    connection.look("INBOX", 1, 64, false).await.unwrap();
+    for number in 1..=2 {
+        let text = format!("Subject: {number}\r\n\r\nbody\r\n");
+        raw.append("INBOX", "", text.as_bytes()).await.unwrap();
+        let page = connection.list("INBOX", ListQuery::Newest(64)).await;
+        let page = page.unwrap();
+        assert_eq!(
+            (page.exists, page.messages.len()),
+            (number, number as usize)
+        );
+        assert!(page.uid_next > number);
+    }
+    raw.command("SELECT INBOX").await.unwrap();
+    raw.command("UID STORE 1 +FLAGS.SILENT (\\Deleted)")
+        .await
+        .unwrap();
+    raw.command("EXPUNGE").await.unwrap();
+    let page = connection.list("INBOX", ListQuery::After(0, 64)).await;
+    let page = page.unwrap();
+    assert_eq!((page.exists, page.messages[0].uid), (1, 2));
+    // What a listing was told is still news to the watching.
+    assert!(connection.is_dirty());
+}
