@@ -272,7 +272,8 @@ impl Sharding {
             }
             Input::Finished { partition, epoch } => self.finished(now, unix_s, partition, epoch),
             Input::Drain(draining) => {
-                self.draining = draining;
+                // One that ends is not asked back.
+                self.draining = draining || self.leaving;
                 self.assign();
                 Vec::new()
             }

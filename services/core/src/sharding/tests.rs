@@ -363,6 +363,19 @@ fn who_drains_gives_all_away_and_may_come_back() {
 }
 
 #[test]
+fn one_that_leaves_goes_though_its_drain_is_undone() {
+    let mut world = World::new();
+    for id in ["a", "b"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.give("b", Input::Leave(Duration::from_secs(20)));
+    world.give("b", Input::Drain(false));
+    world.run(20);
+    assert_eq!((world.count("a"), world.count("b")), (1024, 0));
+}
+
+#[test]
 fn the_last_one_leaves_in_order() {
     let mut world = World::new();
     world.start("a", "1");
