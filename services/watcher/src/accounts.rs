@@ -77,12 +77,20 @@ impl Entry {
 struct Owned {
     /// Tells this ownership from one before or after it, also over a renewed claim.
     tenure: u64,
-    /// That of the claim, as it was taken or renewed last.
+    /// That of the claim, as it was taken, and as it was renewed last.
+    loaded: OwnerEpoch,
     epoch: OwnerEpoch,
     merge: Merge<AccountId, Arc<AccountRecord>>,
     entries: HashMap<AccountId, Entry>,
     /// Its sessions are to end in order, and none begins any more.
     handing_over: bool,
+}
+
+impl Owned {
+    /// Whether this number was given to it, now or before a claim that had gone was taken again.
+    fn is_of(&self, epoch: OwnerEpoch) -> bool {
+        (self.loaded..=self.epoch).contains(&epoch)
+    }
 }
 
 /// How a session begins.
@@ -136,11 +144,22 @@ impl Accounts {
         self.tenures += 1;
         Owned {
             tenure: self.tenures,
+            loaded: epoch,
             epoch,
             merge: Merge::reading(),
             entries: HashMap::new(),
             handing_over: false,
         }
+    }
+
+    /// By which claim a partition is ours now that was loaded by this one. `None`: it was lost meanwhile.
+    pub(crate) fn still_ours(
+        &self,
+        partition: Partition,
+        loaded: OwnerEpoch,
+    ) -> Option<OwnerEpoch> {
+        let owned = self.partitions.get(&partition)?;
+        (owned.loaded == loaded).then_some(owned.epoch)
     }
 
     /// The sessions of these partitions begin, with what is known of them. Then their claims may move.
@@ -449,7 +468,7 @@ impl Accounts {
         if self
             .partitions
             .get(&partition)
-            .is_some_and(|owned| owned.epoch == epoch)
+            .is_some_and(|owned| owned.is_of(epoch))
             && let Some(owned) = self.partitions.remove(&partition)
         {
             for (account, entry) in owned.entries {

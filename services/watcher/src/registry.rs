@@ -136,9 +136,17 @@ impl Registry {
         Some(served.len())
     }
 
-    /// The partition is ours by another claim: its sessions are told.
+    /// The partition is ours by another claim: its sessions are told. It is served as much as before: not yet while it is loaded, and no
+    /// more while it is handed over.
     pub(crate) fn renew(&self, partition: Partition, epoch: OwnerEpoch) {
-        self.serve([(partition, epoch)]);
+        let mut served = self
+            .partitions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(ours) = served.get_mut(&partition) {
+            *ours = epoch;
+        }
+        drop(served);
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         for slot in sessions
             .get(&partition)

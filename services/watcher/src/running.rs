@@ -285,9 +285,13 @@ impl Running {
             mut partitions,
             found,
         } = loaded;
-        // Some may have been lost while they were loaded.
+        // Some may have been lost while they were loaded, and some are ours by another claim.
         let claims = self.shards.sharding().claims();
-        partitions.retain(|(partition, epoch)| claims.epoch(*partition) == Some(*epoch));
+        partitions.retain_mut(|(partition, epoch)| {
+            let ours = self.accounts.still_ours(*partition, *epoch);
+            *epoch = ours.unwrap_or(*epoch);
+            ours.is_some() && claims.epoch(*partition) == ours
+        });
         if partitions.is_empty() {
             return;
         }

@@ -380,3 +380,37 @@ async fn a_bucket_made_anew_ends_what_it_has_lost_and_touches_nothing_else() {
     world.logs.0[&two].until_arrived(&[2]).await;
     assert_eq!(world.server.look(|mailbox| mailbox.logins), 2);
 }
+
+/// A claim that went before its time and was taken again, while what is known is loaded.
+#[tokio::test(start_paused = true)]
+async fn what_is_renewed_while_it_is_loaded_is_served_once_it_is() {
+    let (mut world, one, _) = world().await;
+    let partition = one.partition();
+    world.accounts.lose(partition, 1);
+    world.accounts.expect([(partition, 2)]);
+    world.accounts.renew(partition, 3);
+    assert!(!world.registry.serves(partition));
+    // What was loaded for an ownership before is void.
+    assert_eq!(world.accounts.still_ours(partition, 1), None);
+    assert_eq!(world.accounts.still_ours(partition, 2), Some(3));
+    world.accounts.begin(&[(partition, 3)], found(&one));
+    assert_eq!(world.registry.epoch(partition), Some(3));
+    assert_eq!(world.accounts.running_in(partition), 1);
+}
+
+/// The same while it is handed over: it is not served again, and it goes.
+#[tokio::test(start_paused = true)]
+async fn what_is_renewed_in_a_hand_over_goes_all_the_same() {
+    let (mut world, one, _) = world().await;
+    let partition = one.partition();
+    assert!(world.accounts.hand_over(partition, 1));
+    world.accounts.renew(partition, 2);
+    assert!(!world.registry.serves(partition));
+    while world.accounts.running_in(partition) > 0 {
+        let ended = world.accounts.ended().await;
+        world.accounts.on_ended(ended);
+    }
+    world.accounts.let_go(partition, 1);
+    assert_eq!(world.accounts.accounts_in(partition), 0);
+    assert!(world.registry.session(&one).is_none());
+}
