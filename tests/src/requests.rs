@@ -31,13 +31,13 @@ const NEWEST: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 /// One listing may take so long. The gateway gives it 20 s, and the rest is for two busy cores.
 const LISTING_LIMIT: Duration = Duration::from_secs(40);
-/// The deadline of a check, as its client sets it. An owner that is killed while it checks never answers, and the admin process
-/// itself would wait for minutes.
+/// The deadline of a check, as its client sets it, and nobody is to come to it: of an owner that is killed or stopped while it checks,
+/// the next one is asked instead.
 const CHECK_DEADLINE: Duration = Duration::from_secs(30);
-/// Who sets a deadline is answered by then, or so much later on two busy cores.
+/// A deadline is answered in so much time on two busy cores.
 const LATE: Duration = Duration::from_secs(10);
 /// So many clients have logins checked. One alone would see little: where an account has no owner it waits for one.
-pub const CHECKERS: usize = 2;
+const CHECKERS: usize = 2;
 /// After a refusal that says "try again", an account is tried again so often before its request counts as failed for good.
 const LAST_TRIES: u32 = 100;
 
@@ -48,8 +48,6 @@ pub struct Counts {
     pub answers: usize,
     /// Refusals that say "try again".
     pub refusals: usize,
-    /// Of the refusals, those that came when the deadline had passed.
-    pub late: usize,
     /// The longest that one took.
     pub longest: Duration,
 }
@@ -139,7 +137,6 @@ impl Counts {
     fn add(&mut self, other: Self) {
         self.answers += other.answers;
         self.refusals += other.refusals;
-        self.late += other.late;
         self.longest = self.longest.max(other.longest);
     }
 }
@@ -210,15 +207,8 @@ impl Asker {
             return Ok(true);
         };
         counts.refusals += 1;
-        match (kind, status.code()) {
-            (_, Code::Unavailable) => {}
-            // Who set the deadline says so, or the one that was asked does.
-            (Kind::Check, Code::DeadlineExceeded | Code::Cancelled)
-                if begin.elapsed() >= CHECK_DEADLINE =>
-            {
-                counts.late += 1;
-            }
-            _ => return Err(status).with_context(what),
+        if status.code() != Code::Unavailable {
+            return Err(status).with_context(what);
         }
         Ok(false)
     }

@@ -356,6 +356,10 @@ pub struct OwnerRequest {
     /// The asker gives up then; the owner drops the request if it is past. Milliseconds from receipt.
     #[prost(uint32, tag = "3")]
     pub timeout_ms: u32,
+    /// The asker takes signs: an OwnerResponse without a response, at once and then every few seconds, says that the owner works on it.
+    /// One that falls silent has gone, and the asker asks whoever owns the account now. Of schema 2: an owner that does not know it sends none.
+    #[prost(bool, tag = "7")]
+    pub signs: bool,
     #[prost(oneof = "owner_request::Request", tags = "4, 5, 6")]
     pub request: ::core::option::Option<owner_request::Request>,
 }
@@ -407,6 +411,7 @@ pub struct ListPage {
     #[prost(uint32, tag = "6")]
     pub generation: u32,
 }
+/// Unset: a sign that the owner works on it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OwnerResponse {
     #[prost(oneof = "owner_response::Response", tags = "1, 2, 3, 4")]

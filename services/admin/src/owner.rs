@@ -67,10 +67,9 @@ impl Owners {
             return;
         }
         let request = OwnerRequest {
-            account: account.to_string(),
             traceparent: TraceContext::root().to_string(),
-            timeout_ms: 0,
             request: Some(owner_request::Request::Login(LoginNow {})),
+            ..OwnerRequest::default()
         };
         match self.bus.ask(account, request, HURRY).await {
             Ok(OwnerResponse {
@@ -93,13 +92,12 @@ impl Owners {
             ));
         };
         let request = OwnerRequest {
-            account: account.to_string(),
             traceparent: TraceContext::root().to_string(),
-            timeout_ms: 0,
             request: Some(owner_request::Request::Check(CheckLogin {
                 account: record.cloned(),
                 credential: credential.cloned(),
             })),
+            ..OwnerRequest::default()
         };
         let begin = Instant::now();
         loop {

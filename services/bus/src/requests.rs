@@ -8,17 +8,26 @@ use std::{
 };
 
 use async_nats::{Message, Subscriber};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
-use mailbell_core::ids::{AccountId, Partition};
+use mailbell_core::{
+    ids::{AccountId, Partition},
+    schema::WriteVersion,
+};
 use mailbell_proto::bus::v1::{OwnerError, OwnerRequest, OwnerResponse, owner_response::Response};
 use prost::Message as _;
 use tokio::{
     sync::{Semaphore, oneshot},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{Bus, BusError, names::Names, wire::Wire};
+
+/// How often an owner says that it works on a request, as a part of the patience of a call.
+const SIGNS: u32 = 3;
+/// What an asker takes in one turn: signs for [`LONGEST`], and the answer.
+const MOST_ANSWERS: usize = 256;
 
 /// No request is worked on for longer than this, whatever its asker says.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -120,8 +129,21 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+fn ask_error(error: BusError) -> AskError {
+    match error {
+        BusError::NoStream(_) => AskError::NoOwner,
+        BusError::Disconnected => AskError::Disconnected,
+        BusError::Denied(_) => AskError::Denied,
+        BusError::TooLarge(_) => AskError::TooLarge,
+        BusError::Closed => AskError::Closed,
+        _ => AskError::Timeout,
+    }
+}
+
 impl Bus {
-    /// Asks the owner of an account; the request's `account` and `timeout_ms` are filled in here.
+    /// Asks the owner of an account; the request's `account`, `timeout_ms` and `signs` are filled in here. An owner that dies or gives
+    /// the account away in the middle falls silent, and whoever owns it then is asked, as long as there is time. Where owners of the
+    /// release before may live, which give no signs, the first one is waited for.
     ///
     /// # Errors
     /// [`AskError`]. An answer of the owner that says no is no error here but an [`OwnerResponse`] with an error in it.
@@ -131,26 +153,50 @@ impl Bus {
         request: OwnerRequest,
         timeout: Duration,
     ) -> Result<OwnerResponse, AskError> {
-        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        let request = OwnerRequest {
+        let subject = self.names().request_subject(account.partition());
+        let deadline = Instant::now() + timeout;
+        let mut request = OwnerRequest {
             account: account.to_string(),
-            timeout_ms,
+            signs: self.write_version().has_signs(),
             ..request
         };
-        let subject = self.names().request_subject(account.partition());
-        let answer = self
-            .wire()
-            .call(&subject, None, request.encode_to_vec().into(), timeout)
-            .await;
-        let answer = answer.map_err(|error| match error {
-            BusError::NoStream(_) => AskError::NoOwner,
-            BusError::Disconnected => AskError::Disconnected,
-            BusError::Denied(_) => AskError::Denied,
-            BusError::TooLarge(_) => AskError::TooLarge,
-            BusError::Closed => AskError::Closed,
-            _ => AskError::Timeout,
-        })?;
-        OwnerResponse::decode(answer.payload).map_err(|_| AskError::Garbled)
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            request.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+            let payload = request.encode_to_vec().into();
+            let silence = request.signs.then(|| self.wire().patience());
+            let turn = self.ask_once(&subject, payload, deadline, silence).await;
+            if let Some(response) = turn? {
+                return Ok(response);
+            }
+        }
+    }
+
+    /// Waits for one owner's answer; `None` after so long a `silence`.
+    async fn ask_once(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        deadline: Instant,
+        silence: Option<Duration>,
+    ) -> Result<Option<OwnerResponse>, AskError> {
+        let wire = self.wire();
+        let answers = wire.call_many(subject, payload, MOST_ANSWERS).await;
+        let mut answers = answers.map_err(ask_error)?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let within = silence.unwrap_or(left).min(left);
+            let answer = match answers.next(within).await {
+                Ok(answer) => answer,
+                Err(BusError::Timeout(_)) if within < left => return Ok(None),
+                Err(error) => return Err(ask_error(error)),
+            };
+            let response = OwnerResponse::decode(answer.payload).map_err(|_| AskError::Garbled)?;
+            // One that is empty is a sign.
+            if response.response.is_some() {
+                return Ok(Some(response));
+            }
+        }
     }
 
     /// Serves requests for partitions, of which there are none at first. The handler's future is dropped when the asker has
@@ -300,6 +346,19 @@ impl Shared {
         }
     }
 
+    /// Says again and again that the request is worked on, if its asker takes that. Never ends.
+    async fn give_signs(&self, message: &Message, signs: bool) -> std::convert::Infallible {
+        if !signs {
+            return std::future::pending().await;
+        }
+        let mut tick = tokio::time::interval(self.wire.patience() / SIGNS);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.answer(message, &OwnerResponse::default()).await;
+        }
+    }
+
     async fn on_request(self: &Arc<Self>, partition: Partition, message: Message) {
         let metrics = self.wire.metrics();
         let received = Instant::now();
@@ -341,6 +400,7 @@ impl Shared {
         };
         let deadline = received + Duration::from_millis(request.timeout_ms.into()).min(LONGEST);
         let this = Arc::clone(self);
+        let signs = request.signs && WriteVersion::NEWEST.has_signs();
         metrics.owner_requests_running.inc();
         tokio::spawn(async move {
             let work = async {
@@ -349,8 +409,11 @@ impl Shared {
                 this.answer(&message, &response).await;
                 Some(())
             };
-            // Past its time nobody waits for the answer.
-            let outcome = tokio::time::timeout_at(deadline, work).await;
+            let outcome = tokio::select! {
+                // Past its time nobody waits for the answer.
+                outcome = tokio::time::timeout_at(deadline, work) => outcome,
+                never = this.give_signs(&message, signs) => match never {},
+            };
             this.wire.metrics().owner_requests_running.dec();
             this.wire
                 .metrics()

@@ -10,7 +10,7 @@
 //! | a kind of schema N | the same; who does not know a kind of event moves on behind it, and refuses a kind of request |
 //! | the write version | only grows, by a person's word; who does not know it does not run |
 //!
-//! What came with schema 2: `Checkpoint.last_arrival_us`, and the request `LoginNow`.
+//! What came with schema 2: `Checkpoint.last_arrival_us`, the request `LoginNow`, and `OwnerRequest.signs`.
 
 use mailbell_proto::bus::v1::{self as bus, owner_request::Request};
 
@@ -21,6 +21,8 @@ pub const NEWEST: u32 = if cfg!(feature = "schema-prev") { 1 } else { 2 };
 pub(crate) const LAST_ARRIVAL: WriteVersion = WriteVersion(2);
 /// The first schema that has [`Request::Login`].
 const LOGIN_NOW: WriteVersion = WriteVersion(2);
+/// The first schema whose owners say that they work on a request.
+const SIGNS: WriteVersion = WriteVersion(2);
 
 /// The newest schema that may be written now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +77,12 @@ impl WriteVersion {
     #[must_use]
     pub fn has_login_now(self) -> bool {
         self >= LOGIN_NOW
+    }
+
+    /// Whether every owner says again and again that it works on a request, if it is asked to.
+    #[must_use]
+    pub fn has_signs(self) -> bool {
+        self >= SIGNS
     }
 }
 

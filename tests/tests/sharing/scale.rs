@@ -61,7 +61,7 @@ async fn one_after_the_other_is_restarted_under_load() {
         scene.crowd.installation.ready().await.unwrap();
     }
     scene.shared_by(&W[..3]).await.unwrap();
-    asked("rolling restart", &scene, requests, 0).await;
+    asked("rolling restart", &scene, requests).await;
     finish("rolling restart", scene, ALONE).await;
 }
 
@@ -79,7 +79,7 @@ async fn one_that_is_asked_to_drain_gives_all_away_while_it_lives() {
     let said = scene.crowd.installation.cli(&undo).await.unwrap();
     said.ok().unwrap();
     scene.shared_by(&W[..3]).await.unwrap();
-    asked("drain", &scene, requests, 0).await;
+    asked("drain", &scene, requests).await;
     finish("drain", scene, ALONE).await;
 }
 

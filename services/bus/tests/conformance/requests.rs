@@ -1,6 +1,14 @@
 //! Requests to the owner of an account.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
 
 use mailbell_bus::{AskError, Bus, OwnerService, Role, ServeOptions, refuse};
 use mailbell_core::ids::{AccountId, Partition};
@@ -103,6 +111,138 @@ async fn nothing_is_waited_for_where_nobody_answers() {
     let mut link = watcher.link();
     soon(link.wait_for(|link| !link.is_up())).await.unwrap();
     soon(owner.disown(&away)).await;
+}
+
+/// What takes longer than [`impatient`] askers wait for a sign.
+const LONG: Duration = Duration::from_secs(5);
+
+/// With short patience: an owner that is silent for so long has gone.
+async fn impatient() -> World {
+    World::start_with(|options| options.timing.ack_timeout = Duration::from_millis(1500)).await
+}
+
+/// Its owner loses NATS, so that the answer never comes, and another one takes the account over.
+#[tokio::test]
+async fn the_next_owner_is_asked_when_one_falls_silent() {
+    let world = impatient().await;
+    let (gateway, two) = (
+        world.bus(Role::Gateway).await,
+        world.bus(Role::Watcher).await,
+    );
+    let (proxy, url) = world.proxy().await;
+    let mut options = world.options(Role::Watcher);
+    options.urls = vec![url];
+    let one = Bus::connect(options).await.unwrap();
+    let began = Arc::new(Notify::new());
+    let begins = Arc::clone(&began);
+    let first = one.serve(ServeOptions::default(), move |_, _| {
+        begins.notify_one();
+        std::future::pending::<OwnerResponse>()
+    });
+    let second = named(&two, "two");
+    gateway.check_meta().await.unwrap();
+    first.own(&[partition(5)]).await.unwrap();
+    let id = account(5, 0);
+    let failing = async {
+        began.notified().await;
+        proxy.set(Mode::Cut);
+        second.own(&[partition(5)]).await.unwrap();
+    };
+    let both = async { tokio::join!(gateway.ask(&id, question(), PATIENCE), failing) };
+    let (answered, ()) = soon(both).await;
+    assert_eq!(code(answered.unwrap()), format!("two {id}"));
+}
+
+#[tokio::test]
+async fn one_that_is_gone_without_a_next_is_told_soon() {
+    let world = impatient().await;
+    let gateway = world.bus(Role::Gateway).await;
+    let (proxy, url) = world.proxy().await;
+    let mut options = world.options(Role::Watcher);
+    options.urls = vec![url];
+    let watcher = Bus::connect(options).await.unwrap();
+    let began = Arc::new(Notify::new());
+    let begins = Arc::clone(&began);
+    let owner = watcher.serve(ServeOptions::default(), move |_, _| {
+        begins.notify_one();
+        std::future::pending::<OwnerResponse>()
+    });
+    gateway.check_meta().await.unwrap();
+    owner.own(&[partition(5)]).await.unwrap();
+    let id = account(5, 0);
+    // Far longer than this test may take.
+    let asking = gateway.ask(&id, question(), Duration::from_secs(250));
+    let failing = async {
+        began.notified().await;
+        proxy.set(Mode::Cut);
+    };
+    let both = async { tokio::join!(asking, failing) };
+    let (answered, ()) = soon(both).await;
+    assert_eq!(answered, Err(AskError::NoOwner));
+}
+
+/// Work that takes longer than the patience of a call is not begun twice.
+#[tokio::test]
+async fn long_work_is_done_once_by_who_gives_signs() {
+    let world = impatient().await;
+    let (gateway, watcher) = (
+        world.bus(Role::Gateway).await,
+        world.bus(Role::Watcher).await,
+    );
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let owner = watcher.serve(ServeOptions::default(), move |_, _| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async {
+            tokio::time::sleep(LONG).await;
+            answer("done")
+        }
+    });
+    gateway.check_meta().await.unwrap();
+    owner.own(&[partition(5)]).await.unwrap();
+    let answered = gateway.ask(&account(5, 0), question(), PATIENCE).await;
+    assert_eq!(code(answered.unwrap()), "done");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+/// An owner of the release before gives no signs. Until an asker knows that the upgrade is finished there may be such, and who is silent
+/// is waited for; then there are none, and who is silent has gone.
+#[tokio::test]
+async fn who_gives_no_signs_is_waited_for_while_there_may_be_owners_of_before() {
+    let world = impatient().await;
+    let gateway = world.bus(Role::Gateway).await;
+    assert!(!gateway.write_version().has_signs());
+    let raw = world.raw("watcher").await;
+    let mut requests = raw.subscribe("mb.main.req.5").await.unwrap();
+    raw.flush().await.unwrap();
+    let id = account(5, 0);
+    let mut next = async |after| {
+        let request = requests.next().await.unwrap();
+        let signs = OwnerRequest::decode(request.payload).unwrap().signs;
+        tokio::time::sleep(after).await;
+        (signs, request.reply.unwrap())
+    };
+    let before = async {
+        let (signs, reply) = next(LONG).await;
+        assert!(!signs);
+        let payload = answer("before").encode_to_vec().into();
+        raw.publish(reply, payload).await.unwrap();
+    };
+    let both = async { tokio::join!(gateway.ask(&id, question(), PATIENCE), before) };
+    let (answered, ()) = soon(both).await;
+    assert_eq!(code(answered.unwrap()), "before");
+    // Nothing was asked in between: the next is another question.
+    gateway.check_meta().await.unwrap();
+    let after = async {
+        let (signs, _) = next(Duration::ZERO).await;
+        assert!(signs);
+        let (_, reply) = next(Duration::ZERO).await;
+        let payload = answer("after").encode_to_vec().into();
+        raw.publish(reply, payload).await.unwrap();
+    };
+    let both = async { tokio::join!(gateway.ask(&id, question(), PATIENCE), after) };
+    let (answered, ()) = soon(both).await;
+    assert_eq!(code(answered.unwrap()), "after");
 }
 
 async fn until_no_owner(asker: &Bus, id: &AccountId) -> AskError {

@@ -2,7 +2,7 @@
 
 use mailbell_bus::{AskError, Bus, BusOptions, Role};
 use mailbell_core::ids::AccountId;
-use mailbell_proto::bus::v1::{OwnerRequest, OwnerResponse};
+use mailbell_proto::bus::v1::{LoginBegun, OwnerRequest, OwnerResponse, owner_response::Response};
 use mailbell_test_servers::{NatsOptions, NatsServer};
 use tokio::time::timeout;
 
@@ -13,6 +13,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 async fn connect(nats: &NatsServer, role: Role) -> Bus {
     let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
     Bus::connect(options).await.unwrap()
+}
+
+fn logged_in() -> OwnerResponse {
+    OwnerResponse {
+        response: Some(Response::Login(LoginBegun::default())),
+    }
 }
 
 /// Asks for as long as this connection is not back.
@@ -44,7 +50,7 @@ async fn who_kept_a_partition_over_an_outage_answers_for_it() {
     let partitions = vec![kept.partition(), lost.partition()];
     let registry = Arc::new(Registry::default());
     registry.serve(partitions.iter().map(|partition| (*partition, 1)));
-    let answer = |_, _| async { OwnerResponse::default() };
+    let answer = |_, _| async { logged_in() };
     let service = Arc::new(bus.serve(ServeOptions::default(), answer));
     nats.kill();
     let mut link = bus.link();
@@ -57,7 +63,7 @@ async fn who_kept_a_partition_over_an_outage_answers_for_it() {
     nats.restart().await.unwrap();
     timeout(LIMIT, owning).await.unwrap().unwrap();
     let answer = timeout(LIMIT, ask(&asker, &kept)).await.unwrap();
-    assert_eq!(answer, Ok(OwnerResponse::default()));
+    assert_eq!(answer, Ok(logged_in()));
     let answer = timeout(LIMIT, ask(&asker, &lost)).await.unwrap();
     assert_eq!(answer, Err(AskError::NoOwner));
 }
