@@ -2,7 +2,7 @@
 //! (who held what when) and on the devices' (what came, once and in order).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,7 @@ use mailbell_test_servers::{Proxy, proxy::Mode};
 use rustix::process::Signal;
 
 use crate::{
+    auditor::alerted,
     crowd::{Crowd, CrowdOptions},
     device::Device,
     installation::{Options, Part, STOP_LIMIT, WatcherOptions},
@@ -25,7 +26,9 @@ pub const SOON: Duration = Duration::from_secs(120);
 pub const HAND_OVER: Duration = Duration::from_secs(20);
 /// The longest that a mailbox may be alone if one of the others is there to take it: the detection takes 12 s, and the rest is for
 /// the take-over on two busy cores.
-pub const ALONE: Duration = Duration::from_secs(60);
+pub const ALONE: Duration = Duration::from_secs(40);
+/// The same where it is handed over: nobody has to find anything out, and what does not end by itself is cut short after 10 s.
+pub const IN_ORDER: Duration = Duration::from_secs(15);
 
 /// What a scene begins with.
 #[derive(Debug, Clone)]
@@ -236,7 +239,7 @@ impl Scene {
     ///
     /// # Errors
     /// When two watchers held a mailbox for too long with no excuse, one was alone for longer than `alone`, or a device lacks
-    /// something, or was told something twice, out of order or wrong.
+    /// something, or was told something twice, out of order or wrong, or of a new message without an alert.
     pub async fn finish(mut self, alone: Duration) -> anyhow::Result<Verdict> {
         let watchers = self.crowd.installation.watchers();
         for watcher in watchers {
@@ -254,6 +257,17 @@ impl Scene {
         judged?;
         let devices: Vec<&Device> = self.devices.iter().collect();
         self.crowd.finish(&devices).await?;
+        for device in devices {
+            let journal = device.journal();
+            let alerted = BTreeSet::from_iter(alerted(&journal.seen));
+            let silent = journal.arrivals();
+            let silent = silent.iter().filter(|number| !alerted.contains(number));
+            ensure!(
+                silent.clone().next().is_none(),
+                "nobody was alerted of {} messages",
+                silent.count()
+            );
+        }
         Ok(verdict)
     }
 }

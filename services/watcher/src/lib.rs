@@ -4,7 +4,8 @@
 //!
 //! * [`Watcher`] (`watcher.rs`; at work: `running.rs`) owns everything that changes hands: it loads the partitions that are its
 //!   own (`acquire.rs`), starts and ends the sessions of their accounts (`accounts.rs`, `reload.rs`), lets claims move on
-//!   (`flush.rs`), says how many it has room for (`room.rs`), and gives partitions away (`handing.rs`).
+//!   (`flush.rs`), says how many it has room for (`room.rs`), and gives partitions away (`handing.rs`). What sessions take for the time
+//!   (`clock.rs`) is the same for all watchers.
 //! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
 //!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
 //! * Requests of other processes (`requests/`) check a login on a connection of their own, or list a folder over the session's.
@@ -12,6 +13,7 @@
 
 mod accounts;
 mod acquire;
+mod clock;
 mod driver;
 mod error;
 mod failure;

@@ -25,6 +25,9 @@ pub const FAILURES: &str = "watcher_failures";
 pub const CONTENT_BYTES: &str = "watcher_content_bytes";
 /// `watcher_sessions_ended_total{reason}`: `handed-over`, `lost`, `removed`, `conflict`, `panicked`.
 pub const ENDED: &str = "watcher_sessions_ended";
+/// `watcher_clock_ahead_seconds`: how far the clock of NATS is ahead of this machine's, where it is so far that mailboxes are watched by
+/// that of NATS; else 0.
+pub const CLOCK_AHEAD: &str = "watcher_clock_ahead_seconds";
 /// `watcher_held_back{code}`: accounts that are not watched, since what is known of them cannot be read.
 pub const HELD_BACK: &str = "watcher_held_back";
 /// `watcher_waiting{reason}`: accounts that wait to connect: for a token of their host (`pace`), for a host that fails for many
@@ -90,6 +93,7 @@ pub struct Metrics {
     ended: Family<Reason, Counter>,
     requests: Family<Request, Counter>,
     checkpoints: Family<Outcome, Counter>,
+    clock_ahead: Gauge,
     held_back: Family<Code, Gauge>,
     waiting: Family<Reason, Gauge>,
     circuits_open: Gauge,
@@ -110,6 +114,7 @@ impl Default for Metrics {
             ended: Family::default(),
             requests: Family::default(),
             checkpoints: Family::default(),
+            clock_ahead: Gauge::default(),
             held_back: Family::default(),
             waiting: Family::default(),
             circuits_open: Gauge::default(),
@@ -162,6 +167,11 @@ impl Metrics {
             CHECKPOINTS,
             "Checkpoints written, by outcome",
             metrics.checkpoints.clone(),
+        );
+        registry.register(
+            CLOCK_AHEAD,
+            "How far the clock of NATS is ahead of this machine's, where it is far",
+            metrics.clock_ahead.clone(),
         );
         registry.register(
             HELD_BACK,
@@ -225,6 +235,10 @@ impl Metrics {
             Health::Starting | Health::Unspecified => "starting",
         };
         self.sessions.get_or_create_owned(&HealthLabel { health })
+    }
+
+    pub(crate) fn clock_ahead(&self, seconds: i64) {
+        self.clock_ahead.set(seconds);
     }
 
     pub(crate) fn held_back(&self, code: &'static str) -> Gauge {

@@ -1,10 +1,7 @@
 //! An account whose session ended by itself: it waits, and says so in its status and the metrics. Devices are not told: what is
 //! appended has to be in a checkpoint, and bound the claim until it is, and that is a session's work.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use mailbell_core::{ids::AccountId, session::Status};
 use mailbell_proto::push::v1::Health;
@@ -15,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    driver::{Context, status_record, wall_us},
+    driver::{Context, status_record},
     failure,
 };
 
@@ -70,7 +67,7 @@ async fn write(context: Arc<Context>, account: AccountId) {
         health: Health::Retrying,
         code: failure.code,
         sentence: failure.sentence,
-        since_us: wall_us(SystemTime::now()),
+        since_us: context.clock.now_us(),
         mode: "",
         last_arrival_us: 0,
     };

@@ -1,9 +1,6 @@
 //! What is known of one account whose session begins alone: it is new, it crashed, or its checkpoint cannot be read.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use mailbell_bus::{BusError, Code, patience};
 use mailbell_core::{
@@ -16,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    driver::{Context, End, finished, status_record, wall_us},
+    driver::{Context, End, finished, status_record},
     failure,
     ledger::Boxed,
     slot::Slot,
@@ -42,7 +39,7 @@ pub(crate) async fn reload(context: &Arc<Context>, slot: &Slot) -> Result<Known,
                     tracing::error!(account = %slot.account, code = failure.code, "an account is held back");
                     held = Some(HeldBack::new(context, failure.code));
                     slot.set_health(Health::ActionNeeded);
-                    let record = status_record(&slot.account, &status(failure));
+                    let record = status_record(&slot.account, &status(context, failure));
                     writing = Some(context.ledger.status(slot.account.clone(), record));
                 }
                 seldom.next(&mut rand::rng())
@@ -116,12 +113,12 @@ fn obstacle(error: &BusError) -> Obstacle {
     }
 }
 
-fn status(failure: Failure) -> Status {
+fn status(context: &Context, failure: Failure) -> Status {
     Status {
         health: Health::ActionNeeded,
         code: failure.code,
         sentence: failure.sentence,
-        since_us: wall_us(SystemTime::now()),
+        since_us: context.clock.now_us(),
         mode: "",
         last_arrival_us: 0,
     }

@@ -1,6 +1,6 @@
 //! A watcher at work: the one owner of everything that changes hands.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use mailbell_bus::{
     OwnerService, ServeOptions, Shards, Share, ShareOptions, patience, patiently,
@@ -22,6 +22,7 @@ use crate::{
     Error, Options,
     accounts::{Accounts, Reread},
     acquire::{Loaded, Loads, Taken, reread},
+    clock::Clock,
     driver::{Context, Dial},
     flush::{Flushed, flush},
     gate::Gate,
@@ -59,6 +60,8 @@ pub(crate) struct Running {
     ledger: BusLedger,
     /// Accounts for which somebody asks to log in now.
     hurried: mpsc::Receiver<AccountId>,
+    /// What keeps the clock right, for as long as this lives.
+    _keeping: JoinSet<Infallible>,
     accounts: Accounts,
     registry: Arc<Registry>,
     shards: Shards,
@@ -102,6 +105,10 @@ impl Running {
             ready,
         } = watcher;
         let logs = patiently(|| bus.logs_that_answer()).await?;
+        let clock = Arc::new(Clock::default());
+        clock.compared(&patiently(|| bus.server_status()).await?, &metrics);
+        let mut keeping = JoinSet::new();
+        keeping.spawn(Arc::clone(&clock).keep(bus.clone(), metrics.clone()));
         if let Some(key) = ring.newest() {
             // Offered to whoever seals a new password.
             let (keys, record) = (bus.sealing_keys(), key.to_record());
@@ -117,6 +124,7 @@ impl Running {
             imap,
             ring,
             gate: Gate::new(options.rates(), metrics.clone()),
+            clock: Arc::clone(&clock),
             limits: options.limits,
             timing: *bus.timing(),
             quiet: options.quiet,
@@ -154,6 +162,7 @@ impl Running {
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             hurried,
+            _keeping: keeping,
             accounts: Accounts::new(Arc::clone(&context), Arc::clone(&registry)),
             context,
             changes,

@@ -220,7 +220,7 @@ async fn all_are_killed_at_once() {
     finish("all killed", scene, ALONE).await;
 }
 
-/// Nobody compares clocks: who is a quarter of an hour ahead or behind is a member as any other.
+/// Who is a quarter of an hour ahead or behind is a member as any other, and mail alerts as ever.
 #[tokio::test]
 async fn clocks_that_differ_by_half_an_hour_change_nothing() {
     let (_nats, mut scene) = scene().await;

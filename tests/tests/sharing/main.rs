@@ -27,7 +27,7 @@ use mailbell_tests::{
     installation::{Installation, Part},
     process::LOOK_EVERY,
     requests::{Asked, Requests},
-    sharing::{SOON, Scene, SceneOptions},
+    sharing::{IN_ORDER, SOON, Scene, SceneOptions},
 };
 use serde_json::Value;
 
@@ -70,6 +70,13 @@ async fn scene() -> (NatsServer, Scene) {
 async fn finish(name: &str, scene: Scene, alone: Duration) {
     let verdict = scene.finish(alone).await.unwrap();
     println!("{name}: {verdict}");
+}
+
+/// All was handed over in order: nothing was watched twice, not for a moment.
+async fn finish_in_order(name: &str, scene: Scene) {
+    let verdict = scene.finish(IN_ORDER).await.unwrap();
+    println!("{name}: {verdict}");
+    assert!(verdict.overlaps.is_empty(), "{verdict}");
 }
 
 /// Ends what clients ask of the owners all the while. Each answer was right, and nobody had to wait for its own deadline. There are some

@@ -1,15 +1,13 @@
 //! Watchers that come and go in order.
 
-use std::time::Duration;
-
 use mailbell_tests::{
     process::until,
-    sharing::{ALONE, SOON, Scene, SceneOptions},
+    sharing::{SOON, Scene, SceneOptions},
 };
 
 use serde_json::json;
 
-use super::{W, asked, board, finish, nats_server, row, scene};
+use super::{W, asked, board, finish, finish_in_order, nats_server, row, scene};
 
 #[tokio::test]
 async fn from_one_to_four_and_back_to_two() {
@@ -30,7 +28,7 @@ async fn from_one_to_four_and_back_to_two() {
         scene.crowd.installation.terminate(watcher).await.unwrap();
     }
     scene.shared_by(&[W[0], W[2]]).await.unwrap();
-    finish("scale 1, 4, 2", scene, ALONE).await;
+    finish_in_order("scale 1, 4, 2", scene).await;
 }
 
 /// A mail host lets few in a second: a new watcher gets its share no faster than these, so that no account waits long for its turn. If
@@ -47,7 +45,7 @@ async fn where_logins_are_few_accounts_move_as_they_can_log_in() {
     let mut scene = Scene::start(options).await.unwrap();
     scene.crowd.add_watcher().await.unwrap();
     scene.shared_by(&W[..3]).await.unwrap();
-    finish("few logins", scene, Duration::from_secs(15)).await;
+    finish_in_order("few logins", scene).await;
 }
 
 /// Clients ask the owners all the while: whatever they are answered is right, or says "try again".
@@ -62,7 +60,7 @@ async fn one_after_the_other_is_restarted_under_load() {
     }
     scene.shared_by(&W[..3]).await.unwrap();
     asked("rolling restart", &scene, requests).await;
-    finish("rolling restart", scene, ALONE).await;
+    finish_in_order("rolling restart", scene).await;
 }
 
 #[tokio::test]
@@ -80,7 +78,7 @@ async fn one_that_is_asked_to_drain_gives_all_away_while_it_lives() {
     said.ok().unwrap();
     scene.shared_by(&W[..3]).await.unwrap();
     asked("drain", &scene, requests).await;
-    finish("drain", scene, ALONE).await;
+    finish_in_order("drain", scene).await;
 }
 
 /// One is twice as large as another, and the third wants few.

@@ -1,6 +1,9 @@
 //! What all sessions of a watcher share, and what one is about.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use mailbell_core::{
     ids::OwnerEpoch,
@@ -12,7 +15,7 @@ use mailbell_proto::bus::v1::AccountRecord;
 use tokio::time::Instant;
 
 use super::Connect;
-use crate::{gate::Gate, ledger::Ledger, metrics::Metrics, slot::Slot};
+use crate::{clock::Clock, gate::Gate, ledger::Ledger, metrics::Metrics, slot::Slot};
 
 /// What all sessions of a watcher share.
 pub(crate) struct Context {
@@ -21,6 +24,7 @@ pub(crate) struct Context {
     pub(crate) imap: mailbell_imap::Settings,
     pub(crate) ring: KeyRing,
     pub(crate) gate: Gate,
+    pub(crate) clock: Arc<Clock>,
     pub(crate) limits: Limits,
     pub(crate) timing: Timing,
     pub(crate) quiet: Duration,
@@ -38,16 +42,9 @@ impl Context {
     pub(crate) fn now(&self) -> Now {
         Now {
             mono: self.started.elapsed(),
-            wall_us: wall_us(SystemTime::now()),
+            wall_us: self.clock.now_us(),
         }
     }
-}
-
-pub(crate) fn wall_us(time: SystemTime) -> i64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_micros()).ok())
-        .unwrap_or_default()
 }
 
 pub(super) fn time_of(us: i64) -> SystemTime {

@@ -3,6 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
+    sync::Arc,
     task::Poll,
     time::{Duration, SystemTime},
 };
@@ -19,8 +20,9 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::context::wall_us;
+use super::context::{Context, time_of};
 use crate::{
+    clock::Clock,
     failure,
     ledger::Boxed,
     message::convert,
@@ -160,12 +162,13 @@ impl Mail {
     }
 
     /// Begins to park the free connection; whether there is one.
-    pub(super) fn park(&mut self, op: Op, idle: bool, until: Instant, quiet: Duration) -> bool {
+    pub(super) fn park(&mut self, op: Op, idle: bool, until: Instant, context: &Context) -> bool {
         let (wake, interrupt) = oneshot::channel();
         let park = Park {
             idle,
             until,
-            quiet,
+            quiet: context.quiet,
+            clock: Arc::clone(&context.clock),
             interrupt,
         };
         self.interrupt = Some(wake);
@@ -217,6 +220,7 @@ pub(super) struct Park {
     idle: bool,
     until: Instant,
     quiet: Duration,
+    clock: Arc<Clock>,
     interrupt: oneshot::Receiver<()>,
 }
 
@@ -255,11 +259,11 @@ async fn wait(parked: Parked, mut park: Park) -> Done {
             let ago = connection
                 .noticed_at()
                 .map_or(Duration::ZERO, |at| at.elapsed());
-            let noticed = SystemTime::now().checked_sub(ago);
+            let ago_us = i64::try_from(ago.as_micros()).unwrap_or(i64::MAX);
             // The session knows now. It may have to wait with the look, while NATS is away; the connection then waits too.
             connection.acknowledge();
             Wake::Changed {
-                noticed_us: wall_us(noticed.unwrap_or_else(SystemTime::now)),
+                noticed_us: park.clock.now_us().saturating_sub(ago_us),
             }
         }
         imap::Wake::Quiet => return Done::Again { connection, park },
@@ -315,11 +319,15 @@ pub(super) async fn look(
     }
 }
 
-pub(super) async fn fetch(mut connection: Box<Connection>, uids: Vec<u32>) -> Done {
-    let began = SystemTime::now();
+pub(super) async fn fetch(
+    mut connection: Box<Connection>,
+    uids: Vec<u32>,
+    clock: Arc<Clock>,
+) -> Done {
+    let began = time_of(clock.now_us());
     match connection.fetch(&uids).await {
         Ok(messages) => {
-            let now_ms = wall_us(SystemTime::now()) / 1000;
+            let now_ms = clock.now_us() / 1000;
             Done::Fetched {
                 connection,
                 messages: messages

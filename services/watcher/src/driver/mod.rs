@@ -10,7 +10,7 @@ mod status;
 mod store;
 mod traces;
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::SystemTime};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use mailbell_bus::Link;
 use mailbell_core::{
@@ -34,7 +34,7 @@ use self::{
     store::{Stored, Unsure},
     traces::Traces,
 };
-pub(crate) use context::{Context, wall_us};
+pub(crate) use context::Context;
 pub(crate) use login::connect;
 pub(crate) use mail::{Connect, Dial};
 pub(crate) use status::record as status_record;
@@ -213,12 +213,14 @@ impl Driver {
             }
             Effect::Fetch { op, uids } => {
                 self.context.metrics.milestone("detected", uids.len());
-                return self
-                    .with_connection(op, |connection, _| Box::pin(mail::fetch(connection, uids)));
+                return self.with_connection(op, |connection, context| {
+                    let clock = Arc::clone(&context.clock);
+                    Box::pin(mail::fetch(connection, uids, clock))
+                });
             }
             Effect::Park { op, idle, most } => {
                 let until = Instant::now() + most;
-                if !self.mail.park(op, idle, until, self.context.quiet) {
+                if !self.mail.park(op, idle, until, &self.context) {
                     return Some(failed(op, failure::no_connection()));
                 }
             }
@@ -253,7 +255,7 @@ impl Driver {
                 if retry {
                     self.context.metrics.milestone("retried", 1);
                 }
-                let sent_us = wall_us(SystemTime::now());
+                let sent_us = self.context.clock.now_us();
                 let append = self.context.ledger.append(event);
                 self.log = Some(Box::pin(async move {
                     let (event, outcome) = append.await;
@@ -517,7 +519,7 @@ impl Driver {
         if !matches!(event.fact, Fact::Arrived { .. }) {
             return;
         }
-        let now_us = wall_us(SystemTime::now());
+        let now_us = self.context.clock.now_us();
         self.active_us = event.detected_us;
         let metrics = &self.context.metrics;
         metrics.milestone("appended", 1);

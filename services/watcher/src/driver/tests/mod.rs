@@ -91,6 +91,7 @@ pub(crate) fn context(server: &Server, logs: Logs) -> Arc<Context> {
         imap,
         ring,
         gate: Gate::new(RATES, Metrics::default()),
+        clock: Arc::default(),
         limits: Limits::default(),
         timing: Timing::default(),
         quiet: Duration::from_secs(480),
