@@ -1,7 +1,10 @@
 //! `ListMessages` through the owner of an account.
 
+use std::{sync::Mutex, time::Duration};
+
 use mailbell_bus::AskError;
 use mailbell_core::cursor::Cursor;
+use mailbell_gateway::Options;
 use mailbell_proto::{
     bus::v1::{
         ListPage, OwnerError, OwnerRequest, OwnerResponse, PageResult,
@@ -12,9 +15,10 @@ use mailbell_proto::{
         list_messages_request::Range,
     },
 };
+use tokio::{sync::mpsc, time::timeout};
 use tonic::{Code, Status};
 
-use crate::support::{World, account, arrival, bearer};
+use crate::support::{World, account, arrival, bearer, options};
 
 fn list_page(request: OwnerRequest) -> ListPage {
     match request.request {
@@ -195,6 +199,38 @@ async fn an_owner_that_cannot_answer_is_unavailable() {
     assert_eq!(refused(&world, missing).await, Code::NotFound);
     world.source.answer(|_, _| Ok(OwnerResponse::default()));
     assert_eq!(refused(&world, request()).await, Code::Unavailable);
+}
+
+/// A listing holds what its owner answers. As many as there are places are worked on at once, and the others are told to come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_finds_no_place_for_a_listing_is_told_to_come_again() {
+    let world = World::with(Options {
+        listings: 1,
+        ..options()
+    })
+    .await;
+    let (begins, mut begun) = mpsc::channel(1);
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let goes_on = Mutex::new(goes_on);
+    world.source.answer(move |_, request| {
+        let _ = begins.try_send(());
+        // Ends with its sender.
+        let _ = tokio::task::block_in_place(|| goes_on.lock().unwrap().recv());
+        answered(Answer::Page(newest(&list_page(request))))
+    });
+    let refused_meanwhile = async {
+        begun.recv().await.unwrap();
+        let second = timeout(Duration::from_secs(10), list(&world, request())).await;
+        drop::<std::sync::mpsc::Sender<()>>(go_on);
+        let second = second.unwrap().unwrap_err();
+        assert_eq!(
+            (second.code(), second.message()),
+            (Code::Unavailable, "too many listings at once")
+        );
+    };
+    let (first, ()) = tokio::join!(list(&world, request()), refused_meanwhile);
+    assert_eq!(first.unwrap().messages.len(), 3);
+    assert!(list(&world, request()).await.is_ok());
 }
 
 #[tokio::test]
