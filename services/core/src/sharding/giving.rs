@@ -25,6 +25,8 @@ pub(super) struct Receivers {
     parts: f64,
     /// Those that have it.
     givers: u32,
+    /// Those of them that drain or leave.
+    draining: u32,
 }
 
 /// One member that lives.
@@ -33,6 +35,7 @@ struct Side {
     wanted: u32,
     receives: bool,
     gives: bool,
+    drains: bool,
 }
 
 impl Receivers {
@@ -44,7 +47,13 @@ impl Receivers {
     ) -> Self {
         let mut members: BTreeMap<&str, (&str, Side)> = observer
             .live()
-            .map(|member| (&*member.id, (&*member.egress, Side::default())))
+            .map(|member| {
+                let side = Side {
+                    drains: member.draining,
+                    ..Side::default()
+                };
+                (&*member.id, (&*member.egress, side))
+            })
             .collect();
         for partition in partitions.iter().copied() {
             let Some(wanted) = assignment.owner(partition) else {
@@ -69,6 +78,7 @@ impl Receivers {
         let mut receivers = Self::default();
         for (egress, side) in members.values() {
             receivers.givers += u32::from(side.gives);
+            receivers.draining += u32::from(side.gives && side.drains);
             if side.receives {
                 receivers.receivers += 1;
                 let of = together.get(egress).copied().unwrap_or_default();
@@ -81,6 +91,19 @@ impl Receivers {
     /// Of `logins` a second that one address may do, those of the receivers.
     fn theirs(self, logins: f64) -> f64 {
         logins * self.parts
+    }
+
+    /// Of `logins` a second that one address may do, those that one giver may cause, which does no more than `usual` itself. Who drains
+    /// goes first: the others, which move partitions for balance alone, share what those that drain leave.
+    fn of_one(self, logins: f64, usual: f64, drains: bool) -> f64 {
+        let all = self.theirs(logins);
+        let draining = f64::from(self.draining);
+        if drains {
+            // Its own record may be late.
+            return all / draining.max(1.0);
+        }
+        let others = self.givers.saturating_sub(self.draining);
+        (all - usual * draining).max(0.0) / f64::from(others.max(1))
     }
 }
 
@@ -97,6 +120,8 @@ pub(super) struct Giving {
     filled: Duration,
     /// What came last a second: the buckets hold no more.
     rates: (f64, f64),
+    /// Its partitions go before those of members that do not drain.
+    draining: bool,
     /// Since it leaves: what has to go a second.
     leaving: Option<f64>,
 }
@@ -111,12 +136,17 @@ impl Giving {
             accounts: usual,
             filled: Duration::ZERO,
             rates: (usual, usual),
+            draining: false,
             leaving: None,
         }
     }
 
     pub(super) fn set_logins(&mut self, logins: f64) {
         self.logins = Some(logins).filter(|logins| logins.is_finite() && *logins >= 0.0);
+    }
+
+    pub(super) fn drain(&mut self, draining: bool) {
+        self.draining = draining;
     }
 
     /// It has to give `owned` accounts and partitions away, and does so within half of the time that it has, whatever others can do.
@@ -152,7 +182,7 @@ impl Giving {
         self.rates = match (self.leaving, self.logins) {
             (Some(rate), _) => (rate, rate),
             (None, Some(logins)) if receivers.receivers > 0 => {
-                let ours = receivers.theirs(logins) / f64::from(receivers.givers.max(1));
+                let ours = receivers.of_one(logins, usual, self.draining);
                 (usual, ours.max(LEAST_RATE).min(usual))
             }
             (None, _) => (usual, usual),

@@ -163,7 +163,10 @@ impl Observer {
         if let Some(seen) = self.seen.get(member)
             && seen.record.incarnation == incarnation
         {
-            return self.is_gone(seen);
+            // Who says that it is stalled may have recovered while we were stopped: a question from before proves nothing.
+            let fresh = self.read_at >= self.steady_since;
+            let told = seen.record.left || seen.record.stalled && fresh;
+            return told || self.still(seen.changed) >= self.dead;
         }
         let holder = (member.to_owned(), incarnation.to_owned());
         let Some(missed) = self.missed.get(&holder) else {
@@ -300,6 +303,30 @@ mod tests {
         observer.renewed(S * 69);
         observer.read(S * 69, S * 69, [(member("b", "1"), 7)]);
         assert!(!observer.is_dead("b", "1", S * 69));
+    }
+
+    #[test]
+    fn what_a_member_said_before_one_was_stopped_is_asked_anew() {
+        let stalled = || Member {
+            stalled: true,
+            ..member("b", "1")
+        };
+        let mut observer = watched(9);
+        // Continued after a minute, in which it may have recovered: the answer is to a question from before.
+        observer.read(S * 9, S * 69, [(stalled(), 8)]);
+        observer.renewed(S * 69);
+        assert!(!observer.is_dead("b", "1", S * 69));
+        assert_eq!(observer.live().count(), 0, "it is given nothing");
+        observer.read(S * 69, S * 70, [(stalled(), 8)]);
+        assert!(observer.is_dead("b", "1", S * 70));
+        // Who has left does not come back.
+        let left = Member {
+            left: true,
+            ..member("b", "1")
+        };
+        observer.read(S * 70, S * 120, [(left, 9)]);
+        observer.renewed(S * 120);
+        assert!(observer.is_dead("b", "1", S * 120));
     }
 
     #[test]

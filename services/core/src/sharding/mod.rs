@@ -274,6 +274,7 @@ impl Sharding {
             Input::Drain(draining) => {
                 // One that ends is not asked back.
                 self.draining = draining || self.leaving;
+                self.giving.drain(self.draining);
                 self.assign();
                 Vec::new()
             }

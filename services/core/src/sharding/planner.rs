@@ -189,14 +189,13 @@ pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
                     let known = observer
                         .member(member)
                         .is_some_and(|known| known.incarnation == incarnation);
-                    wait(
-                        &mut plan,
-                        if known {
-                            Waiting::HandOver
-                        } else {
-                            Waiting::Detection
-                        },
-                    );
+                    let why = match wanted {
+                        _ if !known => Waiting::Detection,
+                        Some(_) => Waiting::HandOver,
+                        // It keeps what nobody has room for.
+                        None => Waiting::NoRoom,
+                    };
+                    wait(&mut plan, why);
                 }
             }
             Standing::Ours => {

@@ -133,7 +133,7 @@ enum Progress {
     Left {
         owned: u32,
         accounts: u64,
-        /// Nobody else has room, or there is nobody else.
+        /// Nobody else has room for any of them, or there is nobody else.
         stuck: bool,
     },
 }
@@ -147,6 +147,7 @@ fn progress(board: &GetShardsResponse, member: &MemberId, incarnation: &str) -> 
     let Some(row) = found else {
         return Progress::Done("has ended, or was started anew");
     };
+    let waits = |why| board.waiting.iter().any(|wait| wait.reason() == why);
     match row.state() {
         MemberState::Left => Progress::Done("has given everything away, and has ended"),
         MemberState::Dead | MemberState::Stalled => {
@@ -156,10 +157,8 @@ fn progress(board: &GetShardsResponse, member: &MemberId, incarnation: &str) -> 
         _ => Progress::Left {
             owned: row.owned,
             accounts: row.accounts,
-            stuck: board
-                .waiting
-                .iter()
-                .any(|wait| wait.reason() == WaitReason::NoRoom),
+            // It should own nothing, so what it has waits for one or the other; what waits for room alone may be others'.
+            stuck: waits(WaitReason::NoRoom) && !waits(WaitReason::HandOver),
         },
     }
 }
@@ -190,11 +189,17 @@ mod tests {
             stuck,
         };
         assert_eq!(progress(&board, &member, "1"), left(false));
-        board.waiting.push(ShardWait {
-            reason: WaitReason::NoRoom.into(),
-            ..ShardWait::default()
-        });
-        assert_eq!(progress(&board, &member, "1"), left(true));
+        for (why, stuck) in [
+            (WaitReason::NoRoom, true),
+            // Others are without room; what it has goes on.
+            (WaitReason::HandOver, false),
+        ] {
+            board.waiting.push(ShardWait {
+                reason: why.into(),
+                ..ShardWait::default()
+            });
+            assert_eq!(progress(&board, &member, "1"), left(stuck));
+        }
         assert!(matches!(progress(&board, &member, "2"), Progress::Done(_)));
         for state in [MemberState::Left, MemberState::Dead] {
             board.members[0].state = state.into();

@@ -13,6 +13,7 @@ const FOURTH: Receivers = Receivers {
     receivers: 1,
     parts: 0.25,
     givers: 3,
+    draining: 0,
 };
 
 /// How many accounts go in so many seconds, in partitions of `size`.
@@ -54,6 +55,38 @@ fn no_more_is_given_than_can_log_in() {
 }
 
 #[test]
+fn who_drains_goes_first() {
+    // Of the 12.5 logins a second none are left for two that give for balance alone.
+    let drained = Receivers {
+        draining: 1,
+        ..FOURTH
+    };
+    let a_minute = |drains, to| {
+        let mut giving = with_logins(50.0);
+        giving.drain(drains);
+        given(&mut giving, 0..60, 3, to)
+    };
+    let first = a_minute(true, drained);
+    assert!((735..=770).contains(&first), "{first}");
+    // They never come to a stand.
+    let others = a_minute(false, drained);
+    assert!((30..=45).contains(&others), "{others}");
+    // Two that drain share it.
+    let two = a_minute(
+        true,
+        Receivers {
+            draining: 2,
+            ..FOURTH
+        },
+    );
+    assert!((367..=385).contains(&two), "{two}");
+    // Where more may log in than one that drains can give, nobody waits for it.
+    let mut plenty = with_logins(1e5);
+    let seconds = given(&mut plenty, 0..10, 9, drained);
+    assert!((9_000..=10_000).contains(&seconds), "{seconds}");
+}
+
+#[test]
 fn it_never_comes_to_a_stand() {
     let mut giving = with_logins(0.0);
     let ten_minutes = given(&mut giving, 0..600, 3, FOURTH);
@@ -78,6 +111,7 @@ fn a_backlog_is_what_takes_longer_than_a_few_seconds() {
         receivers: 2,
         parts: 0.5,
         givers: 2,
+        draining: 0,
     };
     assert_eq!(giving.pace(two).soon, 62);
     let small = Receivers {

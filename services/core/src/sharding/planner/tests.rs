@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ids::OwnerEpoch,
-    sharding::{Config, Effect, Input, Sharding, WEIGHT, Written},
+    sharding::{Config, Effect, Input, Sharding, Written},
 };
 use mailbell_proto::bus::v1::Claim;
 
@@ -45,12 +45,22 @@ fn rounds() -> u32 {
     renewals(timing.member_dead.max(timing.take_back)) + 2 + turns
 }
 
+/// How much a member takes.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    weight: u32,
+    /// At most so many of all partitions; 0: any number.
+    most: u32,
+}
+
 /// What happens to a member.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Nothing,
     /// It starts under its name, if nothing runs under it.
-    Start(usize),
+    Start(usize, Size),
+    /// It has room for so many from now on.
+    Limit(usize, u32),
     Kill(usize),
     /// It is cut off from the bucket, or no longer.
     Cut(usize, bool),
@@ -93,11 +103,25 @@ struct Step {
     views: [View; NAMES.len()],
 }
 
+/// Hard caps, of which those of four often do not suffice.
+fn limits() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        2 => Just(0),
+        2 => 1..300_u32,
+        1 => 300..=1024_u32,
+    ]
+}
+
+fn sizes() -> impl Strategy<Value = Size> {
+    (1..=10_u32, limits()).prop_map(|(weight, most)| Size { weight, most })
+}
+
 fn events() -> impl Strategy<Value = Event> {
     let who = || 0..NAMES.len();
     prop_oneof![
         8 => Just(Event::Nothing),
-        3 => who().prop_map(Event::Start),
+        3 => (who(), sizes()).prop_map(|(who, size)| Event::Start(who, size)),
+        1 => (who(), limits()).prop_map(|(who, most)| Event::Limit(who, most)),
         2 => who().prop_map(Event::Kill),
         4 => (who(), any::<bool>()).prop_map(|(who, cut)| Event::Cut(who, cut)),
         2 => (who(), any::<bool>()).prop_map(|(who, drain)| Event::Drain(who, drain)),
@@ -145,6 +169,8 @@ struct World {
     started: u32,
     /// Writes on their way that nobody waits for.
     late: Vec<(Partition, Claim, u64)>,
+    /// Nobody comes or goes since then.
+    healed: Duration,
     /// How often a partition was loaded since this was cleared.
     moves: BTreeMap<Partition, u32>,
 }
@@ -153,8 +179,19 @@ fn shared() -> Vec<Partition> {
     Partition::all().take(SHARED.into()).collect()
 }
 
+/// What of a record others plan by.
+fn how(member: &Member) -> (String, u32, u32, bool) {
+    let incarnation = member.incarnation.clone();
+    (
+        incarnation,
+        member.weight,
+        member.most_partitions,
+        member.draining,
+    )
+}
+
 impl World {
-    fn start(&mut self, who: usize) {
+    fn start(&mut self, who: usize, size: Size) {
         if self.processes.contains_key(&who) {
             return;
         }
@@ -166,7 +203,8 @@ impl World {
         let record = Member {
             id: NAMES[who].to_owned(),
             incarnation,
-            weight: WEIGHT,
+            weight: size.weight,
+            most_partitions: size.most,
             ..Member::default()
         };
         let process = Process {
@@ -206,7 +244,12 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Nothing => {}
-            Event::Start(who) => self.start(who),
+            Event::Start(who, size) => self.start(who, size),
+            Event::Limit(who, most) => {
+                if let Some(process) = self.processes.get_mut(&who) {
+                    process.record.most_partitions = most;
+                }
+            }
             Event::Kill(who) => {
                 self.processes.remove(&who);
             }
@@ -415,12 +458,40 @@ impl World {
         }
     }
 
+    /// Whether a member may judge, and has read of all who run, and how, and what those that died have written last. Until then its plan is
+    /// of what was, and looks like rest by chance: one that died as soon as it had started will yet be taken for alive.
+    fn knows_all(&self, process: &Process) -> bool {
+        let observer = process.sharding.observer();
+        let runs = self.processes.values().map(|process| {
+            how(&Member {
+                draining: process.sharding.is_draining(),
+                ..process.record.clone()
+            })
+        });
+        observer.is_steady(self.now)
+            && observer.has_read_since(self.healed + STEP)
+            && observer.live().map(how).eq(runs)
+    }
+
     /// What keeps the members from being at rest.
     fn unrest(&self) -> Option<String> {
         for (who, process) in &self.processes {
+            if !self.knows_all(process) {
+                return Some(format!("{who} knows {:?}", process.sharding.observer()));
+            }
             let plan = process.sharding.last_plan();
-            if *plan != Plan::default() {
-                return Some(format!("{who} plans {plan:?}"));
+            let assignment = process.sharding.assignment();
+            let mut rest = Plan::default();
+            // What is beyond all caps waits for room, and for nothing else.
+            let beyond = |partition: &Partition| assignment.owner(*partition).is_none();
+            let beyond = shared().into_iter().filter(beyond).count();
+            if beyond > 0 {
+                rest.waiting.insert(Waiting::NoRoom, beyond);
+            }
+            if *plan != rest {
+                return Some(format!(
+                    "{who} plans {plan:?}, {beyond} are beyond all caps"
+                ));
             }
             let (serving, loading, giving) = process.sharding.stages();
             if (loading, giving) != (0, 0) {
@@ -429,7 +500,10 @@ impl World {
                 ));
             }
             for partition in shared() {
-                let wanted = process.sharding.assignment().owner(partition);
+                // Beyond all caps it stays whose it is.
+                let Some(wanted) = assignment.owner(partition) else {
+                    continue;
+                };
                 let held = self.claims.get(&partition).map(|(_, claim)| claim);
                 // Who does not know of it yet, or is dead, has not got it.
                 let runs = |claim: &&Claim| {
@@ -440,8 +514,8 @@ impl World {
                 };
                 let held = held.filter(|claim| !claim.released).filter(runs);
                 let held = held.map(|claim| claim.member.as_str());
-                if held.is_none() || held != wanted {
-                    return Some(format!("{partition} is {held:?}'s, {who} wants {wanted:?}"));
+                if held != Some(wanted) {
+                    return Some(format!("{partition} is {held:?}'s, {who} wants {wanted}"));
                 }
             }
         }
@@ -451,7 +525,7 @@ impl World {
     /// All are well from now on, and somebody takes partitions.
     fn heal(&mut self) {
         if self.processes.is_empty() {
-            self.start(0);
+            self.start(0, Size { weight: 1, most: 0 });
         }
         let there: Vec<usize> = self.processes.keys().copied().collect();
         for who in &there {
@@ -465,6 +539,7 @@ impl World {
             self.happen(Event::Drain(there[0], false));
         }
         self.moves.clear();
+        self.healed = self.now;
     }
 
     fn round(&mut self) {
@@ -486,11 +561,13 @@ proptest! {
 
     #[test]
     fn partitions_come_to_rest_whatever_each_member_sees(
-        chaos in steps(80), calm in proptest::collection::vec(views(), 0..20)
+        first in proptest::array::uniform3(sizes()),
+        chaos in steps(80),
+        calm in proptest::collection::vec(views(), 0..20),
     ) {
         let mut world = World::default();
-        for who in 0..3 {
-            world.start(who);
+        for (who, size) in first.into_iter().enumerate() {
+            world.start(who, size);
         }
         for step in chaos {
             world.step(step);

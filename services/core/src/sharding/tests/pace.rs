@@ -256,6 +256,42 @@ fn where_logins_are_few_all_comes_to_rest() {
     world.assert_settled();
 }
 
+/// One drains while another comes: what two give to the newcomer for balance waits for what has to go, and that is no faster than logins.
+#[test]
+fn who_drains_gives_before_those_that_move_for_balance() {
+    let mut world = World::new();
+    for id in ["a", "b", "c"] {
+        world.start(id, "1");
+    }
+    world.run(40);
+    world.start("d", "1");
+    for process in world.processes.values_mut() {
+        process.sharding.set_logins(50.0);
+    }
+    let both = ["a", "b"].map(|id| world.processes[id].serving.clone());
+    let (began, of_c) = (world.now, world.count("c"));
+    world.give("c", Input::Drain(true));
+    while world.count("c") > 0 && world.now < began + 200 * S {
+        world.step();
+    }
+    // Three accounts in each, and the first second may have twice as many.
+    let least = S * u32::try_from(of_c * 3 / 50).unwrap();
+    let lasted = world.now - began;
+    assert!(
+        (least - 2 * S..least + 8 * S).contains(&lasted),
+        "{lasted:?}"
+    );
+    let given = ["a", "b"].iter().zip(&both).map(|(id, before)| {
+        let now = &world.processes[*id].serving;
+        before.keys().filter(|one| !now.contains_key(one)).count()
+    });
+    let given: usize = given.sum();
+    assert!(given <= 12, "{given} went for balance");
+    // Then it is their turn.
+    world.run(40);
+    world.assert_settled();
+}
+
 /// Members on one address have one budget between them, whatever changes hands.
 #[test]
 fn a_budget_is_one_for_all_on_an_address() {
