@@ -8,11 +8,17 @@
 
 use std::time::{Duration, Instant};
 
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_bus::{Bus, BusOptions, Role};
+use mailbell_proto::bus::v1::{
+    LoginNow, OwnerRequest, owner_request::Request, owner_response::Response,
+};
+use mailbell_test_servers::{NatsOptions, NatsServer, synthetic::LoginAnswer};
 use mailbell_tests::{
     crowd::{Crowd, CrowdOptions},
     device::Device,
+    http,
     installation::{Installation, Options, Part},
+    leaks::PASSWORD,
     process::{Release, until},
 };
 
@@ -35,6 +41,15 @@ struct World {
 impl World {
     /// Both watchers, gateway and admin of the release before, and a device that is told of everything.
     async fn before(nats: &NatsServer) -> Self {
+        let mut world = Self::small(nats).await;
+        let crowd = &mut world.crowd;
+        assert_eq!(crowd.add_watcher().await.unwrap(), WATCHERS[1]);
+        crowd.installation.ready().await.unwrap();
+        world
+    }
+
+    /// The same with one watcher.
+    async fn small(nats: &NatsServer) -> Self {
         let mut crowd = Crowd::start(CrowdOptions {
             users: USERS,
             watchers: 1,
@@ -47,9 +62,7 @@ impl World {
         })
         .await
         .unwrap();
-        assert_eq!(crowd.add_watcher().await.unwrap(), WATCHERS[1]);
-        let ready = crowd.installation.ready().await;
-        ready.and(crowd.watched(SOON).await).unwrap();
+        crowd.watched(SOON).await.unwrap();
         let device = crowd.device_of_all().await.unwrap();
         Self { crowd, device }
     }
@@ -93,6 +106,24 @@ impl World {
         self.crowd.watched(SOON).await.unwrap();
         let verdict = self.crowd.verdict(begin..Instant::now(), &[]);
         assert!(verdict.overlaps.is_empty(), "{part}: {verdict}");
+    }
+
+    /// Ends one process and starts it as of this release.
+    async fn restart(&mut self, part: Part, release: Release) {
+        let installation = &mut self.crowd.installation;
+        installation.terminate(part).await.unwrap();
+        installation.options().release = release;
+        installation.launch(part).unwrap();
+        installation.ready().await.unwrap();
+    }
+
+    /// Gives the first account a password, which is the one that it has.
+    async fn new_password(&self) {
+        let installation = &self.crowd.installation;
+        let file = installation.password_file("new", PASSWORD).unwrap();
+        let file = file.display().to_string();
+        self.account(&["update", "--no-check", "--password-file", &file])
+            .await;
     }
 
     /// A release that is too old says so and ends.
@@ -174,6 +205,87 @@ async fn an_upgrade_with_a_way_back_until_it_is_finished() {
     world.crowd.watched(SOON).await.unwrap();
     let World { crowd, device } = world;
     crowd.finish(&[&device]).await.unwrap();
+}
+
+/// How many requests of a kind the watcher has answered.
+async fn requests(crowd: &Crowd, kind: &str) -> u64 {
+    let watcher = crowd.installation.page_of(WATCHERS[0], "/metrics").await;
+    let label = format!("kind=\"{kind}\"");
+    let name = "mailbell_watcher_requests_total";
+    let count = http::metric(&watcher.unwrap().body, name, &[&label]);
+    // They are whole numbers.
+    count.unwrap_or_default() as u64
+}
+
+/// The mail server refuses the first user once, and the account waits: for a quarter of an hour, unless somebody is faster.
+async fn waits_after_a_refusal(world: &World) {
+    let server = &world.crowd.server;
+    server.conduct(|conduct| {
+        conduct.login_of.insert(0, LoginAnswer::WrongPassword);
+    });
+    server.cut(|session| session.user == Some(0));
+    until(SOON, "its login to be refused", || async {
+        let shown = world.account(&["show"]).await;
+        let state = shown.get("state").and_then(|state| state.get("health"));
+        state.is_some_and(|health| health == "action-needed")
+    })
+    .await
+    .unwrap();
+    server.conduct(|conduct| conduct.login_of.clear());
+}
+
+/// A person asks whether the login works again. An owner of the release before, which knows no request to log in at once, is not asked
+/// to; if it is all the same, it says no and goes on.
+#[tokio::test]
+async fn only_owners_that_know_it_are_asked_to_log_in_at_once() {
+    let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
+    let mut world = World::small(&nats).await;
+    world.restart(Part::Admin, Release::This).await;
+    waits_after_a_refusal(&world).await;
+    let check = world.account(&["check"]).await;
+    assert_eq!(check.get("ok"), Some(&true.into()), "{check}");
+    assert_eq!(requests(&world.crowd, "check").await, 1);
+    assert_eq!(requests(&world.crowd, "unknown").await, 0);
+
+    let options = BusOptions::new(vec![nats.url()], "main".parse().unwrap(), Role::Admin);
+    let bus = Bus::connect(options).await.unwrap();
+    let request = OwnerRequest {
+        request: Some(Request::Login(LoginNow {})),
+        ..OwnerRequest::default()
+    };
+    let account = world.crowd.accounts.first().unwrap().id.parse().unwrap();
+    let answer = bus.ask(&account, request, SOON).await.unwrap().response;
+    let Some(Response::Error(error)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!((error.code.as_str(), error.retry), ("bad-request", false));
+    assert_eq!(requests(&world.crowd, "unknown").await, 1);
+    assert!(world.crowd.installation.runs(WATCHERS[0]));
+    assert_eq!(world.crowd.server.watched(), USERS - 1);
+
+    // A new password is no such request, and reaches every owner at once.
+    world.new_password().await;
+    world.crowd.watched(SOON).await.unwrap();
+
+    for part in [WATCHERS[0], Part::Gateway] {
+        world.restart(part, Release::This).await;
+    }
+    world.crowd.watched(SOON).await.unwrap();
+    let said = world.crowd.installation.setup(&["--finish-upgrade"]).await;
+    said.unwrap().ok().unwrap();
+    waits_after_a_refusal(&world).await;
+    // The admin hears of the end of the upgrade in a moment.
+    until(SOON, "the owner to be asked to log in", || async {
+        let check = world.account(&["check"]).await;
+        assert_eq!(check.get("ok"), Some(&true.into()), "{check}");
+        requests(&world.crowd, "login").await > 0
+    })
+    .await
+    .unwrap();
+    world.crowd.watched(SOON).await.unwrap();
+    waits_after_a_refusal(&world).await;
+    world.new_password().await;
+    world.mail_arrives().await;
 }
 
 #[tokio::test]

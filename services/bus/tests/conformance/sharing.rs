@@ -391,3 +391,84 @@ async fn who_does_not_answer_itself_says_so() {
     shared_out(&mut [&mut one, &mut two]).await;
     drop(stuck);
 }
+
+/// What a member had is spread over those that are left, each of which keeps what it has.
+#[tokio::test]
+async fn what_the_dead_one_had_is_spread_over_the_others() {
+    let world = World::start_with(quick).await;
+    let mut one = Member::on(&world, "a", "1").await;
+    let mut two = Member::on(&world, "b", "1").await;
+    let mut three = Member::on(&world, "c", "1").await;
+    shared_out(&mut [&mut one, &mut two, &mut three]).await;
+    let kept = [one.now().owned, two.now().owned];
+    let dead = three.kill().await.owned;
+    shared_out(&mut [&mut one, &mut two]).await;
+    let now = [one.now().owned, two.now().owned];
+    for (before, now) in kept.iter().zip(&now) {
+        let stays = before.iter().filter(|(p, epoch)| now.get(p) == Some(epoch));
+        // The bounds of the two shares are not those of three shares, so a few may move beside.
+        assert!(stays.count() + before.len() / 10 >= before.len());
+        let gained = now.keys().filter(|p| dead.contains_key(p)).count();
+        let half = dead.len() / 2;
+        assert!(
+            gained.abs_diff(half) <= half / 4,
+            "{gained} of {}",
+            dead.len()
+        );
+    }
+}
+
+/// A member whose process is busy with other things is no dead member: its record is written from a thread of its own.
+#[test]
+fn a_member_is_renewed_while_its_runtime_stands_still() {
+    /// More than two, and one may have been on its way before.
+    const RENEWALS: usize = 4;
+    let runtime = |workers| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (tests, busy) = (runtime(2), runtime(1));
+    let (world, observer) = tests.block_on(async {
+        let world = World::start_with(|options| {
+            options.timing = Timing {
+                member_renew: Duration::from_millis(300),
+                // It is not so busy for so long.
+                member_dead: Duration::from_secs(10),
+                ..Timing::default()
+            };
+        })
+        .await;
+        let observer = world.bus(Role::Admin).await;
+        (world, observer)
+    });
+    let _member = busy.block_on(async {
+        let mut member = Member::on(&world, "a", "1").await;
+        member.owns(1024).await;
+        member
+    });
+    // Its only worker is occupied until the test is over.
+    let (over, wait) = std::sync::mpsc::sync_channel::<()>(1);
+    let (stands, is_still) = std::sync::mpsc::sync_channel(1);
+    busy.spawn(async move {
+        stands.send(()).unwrap();
+        let _ = wait.recv();
+    });
+    is_still.recv().unwrap();
+    tests.block_on(async {
+        let mut revisions = BTreeSet::new();
+        let renewed = async {
+            while revisions.len() <= RENEWALS {
+                let members = observer.live().members().await.unwrap();
+                let one = &members[0];
+                assert!(!one.value.stalled && !one.value.left);
+                revisions.insert(one.revision);
+            }
+        };
+        let renewed = tokio::time::timeout(Duration::from_secs(10), renewed).await;
+        assert!(renewed.is_ok(), "its record stands still");
+    });
+    drop(over);
+}

@@ -6,6 +6,7 @@
 )]
 
 mod arrivals;
+mod crowd;
 mod hand_over;
 mod mailboxes;
 mod obstacles;

@@ -50,17 +50,31 @@ pub(crate) struct World {
     gateway: Bus,
     ring: String,
     key: PublicKey,
-    timing: Timing,
+    pub(crate) timing: Timing,
     running: Option<Running>,
     incarnation: u32,
 }
 
-struct Running {
+/// A watcher.
+pub(crate) struct Running {
     drain: Drain,
     task: JoinHandle<Result<(), Error>>,
     handle: Handle,
     registry: Arc<Registry>,
     health: ProcessHealth,
+}
+
+impl Running {
+    /// As [`World::crash`].
+    pub(crate) async fn crash(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    /// How many partitions it watches.
+    pub(crate) fn partitions(&self) -> usize {
+        self.handle.progress().partitions
+    }
 }
 
 /// What was asked of JetStream, in order; noted until it is dropped.
@@ -116,6 +130,13 @@ impl World {
     }
 
     pub(crate) async fn with(options: DovecotOptions) -> Self {
+        let mut world = Self::without_watcher(options).await;
+        world.start().await;
+        world
+    }
+
+    /// The servers alone.
+    pub(crate) async fn without_watcher(options: DovecotOptions) -> Self {
         let timing = Timing {
             checkpoint_delay: Duration::from_millis(200),
             claim_refresh: Duration::from_secs(2),
@@ -132,7 +153,7 @@ impl World {
         setup.setup().await.unwrap();
         let mut ring = KeyRing::default();
         let key = ring.add(0, &mut rand::rng()).unwrap();
-        let mut world = Self {
+        Self {
             admin: connect(&nats, Role::Admin, timing).await,
             gateway: connect(&nats, Role::Gateway, timing).await,
             nats,
@@ -142,9 +163,7 @@ impl World {
             timing,
             running: None,
             incarnation: 0,
-        };
-        world.start().await;
-        world
+        }
     }
 
     /// Starts a watcher: always the same member, each time another incarnation.
@@ -194,7 +213,7 @@ impl World {
     }
 
     /// Asks the API of JetStream as an operator does; the answer's text.
-    async fn api(&self, call: &str, question: &str) -> String {
+    pub(crate) async fn api(&self, call: &str, question: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.nats.port()))
             .await
             .unwrap();
@@ -272,9 +291,18 @@ impl World {
     }
 
     async fn launch(&mut self) {
+        self.running = Some(self.begin("pod-0", |_| {}).await);
+    }
+
+    /// Starts another watcher, or the same member with other options.
+    pub(crate) async fn begin(
+        &mut self,
+        member: &str,
+        change: impl FnOnce(&mut Options),
+    ) -> Running {
         self.incarnation += 1;
         let bus = connect(&self.nats, Role::Watcher, self.timing).await;
-        let mut options = Options::new("pod-0", format!("start-{}", self.incarnation));
+        let mut options = Options::new(member, format!("start-{}", self.incarnation));
         options.limits.poll_least = Duration::from_millis(500);
         options.limits.tell_after = Duration::from_secs(2);
         options.limits.sweep = Duration::from_secs(2);
@@ -282,6 +310,7 @@ impl World {
         options.limits.reconnect_most = Duration::from_secs(3);
         options.limits.unread_age = Duration::from_secs(1);
         options.limits.append_most = Duration::from_secs(2);
+        change(&mut options);
         let authority = self.dovecot.certificate().authority_pem.clone();
         let mut imap = Settings::new(TlsSettings::only([authority.as_bytes()]).unwrap());
         imap.allow_plaintext = true;
@@ -293,13 +322,13 @@ impl World {
             Watcher::new(options, bus, imap, ring, metrics, health.clone()).unwrap();
         let (drain, drained) = Drain::new();
         let task = tokio::spawn(watcher.run(drained));
-        self.running = Some(Running {
+        Running {
             drain,
             task,
             handle,
             registry: Arc::new(registry),
             health,
-        });
+        }
     }
 
     /// As SIGTERM does.
@@ -318,9 +347,7 @@ impl World {
 
     /// As a crash does: nothing is stored, nothing is released, the connections to the mail server break.
     pub(crate) async fn crash(&mut self) {
-        let running = self.running.take().unwrap();
-        running.task.abort();
-        let _ = running.task.await;
+        self.running.take().unwrap().crash().await;
     }
 
     /// Waits until a metric has this value.
