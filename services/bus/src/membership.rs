@@ -262,6 +262,10 @@ impl Thread {
         }
         record.stalled = stalled;
         record.left = leaving;
+        if leaving {
+            // What it last counted is of before its end.
+            record.load = None;
+        }
         record.renewed_ms = i64::try_from(renewed.as_millis()).unwrap_or(i64::MAX);
         record.clone()
     }

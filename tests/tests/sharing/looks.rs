@@ -26,8 +26,9 @@ use super::{W, board, finish, nats_server, row, scene};
 const GRACE: Duration = Duration::from_secs(25);
 /// The machine is busy for so long: longer than the twelve seconds after which a silent member is dead, and some renewals more.
 const BUSY: Duration = Duration::from_secs(20);
-/// How long the mail server takes for the end of IDLE, and for LOGOUT.
-const SLOW: Duration = Duration::from_secs(1);
+/// How long the mail server takes for the end of IDLE: longer than a watcher is silent, which says with each sign of life what it hands
+/// over.
+const SLOW: Duration = Duration::from_secs(5);
 /// Nobody is there for as long as it takes until that is known and the gauges show it, which are refreshed every 15 s.
 const OUTAGE: Duration = Duration::from_secs(120);
 
@@ -151,7 +152,14 @@ async fn what_is_shown_follows_what_happens() {
         "{said:?}"
     );
     assert!(said[0] > 0 && said.last() == Some(&0), "{said:?}");
-    let left = |line: &str| row(&json_of(line), &name)["state"] == "left";
+    let of_it = |line: &str| row(&json_of(line), &name).clone();
+    let giving = |line: &str| of_it(line)["handing_over"].as_u64().unwrap() > 0;
+    let hand_overs = watching.prints(SOON, "hand-overs", giving);
+    hand_overs.await.unwrap();
+    let left = |line: &str| {
+        let row = of_it(line);
+        row["state"] == "left" && row["handing_over"] == 0
+    };
     watching.prints(SOON, "it left", left).await.unwrap();
 
     for watcher in [W[0], W[2]] {
