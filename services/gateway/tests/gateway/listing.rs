@@ -210,7 +210,7 @@ async fn who_finds_no_place_for_a_listing_is_told_to_come_again() {
     })
     .await;
     let (begins, mut begun) = mpsc::channel(1);
-    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = std::sync::mpsc::sync_channel(1);
     let goes_on = Mutex::new(goes_on);
     world.source.answer(move |_, request| {
         let _ = begins.try_send(());
@@ -221,7 +221,7 @@ async fn who_finds_no_place_for_a_listing_is_told_to_come_again() {
     let refused_meanwhile = async {
         begun.recv().await.unwrap();
         let second = timeout(Duration::from_secs(10), list(&world, request())).await;
-        drop::<std::sync::mpsc::Sender<()>>(go_on);
+        drop::<std::sync::mpsc::SyncSender<()>>(go_on);
         let second = second.unwrap().unwrap_err();
         assert_eq!(
             (second.code(), second.message()),
