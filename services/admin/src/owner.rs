@@ -100,11 +100,15 @@ impl Owners {
             ..OwnerRequest::default()
         };
         let begin = Instant::now();
+        // Since when there is no owner: one may have died while it worked on this.
+        let mut alone = None;
         loop {
             let left = self.timeout.saturating_sub(begin.elapsed());
             match self.bus.ask(account, request.clone(), left).await {
                 Err(AskError::NoOwner)
-                    if begin.elapsed() + NO_OWNER_PAUSE < self.patience.min(self.timeout) =>
+                    if NO_OWNER_PAUSE < left
+                        && alone.get_or_insert_with(Instant::now).elapsed() + NO_OWNER_PAUSE
+                            < self.patience =>
                 {
                     tokio::time::sleep(NO_OWNER_PAUSE).await;
                 }

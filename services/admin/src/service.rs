@@ -58,7 +58,7 @@ pub struct Options {
     pub policy: Policy,
     /// How long a watcher may take to try a login. Default 150 s: connect 20, TLS 20, login 60, and folders.
     pub check_timeout: Duration,
-    /// How long a watcher is waited for that owns the account. Default 15 s: a hand-over takes a moment, and while no watcher
+    /// How long a watcher is waited for that owns the account. Default 20 s: longer than a take-over mostly takes, and while no watcher
     /// runs nobody should wait for the sentence that says so.
     pub owner_timeout: Duration,
 }
@@ -77,7 +77,7 @@ impl Options {
                 private_hosts: true,
             },
             check_timeout: Duration::from_secs(150),
-            owner_timeout: Duration::from_secs(15),
+            owner_timeout: Duration::from_secs(20),
         }
     }
 }

@@ -141,8 +141,8 @@ fn ask_error(error: BusError) -> AskError {
 }
 
 impl Bus {
-    /// Asks the owner of an account; the request's `account`, `timeout_ms` and `signs` are filled in here. An owner that dies or gives
-    /// the account away in the middle falls silent, and whoever owns it then is asked, as long as there is time. Where owners of the
+    /// Asks the owner of an account; the request's `account`, `timeout_ms` and `signs` are filled in here. An owner that dies,
+    /// hangs or loses NATS in the middle falls silent, and whoever owns the account then is asked, as long as there is time. Where owners of the
     /// release before may live, which give no signs, the first one is waited for.
     ///
     /// # Errors

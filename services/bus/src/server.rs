@@ -1,6 +1,6 @@
 //! What the server says of itself, for a person who looks for what is wrong.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
@@ -35,17 +35,17 @@ impl Bus {
         let stream = self.names().bucket_stream(Bucket::Control);
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
         let wire = self.wire();
-        let before = now_us();
+        let (before, asked) = (now_us(), Instant::now());
         let question = serde_json::Map::new();
         let answer = wire
             .ask_api::<Stamp>(&subject, &question, wire.patience())
             .await?;
-        let after = now_us();
+        let round_trip = asked.elapsed();
         let stamp = answer.map_err(|error| match error.err_code {
             NO_STREAM => self.not_set_up(),
             _ => wire.failed(error.into_bus(&stream)),
         })?;
-        let round_trip_us = after.saturating_sub(before);
+        let round_trip_us = i64::try_from(round_trip.as_micros()).unwrap_or(i64::MAX);
         Ok(ServerStatus {
             version: wire.server_version(),
             clock_ahead_us: micros(&stamp.ts)?

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mailbell_bus::{Bus, ServerStatus};
@@ -20,39 +20,65 @@ use crate::metrics::Metrics;
 
 /// A clock that is off by less is as good as any, and more exact than what is known of that of NATS. In microseconds.
 const FAR_US: i64 = 2_000_000;
+/// An answer that took longer proves little, and a better one comes. In microseconds.
+const SLOW_US: i64 = 1_000_000;
 /// How often the clocks are compared.
 const EVERY: Duration = Duration::from_secs(60);
+/// This machine's clock is good.
+const GOOD: i64 = i64::MIN;
 
-/// This machine's clock, set right.
-#[derive(Debug, Default)]
+/// This machine's clock, or that of NATS.
+#[derive(Debug)]
 pub(crate) struct Clock {
-    /// What is added to this machine's.
-    ahead_us: AtomicI64,
+    started: Instant,
+    /// What that of NATS said at the start, in microseconds since the epoch; [`GOOD`]: it is not asked. By the steady clock: this
+    /// machine's may be set right at any moment.
+    nats_us: AtomicI64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            nats_us: AtomicI64::new(GOOD),
+        }
+    }
 }
 
 impl Clock {
     /// Microseconds since the epoch.
     pub(crate) fn now_us(&self) -> i64 {
-        wall_us(SystemTime::now()).saturating_add(self.ahead_us.load(Ordering::Relaxed))
+        match self.nats_us.load(Ordering::Relaxed) {
+            GOOD => wall_us(SystemTime::now()),
+            nats_us => nats_us.saturating_add(self.up_us()),
+        }
     }
 
-    /// Takes in how far NATS is ahead, and says so if that changes what this clock says.
+    fn up_us(&self) -> i64 {
+        i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX)
+    }
+
+    /// Takes in how far NATS is ahead, and says so if that changes whose clock counts.
     pub(crate) fn compared(&self, status: &ServerStatus, metrics: &Metrics) {
         // As far as it is at least: the answer may have taken long.
-        let at_least = status.clock_ahead_us.abs() - status.round_trip_us / 2;
-        let ahead_us = if at_least > FAR_US {
-            status.clock_ahead_us
-        } else {
-            0
+        let far = status.clock_ahead_us.abs() - status.round_trip_us / 2 > FAR_US;
+        let ahead_us = if far { status.clock_ahead_us } else { 0 };
+        let seconds = ahead_us / 1_000_000;
+        metrics.clock_ahead(seconds);
+        let nats_us = match far {
+            true => wall_us(SystemTime::now())
+                .saturating_add(ahead_us)
+                .saturating_sub(self.up_us()),
+            false => GOOD,
         };
-        let before_us = self.ahead_us.swap(ahead_us, Ordering::Relaxed);
-        metrics.clock_ahead(ahead_us / 1_000_000);
-        if (ahead_us - before_us).abs() > FAR_US {
-            let seconds = ahead_us / 1_000_000;
-            tracing::warn!(
+        let before = self.nats_us.swap(nats_us, Ordering::Relaxed);
+        match (before == GOOD, far) {
+            (true, true) => tracing::warn!(
                 seconds,
                 "the clock of NATS is so far ahead of this machine's, and mailboxes are watched by that of NATS: set the clocks by NTP"
-            );
+            ),
+            (false, false) => tracing::info!("this machine's clock agrees with that of NATS"),
+            _ => {}
         }
     }
 
@@ -61,6 +87,7 @@ impl Clock {
         loop {
             sleep(EVERY).await;
             match bus.server_status().await {
+                Ok(status) if status.round_trip_us > SLOW_US => {}
                 Ok(status) => self.compared(&status, &metrics),
                 Err(error) => tracing::debug!(%error, "the clock of NATS cannot be read"),
             }
@@ -95,6 +122,7 @@ mod tests {
             let by = clock.now_us() - wall_us(SystemTime::now());
             (by as f64 / 60e6).round() as i64
         };
+        assert_eq!(ahead(&clock), 0);
         for (told, round_trip, minutes) in [
             (900_000_000, 1_000, 15),
             (-900_000_000, 1_000, -15),

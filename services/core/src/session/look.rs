@@ -49,7 +49,7 @@ impl Session {
                     folder
                         .holes
                         .iter()
-                        .filter(|hole| is_open(folder, hole, age))
+                        .filter(|hole| is_open(now, folder, hole, age))
                         .map(|hole| (hole.first, hole.last))
                         .collect()
                 })
@@ -222,7 +222,10 @@ impl Session {
         };
         let expected = newest.last().map_or(from, |last| last.saturating_add(1));
         let age = self.config.limits.hole_age;
-        let open = folder.holes.iter().any(|hole| is_open(folder, hole, age));
+        let open = folder
+            .holes
+            .iter()
+            .any(|hole| is_open(now, folder, hole, age));
         let gap_now = newest.first().is_some_and(|first| *first > from)
             || newest
                 .windows(2)
@@ -274,7 +277,9 @@ impl Session {
         let generation = folder.generation;
         let (quiet, name) = (watch.quiet, watch.name.clone());
         let detected_us = watch.noticed_us.or(watch.looked_us).unwrap_or(now.wall_us);
-        let newest_alert = folder.last_look_us - as_us(self.config.limits.alert_margin);
+        // An owner before may have had a clock that was ahead.
+        let last_look_us = folder.last_look_us.min(now.wall_us);
+        let newest_alert = last_look_us - as_us(self.config.limits.alert_margin);
         let told: Vec<bool> = messages
             .iter()
             .map(|fetched| folder.told(fetched.message.uid))
@@ -376,19 +381,20 @@ impl Session {
             }
             let id = self.checkpoint.folder_id(&watch.name);
             if let Some(folder) = self.checkpoint.folder_mut(id) {
-                if looked_us - folder.last_look_us >= STORED_AT_LEAST_EVERY_US {
+                if (looked_us - folder.last_look_us).abs() >= STORED_AT_LEAST_EVERY_US {
                     let due = now.mono + self.config.timing.checkpoint_delay;
                     self.store_due.get_or_insert(due);
                 }
-                folder.last_look_us = folder.last_look_us.max(looked_us);
+                // Also back, if a clock was ahead.
+                folder.last_look_us = looked_us;
             }
         }
     }
 }
 
 /// Whether a gap is still looked into: until a look that came after its time, however long there was none.
-fn is_open(folder: &Folder, hole: &Hole, age: Duration) -> bool {
-    folder.last_look_us <= hole.noticed_us.saturating_add(as_us(age))
+fn is_open(now: Now, folder: &Folder, hole: &Hole, age: Duration) -> bool {
+    folder.last_look_us.min(now.wall_us) <= hole.noticed_us.saturating_add(as_us(age))
 }
 
 fn as_us(period: Duration) -> i64 {

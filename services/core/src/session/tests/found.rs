@@ -202,6 +202,51 @@ fn a_gap_is_looked_into_once_more_after_a_long_outage() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_takes_no_alert_and_closes_no_gap() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[10, 12]));
+    bench.fetch();
+    bench.appends();
+    let mut checkpoint = bench.session.checkpoint().clone();
+    checkpoint.folder_mut(INBOX).unwrap().last_look_us += 3600 * 1_000_000;
+    let mut next = Bench::new(Known {
+        checkpoint,
+        ..Known::default()
+    });
+    next.now = bench.now;
+    next.open();
+    let (op, holes) = next.take(|effect| match effect {
+        Effect::Look { op, holes, .. } => Some((*op, holes.clone())),
+        _ => None,
+    });
+    assert_eq!(holes, [(11, 11)]);
+    let found = Look {
+        uid_next: 13,
+        late: vec![11],
+        ..look(&[])
+    };
+    next.give(Input::Looked { op, look: found });
+    let (op, uids) = next.asked();
+    assert_eq!(uids, [11]);
+    let message = Message {
+        uid: 11,
+        internal_date_ms: next.now.wall_us / 1000,
+        ..Message::default()
+    };
+    let messages = vec![Fetched {
+        message,
+        traceparent: String::new(),
+    }];
+    next.give(Input::FetchedPage { op, messages });
+    let (op, event) = next.append();
+    assert!(event.alert, "{event:?}");
+    next.stored(op);
+    next.appends();
+    let folder = next.session.checkpoint().folder(INBOX).unwrap();
+    assert_eq!(folder.last_look_us, next.now.wall_us);
+}
+
+#[test]
 fn a_gap_is_as_old_as_its_finding_however_old_the_notice() {
     let mut bench = Bench::watching();
     bench.look(look(&[]));
