@@ -22,7 +22,7 @@ use mailbell_runtime::{drain::Drain, health::Health, metrics::Metrics as Registr
 use mailbell_test_servers::{Certificate, NatsOptions, NatsServer};
 use mailbell_watcher::{Handle, Metrics, Options, Watcher};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     net::TcpListener,
     process::{Child, Command},
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -267,11 +267,12 @@ async fn changes(args: &Args, admin: &Bus, key: &PublicKey, handle: &Handle) -> 
         else {
             bail!("a conflict");
         };
-        let (connection, _) = timeout(LIMIT, listener.accept()).await??;
+        let (mut connection, _) = timeout(LIMIT, listener.accept()).await??;
         times.push(begun.elapsed());
         record.paused = true;
         accounts.update(&account, &record, revision).await?;
-        drop(connection);
+        // The session ends it. If we did, this host would have failed for many accounts, and the next ones would wait for a probe of it.
+        let _ = timeout(LIMIT, connection.read(&mut [0])).await?;
     }
     times.sort_unstable();
     if let (Some(median), Some(most)) = (times.get(times.len() / 2), times.last()) {
