@@ -3,7 +3,10 @@
 use mailbell_core::{event::Fact, ids::INBOX};
 use mailbell_proto::push::v1::Health;
 
-use crate::world::{World, arrivals, assert_no_repeats, assert_numbered, mail};
+use crate::world::{
+    World, mail,
+    told::{arrivals, assert_no_repeats, assert_numbered},
+};
 
 #[tokio::test]
 async fn delivered_and_appended_mail_is_told_with_what_it_says() {

@@ -15,7 +15,10 @@ use mailbell_proto::{
 use mailbell_watcher::Error;
 use ulid::Ulid;
 
-use crate::world::{World, arrivals, assert_no_repeats, assert_numbered, mail};
+use crate::world::{
+    World, mail,
+    told::{arrivals, assert_no_repeats, assert_numbered},
+};
 
 #[tokio::test]
 async fn a_drain_stores_releases_and_logs_out() {

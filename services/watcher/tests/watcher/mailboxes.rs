@@ -9,7 +9,7 @@ use mailbell_proto::{
 };
 use mailbell_test_servers::DovecotOptions;
 
-use crate::world::{World, assert_no_repeats, mail};
+use crate::world::{World, mail, told::assert_no_repeats};
 
 #[tokio::test]
 async fn a_restarted_mail_server_is_found_again() {

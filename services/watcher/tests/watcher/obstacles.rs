@@ -132,7 +132,7 @@ async fn a_group_whose_streams_do_not_answer_holds_up_no_other() {
     for account in &accounts {
         world
             .until_events(account, |events| {
-                let told = crate::world::arrivals(events);
+                let told = crate::world::told::arrivals(events);
                 let begun = |event: &Event| matches!(event.fact, Fact::Resync { uid_next: 2, .. });
                 told.iter().any(|message| message.subject == "one") || events.iter().any(begun)
             })
@@ -146,7 +146,7 @@ async fn a_group_whose_streams_do_not_answer_holds_up_no_other() {
     for account in &accounts {
         world
             .until_events(account, |events| {
-                let told = crate::world::arrivals(events);
+                let told = crate::world::told::arrivals(events);
                 told.iter().any(|message| message.subject == "two")
             })
             .await;
