@@ -37,7 +37,7 @@ pub const UNKNOWN: &str = "bus_unknown_entries";
 pub const LOG_IDS_CHANGED: &str = "bus_log_ids_changed";
 /// `bus_claims_lost_total`: partitions lost to a newer claim or by expiry.
 pub const CLAIMS_LOST: &str = "bus_claims_lost";
-/// `bus_owner_requests_total{outcome}`: `answered`, `busy`, `late`, `unreadable`.
+/// `bus_owner_requests_total{outcome}`: `answered`, `busy`, `late`, `repeated`, `unreadable`.
 pub const OWNER_REQUESTS: &str = "bus_owner_requests";
 /// `bus_owner_requests_running`: requests of other processes that are being worked on or wait.
 pub const OWNER_REQUESTS_RUNNING: &str = "bus_owner_requests_running";

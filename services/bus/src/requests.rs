@@ -1,14 +1,13 @@
 //! Requests to the owner of an account.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use async_nats::{Message, Subscriber};
-use bytes::Bytes;
+use async_nats::{Message, Subject, Subscriber};
 use futures_util::StreamExt as _;
 use mailbell_core::{
     ids::{AccountId, Partition},
@@ -26,7 +25,7 @@ use crate::{Bus, BusError, names::Names, wire::Wire};
 
 /// How often an owner says that it works on a request, as a part of the patience of a call.
 const SIGNS: u32 = 3;
-/// What an asker takes in one turn: signs for [`LONGEST`], and the answer.
+/// What may wait for an asker to read it: signs for [`LONGEST`], and the answer.
 const MOST_ANSWERS: usize = 256;
 
 /// No request is worked on for longer than this, whatever its asker says.
@@ -119,6 +118,20 @@ struct Shared {
     places: Arc<Semaphore>,
     /// Requests that may run.
     running: Arc<Semaphore>,
+    /// Where those that run or wait are to be answered. The same one comes again if its asker has heard nothing for a while.
+    under_way: Mutex<HashSet<String>>,
+}
+
+/// A request that is worked on, or waits.
+struct UnderWay {
+    shared: Arc<Shared>,
+    reply: String,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.shared.under_way().remove(&self.reply);
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -142,8 +155,9 @@ fn ask_error(error: BusError) -> AskError {
 
 impl Bus {
     /// Asks the owner of an account; the request's `account`, `timeout_ms` and `signs` are filled in here. An owner that dies,
-    /// hangs or loses NATS in the middle falls silent, and whoever owns the account then is asked, as long as there is time. Where owners of the
-    /// release before may live, which give no signs, the first one is waited for.
+    /// hangs or loses NATS in the middle falls silent, and whoever owns the account then is asked, as long as there is time: by
+    /// where it is to be answered an owner knows a request that it works on already. Where owners of the release before may live,
+    /// which give no signs, the first one is waited for.
     ///
     /// # Errors
     /// [`AskError`]. An answer of the owner that says no is no error here but an [`OwnerResponse`] with an error in it.
@@ -160,41 +174,30 @@ impl Bus {
             signs: self.write_version().has_signs(),
             ..request
         };
-        loop {
+        let silence = request.signs.then(|| self.wire().patience());
+        let mut payload = || {
             let left = deadline.saturating_duration_since(Instant::now());
             request.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-            let payload = request.encode_to_vec().into();
-            let silence = request.signs.then(|| self.wire().patience());
-            let turn = self.ask_once(&subject, payload, deadline, silence).await;
-            if let Some(response) = turn? {
-                return Ok(response);
-            }
-        }
-    }
-
-    /// Waits for one owner's answer; `None` after so long a `silence`.
-    async fn ask_once(
-        &self,
-        subject: &str,
-        payload: Bytes,
-        deadline: Instant,
-        silence: Option<Duration>,
-    ) -> Result<Option<OwnerResponse>, AskError> {
+            request.encode_to_vec().into()
+        };
         let wire = self.wire();
-        let answers = wire.call_many(subject, payload, MOST_ANSWERS).await;
+        let answers = wire.call_many(&subject, payload(), MOST_ANSWERS).await;
         let mut answers = answers.map_err(ask_error)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let within = silence.unwrap_or(left).min(left);
             let answer = match answers.next(within).await {
                 Ok(answer) => answer,
-                Err(BusError::Timeout(_)) if within < left => return Ok(None),
+                Err(BusError::Timeout(_)) if within < left => {
+                    answers.ask_again(payload()).await.map_err(ask_error)?;
+                    continue;
+                }
                 Err(error) => return Err(ask_error(error)),
             };
             let response = OwnerResponse::decode(answer.payload).map_err(|_| AskError::Garbled)?;
             // One that is empty is a sign.
             if response.response.is_some() {
-                return Ok(Some(response));
+                return Ok(response);
             }
         }
     }
@@ -217,6 +220,7 @@ impl Bus {
                 handler: Box::new(move |account, request| Box::pin(handler(account, request))),
                 places: Arc::new(Semaphore::new(running + options.queue)),
                 running: Arc::new(Semaphore::new(running)),
+                under_way: Mutex::default(),
             }),
             serving: Mutex::default(),
             _end: end.clone().drop_guard(),
@@ -313,12 +317,34 @@ async fn serve(
 }
 
 impl Shared {
+    fn under_way(&self) -> MutexGuard<'_, HashSet<String>> {
+        // As above.
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: it is worked on already.
+    fn take_up(self: &Arc<Self>, reply: &Subject) -> Option<UnderWay> {
+        let reply = reply.to_string();
+        let is_new = self.under_way().insert(reply.clone());
+        is_new.then(|| UnderWay {
+            shared: Arc::clone(self),
+            reply,
+        })
+    }
+
     /// Not `unsubscribe`, which would drop what is on its way. What had come is told so at once, instead of being waited for.
     async fn drain(&self, requests: &mut Subscriber) {
         if requests.drain().await.is_err() {
             return;
         }
         while let Some(message) = requests.next().await {
+            let reply = message.reply.as_ref();
+            if reply.is_some_and(|reply| self.under_way().contains(reply.as_str())) {
+                // It has begun, so it is finished.
+                continue;
+            }
             self.answer(
                 &message,
                 &refuse("not-owner", "The account has another owner now.", true),
@@ -389,6 +415,14 @@ impl Shared {
             .await;
             return;
         };
+        let Some(reply) = message.reply.clone() else {
+            metrics.owner_request("unreadable");
+            return;
+        };
+        let Some(under_way) = self.take_up(&reply) else {
+            metrics.owner_request("repeated");
+            return;
+        };
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             metrics.owner_request("busy");
             self.answer(
@@ -418,7 +452,7 @@ impl Shared {
             this.wire
                 .metrics()
                 .owner_request(if outcome.is_ok() { "answered" } else { "late" });
-            drop(place);
+            drop((place, under_way));
         });
     }
 }

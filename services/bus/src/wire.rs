@@ -139,12 +139,24 @@ impl Drop for Ticket<'_> {
 pub(crate) struct Answers<'a> {
     rx: mpsc::Receiver<Answer>,
     subject: String,
+    reply: String,
     /// When it was asked, or last answered.
     asked: Instant,
     ticket: Ticket<'a>,
 }
 
 impl Answers<'_> {
+    /// Asks whoever listens there now. Who was asked before knows it by where it is to be answered, and may answer still.
+    pub(crate) async fn ask_again(&mut self, payload: Bytes) -> Result<(), BusError> {
+        let wire = self.ticket.wire;
+        wire.check_up()?;
+        self.asked = Instant::now();
+        let deadline = self.asked + wire.patience;
+        let reply = Some(self.reply.clone());
+        wire.send(&self.subject, reply, None, payload, deadline)
+            .await
+    }
+
     /// The next answer, waited for at most `within`.
     pub(crate) async fn next(&mut self, within: Duration) -> Result<Message, BusError> {
         let wire = self.ticket.wire;
@@ -414,23 +426,17 @@ impl Wire {
         payload: Bytes,
         most: usize,
     ) -> Result<Answers<'_>, BusError> {
-        self.check_up()?;
         let (tx, rx) = mpsc::channel(most.max(1));
         let (ticket, reply) = self.register(subject, Waiter::Many(tx));
-        self.send(
-            subject,
-            Some(reply),
-            None,
-            payload,
-            Instant::now() + self.patience,
-        )
-        .await?;
-        Ok(Answers {
+        let mut answers = Answers {
             rx,
             subject: subject.to_owned(),
+            reply,
             asked: Instant::now(),
             ticket,
-        })
+        };
+        answers.ask_again(payload).await?;
+        Ok(answers)
     }
 
     /// Publishes without waiting for anything but room in the client's queue.

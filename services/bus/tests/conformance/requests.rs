@@ -121,6 +121,17 @@ async fn impatient() -> World {
     World::start_with(|options| options.timing.ack_timeout = Duration::from_millis(1500)).await
 }
 
+/// An owner that never answers, and when it has begun to work.
+fn that_never_ends(bus: &Bus) -> (OwnerService, Arc<Notify>) {
+    let began = Arc::new(Notify::new());
+    let begins = Arc::clone(&began);
+    let owner = bus.serve(ServeOptions::default(), move |_, _| {
+        begins.notify_one();
+        std::future::pending::<OwnerResponse>()
+    });
+    (owner, began)
+}
+
 /// Its owner loses NATS, so that the answer never comes, and another one takes the account over.
 #[tokio::test]
 async fn the_next_owner_is_asked_when_one_falls_silent() {
@@ -133,12 +144,7 @@ async fn the_next_owner_is_asked_when_one_falls_silent() {
     let mut options = world.options(Role::Watcher);
     options.urls = vec![url];
     let one = Bus::connect(options).await.unwrap();
-    let began = Arc::new(Notify::new());
-    let begins = Arc::clone(&began);
-    let first = one.serve(ServeOptions::default(), move |_, _| {
-        begins.notify_one();
-        std::future::pending::<OwnerResponse>()
-    });
+    let (first, began) = that_never_ends(&one);
     let second = named(&two, "two");
     gateway.check_meta().await.unwrap();
     first.own(&[partition(5)]).await.unwrap();
@@ -161,12 +167,7 @@ async fn one_that_is_gone_without_a_next_is_told_soon() {
     let mut options = world.options(Role::Watcher);
     options.urls = vec![url];
     let watcher = Bus::connect(options).await.unwrap();
-    let began = Arc::new(Notify::new());
-    let begins = Arc::clone(&began);
-    let owner = watcher.serve(ServeOptions::default(), move |_, _| {
-        begins.notify_one();
-        std::future::pending::<OwnerResponse>()
-    });
+    let (owner, began) = that_never_ends(&watcher);
     gateway.check_meta().await.unwrap();
     owner.own(&[partition(5)]).await.unwrap();
     let id = account(5, 0);
@@ -202,6 +203,60 @@ async fn long_work_is_done_once_by_who_gives_signs() {
     owner.own(&[partition(5)]).await.unwrap();
     let answered = gateway.ask(&account(5, 0), question(), PATIENCE).await;
     assert_eq!(code(answered.unwrap()), "done");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+/// An owner that hears nothing for a while has the same request several times then, and does its work once.
+#[tokio::test]
+async fn what_is_asked_again_is_not_begun_twice() {
+    let world = impatient().await;
+    let gateway = world.bus(Role::Gateway).await;
+    let (proxy, url) = world.proxy().await;
+    let mut options = world.options(Role::Watcher);
+    options.urls = vec![url];
+    let watcher = Bus::connect(options).await.unwrap();
+    let (id, other) = (account(5, 0), account(5, 1));
+    let (asked, heard) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (count, until, last) = (Arc::clone(&asked), Arc::clone(&heard), other.clone());
+    // No request waits: a second one of the first would leave no place for the last.
+    let options = ServeOptions {
+        concurrency: 2,
+        queue: 0,
+    };
+    let owner = watcher.serve(options, move |account, _| {
+        let until = Arc::clone(&until);
+        if account == last {
+            until.add_permits(2);
+        } else {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        async move {
+            until.acquire().await.unwrap().forget();
+            answer("done")
+        }
+    });
+    gateway.check_meta().await.unwrap();
+    owner.own(&[partition(5)]).await.unwrap();
+    let mut seen = world
+        .raw("watcher")
+        .await
+        .subscribe("mb.main.req.5")
+        .await
+        .unwrap();
+    proxy.set(Mode::STALLED_TO_CLIENT);
+    let healing = async {
+        for _ in 0..2 {
+            seen.next().await.unwrap();
+        }
+        proxy.set(Mode::PASS);
+        gateway.ask(&other, question(), PATIENCE).await
+    };
+    let both = async { tokio::join!(gateway.ask(&id, question(), PATIENCE), healing) };
+    let (first, last) = soon(both).await;
+    assert_eq!(
+        (code(first.unwrap()), code(last.unwrap())),
+        ("done".into(), "done".into())
+    );
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
