@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use mailbell_test_servers::{Proxy, proxy::Mode};
 use rustix::process::Signal;
 
@@ -15,6 +15,7 @@ use crate::{
     crowd::{Crowd, CrowdOptions},
     device::Device,
     installation::{Options, Part, STOP_LIMIT, WatcherOptions},
+    process::until,
     sessions::{Blind, Verdict},
     traffic::Traffic,
 };
@@ -233,6 +234,19 @@ impl Scene {
     /// When that takes too long.
     pub async fn shared_by(&self, watchers: &[Part]) -> anyhow::Result<()> {
         self.crowd.shared_by(watchers, SOON).await
+    }
+
+    /// Waits until the device of all mailboxes was told of so many messages more.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn more_arrived(&self, messages: usize) -> anyhow::Result<()> {
+        let device = self.devices.first().context("no device")?;
+        let before = device.journal().arrivals().len();
+        until(SOON, "more messages", || async {
+            device.journal().arrivals().len() >= before + messages
+        })
+        .await
     }
 
     /// Ends the traffic, waits until every mailbox is watched by one watcher alone, and judges both sides.

@@ -1,14 +1,14 @@
 //! The wall clock of a watcher.
 //!
 //! What a session stores has times in it that its next owner goes by: which mail is new enough for an alert, and for how long a gap is
-//! looked into. Owners may run on machines whose clocks differ, so all go by one: where a machine's clock is far from that of NATS, by
-//! that of NATS.
+//! looked into. Owners may run on machines whose clocks differ, or are set while they run, so all go by one: where a machine's clock is
+//! far from that of NATS, by that of NATS.
 
 use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -24,23 +24,22 @@ const FAR_US: i64 = 2_000_000;
 const SLOW_US: i64 = 1_000_000;
 /// How often the clocks are compared.
 const EVERY: Duration = Duration::from_secs(60);
-/// This machine's clock is good.
-const GOOD: i64 = i64::MIN;
-
-/// This machine's clock, or that of NATS.
+/// This machine's clock as it was when it was compared last, or that of NATS, and since then the steady clock: what is stored must
+/// not jump when somebody sets this machine's clock.
 #[derive(Debug)]
 pub(crate) struct Clock {
     started: Instant,
-    /// What that of NATS said at the start, in microseconds since the epoch; [`GOOD`]: it is not asked. By the steady clock: this
-    /// machine's may be set right at any moment.
-    nats_us: AtomicI64,
+    /// What it said at the start, in microseconds since the epoch.
+    started_us: AtomicI64,
+    by_nats: AtomicBool,
 }
 
 impl Default for Clock {
     fn default() -> Self {
         Self {
             started: Instant::now(),
-            nats_us: AtomicI64::new(GOOD),
+            started_us: AtomicI64::new(wall_us(SystemTime::now())),
+            by_nats: AtomicBool::new(false),
         }
     }
 }
@@ -48,10 +47,8 @@ impl Default for Clock {
 impl Clock {
     /// Microseconds since the epoch.
     pub(crate) fn now_us(&self) -> i64 {
-        match self.nats_us.load(Ordering::Relaxed) {
-            GOOD => wall_us(SystemTime::now()),
-            nats_us => nats_us.saturating_add(self.up_us()),
-        }
+        let started_us = self.started_us.load(Ordering::Relaxed);
+        started_us.saturating_add(self.up_us())
     }
 
     fn up_us(&self) -> i64 {
@@ -60,24 +57,24 @@ impl Clock {
 
     /// Takes in how far NATS is ahead, and says so if that changes whose clock counts.
     pub(crate) fn compared(&self, status: &ServerStatus, metrics: &Metrics) {
+        self.compared_at(status, SystemTime::now(), metrics);
+    }
+
+    fn compared_at(&self, status: &ServerStatus, wall: SystemTime, metrics: &Metrics) {
         // As far as it is at least: the answer may have taken long.
         let far = status.clock_ahead_us.abs() - status.round_trip_us / 2 > FAR_US;
         let ahead_us = if far { status.clock_ahead_us } else { 0 };
         let seconds = ahead_us / 1_000_000;
         metrics.clock_ahead(seconds);
-        let nats_us = match far {
-            true => wall_us(SystemTime::now())
-                .saturating_add(ahead_us)
-                .saturating_sub(self.up_us()),
-            false => GOOD,
-        };
-        let before = self.nats_us.swap(nats_us, Ordering::Relaxed);
-        match (before == GOOD, far) {
-            (true, true) => tracing::warn!(
+        let now_us = wall_us(wall).saturating_add(ahead_us);
+        let started_us = now_us.saturating_sub(self.up_us());
+        self.started_us.store(started_us, Ordering::Relaxed);
+        match (self.by_nats.swap(far, Ordering::Relaxed), far) {
+            (false, true) => tracing::warn!(
                 seconds,
                 "the clock of NATS is so far ahead of this machine's, and mailboxes are watched by that of NATS: set the clocks by NTP"
             ),
-            (false, false) => tracing::info!("this machine's clock agrees with that of NATS"),
+            (true, false) => tracing::info!("this machine's clock agrees with that of NATS"),
             _ => {}
         }
     }
@@ -118,12 +115,13 @@ mod tests {
     #[test]
     fn it_goes_by_nats_where_that_is_far_off() {
         let (clock, metrics) = (Clock::default(), Metrics::default());
-        let ahead = |clock: &Clock| {
-            let by = clock.now_us() - wall_us(SystemTime::now());
+        let minutes = |clock: &Clock, wall| {
+            let by = clock.now_us() - wall_us(wall);
             (by as f64 / 60e6).round() as i64
         };
-        assert_eq!(ahead(&clock), 0);
-        for (told, round_trip, minutes) in [
+        let wall = SystemTime::now();
+        assert_eq!(minutes(&clock, wall), 0);
+        for (told, round_trip, ahead) in [
             (900_000_000, 1_000, 15),
             (-900_000_000, 1_000, -15),
             // Not known for sure to be off.
@@ -131,8 +129,13 @@ mod tests {
             (60_000_000, 130_000_000, 0),
             (-60_000_000, 1_000, -1),
         ] {
-            clock.compared(&status(told, round_trip), &metrics);
-            assert_eq!(ahead(&clock), minutes, "{told}");
+            clock.compared_at(&status(told, round_trip), wall, &metrics);
+            assert_eq!(minutes(&clock, wall), ahead, "{told}");
         }
+        // The machine's is set right, and nothing jumps before or after that is found out.
+        let right = wall - Duration::from_secs(60);
+        assert_eq!(minutes(&clock, right), 0);
+        clock.compared_at(&status(0, 1_000), right, &metrics);
+        assert_eq!(minutes(&clock, right), 0);
     }
 }

@@ -258,3 +258,30 @@ async fn clocks_that_differ_by_half_an_hour_change_nothing() {
     scene.thaw(W[0]).unwrap();
     finish("clocks", scene, ALONE).await;
 }
+
+/// A clock that is set by half an hour while mailboxes are watched by it: what was stored by it then is read by owners whose clock is
+/// right.
+#[tokio::test]
+async fn a_clock_that_is_stepped_changes_nothing() {
+    let (_nats, mut scene) = scene().await;
+    let mut clocks = Vec::new();
+    for watcher in &W[..2] {
+        let clock = clock::Stepped::new().unwrap();
+        let options = scene.crowd.installation.options();
+        options.watchers[clocks.len()].env = clock.env().unwrap();
+        scene.crowd.installation.terminate(*watcher).await.unwrap();
+        scene.crowd.installation.launch(*watcher).unwrap();
+        scene.crowd.installation.ready().await.unwrap();
+        clocks.push(clock);
+    }
+    scene.shared_by(&W[..3]).await.unwrap();
+    clocks[0].step(1800).await.unwrap();
+    clocks[1].step(-1800).await.unwrap();
+    // What they see now they store by their clocks.
+    scene.more_arrived(100).await.unwrap();
+    scene.kill(W[0]);
+    scene.shared_by(&W[1..3]).await.unwrap();
+    scene.kill(W[1]);
+    scene.shared_by(&W[2..3]).await.unwrap();
+    finish("stepped clocks", scene, ALONE).await;
+}
