@@ -19,7 +19,8 @@ pub struct SubscribeRequest {
     /// Unset: as much as the token allows.
     #[prost(enumeration = "ContentLevel", tag = "5")]
     pub content: i32,
-    /// The kinds to hear of. Empty: all of them.
+    /// The kinds to hear of. Empty: all of them. BULK and RESYNC are told whatever is chosen: without them a client could not know that
+    /// it misses something.
     #[prost(enumeration = "EventKind", repeated, tag = "6")]
     pub kinds: ::prost::alloc::vec::Vec<i32>,
     /// A name of the client and its version, for the server's operator. At most 128 bytes; never a person's data.
