@@ -23,6 +23,8 @@ use crate::stop::Stop;
 
 /// Its log in the state directory.
 const LOG: &str = "mailbell.log";
+/// How far one's own mailbox was listened to, beside it.
+const CURSOR: &str = "run.cursor";
 /// The settings of the environment that are meant for whatever runs here. All others are somebody's for an installation of their
 /// own, which must be neither set up nor given a password by this.
 const KEPT: [&str; 3] = ["MAILBELL_NATS_SERVER", "MAILBELL_IMAP_CA", "MAILBELL_LOG"];
@@ -249,6 +251,12 @@ async fn watch_own(mailbell: &mut Standalone, url: &str) -> Result<()> {
     if !added {
         bail!("the account was not added");
     }
-    mailbell.command(["listen"]).status().await?;
+    // The next run tells first what came meanwhile.
+    let cursor = mailbell.state_dir.join(CURSOR);
+    let listen = ["listen", "--cursor-file"].map(OsStr::new);
+    mailbell
+        .command(listen.into_iter().chain([cursor.as_os_str()]))
+        .status()
+        .await?;
     Ok(())
 }

@@ -154,10 +154,12 @@ async fn a_mailbox_is_added_once_and_listened_to_until_a_signal() {
     let state = directory.path().join("state");
     let health = health().to_string();
     let add = format!("account add {ACCOUNT} --external-id {ACCOUNT}");
+    let cursor = state.join("run.cursor");
+    let listen = format!("listen --cursor-file {}", cursor.display());
     for commands in [
-        &["account list --json", &add, "listen"][..],
+        &["account list --json", &add, &listen][..],
         // It is known by now.
-        &["account list --json", "listen"],
+        &["account list --json", &listen],
     ] {
         let mut command = demo(directory.path(), READY);
         command.env("HEALTH", &health);

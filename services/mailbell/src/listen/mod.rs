@@ -266,13 +266,13 @@ impl Shown {
                 &mut io::stdout().lock(),
                 self.out,
                 arrived,
-                now.as_millisecond(),
+                now.as_microsecond(),
             ),
             AppEvent::ReplaceFolder(replace) => text::replaced(
                 &mut io::stdout().lock(),
                 self.out,
                 replace,
-                now.as_millisecond(),
+                now.as_microsecond(),
             ),
             event => {
                 if let Some((style, note)) = self.note(event) {

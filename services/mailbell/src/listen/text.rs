@@ -13,20 +13,26 @@ use crate::{
 const MAX_SENDER: usize = 60;
 const MAX_SUBJECT: usize = 160;
 const MAX_PREVIEW: usize = 200;
+/// What was detected longer ago, in microseconds, came from the log: how long its way took says nothing.
+const LIVE_US: i64 = 10_000_000;
 
 pub(super) fn arrived(
     out: &mut impl Write,
     paint: Paint,
     arrived: &Arrived,
-    now_ms: i64,
+    now_us: i64,
 ) -> io::Result<()> {
+    let detected_us = arrived.times.detected_us;
+    let latency_us = now_us.saturating_sub(detected_us);
+    let told_live = detected_us > 0 && (0..LIVE_US).contains(&latency_us);
     alert(
         out,
         paint,
         arrived.message.as_ref(),
         &arrived.folder_name,
         arrived.alert,
-        now_ms,
+        now_us,
+        told_live.then_some(latency_us),
     )
 }
 
@@ -35,7 +41,7 @@ pub(super) fn replaced(
     out: &mut impl Write,
     paint: Paint,
     replace: &ReplaceFolder,
-    now_ms: i64,
+    now_us: i64,
 ) -> io::Result<()> {
     for message in replace.alert_for() {
         alert(
@@ -44,7 +50,8 @@ pub(super) fn replaced(
             Some(message),
             &replace.folder_name,
             true,
-            now_ms,
+            now_us,
+            None,
         )?;
     }
     Ok(())
@@ -56,7 +63,8 @@ fn alert(
     message: Option<&Message>,
     folder: &str,
     alert: bool,
-    now_ms: i64,
+    now_us: i64,
+    latency_us: Option<i64>,
 ) -> io::Result<()> {
     let (mark, name) = if alert {
         (paint.paint(Style::Cyan, "●"), Style::Bold)
@@ -67,20 +75,21 @@ fn alert(
         // Content level KEY.
         return writeln!(out, "{mark} {}", paint.paint(name, "New message"));
     };
-    let mut when = match message.internal_date_ms {
-        0 => String::new(),
-        at => age(now_ms, at),
-    };
+    let mut when = Vec::new();
+    if message.internal_date_ms != 0 {
+        when.push(age(now_us / 1000, message.internal_date_ms));
+    }
     let folder = clean_line(folder);
     if !folder.is_empty() && folder != "INBOX" {
-        if !when.is_empty() {
-            when.push_str(", ");
-        }
-        when.push_str("in ");
-        when.push_str(&folder);
+        when.push(format!("in {folder}"));
+    }
+    if let Some(us) = latency_us {
+        #[expect(clippy::cast_precision_loss, reason = "at most LIVE_US")]
+        let ms = us as f64 / 1000.0;
+        when.push(format!("detected {ms:.1} ms ago"));
     }
     let sender = paint.paint(name, &sender(&message.from));
-    let when = paint.paint(Style::Dim, &when);
+    let when = paint.paint(Style::Dim, &when.join(", "));
     writeln!(out, "{mark} {sender}  {when}")?;
     let subject = shorten(&clean_line(&message.subject), MAX_SUBJECT);
     let subject = match subject.trim() {
@@ -138,6 +147,8 @@ pub(super) fn note(event: &AppEvent) -> Option<(Style, String)> {
 
 #[cfg(test)]
 mod tests {
+    use mailbell_proto::push::v1::{EventKey, Priority, Times};
+
     use super::*;
 
     const NOW: i64 = 1_700_000_000_000;
@@ -157,8 +168,38 @@ mod tests {
 
     fn shown(message: Option<&Message>, folder: &str, is_alert: bool, paint: bool) -> String {
         let mut out = Vec::new();
-        alert(&mut out, Paint::new(paint), message, folder, is_alert, NOW).unwrap();
+        let paint = Paint::new(paint);
+        alert(&mut out, paint, message, folder, is_alert, NOW * 1000, None).unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_live_one_says_how_long_its_way_took() {
+        let detected = |detected_us| {
+            let mut out = Vec::new();
+            let arrived_at = Arrived {
+                key: EventKey::default(),
+                folder_name: "INBOX".to_owned(),
+                alert: true,
+                priority: Priority::Normal,
+                message: Some(message()),
+                times: Times {
+                    detected_us,
+                    ..Times::default()
+                },
+                traceparent: String::new(),
+            };
+            arrived(&mut out, Paint::new(false), &arrived_at, NOW * 1000).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            text.lines().next().unwrap().to_owned()
+        };
+        assert_eq!(
+            detected(NOW * 1000 - 2_340),
+            "● Anna Schmidt  3 min ago, detected 2.3 ms ago"
+        );
+        for replayed_or_unknown in [NOW * 1000 - 60_000_000, NOW * 1000 + 5, 0] {
+            assert_eq!(detected(replayed_or_unknown), "● Anna Schmidt  3 min ago");
+        }
     }
 
     #[test]
