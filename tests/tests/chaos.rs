@@ -316,8 +316,8 @@ async fn dies_at(place: &str, role: Part, most: u32, seed: u64) -> anyhow::Resul
 }
 
 #[tokio::test]
-async fn right_after_an_append_was_sent() {
-    with_seeds("right_after_an_append_was_sent", 2, |seed| {
+async fn right_after_an_append_was_stored() {
+    with_seeds("right_after_an_append_was_stored", 2, |seed| {
         dies_at("after-append", Part::Watcher(0), 40, seed)
     })
     .await;

@@ -77,6 +77,8 @@ impl Entry {
 struct Owned {
     /// Tells this ownership from one before or after it, also over a renewed claim.
     tenure: u64,
+    /// When its claim was seen to be ours.
+    since: Instant,
     /// That of the claim, as it was taken, and as it was renewed last.
     loaded: OwnerEpoch,
     epoch: OwnerEpoch,
@@ -144,6 +146,7 @@ impl Accounts {
         self.tenures += 1;
         Owned {
             tenure: self.tenures,
+            since: Instant::now(),
             loaded: epoch,
             epoch,
             merge: Merge::reading(),
@@ -180,6 +183,8 @@ impl Accounts {
                 .partitions
                 .remove(&partition)
                 .unwrap_or_else(|| self.owned(epoch));
+            let load = &self.context.metrics.load;
+            load.observe(owned.since.elapsed().as_secs_f64());
             let all = owned.merge.on_read(read.version, shared(read.records));
             owned.epoch = epoch;
             owned.entries = all

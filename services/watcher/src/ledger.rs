@@ -64,7 +64,7 @@ impl Ledger for BusLedger {
         Box::pin(async move {
             let outcome = logs.append(&event).await;
             if matches!(outcome, AppendOutcome::Stored { .. }) {
-                // The log holds it, and nobody here knows.
+                // The log holds it, and nobody here knows, as if its acknowledgement were still on the way.
                 failpoint!("after-append");
             }
             let outcome = match outcome {

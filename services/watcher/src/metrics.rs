@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mailbell_core::pace::Counts;
 use mailbell_proto::push::v1::Health;
-use mailbell_runtime::metrics::latency_family;
+use mailbell_runtime::metrics::{latency_family, latency_histogram};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -39,6 +39,8 @@ pub const CIRCUITS_OPEN: &str = "watcher_circuits_open";
 pub const QUARANTINED: &str = "watcher_quarantined";
 /// `watcher_partitions`: partitions that are owned.
 pub const PARTITIONS: &str = "watcher_partitions";
+/// `watcher_load_seconds`: from the claim of a partition to the begin of its sessions.
+pub const LOAD: &str = "watcher_load";
 /// `watcher_claims_kept_total`: claims that went before their time (the bucket was lost) and were taken anew, with their sessions running.
 pub const CLAIMS_KEPT: &str = "watcher_claims_kept";
 /// `watcher_requests_total{kind, outcome}`: `check`, `list`, `login`, `unknown`; `ok`, `refused`.
@@ -100,6 +102,7 @@ pub struct Metrics {
     pub(crate) quarantined: Gauge,
     pub(crate) content_bytes: Counter,
     pub(crate) partitions: Gauge,
+    pub(crate) load: Histogram,
     pub(crate) claims_kept: Counter,
 }
 
@@ -121,6 +124,7 @@ impl Default for Metrics {
             quarantined: Gauge::default(),
             content_bytes: Counter::default(),
             partitions: Gauge::default(),
+            load: latency_histogram(),
             claims_kept: Counter::default(),
         }
     }
@@ -202,6 +206,12 @@ impl Metrics {
             PARTITIONS,
             "Partitions that are owned",
             metrics.partitions.clone(),
+        );
+        registry.register_with_unit(
+            LOAD,
+            "Time from the claim of a partition to the begin of its sessions",
+            Unit::Seconds,
+            metrics.load.clone(),
         );
         registry.register(
             CLAIMS_KEPT,

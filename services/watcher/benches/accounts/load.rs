@@ -4,7 +4,10 @@ use std::{io::Read as _, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, bail};
 use mailbell_bus::{Bus, Role, Share, ShareOptions, state::Cas};
-use mailbell_core::ids::{AccountId, Group, PARTITIONS, Partition, Tenant};
+use mailbell_core::{
+    checkpoint::Checkpoint,
+    ids::{AccountId, Group, PARTITIONS, Partition, Tenant},
+};
 use mailbell_proto::{admin::v1::TlsMode, bus::v1::AccountRecord};
 use tokio::task::{JoinSet, spawn_blocking};
 use ulid::Ulid;
@@ -50,11 +53,18 @@ pub(crate) async fn part(name: &str, url: &str, number: u64) -> anyhow::Result<(
 async fn register(bus: &Bus, count: u64) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     let record = Arc::new(record());
+    let checkpoint = Arc::new(Checkpoint::first(
+        [("INBOX".to_owned(), 1, 1)],
+        1_700_000_000_000_000,
+    ));
     for first in 0..AT_ONCE {
-        let (accounts, record) = (bus.accounts(), Arc::clone(&record));
+        let (accounts, checkpoints) = (bus.accounts(), bus.checkpoints());
+        let (record, checkpoint) = (Arc::clone(&record), Arc::clone(&checkpoint));
         tasks.spawn(async move {
             let mut number = first;
             while number < count {
+                // In this order, as the admin API does.
+                checkpoints.store(&account(number), &checkpoint, 0).await?;
                 if accounts.create(&account(number), &record).await? == Cas::Conflict {
                     bail!("account {number} is there already");
                 }

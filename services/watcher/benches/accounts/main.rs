@@ -152,12 +152,13 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let mut ring = KeyRing::default();
     let key = ring.add(0, &mut rand::rng()).context("no key")?;
     let bus = connect(&url, Role::Watcher).await?;
+    let mut registry = Registry::new("watcher");
     let (watcher, handle) = Watcher::new(
         options(),
         bus,
         Settings::new(TlsSettings::only([authority.as_bytes()])?),
         ring,
-        Metrics::register(Registry::new("watcher").registry()),
+        Metrics::register(registry.registry()),
         Health::new(),
     )?;
     let (drain, drained) = Drain::new();
@@ -176,6 +177,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         begun.elapsed(),
         Traffic::of(nats.monitor_port()).await?.received - traffic.received
     );
+    loads(&registry)?;
     // The other may have given more after a pause.
     let owned = handle.progress().sessions;
     let resident = resident_kib(std::process::id()).unwrap_or_default();
@@ -189,6 +191,25 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     drop(other);
     running.abort();
     drop(drain);
+    Ok(())
+}
+
+/// How long partitions took from their claim to the begin of their sessions.
+fn loads(registry: &Registry) -> anyhow::Result<()> {
+    let text = registry.encode()?;
+    let within = text.lines().filter_map(|line| {
+        let line = line.strip_prefix("mailbell_watcher_load_seconds_bucket{le=\"")?;
+        line.split_once("\"} ")
+    });
+    let mut before = "0";
+    for (seconds, partitions) in within {
+        if partitions != before {
+            println!(
+                "of the partitions {partitions} were loaded within {seconds} s of their claim"
+            );
+            before = partitions;
+        }
+    }
     Ok(())
 }
 
