@@ -17,6 +17,7 @@
 
 mod api;
 mod bus;
+mod caught;
 mod claims;
 mod consumer;
 mod error;
@@ -43,6 +44,7 @@ mod upgrade;
 mod wire;
 
 pub use bus::{Bus, Link};
+pub use caught::caught;
 pub use claims::{Before, Shards, Share, ShareOptions};
 pub use error::{BusError, Code};
 pub use follow::{Followed, Follower};

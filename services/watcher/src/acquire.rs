@@ -1,6 +1,6 @@
 //! Taking partitions: the claim, then what is stored, then what the log has beyond it. Group by group, so that one whose streams
-//! do not answer keeps none of the others waiting; and account by account, so that a checkpoint that cannot be read holds back
-//! nobody but its own account.
+//! do not answer keeps none of the others waiting; and account by account, so that a checkpoint that cannot be read, or an event
+//! that cannot be folded in, holds back nobody but its own account.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,11 +10,12 @@ use std::{
 };
 
 use mailbell_bus::{
-    Before, BusError, Filter, patience,
+    Before, BusError, Filter, caught, patience,
     state::{AccountReader, LoadedCheckpoint, PartitionRecords},
 };
 use mailbell_core::{
-    ids::{AccountId, Group, OwnerEpoch, Partition, Position},
+    event::Event,
+    ids::{AccountId, Group, LogId, OwnerEpoch, Partition, Position},
     ownership::{Flush, fold, fold_after},
     session::Known,
 };
@@ -24,7 +25,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{accounts::Reread, ledger::BusLedger};
+use crate::ledger::BusLedger;
 
 /// Groups that are loaded at once; each holds its checkpoints and one batch of its log in memory.
 const GROUPS_AT_ONCE: usize = 4;
@@ -54,8 +55,8 @@ pub(crate) struct Found {
     pub(crate) records: Vec<PartitionRecords>,
     /// Accounts of which all is known. Whoever is not here loads what there is of it by itself.
     pub(crate) known: HashMap<AccountId, Known>,
-    /// Accounts whose checkpoint cannot be read, with what bounds the claim for as long as it is so: what the log has of them is
-    /// not stored anywhere else.
+    /// Accounts whose checkpoint cannot be read, or whose log cannot be folded in, with what bounds the claim for as long as it is
+    /// so: what the log has of them is not stored anywhere else.
     pub(crate) unreadable: HashMap<AccountId, Flush>,
 }
 
@@ -192,33 +193,6 @@ async fn load_until_done(load_of: Load, attempts: Arc<Semaphore>) -> Loaded {
     }
 }
 
-/// Reads the records of partitions anew; goes on until it is done.
-pub(crate) async fn reread(
-    reader: AccountReader,
-    group: Group,
-    rereads: Vec<Reread>,
-) -> Vec<(Reread, PartitionRecords)> {
-    let partitions: Vec<Partition> = rereads.iter().map(|reread| reread.partition).collect();
-    let mut backoff = patience();
-    let read = loop {
-        match reader.partitions(group, &partitions).await {
-            Ok(read) => break read,
-            Err(error) => {
-                tracing::debug!(%group, %error, "account records cannot be read anew yet")
-            }
-        }
-        let wait = backoff.next(&mut rand::rng());
-        sleep(wait).await;
-    };
-    let mut of: HashMap<Partition, Reread> = rereads
-        .into_iter()
-        .map(|reread| (reread.partition, reread))
-        .collect();
-    read.into_iter()
-        .filter_map(|read| Some((of.remove(&read.partition)?, read)))
-        .collect()
-}
-
 /// Loads records and checkpoints of partitions of one group and folds in its log: one read for all partitions.
 ///
 /// The first time that this process takes anything of a group it looks at the checkpoints of all of it: they prove how far the
@@ -284,12 +258,12 @@ async fn load(load: &Load) -> Result<Found, BusError> {
         let after = fold_after(before, log_id, tail.first);
         begins.extend(after.map(|after| (*partition, after)));
     }
+    let bound = |begin: Option<&Position>| Flush {
+        log_id,
+        bound: Some(begin.copied().unwrap_or_default()),
+    };
     for (account, flush) in &mut unreadable {
-        let begin = begins.get(&account.partition()).copied();
-        *flush = Flush {
-            log_id,
-            bound: Some(begin.unwrap_or_default()),
-        };
+        *flush = bound(begins.get(&account.partition()));
     }
     // Where nothing is known of the claim, the checkpoints' own positions count; who has none needs all.
     let Some(after) = begins.values().min().copied() else {
@@ -318,8 +292,13 @@ async fn load(load: &Load) -> Result<Found, BusError> {
                     && entry.position > *begin
                     && !unreadable.contains_key(&entry.account)
                 {
-                    let known = known.entry(entry.account).or_default();
-                    fold(known, log_id, entry.position, &event);
+                    let of = known.entry(entry.account.clone()).or_default();
+                    if !folds(of, log_id, entry.position, &event) {
+                        let (account, position) = (entry.account, entry.position);
+                        tracing::error!(%account, position, "an event of an account cannot be folded in");
+                        known.remove(&account);
+                        unreadable.insert(account, bound(Some(begin)));
+                    }
                 }
             }
         }
@@ -338,3 +317,17 @@ async fn load(load: &Load) -> Result<Found, BusError> {
         unreadable,
     })
 }
+
+/// Folds in one event of an account; `false`: that panicked, and what is known of it is worth nothing. It must not end the watcher,
+/// and then each that takes the partition after it: the account's session, which tries it again by itself, is quarantined.
+fn folds(known: &mut Known, log_id: LogId, position: Position, event: &Event) -> bool {
+    let work = || {
+        #[cfg(test)]
+        assert_ne!(event.detected_us, tests::POISON, "a planted panic");
+        fold(known, log_id, position, event);
+    };
+    caught(work).is_some()
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,8 @@
 //! The way through this crate:
 //!
 //! * [`Watcher`] (`watcher.rs`; at work: `running.rs`) owns everything that changes hands: it loads the partitions that are its
-//!   own (`acquire.rs`), starts and ends the sessions of their accounts (`accounts.rs`, `reload.rs`), lets claims move on
-//!   (`flush.rs`), says how many it has room for (`room.rs`), and gives partitions away (`handing.rs`). What sessions take for the time
+//!   own (`acquire.rs`; again, if changes may have been missed: `rereads.rs`), starts and ends the sessions of their accounts
+//!   (`accounts.rs`, `reload.rs`), lets claims move on (`flush.rs`), says how many it has room for (`room.rs`), and gives partitions away (`handing.rs`). What sessions take for the time
 //!   (`clock.rs`) is the same for all watchers.
 //! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
 //!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
@@ -29,6 +29,7 @@ mod registry;
 mod reload;
 mod removal;
 mod requests;
+mod rereads;
 mod room;
 mod running;
 mod slot;

@@ -1,12 +1,12 @@
 //! A watcher at work: the one owner of everything that changes hands.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mailbell_bus::{
     OwnerService, ServeOptions, Shards, Share, ShareOptions, patience, patiently,
-    state::{AccountChange, AccountChanges, AccountReader, PartitionRecords},
+    state::{AccountChange, AccountChanges},
 };
-use mailbell_core::ids::{AccountId, Group, OwnerEpoch, Partition};
+use mailbell_core::ids::{AccountId, OwnerEpoch, Partition};
 use mailbell_proto::bus::v1::MemberLoad;
 use mailbell_runtime::{
     drain::{DrainHandle, Draining},
@@ -20,8 +20,8 @@ use tokio::{
 
 use crate::{
     Error, Options,
-    accounts::{Accounts, Reread},
-    acquire::{Loaded, Loads, Taken, reread},
+    accounts::Accounts,
+    acquire::{Loaded, Loads, Taken},
     clock::Clock,
     driver::{Context, Dial},
     flush::{Flushed, flush},
@@ -30,6 +30,7 @@ use crate::{
     ledger::BusLedger,
     registry::Registry,
     requests::Answers,
+    rereads::Rereads,
     room::{self, Sample, room},
     wait::{finished, until},
     watcher::Watcher,
@@ -51,7 +52,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// How often accounts are counted by host.
 const HOSTS: Duration = Duration::from_secs(60);
 /// So many may be asked to log in at once before somebody is told to try again.
-const HURRIES: usize = 64;
+pub(crate) const HURRIES: usize = 64;
 
 /// See the module.
 pub(crate) struct Running {
@@ -67,9 +68,8 @@ pub(crate) struct Running {
     shards: Shards,
     service: Arc<OwnerService>,
     changes: AccountChanges,
-    reader: AccountReader,
     /// Records of partitions of ours that are read anew.
-    rereads: JoinSet<Vec<(Reread, PartitionRecords)>>,
+    rereads: Rereads,
     /// Taken, and to be loaded at this time.
     taken: Vec<(Partition, Taken)>,
     load_at: Option<Instant>,
@@ -167,8 +167,7 @@ impl Running {
             context,
             changes,
             loads: Loads::new(reader.clone()),
-            reader,
-            rereads: JoinSet::new(),
+            rereads: Rereads::new(reader),
             handing: Handing::new(
                 Arc::clone(&service),
                 ledger.logs.clone(),
@@ -227,7 +226,7 @@ impl Running {
             handed = self.handing.next() => self.on_handed(handed),
             Some(_) = self.owning.join_next() => self.see_whether_ready(),
             change = self.changes.next() => self.on_change(change.ok_or(Error::Closed)?),
-            Some(Ok(read)) = self.rereads.join_next() => {
+            read = self.rereads.next() => {
                 for (wanted, records) in read {
                     self.accounts.reread(wanted, records);
                 }
@@ -341,15 +340,8 @@ impl Running {
 
     /// Begins to read the records of partitions whose changes may have been missed.
     fn read_anew(&mut self) {
-        let mut groups: HashMap<Group, Vec<Reread>> = HashMap::new();
-        for wanted in self.accounts.rereads() {
-            let group = groups.entry(wanted.partition.group()).or_default();
-            group.push(wanted);
-        }
-        for (group, rereads) in groups {
-            self.rereads
-                .spawn(reread(self.reader.clone(), group, rereads));
-        }
+        let wanted = self.accounts.rereads();
+        self.rereads.begin(wanted);
     }
 
     /// A partition that is handed over: once its sessions have ended, it is looked at how far it is flushed.

@@ -19,6 +19,17 @@ pub(crate) struct Reread {
     tenure: u64,
 }
 
+#[cfg(test)]
+impl Reread {
+    /// Of the first ownership.
+    pub(crate) const fn of(partition: Partition) -> Self {
+        Self {
+            partition,
+            tenure: 1,
+        }
+    }
+}
+
 impl Accounts {
     /// An account was added or changed.
     pub(crate) fn put(&mut self, account: AccountId, version: Version, record: AccountRecord) {

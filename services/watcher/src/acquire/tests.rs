@@ -1,0 +1,117 @@
+//! Accounts of which what is known cannot be put together, with a real nats-server.
+
+use mailbell_bus::{AppendOutcome, Bus, BusOptions, Role, state::Cas};
+use mailbell_core::{checkpoint::Checkpoint, event::Fact};
+use mailbell_proto::bus::v1::AccountRecord;
+use mailbell_test_servers::{NatsOptions, NatsServer};
+use prost::bytes::Bytes;
+use tokio::time::timeout;
+use ulid::Ulid;
+
+use super::*;
+
+/// A time in an event that makes its folding panic.
+pub(super) const POISON: i64 = i64::MIN;
+
+fn arrived(account: &AccountId, uid: u32, detected_us: i64) -> Event {
+    Event {
+        account: account.clone(),
+        folder: 1,
+        generation: 9,
+        fact: Fact::Arrived {
+            uid,
+            digest: u64::from(uid),
+        },
+        alert: true,
+        owner_epoch: 1,
+        traceparent: String::new(),
+        detected_us,
+        fetched_us: 1,
+        folder_name: "INBOX".to_owned(),
+        content: Bytes::new(),
+    }
+}
+
+#[tokio::test]
+async fn an_event_whose_folding_panics_holds_back_its_own_account_only() {
+    let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
+    let connect = async |role| {
+        let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
+        Bus::connect(options).await.unwrap()
+    };
+    let (setup, admin, bus) = (
+        connect(Role::Setup).await,
+        connect(Role::Admin).await,
+        connect(Role::Watcher).await,
+    );
+    setup.setup().await.unwrap();
+    let account = || AccountId::new("default".parse().unwrap(), Ulid::generate());
+    let poisoned = account();
+    // One in the same partition, and one in another of the group.
+    let of = |wanted: &dyn Fn(Partition) -> bool| {
+        let mut accounts = std::iter::repeat_with(account);
+        accounts.find(|one| wanted(one.partition())).unwrap()
+    };
+    let partition = poisoned.partition();
+    let beside = of(&|one| one == partition);
+    let other = of(&|one| one != partition && one.group() == partition.group());
+    let logs = bus.logs().await.unwrap();
+    for account in [&poisoned, &beside, &other] {
+        let checkpoint = Checkpoint::first([("INBOX".to_owned(), 9, 1)], 0);
+        let stored = admin.checkpoints().store(account, &checkpoint, 0).await;
+        assert!(matches!(stored, Ok(Cas::Stored(_))), "{stored:?}");
+        let record = AccountRecord {
+            schema: 1,
+            ..AccountRecord::default()
+        };
+        let created = admin.accounts().create(account, &record).await;
+        assert!(matches!(created, Ok(Cas::Stored(_))), "{created:?}");
+    }
+    for (account, uid, detected_us) in [
+        (&poisoned, 1, 1),
+        (&poisoned, 2, POISON),
+        (&poisoned, 3, 3),
+        (&beside, 1, 1),
+        (&other, 1, 1),
+    ] {
+        let appended = logs.append(&arrived(account, uid, detected_us)).await;
+        assert!(
+            matches!(appended, AppendOutcome::Stored { .. }),
+            "{appended:?}"
+        );
+    }
+    let (_changes, reader) = bus.accounts().follow();
+    let mut loads = Loads::new(reader);
+    let taken = Taken {
+        epoch: 1,
+        before: None,
+    };
+    let log_id = logs.ids().get(partition.group());
+    let ledger = BusLedger { bus, logs };
+    loads.begin(
+        &ledger,
+        vec![(partition, taken), (other.partition(), taken)],
+    );
+    let loaded = timeout(Duration::from_secs(60), loads.next())
+        .await
+        .unwrap();
+    assert_eq!(loaded.partitions.len(), 2);
+    let Found {
+        records,
+        known,
+        unreadable,
+    } = loaded.found;
+    // It has its record, and what there is of it stays in the log: nobody may call that flushed.
+    let all = records.iter().flat_map(|read| &read.records);
+    assert_eq!(all.filter(|(account, _)| *account == poisoned).count(), 1);
+    let bound = Flush {
+        log_id,
+        bound: Some(0),
+    };
+    assert_eq!(unreadable, [(poisoned.clone(), bound)].into());
+    assert!(!known.contains_key(&poisoned));
+    for account in [&beside, &other] {
+        let folders = &known[account].checkpoint.folders;
+        assert_eq!(folders[0].uid_next, 2, "{account}");
+    }
+}
