@@ -12,6 +12,7 @@ use mailbell_proto::{
     push::v1::Health,
 };
 
+use mailbell_test_servers::DovecotOptions;
 use mailbell_watcher::Error;
 use ulid::Ulid;
 
@@ -69,6 +70,59 @@ async fn a_drain_stores_releases_and_logs_out() {
     tokio::time::timeout(crate::world::LIMIT, taking)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_end_is_cut_short_and_the_next_owner_folds_its_log() {
+    let mut world = World::without_watcher(DovecotOptions::default()).await;
+    let finish = Duration::from_secs(1);
+    world.start_with(|options| options.finish = finish).await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    // What it knows cannot be stored from now on, and until it is stored a session does not end by itself.
+    let checkpoints = world.admin.checkpoints();
+    let known = async || checkpoints.load(&account).await.unwrap().unwrap();
+    let stream = format!("KV_MB_test_CKPT_{}", account.group());
+    let config = world.refuse_all(&stream).await;
+    let before = known().await;
+    let message = mail("one");
+    world.dovecot.deliver_lmtp("alice", &message).await.unwrap();
+    world.until_arrived(&account, 1).await;
+    let (told, _) = world.events(&account).await.pop().unwrap();
+    let begun = tokio::time::Instant::now();
+    // A drain that must wait to its end takes three quarters of that, and leaves the partition to be found.
+    let window = Duration::from_secs(60);
+    assert_eq!(world.drain(window).await, Ok(()));
+    assert!(begun.elapsed() >= finish && begun.elapsed() < window / 2);
+    let claims = world.admin.live().claims().await.unwrap();
+    assert_eq!(claims.len(), 1024);
+    let held = claims.iter().filter(|(_, claim)| !claim.value.released);
+    assert_eq!(held.count(), 0);
+    let flushed = claims[&account.partition()].value.flushed;
+    assert!(flushed < told, "{flushed} {told}");
+    let left = known().await;
+    assert_eq!(left.revision, before.revision);
+    assert!(left.value.position < told);
+
+    world.update_stream(&stream, &config).await;
+    let message = mail("two");
+    world.dovecot.deliver_lmtp("alice", &message).await.unwrap();
+    world.start().await;
+    assert_eq!(world.until_arrived(&account, 2).await, ["one", "two"]);
+    world.drain(window).await.unwrap();
+    let events = world.events(&account).await;
+    assert_no_repeats(&events);
+    let arrived = |(_, event): &(_, _)| {
+        matches!(
+            event,
+            mailbell_core::event::Event {
+                fact: Fact::Arrived { .. },
+                ..
+            }
+        )
+    };
+    assert_eq!(events.iter().filter(|event| arrived(event)).count(), 2);
+    assert_eq!(known().await.value.position, events.last().unwrap().0);
 }
 
 #[tokio::test]

@@ -176,7 +176,8 @@ async fn a_log_without_room_is_told_in_the_status_until_there_is_room() {
     };
     code("storage-full").await;
     assert_eq!(world.until_arrived(&account, 1).await, ["one"]);
-    world.update_log(account.group(), &config).await;
+    let log = format!("MB_test_LOG_{}", account.group());
+    world.update_stream(&log, &config).await;
     assert_eq!(world.until_arrived(&account, 2).await, ["one", "two"]);
     code("watching").await;
 }

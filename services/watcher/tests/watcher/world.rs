@@ -119,6 +119,12 @@ pub(crate) fn mail(subject: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// The first number of this name in a JSON text.
+fn number<'a>(json: &'a str, name: &str) -> &'a str {
+    let (_, rest) = json.split_once(&format!("\"{name}\":")).unwrap();
+    rest.split_once([',', '}']).unwrap().0
+}
+
 async fn connect(nats: &NatsServer, role: Role, timing: Timing) -> Bus {
     let mut options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
     options.timing = timing;
@@ -169,7 +175,12 @@ impl World {
 
     /// Starts a watcher: always the same member, each time another incarnation.
     pub(crate) async fn start(&mut self) {
-        self.launch().await;
+        self.start_with(|_| {}).await;
+    }
+
+    /// The same with other options.
+    pub(crate) async fn start_with(&mut self, change: impl FnOnce(&mut Options)) {
+        self.running = Some(self.begin("pod-0", change).await);
         let running = self.running.as_mut().unwrap();
         let ready = timeout(LIMIT, running.handle.ready()).await;
         assert_eq!(ready, Ok(true), "{:?}", running.handle.progress());
@@ -186,7 +197,7 @@ impl World {
 
     /// Starts a watcher that will not find everything that it needs; how many partitions it has when it is ready.
     pub(crate) async fn start_in_part(&mut self) -> usize {
-        self.launch().await;
+        self.running = Some(self.begin("pod-0", |_| {}).await);
         let running = self.running.as_mut().unwrap();
         let ready = timeout(LIMIT, running.handle.ready()).await;
         assert_eq!(ready, Ok(true), "{:?}", running.handle.progress());
@@ -267,27 +278,39 @@ impl World {
     /// Leaves the log of this group no room for anything more; its configuration before that.
     pub(crate) async fn fill_log(&self, group: Group) -> String {
         let stream = format!("MB_test_LOG_{group}");
-        let info = self.api(&format!("STREAM.INFO.{stream}"), "").await;
-        let between = |from: &str, to: &str| {
-            let (_, rest) = info.split_once(from).unwrap();
-            rest.split_once(to).unwrap().0.to_owned()
-        };
-        let config = between("\"config\":", ",\"created\":");
-        let stored = between("\"bytes\":", ",");
-        let most = between("\"max_bytes\":", ",");
+        let (info, config) = self.stream(&stream).await;
+        let (stored, most) = (number(&info, "bytes"), number(&config, "max_bytes"));
         let full = config
             .replace(
                 &format!("\"max_bytes\":{most}"),
                 &format!("\"max_bytes\":{stored}"),
             )
             .replace("\"discard\":\"old\"", "\"discard\":\"new\"");
-        self.update_log(group, &full).await;
+        self.update_stream(&stream, &full).await;
         config
     }
 
-    /// Gives the log of this group another configuration.
-    pub(crate) async fn update_log(&self, group: Group, config: &str) {
-        let call = format!("STREAM.UPDATE.MB_test_LOG_{group}");
+    /// Lets a stream take nothing any more; its configuration before that.
+    pub(crate) async fn refuse_all(&self, stream: &str) -> String {
+        let (_, config) = self.stream(stream).await;
+        let most = number(&config, "max_msg_size");
+        let nothing = config.replace(&format!("\"max_msg_size\":{most}"), "\"max_msg_size\":1");
+        self.update_stream(stream, &nothing).await;
+        config
+    }
+
+    /// What JetStream tells of a stream, and of that its configuration.
+    async fn stream(&self, stream: &str) -> (String, String) {
+        let info = self.api(&format!("STREAM.INFO.{stream}"), "").await;
+        let (_, config) = info.split_once("\"config\":").unwrap();
+        let (config, _) = config.split_once(",\"created\":").unwrap();
+        let config = config.to_owned();
+        (info, config)
+    }
+
+    /// Gives a stream another configuration.
+    pub(crate) async fn update_stream(&self, stream: &str, config: &str) {
+        let call = format!("STREAM.UPDATE.{stream}");
         let answer = self.api(&call, config).await;
         assert!(!answer.contains("\"error\""), "{answer}");
     }
@@ -296,10 +319,6 @@ impl World {
     pub(crate) async fn delete_stream(&self, name: &str) {
         self.publish(&format!("$JS.API.STREAM.DELETE.{name}"), b"")
             .await;
-    }
-
-    async fn launch(&mut self) {
-        self.running = Some(self.begin("pod-0", |_| {}).await);
     }
 
     /// Starts another watcher, or the same member with other options.
