@@ -94,3 +94,6 @@ impl Answers {
             .unwrap_or_else(|_| Err(failure::refused(failure::NOT_CONNECTED)))
     }
 }
+
+#[cfg(test)]
+mod tests;
