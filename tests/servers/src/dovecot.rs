@@ -1,11 +1,12 @@
-//! A private Dovecot with IMAP (plain, STARTTLS and TLS) and LMTP. Runs as root and without.
+//! A private Dovecot, 2.3 or 2.4, with IMAP (plain, STARTTLS and TLS) and LMTP. Runs as root and without.
+
+mod config;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,6 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::process::{Process, wait_until, with_log};
 use crate::{Certificate, RawImap, free_port};
+use config::{Ports, Version};
 
 /// How long the server may take to be ready. Generous: tests share two cores.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -51,7 +53,7 @@ pub struct DovecotOptions {
     pub capability: Option<String>,
     /// Another certificate than one for `localhost`.
     pub certificate: Option<Certificate>,
-    /// More text for the configuration file.
+    /// More text for the configuration file. It is the same for every version of Dovecot.
     pub config: String,
 }
 
@@ -63,9 +65,7 @@ pub struct Dovecot {
     certificate: Certificate,
     passwords: BTreeMap<String, String>,
     revision: usize,
-    imap: u16,
-    imaps: u16,
-    lmtp: u16,
+    ports: Ports,
     process: Option<Process>,
 }
 
@@ -73,24 +73,25 @@ impl Dovecot {
     /// Starts a server.
     ///
     /// # Errors
-    /// When Dovecot isn't installed or doesn't start; the text has the end of its log.
+    /// When Dovecot isn't installed, is of a version that this can't configure, or doesn't start; the text has the end of its log.
     pub async fn start(mut options: DovecotOptions) -> io::Result<Self> {
+        let version = Version::of(&dovecot_binary())?;
         if options.users.is_empty() {
             options.users.push(("alice".into(), "secret".into()));
         }
-        let mut server = Self::prepare(options.clone())?;
+        let mut server = Self::prepare(version, options.clone())?;
         for _ in 0..3 {
             match server.restart().await {
                 Ok(()) => return Ok(server),
                 // Somebody may have taken a port meanwhile.
-                Err(_) => server = Self::prepare(options.clone())?,
+                Err(_) => server = Self::prepare(version, options.clone())?,
             }
         }
         server.restart().await?;
         Ok(server)
     }
 
-    fn prepare(options: DovecotOptions) -> io::Result<Self> {
+    fn prepare(version: Version, options: DovecotOptions) -> io::Result<Self> {
         let directory = TempDir::with_prefix("mailbell-dovecot-")?;
         // The mail processes run as another user.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
@@ -107,67 +108,25 @@ impl Dovecot {
                 .unwrap_or_else(Certificate::localhost),
             passwords: options.users.iter().cloned().collect(),
             revision: 0,
-            imap: free_port()?,
-            imaps: free_port()?,
-            lmtp: free_port()?,
+            ports: Ports {
+                imap: free_port()?,
+                imaps: free_port()?,
+                lmtp: free_port()?,
+            },
             options,
             process: None,
         };
         server.write_passwords()?;
         std::fs::write(server.path("cert.pem"), &server.certificate.certificate_pem)?;
         std::fs::write(server.path("key.pem"), &server.certificate.key_pem)?;
-        std::fs::write(server.path("dovecot.conf"), server.config())?;
+        let config = config::text(
+            version,
+            &server.options,
+            server.directory.path(),
+            &server.ports,
+        );
+        std::fs::write(server.path("dovecot.conf"), config)?;
         Ok(server)
-    }
-
-    fn config(&self) -> String {
-        let Self {
-            imap, imaps, lmtp, ..
-        } = self;
-        let base = self.directory.path().display();
-        let (identity, own) = if is_root() {
-            (format!("uid={MAIL_ID} gid={MAIL_ID}"), String::new())
-        } else {
-            // Nobody else to become: every service runs as whoever runs the test, and chroot needs root.
-            let (user, group) = (id("-un"), id("-gn"));
-            let mut own = format!(
-                "default_internal_user = {user}\ndefault_internal_group = {group}\ndefault_login_user = {user}\n\
-                 first_valid_uid = 1\nfirst_valid_gid = 1\n\
-                 service lmtp {{\n  user = {user}\n}}\nservice auth-worker {{\n  user = {user}\n}}\n"
-            );
-            for service in ["anvil", "imap-login", "stats"] {
-                let _ = writeln!(own, "service {service} {{\n  chroot =\n}}");
-            }
-            (format!("uid={} gid={}", id("-u"), id("-g")), own)
-        };
-        let capability = self
-            .options
-            .capability
-            .as_ref()
-            .map(|list| format!("imap_capability = {list}"))
-            .unwrap_or_default();
-        let storage = self.options.storage.name();
-        let extra = &self.options.config;
-        format!(
-            "base_dir = {base}/run\nstate_dir = {base}/run\ninstance_name = mailbell-test\n\
-log_path = {base}/log\ninfo_log_path = {base}/log\ndebug_log_path = {base}/log\n\
-protocols = imap lmtp\nlisten = 127.0.0.1\nmail_location = {storage}:{base}/mail/%u\n\
-ssl = yes\nssl_cert = <{base}/cert.pem\nssl_key = <{base}/key.pem\n\
-disable_plaintext_auth = no\nauth_mechanisms = plain login\nauth_failure_delay = 0\nmail_max_userip_connections = 0\n\
-default_process_limit = 4096\ndefault_client_limit = 16384\ndefault_vsz_limit = 0\nmailbox_idle_check_interval = 2 secs\n\
-passdb {{\n  driver = passwd-file\n  args = scheme=PLAIN username_format=%u {base}/passwd\n}}\n\
-userdb {{\n  driver = static\n  args = {identity} home={base}/mail/%u\n}}\n\
-namespace inbox {{\n  inbox = yes\n  separator = /\n\
-  mailbox Drafts {{\n    special_use = \\Drafts\n    auto = create\n  }}\n\
-  mailbox Sent {{\n    special_use = \\Sent\n    auto = create\n  }}\n\
-  mailbox Junk {{\n    special_use = \\Junk\n    auto = create\n  }}\n\
-  mailbox Trash {{\n    special_use = \\Trash\n    auto = create\n  }}\n}}\n\
-service imap-login {{\n  service_count = 0\n\
-  inet_listener imap {{\n    port = {imap}\n  }}\n  inet_listener imaps {{\n    port = {imaps}\n    ssl = yes\n  }}\n}}\n\
-service lmtp {{\n  inet_listener lmtp {{\n    port = {lmtp}\n  }}\n}}\n\
-service anvil {{\n  unix_listener anvil-auth-penalty {{\n    mode = 0\n  }}\n}}\n\
-{own}{capability}\n{extra}\n"
-        )
     }
 
     fn write_passwords(&mut self) -> io::Result<()> {
@@ -190,7 +149,7 @@ service anvil {{\n  unix_listener anvil-auth-penalty {{\n    mode = 0\n  }}\n}}\
     pub async fn set_password(&mut self, user: &str, password: &str) -> io::Result<()> {
         self.passwords.insert(user.to_owned(), password.to_owned());
         self.write_passwords()?;
-        let imap = self.imap;
+        let imap = self.ports.imap;
         // Dovecot looks at the file at most once a second.
         let known = || async move { RawImap::login(imap, user, password).await.is_ok() };
         match &mut self.process {
@@ -213,7 +172,7 @@ service anvil {{\n  unix_listener anvil-auth-penalty {{\n    mode = 0\n  }}\n}}\
         self.stop().await;
         // A master that was killed leaves a pid file that names nobody, or somebody else.
         let _ = std::fs::remove_file(self.path("run/master.pid"));
-        let (imap, log) = (self.imap, self.path("log"));
+        let (imap, log) = (self.ports.imap, self.path("log"));
         let config = self.path("dovecot.conf");
         let arguments = [Path::new("-F"), Path::new("-c"), &config];
         let mut process = Process::start(&dovecot_binary(), &arguments, &self.path("start.log"))?;
@@ -248,19 +207,19 @@ service anvil {{\n  unix_listener anvil-auth-penalty {{\n    mode = 0\n  }}\n}}\
     /// Port for plain IMAP and STARTTLS.
     #[must_use]
     pub fn imap_port(&self) -> u16 {
-        self.imap
+        self.ports.imap
     }
 
     /// Port for IMAP over TLS.
     #[must_use]
     pub fn imaps_port(&self) -> u16 {
-        self.imaps
+        self.ports.imaps
     }
 
     /// Port for LMTP.
     #[must_use]
     pub fn lmtp_port(&self) -> u16 {
-        self.lmtp
+        self.ports.lmtp
     }
 
     /// The server's certificate and who gave it.
@@ -290,7 +249,7 @@ service anvil {{\n  unix_listener anvil-auth-penalty {{\n    mode = 0\n  }}\n}}\
     /// # Errors
     /// When the login fails.
     pub async fn imap(&self, user: &str) -> io::Result<RawImap> {
-        RawImap::login(self.imap, user, self.password(user)).await
+        RawImap::login(self.ports.imap, user, self.password(user)).await
     }
 
     /// Appends a message to a folder by IMAP.
@@ -318,7 +277,7 @@ service anvil {{\n  unix_listener anvil-auth-penalty {{\n    mode = 0\n  }}\n}}\
         user: &str,
         messages: impl Iterator<Item = &'a [u8]>,
     ) -> io::Result<()> {
-        let mut stream = BufStream::new(TcpStream::connect(("127.0.0.1", self.lmtp)).await?);
+        let mut stream = BufStream::new(TcpStream::connect(("127.0.0.1", self.ports.lmtp)).await?);
         answer(&mut stream, "220").await?;
         say(&mut stream, "LHLO test\r\n", "250").await?;
         for message in messages {
@@ -384,13 +343,4 @@ fn dovecot_binary() -> PathBuf {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-fn id(option: &str) -> String {
-    let output = Command::new("id")
-        .arg(option)
-        .output()
-        .map(|output| output.stdout)
-        .unwrap_or_default();
-    String::from_utf8_lossy(&output).trim().to_owned()
 }
