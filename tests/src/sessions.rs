@@ -5,7 +5,8 @@
 //! so the moment in which a message is fetched is a gap too, of milliseconds.
 //!
 //! The server can't see that a watcher has been stopped, or cut off without a word: its sessions go on idling. A test that does such a
-//! thing says so by [`Blind`], and what that watcher holds meanwhile counts as held, but not as watched.
+//! thing says so by [`Blind`], and what that watcher holds meanwhile counts as held, but not as watched. What it does to the
+//! installation is a [`Fault`], from whose begin and end the others need time to take over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +27,18 @@ pub struct Blind {
     pub time: Range<Instant>,
 }
 
+/// Something that a test did which may leave mailboxes alone, whoever it was done to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// From its begin until it was healed.
+    pub time: Range<Instant>,
+    /// How long a mailbox may be alone after the begin or the end of it, or after another fault while it lasts.
+    pub alone: Duration,
+}
+
+/// Who had a session, and when.
+type Held = (Arc<str>, Range<Instant>);
+
 /// Two or more holders had a session of one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlap {
@@ -33,8 +46,8 @@ pub struct Overlap {
     pub user: usize,
     /// From the first moment with two of them to the first with one.
     pub time: Range<Instant>,
-    /// Who, over that time.
-    pub holders: BTreeSet<Arc<str>>,
+    /// Each session within that time.
+    held: Vec<Held>,
 }
 
 /// Nobody waited for a user's mail.
@@ -46,11 +59,43 @@ pub struct Gap {
     pub time: Range<Instant>,
 }
 
+impl Fault {
+    /// One that began then and is healed now.
+    #[must_use]
+    pub fn since(begin: Instant, alone: Duration) -> Self {
+        Self {
+            time: begin..Instant::now(),
+            alone,
+        }
+    }
+}
+
 impl Overlap {
     /// How long.
     #[must_use]
     pub fn length(&self) -> Duration {
         length(&self.time)
+    }
+
+    /// Who, over that time.
+    #[must_use]
+    pub fn holders(&self) -> BTreeSet<Arc<str>> {
+        let holders = self.held.iter().map(|(holder, _)| Arc::clone(holder));
+        holders.collect()
+    }
+
+    /// When two of them held it that were not blind, nor had been up to so long before.
+    fn unexcused(&self, blind: &[Blind], hand_over: Duration) -> Vec<Range<Instant>> {
+        let mut hearing = Vec::new();
+        for (holder, time) in &self.held {
+            let excused = blind
+                .iter()
+                .filter(|blind| *blind.holder == **holder)
+                .map(|blind| blind.time.start..blind.time.end + hand_over);
+            let heard = without(time.clone(), excused);
+            hearing.extend(heard.into_iter().map(|time| (Arc::clone(holder), time)));
+        }
+        held_twice(&hearing)
     }
 }
 
@@ -60,6 +105,16 @@ impl Gap {
     pub fn length(&self) -> Duration {
         length(&self.time)
     }
+
+    /// How long it lasted after the last fault that began or ended within it; all of it, if none did.
+    #[must_use]
+    pub fn after(&self, faults: &[Fault]) -> Duration {
+        let moments = faults
+            .iter()
+            .flat_map(|fault| [fault.time.start, fault.time.end]);
+        let last = moments.filter(|at| self.time.contains(at)).max();
+        length(&(last.unwrap_or(self.time.start)..self.time.end))
+    }
 }
 
 /// What was found within a window of time.
@@ -67,7 +122,7 @@ impl Gap {
 pub struct Verdict {
     /// The longest first.
     pub overlaps: Vec<Overlap>,
-    /// Of each user that had one, the longest; the longest of all first.
+    /// The longest first.
     pub gaps: Vec<Gap>,
     /// Users whom nobody waits for at the window's end.
     pub unwatched: Vec<usize>,
@@ -87,25 +142,40 @@ impl Verdict {
             .unwrap_or_default()
     }
 
-    /// The overlaps that nothing excuses: they lasted longer than a hand-over may, and no part of them was a time in which one of
-    /// the holders was blind, or as long after it as a hand-over may last.
+    /// The overlaps that nothing excuses. A hand-over may last so long. A time in which one of the holders was blind does not count,
+    /// nor as long after it as a hand-over may last, since it has to find out then; where that ends, the overlap has to have ended.
     #[must_use]
     pub fn doubled(&self, blind: &[Blind], hand_over: Duration) -> Vec<&Overlap> {
-        let excused = |overlap: &Overlap| {
-            blind.iter().any(|blind| {
-                let theirs = overlap
-                    .holders
-                    .iter()
-                    .any(|holder| **holder == *blind.holder);
-                theirs
-                    && overlap.time.end > blind.time.start
-                    && overlap.time.end <= blind.time.end + hand_over
-            })
+        let excused = |overlap: &&Overlap| {
+            let left = overlap.unexcused(blind, hand_over);
+            let in_time = left.last().is_none_or(|time| time.end < overlap.time.end);
+            overlap.length() <= hand_over
+                || in_time && left.iter().map(length).sum::<Duration>() <= hand_over
         };
-        self.overlaps
-            .iter()
-            .filter(|overlap| overlap.length() > hand_over && !excused(overlap))
-            .collect()
+        let overlaps = self.overlaps.iter();
+        overlaps.filter(|overlap| !excused(overlap)).collect()
+    }
+
+    /// The gaps that no fault excuses: after the last of these that began or ended within a gap it may last for `alone`, or for as
+    /// long as a fault says that lasted on within it.
+    #[must_use]
+    pub fn late(&self, faults: &[Fault], alone: Duration) -> Vec<&Gap> {
+        let bound = |gap: &Gap| {
+            let within = faults
+                .iter()
+                .filter(|fault| fault.time.start < gap.time.end && fault.time.end > gap.time.start);
+            within.map(|fault| fault.alone).fold(alone, Duration::max)
+        };
+        let gaps = self.gaps.iter();
+        gaps.filter(|gap| gap.after(faults) > bound(gap)).collect()
+    }
+
+    /// The longest gap of each user that had one; the longest of all first.
+    #[must_use]
+    pub fn longest_gaps(&self) -> Vec<&Gap> {
+        let mut seen = BTreeSet::new();
+        let gaps = self.gaps.iter();
+        gaps.filter(|gap| seen.insert(gap.user)).collect()
     }
 
     /// The longest time in which nobody waited for one mailbox.
@@ -129,9 +199,13 @@ impl fmt::Display for Verdict {
         )?;
         for overlap in self.overlaps.iter().take(3) {
             let (user, length) = (overlap.user, overlap.length());
-            write!(f, "\n  u{user} twice for {length:?}: {:?}", overlap.holders)?;
+            write!(
+                f,
+                "\n  u{user} twice for {length:?}: {:?}",
+                overlap.holders()
+            )?;
         }
-        for gap in self.gaps.iter().take(3) {
+        for gap in self.longest_gaps().into_iter().take(3) {
             write!(f, "\n  u{} alone for {:?}", gap.user, gap.length())?;
         }
         Ok(())
@@ -170,8 +244,9 @@ pub fn judge(
         if gaps.last().is_some_and(|gap| gap.end == window.end) {
             verdict.unwatched.push(user);
         }
-        let longest = gaps.into_iter().max_by_key(length);
-        verdict.gaps.extend(longest.map(|time| Gap { user, time }));
+        verdict
+            .gaps
+            .extend(gaps.into_iter().map(|time| Gap { user, time }));
     }
     verdict
         .overlaps
@@ -197,45 +272,58 @@ fn moves(sessions: &[&SessionRecord], window: &Range<Instant>) -> usize {
 
 /// The times in which two holders or more had a session, in order.
 fn overlaps(user: usize, sessions: &[&SessionRecord], window: &Range<Instant>) -> Vec<Overlap> {
-    // Ends before begins, so that a session that takes over in the same instant is no overlap.
-    let mut changes: Vec<(Instant, bool, &Arc<str>)> = Vec::new();
+    let mut held: Vec<Held> = Vec::new();
     for session in sessions {
         let Some(from) = session.logged_in else {
             continue;
         };
         let time = from..session.ended.unwrap_or(window.end);
-        if let Some(time) = clip(&time, window) {
-            changes.push((time.start, true, &session.holder));
-            changes.push((time.end, false, &session.holder));
-        }
+        held.extend(clip(&time, window).map(|time| (Arc::clone(&session.holder), time)));
+    }
+    let within = |time: &Range<Instant>| {
+        let sessions = held.iter();
+        let clipped =
+            sessions.filter_map(|(holder, held)| Some((Arc::clone(holder), clip(held, time)?)));
+        clipped.collect()
+    };
+    let times = held_twice(&held).into_iter();
+    times
+        .map(|time| Overlap {
+            user,
+            held: within(&time),
+            time,
+        })
+        .collect()
+}
+
+/// The times in which two holders or more are among these, in order.
+fn held_twice(held: &[Held]) -> Vec<Range<Instant>> {
+    // Ends before begins, so that a session that takes over in the same instant is no overlap.
+    let mut changes: Vec<(Instant, bool, &Arc<str>)> = Vec::new();
+    for (holder, time) in held {
+        changes.push((time.start, true, holder));
+        changes.push((time.end, false, holder));
     }
     changes.sort();
     let mut found = Vec::new();
-    let mut held: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
-    let mut current: Option<Overlap> = None;
+    let mut now: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+    let mut since: Option<Instant> = None;
     for (at, begins, holder) in changes {
         if begins {
-            *held.entry(holder).or_default() += 1;
-        } else if let Some(count) = held.get_mut(holder) {
+            *now.entry(holder).or_default() += 1;
+        } else if let Some(count) = now.get_mut(holder) {
             *count -= 1;
             if *count == 0 {
-                held.remove(holder);
+                now.remove(holder);
             }
         }
-        let holders = held.keys().map(|holder| Arc::clone(holder));
-        if held.len() >= 2 {
-            let overlap = current.get_or_insert_with(|| Overlap {
-                user,
-                time: at..at,
-                holders: BTreeSet::new(),
-            });
-            overlap.holders.extend(holders);
-        } else if let Some(mut overlap) = current.take() {
-            overlap.time.end = at;
-            found.push(overlap);
+        if now.len() >= 2 {
+            since.get_or_insert(at);
+        } else if let Some(since) = since.take() {
+            found.push(since..at);
         }
     }
-    found.retain(|overlap| !overlap.length().is_zero());
+    found.retain(|time| !time.is_empty());
     found
 }
 
@@ -247,27 +335,15 @@ fn waits(
 ) -> Vec<Range<Instant>> {
     let mut waits = Vec::new();
     for session in sessions {
-        let deaf: Vec<&Range<Instant>> = blind
+        let deaf = blind
             .iter()
             .filter(|blind| *blind.holder == *session.holder)
-            .map(|blind| &blind.time)
-            .collect();
+            .map(|blind| blind.time.clone());
         for idle in &session.idles {
             let time = idle.from..idle.until.unwrap_or(window.end);
-            let mut heard: Vec<_> = clip(&time, window).into_iter().collect();
-            for deaf in &deaf {
-                heard = heard
-                    .into_iter()
-                    .flat_map(|time| {
-                        [
-                            time.start..time.end.min(deaf.start),
-                            time.start.max(deaf.end)..time.end,
-                        ]
-                    })
-                    .filter(|time| !time.is_empty())
-                    .collect();
+            if let Some(time) = clip(&time, window) {
+                waits.extend(without(time, deaf.clone()));
             }
-            waits.extend(heard);
         }
     }
     waits.sort_by_key(|wait| wait.start);
@@ -290,6 +366,27 @@ fn gaps(waits: &[Range<Instant>], window: &Range<Instant>) -> Vec<Range<Instant>
     gaps
 }
 
+/// What of a time lies in none of these, in order.
+fn without(
+    time: Range<Instant>,
+    those: impl Iterator<Item = Range<Instant>>,
+) -> Vec<Range<Instant>> {
+    let mut left = vec![time];
+    for gone in those {
+        left = left
+            .into_iter()
+            .flat_map(|time| {
+                [
+                    time.start..time.end.min(gone.start),
+                    time.start.max(gone.end)..time.end,
+                ]
+            })
+            .filter(|time| !time.is_empty())
+            .collect();
+    }
+    left
+}
+
 fn clip(time: &Range<Instant>, window: &Range<Instant>) -> Option<Range<Instant>> {
     let clipped = time.start.max(window.start)..time.end.min(window.end);
     (!clipped.is_empty()).then_some(clipped)
@@ -300,164 +397,4 @@ fn length(time: &Range<Instant>) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::LazyLock;
-
-    use mailbell_test_servers::synthetic::Idle;
-
-    use super::*;
-
-    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-    fn at(second: u64) -> Instant {
-        *BEGIN + Duration::from_secs(second)
-    }
-
-    fn seconds(range: &Range<Instant>) -> Range<u64> {
-        let second = |instant: Instant| (instant - *BEGIN).as_secs();
-        second(range.start)..second(range.end)
-    }
-
-    /// A session that idles from its login to its end.
-    fn session(holder: &str, user: usize, from: u64, until: Option<u64>) -> SessionRecord {
-        SessionRecord {
-            holder: holder.into(),
-            opened: at(from),
-            user: Some(user),
-            logged_in: Some(at(from)),
-            idles: vec![Idle {
-                from: at(from),
-                until: until.map(at),
-            }],
-            ended: until.map(at),
-        }
-    }
-
-    fn judged(records: &[SessionRecord], blind: &[Blind]) -> Verdict {
-        judge(records, 0..1, at(0)..at(100), blind)
-    }
-
-    #[test]
-    fn one_session_without_an_end_is_all_that_is_wanted() {
-        let verdict = judged(&[session("a", 0, 0, None)], &[]);
-        assert_eq!(verdict.logins, [("a".into(), 1)].into());
-        assert!(verdict.overlaps.is_empty() && verdict.gaps.is_empty());
-        assert!(verdict.unwatched.is_empty());
-    }
-
-    #[test]
-    fn a_mailbox_that_nobody_held_is_one_gap() {
-        let verdict = judged(&[session("a", 1, 0, None)], &[]);
-        assert_eq!(seconds(&verdict.gaps[0].time), 0..100);
-        assert_eq!(verdict.unwatched, [0]);
-    }
-
-    #[test]
-    fn a_hand_over_has_a_gap_or_an_overlap() {
-        let late = [session("a", 0, 0, Some(40)), session("b", 0, 55, None)];
-        let verdict = judged(&late, &[]);
-        assert_eq!(seconds(&verdict.gaps[0].time), 40..55);
-        assert_eq!(verdict.longest_gap(), Duration::from_secs(15));
-        assert!(verdict.overlaps.is_empty() && verdict.unwatched.is_empty());
-
-        let early = [session("a", 0, 0, Some(40)), session("b", 0, 33, None)];
-        let verdict = judged(&early, &[]);
-        assert_eq!(seconds(&verdict.overlaps[0].time), 33..40);
-        assert_eq!(verdict.longest_overlap(), Duration::from_secs(7));
-        assert!(verdict.gaps.is_empty());
-
-        let exact = [session("a", 0, 0, Some(40)), session("b", 0, 40, None)];
-        let verdict = judged(&exact, &[]);
-        assert!(verdict.overlaps.is_empty() && verdict.gaps.is_empty());
-    }
-
-    #[test]
-    fn two_sessions_of_one_watcher_are_no_overlap_and_three_watchers_are_one() {
-        let own = [session("a", 0, 0, None), session("a", 0, 10, Some(20))];
-        assert!(judged(&own, &[]).overlaps.is_empty());
-        let three = [
-            session("a", 0, 0, Some(50)),
-            session("b", 0, 10, Some(60)),
-            session("c", 0, 55, Some(70)),
-            session("a", 0, 80, None),
-            session("b", 0, 90, Some(91)),
-        ];
-        let verdict = judged(&three, &[]);
-        let times: Vec<_> = verdict
-            .overlaps
-            .iter()
-            .map(|overlap| (seconds(&overlap.time), overlap.holders.len()))
-            .collect();
-        // The longest first.
-        assert_eq!(times, [(10..50, 2), (55..60, 2), (90..91, 2)]);
-        assert_eq!(seconds(&verdict.gaps[0].time), 70..80);
-    }
-
-    #[test]
-    fn only_the_window_counts() {
-        let records = [
-            session("a", 0, 0, Some(40)),
-            session("b", 0, 30, Some(60)),
-            session("c", 0, 90, None),
-        ];
-        let verdict = judge(&records, 0..1, at(35)..at(80), &[]);
-        assert_eq!(seconds(&verdict.overlaps[0].time), 35..40);
-        assert_eq!(seconds(&verdict.gaps[0].time), 60..80);
-        assert_eq!(verdict.unwatched, [0]);
-        assert!(verdict.logins.is_empty());
-    }
-
-    #[test]
-    fn who_is_deaf_holds_and_does_not_watch() {
-        let records = [session("a", 0, 0, None), session("b", 0, 50, Some(70))];
-        let blind = [Blind {
-            holder: "a".to_owned(),
-            time: at(20)..at(80),
-        }];
-        let verdict = judged(&records, &blind);
-        assert_eq!(seconds(&verdict.gaps[0].time), 20..50);
-        assert_eq!(seconds(&verdict.overlaps[0].time), 50..70);
-        assert!(verdict.unwatched.is_empty());
-    }
-
-    #[test]
-    fn an_overlap_is_excused_by_its_length_or_by_who_was_blind() {
-        let records = [session("a", 0, 0, Some(90)), session("b", 0, 50, Some(95))];
-        let verdict = judged(&records, &[]);
-        assert_eq!(verdict.moves, 1);
-        let blind = |holder: &str, time| {
-            [Blind {
-                holder: holder.to_owned(),
-                time,
-            }]
-        };
-        let doubled = |blind: &[Blind], seconds| {
-            let hand_over = Duration::from_secs(seconds);
-            verdict.doubled(blind, hand_over).len()
-        };
-        assert_eq!(doubled(&[], 39), 1);
-        assert_eq!(doubled(&[], 40), 0);
-        assert_eq!(doubled(&blind("a", at(30)..at(85)), 5), 0);
-        assert_eq!(doubled(&blind("a", at(30)..at(84)), 5), 1);
-        assert_eq!(doubled(&blind("c", at(30)..at(85)), 5), 1);
-        assert_eq!(doubled(&blind("a", at(91)..at(99)), 5), 1);
-    }
-
-    #[test]
-    fn between_login_and_idle_nobody_waits() {
-        let mut fetching = session("a", 0, 0, None);
-        fetching.idles = vec![
-            Idle {
-                from: at(2),
-                until: Some(at(30)),
-            },
-            Idle {
-                from: at(31),
-                until: None,
-            },
-        ];
-        let verdict = judged(&[fetching], &[]);
-        assert_eq!(seconds(&verdict.gaps[0].time), 0..2);
-        assert!(verdict.to_string().contains("u0 alone for 2s"));
-    }
-}
+mod tests;

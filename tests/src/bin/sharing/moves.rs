@@ -127,7 +127,7 @@ async fn kill(crowd: &mut Crowd, victim: Part) -> anyhow::Result<Killed> {
     crowd.watched(LIMIT).await?;
     let verdict = crowd.verdict(begin..Instant::now(), &[]);
     let alone: Vec<Duration> = verdict
-        .gaps
+        .longest_gaps()
         .iter()
         .filter(|gap| gap.length() > LEFT_ALONE)
         .map(|gap| gap.time.end - begin)
@@ -153,7 +153,8 @@ async fn restart(crowd: &mut Crowd, rate: u32) -> anyhow::Result<()> {
     let restarted = begin.elapsed();
     let rested = at_rest(crowd).await? - begin;
     let verdict = crowd.verdict(begin..Instant::now(), &[]);
-    let gaps: Vec<Duration> = verdict.gaps.iter().map(|gap| gap.length()).collect();
+    let gaps = verdict.longest_gaps();
+    let gaps: Vec<Duration> = gaps.iter().map(|gap| gap.length()).collect();
     let logins: usize = verdict.logins.values().sum();
     head(
         &format!(
