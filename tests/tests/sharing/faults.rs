@@ -1,9 +1,13 @@
 //! Watchers that fail.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt as _;
-use mailbell_test_servers::proxy::Mode;
+use mailbell_test_servers::{NatsOptions, NatsServer, proxy::Mode, synthetic::SessionRecord};
 use mailbell_tests::{
     clock,
     installation::Part,
@@ -16,6 +20,23 @@ use super::{W, asked, board, finish, nats_server, row, scene};
 
 /// [`ALONE`] where one watcher logs two thousand accounts in, built without optimisation.
 const THOUSANDS: Duration = Duration::from_secs(120);
+
+/// A server that takes a client for dead within nine seconds, which is less than the detection of a dead watcher takes.
+const IMPATIENT: &str = "ping_interval: \"3s\"\nping_max: 2\n";
+
+/// The connections of a watcher that NATS has or had: why each was closed, if it was.
+async fn connections(nats: &NatsServer, watcher: Part, state: &str) -> Vec<String> {
+    let page = nats.monitor(&format!("/connz?state={state}")).await;
+    let page = page.unwrap();
+    let name = watcher.to_string();
+    let connections = page["connections"].as_array().unwrap().iter();
+    let its = connections.filter(|connection| {
+        let words = connection["name"].as_str().unwrap_or_default();
+        words.split(' ').any(|word| word == name)
+    });
+    its.map(|connection| connection["reason"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
 
 /// Waits until somebody else has a session of every mailbox too, or alone.
 async fn others_have_all(scene: &Scene, away: &[Part]) {
@@ -96,15 +117,45 @@ async fn thousands_of_accounts_are_taken_over_by_one() {
     finish("thousands", scene, THOUSANDS).await;
 }
 
-/// What it does when it goes on, NATS no longer takes for a double: its logs forget after a second here, not after five minutes.
+/// What it does when it goes on, NATS no longer takes for a double: its logs forget after a second here, not after five minutes. By then
+/// NATS has dropped it, and so has the mail server half of its sessions; the others are open and have much to say.
 #[tokio::test]
 async fn one_that_is_stopped_and_goes_on_tells_nothing_twice() {
-    let (nats, mut scene) = scene().await;
+    let options = NatsOptions {
+        config: IMPATIENT.to_owned(),
+        ..NatsOptions::default()
+    };
+    let nats = NatsServer::start(options).await.unwrap();
+    let mut scene = Scene::start(SceneOptions::new(nats.url())).await.unwrap();
     shorten_duplicate_windows(&nats.url()).await;
     let requests = scene.crowd.requests().await.unwrap();
+    let connected = connections(&nats, W[1], "open").await.len();
+    assert!(connected > 0);
     scene.freeze(W[1]).unwrap();
     // The others have taken what it had; its sessions stay open, and nobody reads them.
     others_have_all(&scene, &W[1..2]).await;
+    until(SOON, "NATS to drop it", || async {
+        let closed = connections(&nats, W[1], "closed").await;
+        let silent = closed.iter().filter(|reason| *reason == "Stale Connection");
+        silent.count() >= connected && connections(&nats, W[1], "open").await.is_empty()
+    })
+    .await
+    .unwrap();
+    let name = W[1].to_string();
+    let even = |session: &SessionRecord| session.user.is_some_and(|user| user % 2 == 0);
+    let server = Arc::clone(&scene.crowd.server);
+    let held = || {
+        let mut sessions = server.records();
+        sessions.retain(|session| session.ended.is_none() && *session.holder == *name);
+        sessions.iter().map(even).collect::<BTreeSet<bool>>()
+    };
+    assert_eq!(held(), [false, true].into());
+    server.cut(|session| *session.holder == *name && even(session));
+    until(SOON, "the end of half of its sessions", || async {
+        held() == [false].into()
+    })
+    .await
+    .unwrap();
     scene.thaw(W[1]).unwrap();
     scene.shared_by(&[W[0], W[2]]).await.unwrap();
     // It is given nothing back for a minute.
