@@ -34,6 +34,8 @@ pub struct Fault {
     pub time: Range<Instant>,
     /// How long a mailbox may be alone after the begin or the end of it, or after another fault while it lasts.
     pub alone: Duration,
+    /// Whose mailboxes those are, if not everybody's.
+    pub holder: Option<String>,
 }
 
 /// Who had a session, and when.
@@ -57,6 +59,8 @@ pub struct Gap {
     pub user: usize,
     /// From the end of one wait, or of the window's begin, to the next one, or to the window's end.
     pub time: Range<Instant>,
+    /// Whose waits those are, if there are any.
+    pub holders: [Option<Arc<str>>; 2],
 }
 
 impl Fault {
@@ -66,6 +70,7 @@ impl Fault {
         Self {
             time: begin..Instant::now(),
             alone,
+            holder: None,
         }
     }
 }
@@ -104,6 +109,16 @@ impl Gap {
     #[must_use]
     pub fn length(&self) -> Duration {
         length(&self.time)
+    }
+
+    /// Whether a fault lasted on within it, of someone who waited before or after it.
+    fn concerns(&self, fault: &Fault) -> bool {
+        let mut holders = self.holders.iter().flatten();
+        let theirs = fault
+            .holder
+            .as_deref()
+            .is_none_or(|name| holders.any(|holder| **holder == *name));
+        theirs && fault.time.start < self.time.end && fault.time.end > self.time.start
     }
 
     /// How long it lasted after the last fault that began or ended within it; all of it, if none did.
@@ -157,13 +172,11 @@ impl Verdict {
     }
 
     /// The gaps that no fault excuses: after the last of these that began or ended within a gap it may last for `alone`, or for as
-    /// long as a fault says that lasted on within it.
+    /// long as a fault says that lasted on within it and was of someone who waited before or after.
     #[must_use]
     pub fn late(&self, faults: &[Fault], alone: Duration) -> Vec<&Gap> {
         let bound = |gap: &Gap| {
-            let within = faults
-                .iter()
-                .filter(|fault| fault.time.start < gap.time.end && fault.time.end > gap.time.start);
+            let within = faults.iter().filter(|fault| gap.concerns(fault));
             within.map(|fault| fault.alone).fold(alone, Duration::max)
         };
         let gaps = self.gaps.iter();
@@ -240,13 +253,11 @@ pub fn judge(
         }
         verdict.moves += moves(&sessions, &window);
         verdict.overlaps.extend(overlaps(user, &sessions, &window));
-        let gaps = gaps(&waits(&sessions, &window, blind), &window);
-        if gaps.last().is_some_and(|gap| gap.end == window.end) {
+        let gaps = gaps(user, &waits(&sessions, &window, blind), &window);
+        if gaps.last().is_some_and(|gap| gap.time.end == window.end) {
             verdict.unwatched.push(user);
         }
-        verdict
-            .gaps
-            .extend(gaps.into_iter().map(|time| Gap { user, time }));
+        verdict.gaps.extend(gaps);
     }
     verdict
         .overlaps
@@ -328,11 +339,7 @@ fn held_twice(held: &[Held]) -> Vec<Range<Instant>> {
 }
 
 /// The times in which somebody who could hear it waited, within the window.
-fn waits(
-    sessions: &[&SessionRecord],
-    window: &Range<Instant>,
-    blind: &[Blind],
-) -> Vec<Range<Instant>> {
+fn waits(sessions: &[&SessionRecord], window: &Range<Instant>, blind: &[Blind]) -> Vec<Held> {
     let mut waits = Vec::new();
     for session in sessions {
         let deaf = blind
@@ -342,27 +349,36 @@ fn waits(
         for idle in &session.idles {
             let time = idle.from..idle.until.unwrap_or(window.end);
             if let Some(time) = clip(&time, window) {
-                waits.extend(without(time, deaf.clone()));
+                let heard = without(time, deaf.clone()).into_iter();
+                waits.extend(heard.map(|time| (Arc::clone(&session.holder), time)));
             }
         }
     }
-    waits.sort_by_key(|wait| wait.start);
+    waits.sort_by_key(|(_, wait)| wait.start);
     waits
 }
 
 /// What of the window lies in none of these, in order.
-fn gaps(waits: &[Range<Instant>], window: &Range<Instant>) -> Vec<Range<Instant>> {
+fn gaps(user: usize, waits: &[Held], window: &Range<Instant>) -> Vec<Gap> {
     let mut gaps = Vec::new();
-    let mut covered = window.start;
-    for wait in waits {
-        if wait.start > covered {
-            gaps.push(covered..wait.start);
+    let mut gap = |time: Range<Instant>, before: Option<&Arc<str>>, after: Option<&Arc<str>>| {
+        if !time.is_empty() {
+            let holders = [before.cloned(), after.cloned()];
+            gaps.push(Gap {
+                user,
+                time,
+                holders,
+            });
         }
-        covered = covered.max(wait.end);
+    };
+    let (mut covered, mut before) = (window.start, None);
+    for (holder, wait) in waits {
+        gap(covered..wait.start, before, Some(holder));
+        if wait.end > covered {
+            (covered, before) = (wait.end, Some(holder));
+        }
     }
-    if covered < window.end {
-        gaps.push(covered..window.end);
-    }
+    gap(covered..window.end, before, None);
     gaps
 }
 

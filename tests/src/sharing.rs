@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use mailbell_test_servers::{Proxy, proxy::Mode};
 use rustix::process::Signal;
 
@@ -16,7 +16,7 @@ use crate::{
     device::Device,
     installation::{Options, Part, STOP_LIMIT, WatcherOptions},
     process::until,
-    sessions::{Blind, Verdict},
+    sessions::{Blind, Fault, Verdict},
     traffic::Traffic,
 };
 
@@ -28,6 +28,12 @@ pub const HAND_OVER: Duration = Duration::from_secs(20);
 /// The longest that a mailbox may be alone if one of the others is there to take it: the detection takes 12 s, and the rest is for
 /// the take-over on two busy cores.
 pub const ALONE: Duration = Duration::from_secs(40);
+/// The same where two nodes of a NATS cluster have no way to one another. A node passes nothing on for others, so a watcher whose node
+/// has no way to the leader of a log reads nothing of it; what it is given meanwhile is alone until it has gone to another node, which
+/// may take it several tries.
+pub const NO_ROUTE: Duration = Duration::from_secs(120);
+/// The same where a watcher has no way to a mail host: it probes that at least once a minute, and then logs in.
+pub const NO_MAIL: Duration = Duration::from_secs(100);
 /// The same where it is handed over: nobody has to find anything out, and what does not end by itself is cut short after 10 s.
 pub const IN_ORDER: Duration = Duration::from_secs(15);
 
@@ -254,7 +260,19 @@ impl Scene {
     /// # Errors
     /// When two watchers held a mailbox for too long with no excuse, one was alone for longer than `alone`, or a device lacks
     /// something, or was told something twice, out of order or wrong, or of a new message without an alert.
-    pub async fn finish(mut self, alone: Duration) -> anyhow::Result<Verdict> {
+    pub async fn finish(self, alone: Duration) -> anyhow::Result<Verdict> {
+        self.finish_after(&[], alone).await
+    }
+
+    /// As [`Scene::finish`], but how long a mailbox was alone is counted from the last of these faults: see [`Verdict::late`].
+    ///
+    /// # Errors
+    /// As [`Scene::finish`].
+    pub async fn finish_after(
+        mut self,
+        faults: &[Fault],
+        alone: Duration,
+    ) -> anyhow::Result<Verdict> {
         let watchers = self.crowd.installation.watchers();
         for watcher in watchers {
             self.hears(watcher);
@@ -264,7 +282,7 @@ impl Scene {
         self.crowd.installation.ready().await?;
         self.crowd.single(SOON).await?;
         let verdict = self.crowd.verdict(self.begun..Instant::now(), &self.blind);
-        let judged = judge(&verdict, &self.blind, alone);
+        let judged = judge(&verdict, &self.blind, faults, alone);
         if judged.is_err() {
             self.crowd.installation.keep();
         }
@@ -306,17 +324,28 @@ fn loses(mode: Mode) -> bool {
     [Mode::DEAF, Mode::MUTE, Mode::BLACK_HOLE].contains(&mode)
 }
 
-fn judge(verdict: &Verdict, blind: &[Blind], alone: Duration) -> anyhow::Result<()> {
+fn judge(
+    verdict: &Verdict,
+    blind: &[Blind],
+    faults: &[Fault],
+    alone: Duration,
+) -> anyhow::Result<()> {
     let doubled = verdict.doubled(blind, HAND_OVER);
     ensure!(
         doubled.is_empty(),
         "{} mailboxes were held twice for too long: {verdict}",
         doubled.len()
     );
-    ensure!(
-        verdict.longest_gap() <= alone,
-        "a mailbox was alone for too long: {verdict}"
-    );
+    let late = verdict.late(faults, alone);
+    if let Some(gap) = late.first() {
+        bail!(
+            "{} mailboxes were alone for too long, u{} for {:?} and {:?} after the last fault: {verdict}",
+            late.len(),
+            gap.user,
+            gap.length(),
+            gap.after(faults)
+        );
+    }
     ensure!(verdict.unwatched.is_empty(), "{verdict}");
     Ok(())
 }

@@ -188,6 +188,7 @@ fn a_gap_is_measured_from_the_last_fault_within_it() {
     let fault = |time: Range<u64>, alone| Fault {
         time: at(time.start)..at(time.end),
         alone: Duration::from_secs(alone),
+        holder: None,
     };
     let late = |faults: &[Fault]| {
         let late = verdict.late(faults, Duration::from_secs(40));
@@ -204,6 +205,15 @@ fn a_gap_is_measured_from_the_last_fault_within_it() {
     assert_eq!(late(&[fault(5..95, 79)]), 1);
     assert_eq!(late(&[fault(5..9, 80)]), 1);
     assert_eq!(late(&[fault(20..30, 60), fault(2..49, 40)]), 0);
+    // One may have it for the mailboxes of one watcher: it is b that waits after it, and a before.
+    for (holder, count) in [("a", 0), ("b", 0), ("c", 1)] {
+        let holder = Some(holder.to_owned());
+        let fault = Fault {
+            holder,
+            ..fault(20..30, 60)
+        };
+        assert_eq!(late(&[fault]), count);
+    }
     // A later one of another kind makes it no longer.
     assert_eq!(late(&[fault(91..94, 120)]), 1);
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     env,
+    ops::Range,
     time::Duration,
 };
 
@@ -15,7 +16,8 @@ use mailbell_test_servers::{NatsCluster, NatsOptions, NatsServer, proxy::Mode};
 use mailbell_tests::{
     clock,
     installation::Part,
-    sharing::{Scene, SceneOptions},
+    sessions,
+    sharing::{ALONE, NO_MAIL, NO_ROUTE, Scene, SceneOptions},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::time::{Instant, sleep_until};
@@ -29,10 +31,8 @@ const CLUSTER: u64 = 3;
 /// Things fail for so long.
 const CHAOS: Duration = Duration::from_secs(30);
 /// Each failure ends, and the next begins, so many milliseconds later.
-const LASTS: std::ops::Range<u64> = 500..20_000;
-const NEXT: std::ops::Range<u64> = 200..5_000;
-/// All may be away for most of it, and then there is what follows.
-const ALONE: Duration = Duration::from_secs(150);
+const LASTS: Range<u64> = 500..20_000;
+const NEXT: Range<u64> = 200..5_000;
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
@@ -69,6 +69,25 @@ const FAULTS: [Fault; 14] = [
     Fault::NoMail(Mode::DEAF),
     Fault::NoMail(Mode::MUTE),
 ];
+
+impl Fault {
+    /// For the judge: it was done to this one then, and is healed now.
+    fn since(self, begin: Instant, victim: Victim) -> sessions::Fault {
+        let fault = sessions::Fault::since(begin.into_std(), ALONE);
+        match (self, victim) {
+            (Self::NoMail(_), Victim::Watcher(watcher)) => sessions::Fault {
+                alone: NO_MAIL,
+                holder: Some(watcher.to_string()),
+                ..fault
+            },
+            (Self::NoRoute(..), _) => sessions::Fault {
+                alone: NO_ROUTE,
+                ..fault
+            },
+            _ => fault,
+        }
+    }
+}
 
 /// What fails one at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,7 +141,9 @@ async fn run(seed: u64) -> anyhow::Result<()> {
         nats,
     };
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut faulty: BTreeMap<Victim, (Instant, Fault)> = BTreeMap::new();
+    // What is broken now, since when, and until when.
+    let mut faulty: BTreeMap<Victim, (Fault, Range<Instant>)> = BTreeMap::new();
+    let mut faults = Vec::new();
     let end = Instant::now() + CHAOS;
     let mut next = Instant::now();
     let (mut count, mut nodes, mut routes) = (0, 0, 0);
@@ -130,13 +151,14 @@ async fn run(seed: u64) -> anyhow::Result<()> {
         // What ends first, or the next that begins.
         let healed = faulty
             .iter()
-            .map(|(victim, (at, fault))| (*at, *victim, *fault))
-            .min_by_key(|(at, ..)| *at);
+            .map(|(victim, (fault, time))| (*victim, *fault, time.clone()))
+            .min_by_key(|(.., time)| time.end);
         match healed {
-            Some((at, victim, fault)) if at <= next || next >= end => {
-                sleep_until(at).await;
+            Some((victim, fault, time)) if time.end <= next || next >= end => {
+                sleep_until(time.end).await;
                 faulty.remove(&victim);
                 world.heal(victim, fault).await.context("healing")?;
+                faults.push(fault.since(time.start, victim));
                 continue;
             }
             None if next >= end => break,
@@ -153,8 +175,10 @@ async fn run(seed: u64) -> anyhow::Result<()> {
         let (victim, fault) = match (fate, &mut world.nats) {
             (0 | 1, Nats::One(server)) => {
                 println!("seed {seed}: NATS");
+                let begin = Instant::now();
                 server.kill();
                 server.restart().await?;
+                faults.push(sessions::Fault::since(begin.into_std(), ALONE));
                 continue;
             }
             // One and the other in turn, so that even a short run has both.
@@ -173,13 +197,18 @@ async fn run(seed: u64) -> anyhow::Result<()> {
         };
         if let Entry::Vacant(fine) = faulty.entry(victim) {
             println!("seed {seed}: {victim:?} {fault:?} for {lasts:?}");
+            let begin = Instant::now();
             world.fail(victim, fault).await.context("failing")?;
-            fine.insert((Instant::now() + lasts, fault));
+            fine.insert((fault, begin..Instant::now() + lasts));
         }
     }
     world.scene.supervise()?;
-    let verdict = world.scene.finish(ALONE).await?;
-    println!("seed {seed}: {count} faults; {verdict}");
+    let verdict = world.scene.finish_after(&faults, ALONE).await?;
+    let after = verdict.gaps.iter().map(|gap| gap.after(&faults));
+    println!(
+        "seed {seed}: {count} faults, at most {:?} alone after the last; {verdict}",
+        after.max().unwrap_or_default()
+    );
     Ok(())
 }
 

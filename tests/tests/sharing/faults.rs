@@ -13,10 +13,11 @@ use mailbell_tests::{
     installation::Part,
     journal::Journal,
     process::until,
-    sharing::{ALONE, SOON, Scene, SceneOptions},
+    sessions::Fault,
+    sharing::{ALONE, NO_MAIL, SOON, Scene, SceneOptions},
 };
 
-use super::{W, asked, board, finish, nats_server, row, scene};
+use super::{W, asked, board, finish, finish_after, nats_server, row, scene};
 
 /// [`ALONE`] where one watcher logs two thousand accounts in, built without optimisation.
 const THOUSANDS: Duration = Duration::from_secs(120);
@@ -193,6 +194,7 @@ async fn one_that_is_cut_off_from_mail_keeps_its_share() {
     let (_nats, mut scene) = scene().await;
     let name = W[1].to_string();
     let before = scene.crowd.shares();
+    let cut = Instant::now();
     scene.cut_from_mail(W[1], Mode::Cut).unwrap();
     holds_nothing(&scene, W[1]).await;
     let all = scene.crowd.device_of_all().await.unwrap();
@@ -220,6 +222,7 @@ async fn one_that_is_cut_off_from_mail_keeps_its_share() {
     meanwhile.remove(&name);
     assert_eq!(scene.crowd.shares(), meanwhile);
     scene.heal_mail(W[1]).await.unwrap();
+    let cut = Fault::since(cut, NO_MAIL);
     scene.shared_by(&W[..3]).await.unwrap();
     assert_eq!(scene.crowd.shares(), before);
     all.wait(SOON, "the states of its accounts", |journal| {
@@ -227,8 +230,8 @@ async fn one_that_is_cut_off_from_mail_keeps_its_share() {
     })
     .await
     .unwrap();
-    // Nobody else was to take it, so it was alone for as long as the cut took.
-    finish("cut off from mail", scene, SOON * 2).await;
+    // Nobody else was to take what it had.
+    finish_after("cut off from mail", scene, &[cut]).await;
 }
 
 /// A way that falls silent is told from a quiet mailbox after minutes only. Who has something to ask finds out sooner: an IDLE that does
@@ -238,6 +241,7 @@ async fn ways_to_mail_that_fall_silent_are_given_up_by_who_asks() {
     let (_nats, mut scene) = scene().await;
     let before = scene.crowd.shares();
     let modes = [Mode::STALLED, Mode::DEAF, Mode::MUTE];
+    let cut = Instant::now();
     for (watcher, mode) in W.into_iter().zip(modes) {
         scene.cut_from_mail(watcher, mode).unwrap();
     }
@@ -265,11 +269,12 @@ async fn ways_to_mail_that_fall_silent_are_given_up_by_who_asks() {
     for watcher in &W[..3] {
         scene.heal_mail(*watcher).await.unwrap();
     }
+    let cut = Fault::since(cut, NO_MAIL);
     scene.shared_by(&W[..3]).await.unwrap();
     assert_eq!(scene.crowd.shares(), before);
     let asked = scene.crowd.list_all().await.unwrap();
     assert_eq!(asked.answers, all, "{asked:?}");
-    finish("silent", scene, SOON * 2).await;
+    finish_after("silent", scene, &[cut]).await;
 }
 
 #[tokio::test]

@@ -14,13 +14,14 @@ use mailbell_tests::{
     http,
     installation::Part,
     process::LOOK_EVERY,
-    sharing::{SOON, Scene, SceneOptions},
+    sessions::Fault,
+    sharing::{ALONE, SOON, Scene, SceneOptions},
     watching::Watching,
 };
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{W, board, finish, nats_server, row, scene};
+use super::{W, board, finish_after, nats_server, row, scene};
 
 /// How long a watcher may take to end, unless it is told otherwise.
 const GRACE: Duration = Duration::from_secs(25);
@@ -29,8 +30,6 @@ const BUSY: Duration = Duration::from_secs(20);
 /// How long the mail server takes for the end of IDLE: longer than a watcher is silent, which says with each sign of life what it hands
 /// over.
 const SLOW: Duration = Duration::from_secs(5);
-/// Nobody is there for as long as it takes until that is known and the gauges show it, which are refreshed every 15 s.
-const OUTAGE: Duration = Duration::from_secs(120);
 
 /// A board in the names of the gauges, but for the times.
 fn as_gauges(board: &Value) -> BTreeMap<String, u64> {
@@ -162,6 +161,7 @@ async fn what_is_shown_follows_what_happens() {
     };
     watching.prints(SOON, "it left", left).await.unwrap();
 
+    let gone = Instant::now();
     for watcher in [W[0], W[2]] {
         scene.kill(watcher);
     }
@@ -189,6 +189,7 @@ async fn what_is_shown_follows_what_happens() {
     for watcher in &W[..3] {
         scene.crowd.installation.launch(*watcher).unwrap();
     }
+    let nobody_was_there = Fault::since(gone, ALONE);
     let nobody_is_missed = |line: &str| json_of(line)["totals"]["accounts_unowned"] == 0;
     let shown = watching.prints(SOON, "that all are owned", nobody_is_missed);
     shown.await.unwrap();
@@ -203,7 +204,7 @@ async fn what_is_shown_follows_what_happens() {
     }
     assert_eq!(table.end(Signal::TERM).await.unwrap(), Some(0));
     assert_eq!(watching.end(Signal::INT).await.unwrap(), Some(0));
-    finish("what is shown", scene, OUTAGE).await;
+    finish_after("what is shown", scene, &[nobody_was_there]).await;
 }
 
 fn json_of(line: &str) -> Value {
@@ -282,8 +283,7 @@ async fn a_storm_of_logins_on_busy_cores_is_nobodys_death() {
     scene.shared_by(&W[..2]).await.unwrap();
     assert_eq!(scene.crowd.shares(), before);
     assert_eq!(watching.end(Signal::INT).await.unwrap(), Some(0));
-    // How long so many logins take on busy cores is no matter here.
-    let verdict = scene.finish(SOON).await.unwrap();
+    let verdict = scene.finish(ALONE).await.unwrap();
     println!("a storm: {verdict}");
     assert_eq!(verdict.moves, 0);
 }

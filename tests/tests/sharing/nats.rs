@@ -1,18 +1,15 @@
 //! NATS fails under watchers that share.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use mailbell_test_servers::{NatsCluster, NatsOptions, proxy::Mode};
 use mailbell_tests::{
     process::until,
-    sharing::{ALONE, SOON, Scene, SceneOptions},
+    sessions::{Fault, Gap},
+    sharing::{ALONE, NO_ROUTE, SOON, Scene, SceneOptions},
 };
 
-use super::{W, finish, leader_of_claims, scene};
-
-/// A node passes nothing on for others, so a watcher whose node has no way to the leader of a log reads nothing of it; what it is given
-/// meanwhile is alone until it has gone to another node, which may take it several tries.
-const OUTAGE: Duration = Duration::from_secs(120);
+use super::{W, finish, finish_after, leader_of_claims, scene};
 
 #[tokio::test]
 async fn the_leader_of_the_claims_is_killed_and_routes_are_cut() {
@@ -39,6 +36,7 @@ async fn the_leader_of_the_claims_is_killed_and_routes_are_cut() {
     cluster.nodes[leader].restart().await.unwrap();
 
     let leader = leader_of_claims(&cluster).await;
+    let cut = Instant::now();
     cluster
         .route(leader, (leader + 1) % 3, Mode::STALLED)
         .unwrap();
@@ -46,7 +44,13 @@ async fn the_leader_of_the_claims_is_killed_and_routes_are_cut() {
     // The route stays as it is until all is well without it.
     scene.shared_by(&W[..3]).await.unwrap();
     cluster.route(leader, (leader + 1) % 3, Mode::PASS).unwrap();
-    finish("cluster", scene, OUTAGE).await;
+    let faults = [Fault::since(cut, NO_ROUTE)];
+    let verdict = finish_after("cluster", scene, &faults).await;
+    let before = verdict.gaps.iter().filter(|gap| gap.time.end <= cut);
+    println!(
+        "cluster: at most {:?} alone before the cut",
+        before.map(Gap::length).max().unwrap_or_default()
+    );
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! Watchers that come and go in order.
 
+use std::time::Instant;
+
 use mailbell_tests::{
     process::until,
-    sharing::{SOON, Scene, SceneOptions},
+    sessions::Fault,
+    sharing::{ALONE, SOON, Scene, SceneOptions},
 };
 
 use serde_json::json;
 
-use super::{W, asked, board, finish, finish_in_order, nats_server, row, scene};
+use super::{W, asked, board, finish_after, finish_in_order, nats_server, row, scene};
 
 #[tokio::test]
 async fn from_one_to_four_and_back_to_two() {
@@ -116,8 +119,9 @@ async fn shares_are_as_large_as_was_asked_for() {
     shared.await.unwrap();
 
     // The others are gone. It takes no more than it was allowed, and the rest waits; also when it is begun anew.
-    for gone in &W[..2] {
-        scene.kill(*gone);
+    let gone = Instant::now();
+    for watcher in &W[..2] {
+        scene.kill(*watcher);
     }
     within_its_limit(&scene).await;
     let taken = scene.crowd.installation.terminate(W[2]).await;
@@ -127,9 +131,10 @@ async fn shares_are_as_large_as_was_asked_for() {
     for back in &W[..2] {
         scene.crowd.installation.launch(*back).unwrap();
     }
-    scene.crowd.level(&W[..3], SOON).await.unwrap();
     // Nobody had room for most of them meanwhile.
-    finish("weights", scene, SOON * 3).await;
+    let gone = Fault::since(gone, ALONE);
+    scene.crowd.level(&W[..3], SOON).await.unwrap();
+    finish_after("weights", scene, &[gone]).await;
 }
 
 /// Waits until the third watcher, which is alone and wants 20 accounts at most, has taken what it has room for.
