@@ -154,3 +154,53 @@ pub(crate) fn passed(result: CheckResult) -> Result<CheckResult, Error> {
     }
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use mailbell_bus::{BusOptions, Role};
+    use mailbell_runtime::metrics;
+    use mailbell_test_servers::{NatsOptions, NatsServer};
+    use tokio::{
+        task::{JoinSet, yield_now},
+        time::timeout,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn more_checks_than_may_be_under_way_are_refused_at_once() {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
+        let connect = async |role| {
+            let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
+            Bus::connect(options).await.unwrap()
+        };
+        connect(Role::Setup).await.setup().await.unwrap();
+        let bus = connect(Role::Admin).await;
+        let metrics = Metrics::register(metrics::Metrics::new("test").registry());
+        // There is no owner, and each check waits for one.
+        let owners = Owners::new(bus, 10 * LIMIT, 10 * LIMIT, metrics);
+        let owners = std::sync::Arc::new(owners);
+        let account: AccountId = "default.01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+        let mut checks = JoinSet::new();
+        for _ in 0..AT_ONCE {
+            let (owners, account) = (owners.clone(), account.clone());
+            checks.spawn(async move { owners.check(&account, None, None).await });
+        }
+        let all_wait = async {
+            while owners.slots.available_permits() > 0 {
+                yield_now().await;
+            }
+        };
+        timeout(LIMIT, all_wait).await.unwrap();
+        let beyond = timeout(LIMIT, owners.check(&account, None, None)).await;
+        let Ok(Err(Error::Unavailable(sentence))) = beyond else {
+            panic!("{beyond:?}");
+        };
+        assert!(sentence.starts_with("too many logins"), "{sentence}");
+        assert!(checks.try_join_next().is_none(), "those go on");
+        // Who gives up leaves its place to another.
+        checks.shutdown().await;
+        assert_eq!(owners.slots.available_permits(), AT_ONCE);
+    }
+}
