@@ -14,7 +14,7 @@ const SOON: f64 = 5.0;
 /// So many may wait anyway.
 const LEAST_BACKLOG: u32 = 32;
 /// However few logins there are, so many accounts are given away a second.
-const LEAST_RATE: f64 = 0.5;
+pub(super) const LEAST_RATE: f64 = 0.5;
 
 /// Who is to get partitions that others have, and from how many.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -36,6 +36,8 @@ struct Side {
     receives: bool,
     gives: bool,
     drains: bool,
+    /// All that it has is still being loaded: of that it can give nothing, and it may take as long as a stream is away.
+    loads: bool,
 }
 
 impl Receivers {
@@ -48,8 +50,10 @@ impl Receivers {
         let mut members: BTreeMap<&str, (&str, Side)> = observer
             .live()
             .map(|member| {
+                let load = member.load.unwrap_or_default();
                 let side = Side {
                     drains: member.draining,
+                    loads: load.loading > 0 && load.serving == 0 && load.handing_over == 0,
                     ..Side::default()
                 };
                 (&*member.id, (&*member.egress, side))
@@ -78,7 +82,7 @@ impl Receivers {
         let mut receivers = Self::default();
         for (egress, side) in members.values() {
             receivers.givers += u32::from(side.gives);
-            receivers.draining += u32::from(side.gives && side.drains);
+            receivers.draining += u32::from(side.gives && side.drains && !side.loads);
             if side.receives {
                 receivers.receivers += 1;
                 let of = together.get(egress).copied().unwrap_or_default();

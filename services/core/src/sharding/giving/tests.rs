@@ -1,4 +1,4 @@
-use mailbell_proto::bus::v1::{Claim, Member};
+use mailbell_proto::bus::v1::{Claim, Member, MemberLoad};
 
 use super::*;
 use crate::{
@@ -137,6 +137,16 @@ fn one_that_leaves_waits_for_nobody() {
 
 /// Claims of `held`, and members of these names and addresses that live.
 fn receivers(held: &[(u16, &str)], members: &[(&str, &str)], most: Option<u16>) -> Receivers {
+    receivers_of(held, members, most, |_| {})
+}
+
+/// The same with members that say more of themselves.
+fn receivers_of(
+    held: &[(u16, &str)],
+    members: &[(&str, &str)],
+    most: Option<u16>,
+    says: impl Fn(&mut Member),
+) -> Receivers {
     let timing = Timing::default();
     let mut claims = Claims::new("a", "1", &timing);
     for (revision, (partition, member)) in (1..).zip(held) {
@@ -153,12 +163,13 @@ fn receivers(held: &[(u16, &str)], members: &[(&str, &str)], most: Option<u16>) 
     let mut observer = Observer::new(&timing);
     observer.renewed(Duration::ZERO);
     let records = members.iter().map(|(id, egress)| {
-        let record = Member {
+        let mut record = Member {
             id: (*id).to_owned(),
             incarnation: "1".to_owned(),
             egress: (*egress).to_owned(),
             ..Member::default()
         };
+        says(&mut record);
         (record, 1)
     });
     observer.read(Duration::ZERO, Duration::ZERO, records);
@@ -204,4 +215,33 @@ fn who_holds_what_another_should_own_gives() {
     assert!((apart.parts - 1.0).abs() < 1e-9, "{apart:?}");
     // The dead give nothing: it is taken.
     assert_eq!(receivers(&[(of_b, "c")], &together, None).receivers, 0);
+}
+
+#[test]
+fn one_that_drains_and_cannot_give_yet_holds_up_nobody() {
+    let [of_a, of_b] = of_each();
+    let drains = |load: Option<MemberLoad>| {
+        let swapped = [(of_b, "a"), (of_a, "b")];
+        let says = |member: &mut Member| {
+            (member.draining, member.load) = (member.id == "a", load);
+        };
+        let receivers = receivers_of(&swapped, &[("a", ""), ("b", "")], None, says);
+        assert_eq!(receivers.givers, 2);
+        receivers.draining
+    };
+    let load = |serving, loading, handing_over| {
+        Some(MemberLoad {
+            serving,
+            loading,
+            handing_over,
+            ..MemberLoad::default()
+        })
+    };
+    // Nothing but what is being loaded, for as long as its streams are away.
+    assert_eq!(drains(load(0, 1, 0)), 0);
+    assert_eq!(drains(load(1, 1, 0)), 1);
+    assert_eq!(drains(load(0, 1, 1)), 1);
+    // Its record may be older than its claims.
+    assert_eq!(drains(load(0, 0, 0)), 1);
+    assert_eq!(drains(None), 1);
 }
