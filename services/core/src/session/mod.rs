@@ -432,7 +432,10 @@ impl Session {
             stored |= found.key() == key;
             self.learn(now, tail.log_id, *position, found);
         }
-        if stored {
+        if self.removal_told() {
+            // By another owner. Nothing is told of an account after that, not even the same once more.
+            self.outbox.queue.clear();
+        } else if stored {
             self.condition.log_works();
         } else {
             // Not in the log as of now: a first try again, with a time of its own.

@@ -464,6 +464,55 @@ fn nothing_is_told_of_an_account_after_its_removal() {
     }
 }
 
+/// An owner that hears of a removal late, when the next one has told of it: its own telling waits behind an append of which it does not
+/// know what became.
+#[test]
+fn a_removal_that_another_owner_told_of_is_not_told_again() {
+    for stored in [true, false] {
+        let mut bench = Bench::watching();
+        bench.look(look(&[10]));
+        bench.fetch();
+        let (op, event) = bench.append();
+        let removed = Event {
+            folder: 0,
+            generation: 0,
+            fact: Fact::AccountState {
+                counter: u64::MAX,
+                health: Health::Removed,
+            },
+            ..event.clone()
+        };
+        bench.give(Input::Appended {
+            op,
+            outcome: Outcome::Disconnected,
+        });
+        bench.now.mono += Duration::from_secs(20);
+        bench.give(Input::Tick);
+        bench.give(Input::Stop(Stop::Removed));
+        let op = bench.take(|effect| match effect {
+            Effect::ReadTail { op, .. } => Some(*op),
+            _ => None,
+        });
+        let first = bench.position + 1;
+        let mut events = vec![(first + 1, removed)];
+        if stored {
+            events.insert(0, (first, event));
+        }
+        bench.give(Input::TailRead {
+            op,
+            tail: Some(Tail {
+                log_id: LOG,
+                events,
+                read_to: first + 1,
+            }),
+        });
+        bench.now.mono += Duration::from_secs(20);
+        bench.give(Input::Tick);
+        assert!(!bench.has(|effect| matches!(effect, Effect::Append { .. })));
+        assert!(bench.session.removal_told());
+    }
+}
+
 #[test]
 fn a_listing_does_not_come_between_a_look_and_its_fetch() {
     let mut bench = Bench::watching();
