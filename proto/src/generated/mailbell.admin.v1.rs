@@ -275,7 +275,8 @@ pub struct GetShardsResponse {
     /// What is not where it should be, by why.
     #[prost(message, repeated, tag = "3")]
     pub waiting: ::prost::alloc::vec::Vec<ShardWait>,
-    /// False: the store has not answered all along, or the process has just started, so nobody is taken for dead.
+    /// False: the store has not answered for long enough, or the process has just started, so it cannot tell yet who has died: LIVE may be
+    /// dead, and more accounts unowned than the totals say.
     #[prost(bool, tag = "4")]
     pub steady: bool,
 }

@@ -26,6 +26,9 @@ pub const SHARDS_ACCOUNTS_UNOWNED: &str = "shards_accounts_unowned";
 /// `shards_unowned_seconds`: for how long the first of these has been without an owner; 0 if there is none. More than some tens of
 /// seconds wants a person.
 pub const SHARDS_UNOWNED: &str = "shards_unowned";
+/// `shards_steady`: 1 if this process has read for long enough, without a pause, to tell who has died; else 0, and what the dead own
+/// counts as owned in the others. That is so for some seconds after its start, and where it could not read.
+pub const SHARDS_STEADY: &str = "shards_steady";
 /// `shards_waiting_partitions{reason}`: partitions that are not where they should be: `hand-over`, `detection`, `no-room`, `taking`.
 pub const SHARDS_WAITING_PARTITIONS: &str = "shards_waiting_partitions";
 /// `shards_waiting_accounts{reason}`: the accounts of these.
@@ -85,6 +88,7 @@ pub(crate) struct ShardGauges {
     partitions: Family<State, Gauge>,
     accounts_unowned: Gauge,
     unowned: Gauge,
+    steady: Gauge,
     waiting_partitions: Family<Reason, Gauge>,
     waiting_accounts: Family<Reason, Gauge>,
     weights: Family<OfMember, Gauge>,
@@ -119,6 +123,11 @@ impl ShardGauges {
             gauges.unowned.clone(),
         );
         registry.register(
+            SHARDS_STEADY,
+            "Whether this process can tell who has died",
+            gauges.steady.clone(),
+        );
+        registry.register(
             SHARDS_WAITING_PARTITIONS,
             "Partitions that are not where they should be, by why",
             gauges.waiting_partitions.clone(),
@@ -144,6 +153,11 @@ impl ShardGauges {
             gauges.member_accounts.clone(),
         );
         gauges
+    }
+
+    /// More often than all others: they are to be read by it.
+    pub(crate) fn show_steady(&self, steady: bool) {
+        self.steady.set(steady.into());
     }
 
     pub(crate) fn show(&self, board: &Board) {
@@ -256,8 +270,10 @@ mod tests {
             steady: true,
         };
         gauges.show(&board);
+        gauges.show_steady(true);
         let text = metrics.encode().unwrap();
         for line in [
+            "shards_steady 1",
             "shards_members{state=\"draining\"} 1",
             "shards_partitions{state=\"handing-over\"} 100",
             "shards_accounts_unowned 7",
@@ -274,7 +290,9 @@ mod tests {
         board.members.truncate(1);
         board.waiting.clear();
         gauges.show(&board);
+        gauges.show_steady(false);
         let text = metrics.encode().unwrap();
+        assert!(text.contains("shards_steady 0"), "{text}");
         assert!(!text.contains("member=\"b\""), "{text}");
         assert!(
             text.contains("shards_waiting_accounts{reason=\"no-room\"} 0"),

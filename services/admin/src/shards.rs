@@ -84,6 +84,8 @@ impl Lookout {
                 _ = drain.signaled() => return,
                 result = read => result,
             };
+            let steady = self.boards().is_steady(self.now());
+            self.inner.gauges.show_steady(steady);
             match result {
                 Ok(()) => {
                     round += 1;

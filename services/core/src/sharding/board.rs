@@ -136,7 +136,7 @@ pub struct Board {
     pub totals: Totals,
     /// In the order of the reasons.
     pub waiting: Vec<Wait>,
-    /// Whether reads have succeeded without a pause, so that it can tell who is dead.
+    /// Whether reads have succeeded for long enough, without a pause, to tell who has died. If not, one who has may be `Live` here.
     pub steady: bool,
 }
 
@@ -252,6 +252,12 @@ impl Boards {
         Some(self.claims_at?.saturating_sub(unowned.since))
     }
 
+    /// As [`Board::steady`].
+    #[must_use]
+    pub fn is_steady(&self, now: Duration) -> bool {
+        self.claims_at.is_some() && self.observer.knows_who_lives(now)
+    }
+
     /// How everything stands. `accounts` are those of each partition, in order.
     #[must_use]
     pub fn board(&self, now: Duration, accounts: &[u32]) -> Board {
@@ -320,7 +326,7 @@ impl Boards {
                     accounts,
                 })
                 .collect(),
-            steady: self.claims_at.is_some() && self.observer.is_steady(now),
+            steady: self.is_steady(now),
         }
     }
 

@@ -148,6 +148,17 @@ impl Observer {
         steady && self.read_at.is_some()
     }
 
+    /// Whether it can tell now of every member whether it lives: it has read for long enough, or each was heard since it began, has
+    /// left, or was found dead. What it read first may be what a member wrote that has died since.
+    #[must_use]
+    pub fn knows_who_lives(&self, now: Duration) -> bool {
+        let Some(since) = self.steady_since.filter(|_| self.is_steady(now)) else {
+            return false;
+        };
+        let known = |seen: &Seen| seen.changed > since || seen.dead || seen.record.left;
+        self.still(Duration::ZERO) >= self.dead || self.seen.values().all(known)
+    }
+
     /// For how long something was seen to stand still since then.
     fn still(&self, since: Duration) -> Duration {
         let since = since.max(self.steady_since.unwrap_or(Duration::MAX));
@@ -197,11 +208,19 @@ impl Observer {
         self.seen.get(id).is_some_and(|seen| seen.heard)
     }
 
-    /// All records, with how long each has stood still; in the order of their names.
+    /// All records, with how long each has stood still; in the order of their names. Of one that was found dead that is all the time
+    /// since it was first read, with its pauses: the record is the same.
     pub fn all(&self) -> impl Iterator<Item = (&Member, Duration)> {
-        self.seen
-            .values()
-            .map(|seen| (&seen.record, self.still(seen.changed)))
+        self.seen.values().map(|seen| {
+            let still = match seen.dead {
+                true => self
+                    .read_at
+                    .unwrap_or_default()
+                    .saturating_sub(seen.changed),
+                false => self.still(seen.changed),
+            };
+            (&seen.record, still)
+        })
     }
 
     /// The record of a member.

@@ -11,7 +11,7 @@ use std::{
 
 use mailbell_proto::admin::v1::{GetShardsRequest, GetShardsResponse};
 use mailbell_runtime::{ExitCode as Code, signals::Signals};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep};
 
 use crate::{
     admin_client::{AdminArgs, AdminClient, patiently},
@@ -22,6 +22,11 @@ use crate::{
 
 /// What `--check` ends with if accounts are watched by nobody: the answer to a question, and no failure of the command.
 pub(crate) const UNOWNED: u8 = 1;
+/// How long `--check` waits until it is known who has died, which takes twelve seconds after an admin process was started, or could not
+/// read. The rest is for one read that fails meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks meanwhile.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Cursor to the upper left, and everything below erased.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
@@ -38,7 +43,8 @@ All accounts lie in 1024 partitions, and each partition belongs to one watcher. 
   AGE       of its last sign of life; a watcher gives one every three seconds
 
 With --check the command ends with 1 if there are accounts that nobody watches, so that a script can tell. Who has died is known
-after twelve seconds only.
+after twelve seconds only. An admin process that has just been started, or could not reach NATS, does not know it yet: then --check
+looks again for up to 30 seconds, and ends with 75 if it is not known by then.
 
 Examples:
   mailbell shards
@@ -55,7 +61,7 @@ pub struct Args {
     /// How often, with --watch
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = interval)]
     interval: Duration,
-    /// End with 1 if there are accounts that nobody watches
+    /// End with 1 if there are accounts that nobody watches, with 75 if that cannot be told
     #[arg(long, conflicts_with = "watch")]
     check: bool,
     #[command(flatten)]
@@ -78,13 +84,46 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
     if args.watch {
         return watch(&mut client, args.json, args.interval).await;
     }
-    let board = get(&mut client).await?;
+    let (board, code) = match args.check {
+        true => check(&mut client).await?,
+        false => (get(&mut client).await?, ExitCode::SUCCESS),
+    };
     done(show(&board, args.json))?;
+    Ok(code)
+}
+
+/// Looks until it can be told whether there are accounts that nobody watches, and what to end with.
+async fn check(client: &mut AdminClient) -> Result<(GetShardsResponse, ExitCode), Failure> {
+    let until = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        let board = get(client).await?;
+        if let Some(code) = answer(&board) {
+            return Ok((board, code));
+        }
+        if Instant::now() + AGAIN > until {
+            return Ok((board, Code::TempFail.into()));
+        }
+        if !told {
+            // Nobody is left to tell if this fails.
+            let _ = writeln!(
+                io::stderr(),
+                "mailbell: not yet known who has died: looking again for up to {PATIENCE:?}"
+            );
+            told = true;
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+/// What `--check` ends with; `None`: the dead may own some.
+fn answer(board: &GetShardsResponse) -> Option<ExitCode> {
     let unowned = board.totals.unwrap_or_default().accounts_unowned;
-    Ok(match args.check && unowned > 0 {
-        true => ExitCode::from(UNOWNED),
-        false => ExitCode::SUCCESS,
-    })
+    match (unowned, board.steady) {
+        (0, false) => None,
+        (0, true) => Some(ExitCode::SUCCESS),
+        _ => Some(ExitCode::from(UNOWNED)),
+    }
 }
 
 async fn get(client: &mut AdminClient) -> Result<GetShardsResponse, Failure> {
@@ -136,6 +175,30 @@ async fn watch(client: &mut AdminClient, json: bool, every: Duration) -> Result<
                 return Ok(ExitCode::SUCCESS);
             }
             result => done(result)?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mailbell_proto::admin::v1::ShardTotals;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_know_the_dead_does_not_say_that_all_are_watched() {
+        let board = |accounts_unowned, steady| GetShardsResponse {
+            totals: Some(ShardTotals {
+                accounts_unowned,
+                ..ShardTotals::default()
+            }),
+            steady,
+            ..GetShardsResponse::default()
+        };
+        assert_eq!(answer(&board(0, true)), Some(ExitCode::SUCCESS));
+        assert_eq!(answer(&board(0, false)), None);
+        for steady in [true, false] {
+            assert_eq!(answer(&board(3, steady)), Some(ExitCode::from(UNOWNED)));
         }
     }
 }

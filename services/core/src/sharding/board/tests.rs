@@ -169,9 +169,52 @@ fn reads_that_fail_bring_nobody_back_to_life() {
     world.read();
     let totals = world.board().totals;
     assert_eq!((totals.unowned, totals.unowned_for), (1024, Some(S * 42)));
+    assert_eq!(world.state("a"), MemberState::Dead);
+    let board = world.board();
+    assert!(board.steady && board.members[0].still == S * 42);
     // But a renewal does.
     world.pass(1, &["a"]);
     assert_eq!(world.board().totals.owned, 1024);
+    assert_eq!(world.state("a"), MemberState::Live);
+}
+
+#[test]
+fn one_read_does_not_tell_who_has_died() {
+    let mut world = World::sharing(&["a", "b"]);
+    world.put(Member {
+        left: true,
+        ..member("c")
+    });
+    // What was read first may be long since true.
+    world.boards = Boards::new(&Timing::default());
+    world.read();
+    assert!(!world.board().steady);
+    world.pass(3, &["a"]);
+    assert!(!world.board().steady, "b is dead, or about to be heard");
+    world.pass(1, &["a"]);
+    assert!(world.board().steady);
+    assert_eq!(world.state("b"), MemberState::Dead);
+}
+
+#[test]
+fn whoever_is_heard_lives() {
+    let mut world = World::sharing(&["a", "b"]);
+    assert!(!world.board().steady);
+    world.pass(1, &["a", "b"]);
+    assert!(world.board().steady);
+    // After reads that failed they are to be heard anew: what is read first may be from meanwhile.
+    world.boards.read_failed();
+    world.pass(1, &["a", "b"]);
+    assert!(!world.board().steady);
+    world.pass(1, &["a", "b"]);
+    assert!(world.board().steady);
+    world.pass(1, &["a"]);
+    assert!(world.board().steady, "whose silence has begun since");
+    // Nor does it tell who died in a pause without reads.
+    world.now += S * 60;
+    assert!(!world.board().steady);
+    world.read();
+    assert!(!world.board().steady);
 }
 
 #[test]
