@@ -42,13 +42,14 @@ pub struct MailArgs {
     pub pace: PaceArgs,
 }
 
-/// What one mail host may be asked. A watcher uses of both what its share of the accounts' partitions is.
+/// What one mail host may be asked from one address. A watcher uses of both what its share of the partitions of those behind it is.
 #[derive(Debug, Clone, Copy, clap::Args)]
 #[command(next_help_heading = "Mail servers")]
 pub struct PaceArgs {
-    /// How many connections all watchers together begin a second to one host
+    /// How many connections all watchers behind one address together begin a second to one host
     ///
-    /// A server of one's own takes 100, and no big provider minds them. Set it alike for all watchers: each uses its share.
+    /// A server of one's own takes 100, and no big provider minds them. Set it alike for all watchers behind one address, which is
+    /// named by --egress of `mailbell watcher`: each uses its share.
     #[arg(
         long,
         env = "MAILBELL_CONNECTS_PER_HOST",
@@ -58,7 +59,7 @@ pub struct PaceArgs {
     )]
     pub connects_per_host: u32,
 
-    /// How many logins all watchers together try a second at one host
+    /// How many logins all watchers behind one address together try a second at one host
     ///
     /// A login costs the mail server a password hash, 20 to 100 ms of a core: 50 is what four to eight cores do beside other
     /// work. More lets a large server of one's own come back sooner after a restart.
@@ -124,7 +125,7 @@ pub struct ShareArgs {
     )]
     pub most_accounts: Option<u32>,
 
-    /// A name for the address under which mail servers see it; watchers with the same name share one budget at each host
+    /// A name for the address under which mail servers see it; watchers with the same name, or none, share one budget at each host
     #[arg(long, env = "MAILBELL_EGRESS", value_name = "NAME", default_value = "")]
     pub egress: String,
 }
