@@ -9,6 +9,7 @@ use mailbell_core::sharding::{
     Waiting,
     board::{Board, MemberState},
 };
+use mailbell_proto::bus::v1::MemberLoad;
 use mailbell_runtime::metrics::Registry;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -35,7 +36,8 @@ pub const SHARDS_WAITING_PARTITIONS: &str = "shards_waiting_partitions";
 pub const SHARDS_WAITING_ACCOUNTS: &str = "shards_waiting_accounts";
 /// `shards_member_weight{member}`: a watcher's share relative to the others.
 pub const SHARDS_MEMBER_WEIGHT: &str = "shards_member_weight";
-/// `shards_member_partitions{member, state}`: partitions that a watcher has a claim to (`owned`), and that it should have (`wanted`).
+/// `shards_member_partitions{member, state}`: partitions that a watcher has a claim to (`owned`), and that it should have (`wanted`); of
+/// its own, as it counts them itself, those that it is taking (`loading`) and giving away (`handing-over`).
 pub const SHARDS_MEMBER_PARTITIONS: &str = "shards_member_partitions";
 /// `shards_member_accounts{member}`: accounts of the partitions that a watcher owns.
 pub const SHARDS_MEMBER_ACCOUNTS: &str = "shards_member_accounts";
@@ -63,6 +65,8 @@ struct OfMemberState {
 
 const OWNED: &str = "owned";
 const WANTED: &str = "wanted";
+const LOADING: &str = "loading";
+const HANDING_OVER: &str = "handing-over";
 
 impl OfMember {
     fn new(id: &str) -> Self {
@@ -169,8 +173,8 @@ impl ShardGauges {
         }
         let totals = board.totals;
         for (state, count) in [
-            ("owned", totals.owned),
-            ("handing-over", totals.handing_over),
+            (OWNED, totals.owned),
+            (HANDING_OVER, totals.handing_over),
             ("unowned", totals.unowned),
         ] {
             let partitions = self.partitions.get_or_create(&State { state });
@@ -201,7 +205,7 @@ impl ShardGauges {
         for gone in shown.difference(&ids) {
             self.weights.remove(&OfMember::new(gone));
             self.member_accounts.remove(&OfMember::new(gone));
-            for state in [OWNED, WANTED] {
+            for state in [OWNED, WANTED, LOADING, HANDING_OVER] {
                 self.member_partitions
                     .remove(&OfMemberState::new(gone, state));
             }
@@ -213,10 +217,20 @@ impl ShardGauges {
             weight.set(gauge(row.record.weight));
             let accounts = self.member_accounts.get_or_create(&OfMember::new(id));
             accounts.set(gauge(row.accounts));
-            for (state, count) in [(OWNED, row.owned), (WANTED, row.wanted)] {
+            // What the dead last said of themselves holds no longer.
+            let load = match row.state.is_alive() {
+                true => row.load(),
+                false => MemberLoad::default(),
+            };
+            for (state, count) in [
+                (OWNED, gauge(row.owned)),
+                (WANTED, gauge(row.wanted)),
+                (LOADING, load.loading.into()),
+                (HANDING_OVER, load.handing_over.into()),
+            ] {
                 let of = OfMemberState::new(id, state);
                 let partitions = self.member_partitions.get_or_create(&of);
-                partitions.set(gauge(count));
+                partitions.set(count);
             }
         }
     }
@@ -236,6 +250,11 @@ mod tests {
                 id: id.to_owned(),
                 incarnation: "1".to_owned(),
                 weight: 100,
+                load: Some(MemberLoad {
+                    loading: 3,
+                    handing_over: 5,
+                    ..MemberLoad::default()
+                }),
                 ..Member::default()
             },
             state,
@@ -254,6 +273,7 @@ mod tests {
             members: vec![
                 row("a", MemberState::Live, 512),
                 row("b", MemberState::Draining, 500),
+                row("c", MemberState::Dead, 12),
             ],
             totals: Totals {
                 owned: 900,
@@ -283,6 +303,10 @@ mod tests {
             "shards_member_weight{member=\"a\"} 100",
             "shards_member_partitions{member=\"a\",state=\"owned\"} 512",
             "shards_member_partitions{member=\"b\",state=\"wanted\"} 512",
+            "shards_member_partitions{member=\"b\",state=\"loading\"} 3",
+            "shards_member_partitions{member=\"b\",state=\"handing-over\"} 5",
+            "shards_member_partitions{member=\"c\",state=\"owned\"} 12",
+            "shards_member_partitions{member=\"c\",state=\"handing-over\"} 0",
             "shards_member_accounts{member=\"b\"} 10",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
