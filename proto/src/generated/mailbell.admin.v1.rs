@@ -301,7 +301,7 @@ pub struct ShardMember {
     /// The most partitions that it takes. 0: no limit.
     #[prost(uint32, tag = "7")]
     pub most_partitions: u32,
-    /// Watchers with the same name here share the address from which mail servers see them. Empty: it has one of its own.
+    /// Watchers with the same name here, or none, share the address from which mail servers see them, and so a mail host's budget.
     #[prost(string, tag = "8")]
     pub egress: ::prost::alloc::string::String,
     #[prost(int64, tag = "9")]
