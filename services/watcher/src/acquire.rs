@@ -2,12 +2,7 @@
 //! do not answer keeps none of the others waiting; and account by account, so that a checkpoint that cannot be read, or an event
 //! that cannot be folded in, holds back nobody but its own account.
 
-use std::{
-    collections::{HashMap, HashSet},
-    future::pending,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use mailbell_bus::{
     Before, BusError, Filter, caught, patience,
@@ -25,7 +20,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::ledger::BusLedger;
+use crate::{ledger::BusLedger, proofs::Proofs};
 
 /// Groups that are loaded at once; each holds its checkpoints and one batch of its log in memory.
 const GROUPS_AT_ONCE: usize = 4;
@@ -64,8 +59,7 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct Loads {
     reader: AccountReader,
-    /// Groups of which everything was looked at once: see [`load`].
-    seen: HashSet<Group>,
+    proofs: Arc<Proofs>,
     tasks: JoinSet<Loaded>,
     /// Groups that are being loaded, with what is to be loaded of them next: one read for as many partitions as there are.
     groups: HashMap<Group, Vec<(Partition, Taken)>>,
@@ -74,10 +68,10 @@ pub(crate) struct Loads {
 
 impl Loads {
     /// With what reads account records, beside their changes.
-    pub(crate) fn new(reader: AccountReader) -> Self {
+    pub(crate) fn new(reader: AccountReader, proofs: Arc<Proofs>) -> Self {
         Self {
             reader,
-            seen: HashSet::new(),
+            proofs,
             tasks: JoinSet::new(),
             groups: HashMap::new(),
             attempts: Arc::new(Semaphore::new(GROUPS_AT_ONCE)),
@@ -107,7 +101,7 @@ impl Loads {
             reader: self.reader.clone(),
             group,
             taken,
-            whole: !self.seen.contains(&group),
+            proofs: Arc::clone(&self.proofs),
         };
         let attempts = Arc::clone(&self.attempts);
         self.tasks.spawn(load_until_done(load, attempts));
@@ -134,12 +128,7 @@ impl Loads {
     /// The next load that is done; never, if there is none. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Loaded {
         match self.tasks.join_next().await {
-            Some(Ok(loaded)) => {
-                for (partition, _) in &loaded.partitions {
-                    self.seen.insert(partition.group());
-                }
-                loaded
-            }
+            Some(Ok(loaded)) => loaded,
             // A panic ends the watcher: nothing is known of these accounts.
             Some(Err(error)) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -156,8 +145,7 @@ struct Load {
     reader: AccountReader,
     group: Group,
     taken: Vec<(Partition, Taken)>,
-    /// Whether the checkpoints of the whole group are looked at.
-    whole: bool,
+    proofs: Arc<Proofs>,
 }
 
 async fn load_until_done(load_of: Load, attempts: Arc<Semaphore>) -> Loaded {
@@ -194,16 +182,13 @@ async fn load_until_done(load_of: Load, attempts: Arc<Semaphore>) -> Loaded {
 }
 
 /// Loads records and checkpoints of partitions of one group and folds in its log: one read for all partitions.
-///
-/// The first time that this process takes anything of a group it looks at the checkpoints of all of it: they prove how far the
-/// log had come, which this process has not seen. Later the partition's own are enough.
 async fn load(load: &Load) -> Result<Found, BusError> {
     let Load {
         ledger,
         reader,
         group,
         taken,
-        whole,
+        proofs,
     } = load;
     let group = *group;
     let ours: HashMap<Partition, Taken> = taken.iter().copied().collect();
@@ -212,8 +197,7 @@ async fn load(load: &Load) -> Result<Found, BusError> {
     let mut unreadable: HashMap<AccountId, Flush> = HashMap::new();
     let (logs, checkpoints) = (&ledger.logs, ledger.bus.checkpoints());
     let on_checkpoint = |(account, found): LoadedCheckpoint| {
-        // What was stored, of whatever partition, proves that the log had come so far, newer than what is written of it lazily: a
-        // log that is shorter now was cut, and must not grow over the positions that devices hold.
+        // These prove how far the log had come, too, and may be newer than what was looked at before.
         if let Ok(found) = &found {
             let checkpoint = &found.value;
             logs.ids()
@@ -238,15 +222,12 @@ async fn load(load: &Load) -> Result<Found, BusError> {
             }
         }
     };
+    proofs.see(ledger, group).await?;
     // Before the checkpoints: one that the admin API made is there before its account's record, so an account that is found without
     // one has none.
     let records = reader.partitions(group, &partitions).await?;
-    if *whole {
-        checkpoints.scan_group(group, on_checkpoint).await?;
-    } else {
-        let loaded = checkpoints.load_partitions(group, &partitions).await?;
-        loaded.into_iter().for_each(on_checkpoint);
-    }
+    let loaded = checkpoints.load_partitions(group, &partitions).await?;
+    loaded.into_iter().for_each(on_checkpoint);
     // So does what a claim calls flushed.
     for before in ours.values().filter_map(|taken| taken.before) {
         logs.ids().note_seen(group, before.log_id, before.flushed);

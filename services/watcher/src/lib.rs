@@ -3,9 +3,9 @@
 //! The way through this crate:
 //!
 //! * [`Watcher`] (`watcher.rs`; at work: `running.rs`) owns everything that changes hands: it loads the partitions that are its
-//!   own (`acquire.rs`; again, if changes may have been missed: `rereads.rs`), starts and ends the sessions of their accounts
-//!   (`accounts.rs`, `reload.rs`), lets claims move on (`flush.rs`), says how many it has room for (`room.rs`), and gives partitions away (`handing.rs`). What sessions take for the time
-//!   (`clock.rs`) is the same for all watchers.
+//!   own (`acquire.rs`, `proofs.rs`; again, if changes may have been missed: `rereads.rs`), starts and ends the sessions of their
+//!   accounts (`accounts.rs`, `reload.rs`), lets claims move on (`flush.rs`), says how many it has room for (`room.rs`), and gives
+//!   partitions away (`handing.rs`). What sessions take for the time (`clock.rs`) is the same for all watchers.
 //! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
 //!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
 //! * Requests of other processes (`requests/`) check a login on a connection of their own, or list a folder over the session's.
@@ -24,6 +24,7 @@ mod ledger;
 mod message;
 pub mod metrics;
 mod options;
+mod proofs;
 mod quarantine;
 mod registry;
 mod reload;

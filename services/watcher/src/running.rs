@@ -15,7 +15,7 @@ use mailbell_runtime::{
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout_at},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     gate::Gate,
     handing::Handing,
     ledger::BusLedger,
+    proofs::Proofs,
     registry::Registry,
     requests::Answers,
     rereads::Rereads,
@@ -146,6 +147,10 @@ impl Running {
             answers.clone().answer(account, request)
         });
         let service = Arc::new(service);
+        // Before others give it anything, but not for as long as it takes: each load looks for itself.
+        let proofs = Arc::new(Proofs::new());
+        let looking = tokio::spawn(Arc::clone(&proofs).see_all(ledger.clone()));
+        let _ = timeout(SETTLE, looking).await;
         let (changes, reader) = bus.accounts().follow();
         // Enough to learn how many accounts a partition has.
         let first = options.most_accounts.map_or(0, |_| room::FIRST);
@@ -166,7 +171,7 @@ impl Running {
             accounts: Accounts::new(Arc::clone(&context), Arc::clone(&registry)),
             context,
             changes,
-            loads: Loads::new(reader.clone()),
+            loads: Loads::new(reader.clone(), proofs),
             rereads: Rereads::new(reader),
             handing: Handing::new(
                 Arc::clone(&service),

@@ -81,7 +81,7 @@ async fn an_event_whose_folding_panics_holds_back_its_own_account_only() {
         );
     }
     let (_changes, reader) = bus.accounts().follow();
-    let mut loads = Loads::new(reader);
+    let mut loads = Loads::new(reader, Arc::new(Proofs::new()));
     let taken = Taken {
         epoch: 1,
         before: None,
