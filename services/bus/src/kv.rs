@@ -188,6 +188,7 @@ impl Bus {
             at: after,
             range: None,
             rounds: 0,
+            exhausted: false,
             created: None,
         }
     }
@@ -211,7 +212,7 @@ impl Bus {
 const ROUNDS: u32 = 16;
 
 /// Reads a bucket by batches. A key that is written meanwhile moves to the end, behind what the leader named at first: so it
-/// goes on until the leader has nothing new.
+/// goes on until the leader has nothing new that matches.
 #[derive(Debug)]
 pub(crate) struct KvRange {
     bus: Bus,
@@ -220,6 +221,8 @@ pub(crate) struct KvRange {
     at: u64,
     range: Option<RangeReader>,
     rounds: u32,
+    /// Nothing that matches was written after what was read.
+    exhausted: bool,
     /// When the bucket's stream was created.
     created: Option<String>,
 }
@@ -232,6 +235,7 @@ impl KvRange {
                     return Ok(Some(messages));
                 }
                 self.at = range.position();
+                self.exhausted = range.is_exhausted();
                 self.range = None;
             }
             let info = self.bus.wire().stream_info(&self.stream).await?;
@@ -241,17 +245,13 @@ impl KvRange {
                 // Made anew in the middle: what was read is of another bucket.
                 return Err(BusError::NoStream(self.stream.clone()));
             }
-            if last <= self.at || self.rounds == ROUNDS {
+            if last <= self.at || self.exhausted || self.rounds == ROUNDS {
                 return Ok(None);
             }
             self.rounds += 1;
-            self.range = Some(RangeReader::new(
-                &self.bus,
-                self.stream.clone(),
-                self.filter.clone(),
-                self.at,
-                last,
-            ));
+            let (stream, filter) = (self.stream.clone(), self.filter.clone());
+            let range = RangeReader::new(&self.bus, stream, filter, self.at, last);
+            self.range = Some(range.of_bucket());
         }
     }
 

@@ -264,7 +264,7 @@ impl Checkpoints {
     }
 
     /// Every checkpoint of these partitions of a group, complete up to what its leader had. One that this release cannot read
-    /// says so in its place. Several partitions are read in one pass.
+    /// says so in its place. Several partitions are read a few at once.
     ///
     /// # Errors
     /// Why NATS did not answer. Of one account: [`BusError::Record`], [`BusError::NewerRecord`].
@@ -298,15 +298,17 @@ impl Checkpoints {
         group: Group,
         mut show: impl FnMut(LoadedCheckpoint),
     ) -> Result<(), BusError> {
-        let partitions: Vec<Partition> = group.partitions().collect();
-        let on_message = |account: AccountId, message: StreamMessage| {
-            if !message.removes {
-                show((account, self.bus.read_stored(message)));
+        let bucket = Bucket::Checkpoints(group);
+        let mut range = self.bus.kv_whole(bucket);
+        while let Some(messages) = range.next_batch().await? {
+            for message in messages {
+                let key = self.bus.names().key_of(bucket, &message.subject);
+                let account = key.and_then(account_of_key).filter(|_| !message.removes);
+                if let Some(account) = account {
+                    show((account, self.bus.read_stored(message)));
+                }
             }
-        };
-        self.bus
-            .kv_partitions(Bucket::Checkpoints(group), "", &partitions, on_message)
-            .await?;
+        }
         Ok(())
     }
 

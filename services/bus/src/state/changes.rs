@@ -146,7 +146,7 @@ impl Accounts {
 
 impl AccountReader {
     /// Every account record of these partitions of a group, complete up to what its leader had. Waits for a moment until the
-    /// group's changes are followed. Several partitions of one group are read in one pass.
+    /// group's changes are followed. Several partitions of one group are read a few at once.
     ///
     /// # Errors
     /// Why NATS did not answer; [`BusError::Timeout`] if the group is not followed yet, [`BusError::NoStream`] if its bucket was

@@ -12,8 +12,9 @@ use crate::{
     names::{Bucket, account_of_key},
 };
 
-/// Up to so many partitions of a bucket are read one by one; beyond it, one pass over the whole bucket is cheaper.
-const SINGLY: usize = 4;
+/// So many partitions of a bucket are read at once, each by itself. One pass over all of a bucket takes as long as 64 of them, and far
+/// longer while others write.
+const AT_ONCE: usize = 4;
 
 /// That a partition was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,44 +38,36 @@ impl Bus {
         mut on_message: impl FnMut(AccountId, StreamMessage),
     ) -> Result<Vec<PartitionRead>, BusError> {
         let wanted: BTreeSet<Partition> = partitions.iter().copied().collect();
-        let mut ranges: Vec<KvRange> = if wanted.len() <= SINGLY {
-            let keys = |partition| format!("{prefix}{partition}.>");
-            let range = |partition| self.kv_range(bucket, &keys(partition), 0);
-            wanted.iter().map(range).collect()
-        } else {
-            // Other prefixes too.
-            vec![self.kv_whole(bucket)]
-        };
-        loop {
-            let batches = try_join_all(ranges.iter_mut().map(KvRange::next_batch)).await?;
-            if batches.iter().all(Option::is_none) {
-                break;
-            }
-            for message in batches.into_iter().flatten().flatten() {
-                let account = self
-                    .names()
-                    .key_of(bucket, &message.subject)
-                    .and_then(|key| key.strip_prefix(prefix))
-                    .and_then(account_of_key);
-                if let Some(account) = account
-                    && wanted.contains(&account.partition())
-                {
-                    on_message(account, message);
+        let wanted: Vec<Partition> = wanted.into_iter().collect();
+        let mut reads = Vec::with_capacity(wanted.len());
+        for some in wanted.chunks(AT_ONCE) {
+            let range = |partition| self.kv_range(bucket, &format!("{prefix}{partition}.>"), 0);
+            let mut ranges: Vec<KvRange> = some.iter().map(range).collect();
+            loop {
+                let batches = try_join_all(ranges.iter_mut().map(KvRange::next_batch)).await?;
+                if batches.iter().all(Option::is_none) {
+                    break;
+                }
+                for message in batches.into_iter().flatten().flatten() {
+                    let account = self
+                        .names()
+                        .key_of(bucket, &message.subject)
+                        .and_then(|key| key.strip_prefix(prefix))
+                        .and_then(account_of_key);
+                    if let Some(account) = account
+                        && some.contains(&account.partition())
+                    {
+                        on_message(account, message);
+                    }
                 }
             }
-        }
-        // Those that were read one by one ended at ends of their own; one range stands for all.
-        let mut reads = Vec::with_capacity(wanted.len());
-        let last = ranges.len().saturating_sub(1);
-        for (index, partition) in wanted.into_iter().enumerate() {
-            let Some(range) = ranges.get(index.min(last)) else {
-                break;
-            };
-            reads.push(PartitionRead {
-                partition,
+            // Each ended at an end of its own.
+            let ends = some.iter().zip(&ranges);
+            reads.extend(ends.map(|(partition, range)| PartitionRead {
+                partition: *partition,
                 up_to: range.position(),
                 created: range.created().to_owned(),
-            });
+            }));
         }
         Ok(reads)
     }

@@ -25,6 +25,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     net::TcpListener,
     process::{Child, Command},
+    task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -148,24 +149,11 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let other = holding(part("claim", &url, 100 * (1024 - share) / share)?).await?;
     let admin = connect(&url, Role::Admin).await?;
     let before = resident_kib(std::process::id()).unwrap_or_default();
-    let authority = Certificate::localhost().authority_pem;
-    let mut ring = KeyRing::default();
-    let key = ring.add(0, &mut rand::rng()).context("no key")?;
-    let bus = connect(&url, Role::Watcher).await?;
-    let mut registry = Registry::new("watcher");
-    let (watcher, handle) = Watcher::new(
-        options(),
-        bus,
-        Settings::new(TlsSettings::only([authority.as_bytes()])?),
-        ring,
-        Metrics::register(registry.registry()),
-        Health::new(),
-    )?;
-    let (drain, drained) = Drain::new();
     let traffic = Traffic::of(nats.monitor_port()).await?;
     let begun = Instant::now();
-    let running = tokio::spawn(watcher.run(drained));
-    let owned = until_owned(&handle, args.partitions).await?;
+    let watching = Watching::start(&url, "1").await?;
+    let handle = &watching.handle;
+    let owned = until_owned(handle, args.partitions).await?;
     println!(
         "{owned} accounts of {} partitions taken in {:.1?}, as fast as another member gives them away",
         handle.progress().partitions,
@@ -177,7 +165,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         begun.elapsed(),
         Traffic::of(nats.monitor_port()).await?.received - traffic.received
     );
-    loads(&registry)?;
+    watching.loads()?;
     // The other may have given more after a pause.
     let owned = handle.progress().sessions;
     let resident = resident_kib(std::process::id()).unwrap_or_default();
@@ -187,34 +175,76 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         grown as f64 / owned.max(1) as f64
     );
     idle(&args, nats.monitor_port(), pid).await?;
-    changes(&args, &admin, &key, &handle).await?;
+    changes(&args, &admin, &watching.key, handle).await?;
+    watching.running.abort();
+    let _ = watching.running.await;
+    // By now all is known of the accounts, as of those that another watcher had.
+    let again = Watching::start(&url, "2").await?;
+    let begun = Instant::now();
+    let owned = until_owned(&again.handle, args.partitions).await?;
+    println!(
+        "{owned} accounts of {} partitions taken anew in {:.1?}",
+        again.handle.progress().partitions,
+        begun.elapsed()
+    );
+    again.loads()?;
     drop(other);
-    running.abort();
-    drop(drain);
+    again.running.abort();
     Ok(())
 }
 
-/// How long partitions took from their claim to the begin of their sessions.
-fn loads(registry: &Registry) -> anyhow::Result<()> {
-    let text = registry.encode()?;
-    let within = text.lines().filter_map(|line| {
-        let line = line.strip_prefix("mailbell_watcher_load_seconds_bucket{le=\"")?;
-        line.split_once("\"} ")
-    });
-    let mut before = "0";
-    for (seconds, partitions) in within {
-        if partitions != before {
-            println!(
-                "of the partitions {partitions} were loaded within {seconds} s of their claim"
-            );
-            before = partitions;
-        }
+/// A watcher at work.
+struct Watching {
+    running: JoinHandle<Result<(), mailbell_watcher::Error>>,
+    handle: Handle,
+    registry: Registry,
+    /// What passwords are sealed for.
+    key: PublicKey,
+    _drain: Drain,
+}
+
+impl Watching {
+    async fn start(url: &str, incarnation: &str) -> anyhow::Result<Self> {
+        let mut ring = KeyRing::default();
+        let key = ring.add(0, &mut rand::rng()).context("no key")?;
+        let authority = Certificate::localhost().authority_pem;
+        let mut registry = Registry::new("watcher");
+        let (watcher, handle) = Watcher::new(
+            Options::new("pod-0", incarnation),
+            connect(url, Role::Watcher).await?,
+            Settings::new(TlsSettings::only([authority.as_bytes()])?),
+            ring,
+            Metrics::register(registry.registry()),
+            Health::new(),
+        )?;
+        let (drain, drained) = Drain::new();
+        Ok(Self {
+            running: tokio::spawn(watcher.run(drained)),
+            handle,
+            registry,
+            key,
+            _drain: drain,
+        })
     }
-    Ok(())
-}
 
-fn options() -> Options {
-    Options::new("pod-0", "1")
+    /// Prints how long partitions took from their claim to the begin of their sessions.
+    fn loads(&self) -> anyhow::Result<()> {
+        let text = self.registry.encode()?;
+        let within = text.lines().filter_map(|line| {
+            let line = line.strip_prefix("mailbell_watcher_load_seconds_bucket{le=\"")?;
+            line.split_once("\"} ")
+        });
+        let mut before = "0";
+        for (seconds, partitions) in within {
+            if partitions != before {
+                println!(
+                    "of the partitions {partitions} were loaded within {seconds} s of their claim"
+                );
+                before = partitions;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Waits until about so many partitions are owned, and no more come; how many accounts they have.
