@@ -12,9 +12,11 @@ use crate::{
     names::{Bucket, account_of_key},
 };
 
-/// So many partitions of a bucket are read at once, each by itself. One pass over all of a bucket takes as long as 64 of them, and far
-/// longer while others write.
+/// So many partitions of a bucket are read at once, each by itself.
 const AT_ONCE: usize = 4;
+/// More of them are read by one pass over a bucket that has no more messages than this. Over a large one that takes as long as each by
+/// itself, and far longer while others write.
+const SMALL: u64 = 8192;
 
 /// That a partition was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,36 +41,65 @@ impl Bus {
     ) -> Result<Vec<PartitionRead>, BusError> {
         let wanted: BTreeSet<Partition> = partitions.iter().copied().collect();
         let wanted: Vec<Partition> = wanted.into_iter().collect();
+        if wanted.len() > AT_ONCE && self.is_small(bucket).await? {
+            let whole = vec![self.kv_whole(bucket)];
+            return self
+                .read_ranges(whole, bucket, prefix, &wanted, &mut on_message)
+                .await;
+        }
         let mut reads = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(AT_ONCE) {
             let range = |partition| self.kv_range(bucket, &format!("{prefix}{partition}.>"), 0);
-            let mut ranges: Vec<KvRange> = some.iter().map(range).collect();
-            loop {
-                let batches = try_join_all(ranges.iter_mut().map(KvRange::next_batch)).await?;
-                if batches.iter().all(Option::is_none) {
-                    break;
-                }
-                for message in batches.into_iter().flatten().flatten() {
-                    let account = self
-                        .names()
-                        .key_of(bucket, &message.subject)
-                        .and_then(|key| key.strip_prefix(prefix))
-                        .and_then(account_of_key);
-                    if let Some(account) = account
-                        && some.contains(&account.partition())
-                    {
-                        on_message(account, message);
-                    }
-                }
-            }
-            // Each ended at an end of its own.
-            let ends = some.iter().zip(&ranges);
-            reads.extend(ends.map(|(partition, range)| PartitionRead {
-                partition: *partition,
-                up_to: range.position(),
-                created: range.created().to_owned(),
-            }));
+            let ranges = some.iter().map(range).collect();
+            let read = self.read_ranges(ranges, bucket, prefix, some, &mut on_message);
+            reads.extend(read.await?);
         }
         Ok(reads)
+    }
+
+    /// Whether one pass over all of a bucket is cheaper than several.
+    async fn is_small(&self, bucket: Bucket) -> Result<bool, BusError> {
+        let stream = self.names().bucket_stream(bucket);
+        let info = self.wire().stream_info(&stream).await?;
+        let info = info.ok_or(BusError::NoStream(stream))?;
+        Ok(info.state.messages <= SMALL)
+    }
+
+    /// Reads these partitions by a range each, or all of them by one.
+    async fn read_ranges(
+        &self,
+        mut ranges: Vec<KvRange>,
+        bucket: Bucket,
+        prefix: &str,
+        partitions: &[Partition],
+        on_message: &mut impl FnMut(AccountId, StreamMessage),
+    ) -> Result<Vec<PartitionRead>, BusError> {
+        loop {
+            let batches = try_join_all(ranges.iter_mut().map(KvRange::next_batch)).await?;
+            if batches.iter().all(Option::is_none) {
+                break;
+            }
+            for message in batches.into_iter().flatten().flatten() {
+                // Other prefixes too.
+                let account = self
+                    .names()
+                    .key_of(bucket, &message.subject)
+                    .and_then(|key| key.strip_prefix(prefix))
+                    .and_then(account_of_key);
+                if let Some(account) = account
+                    && partitions.binary_search(&account.partition()).is_ok()
+                {
+                    on_message(account, message);
+                }
+            }
+        }
+        // Those that were read one by one ended at ends of their own; one range stands for all.
+        let ends = ranges.iter().cycle();
+        let read = |(partition, range): (&Partition, &KvRange)| PartitionRead {
+            partition: *partition,
+            up_to: range.position(),
+            created: range.created().to_owned(),
+        };
+        Ok(partitions.iter().zip(ends).map(read).collect())
     }
 }

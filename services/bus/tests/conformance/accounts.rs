@@ -133,8 +133,11 @@ async fn partitions_are_read_whole_and_changes_come_after() {
 async fn a_partition_has_more_accounts_than_a_batch() {
     let world = World::start().await;
     let (accounts, watcher) = admin_and_watcher(&world).await;
-    let ids = accounts_of(5, 600);
-    for ids in ids.chunks(100) {
+    // So many that a pass over the whole bucket is not what several partitions are read by, either.
+    let ids = accounts_of(5, 8_200);
+    let other = account(21, 0);
+    put(&accounts, &other, "one").await;
+    for ids in ids.chunks(500) {
         let record = record("one");
         let puts = ids.iter().map(|id| accounts.create(id, &record));
         for put in join_all(puts).await {
@@ -144,6 +147,18 @@ async fn a_partition_has_more_accounts_than_a_batch() {
     let (_changes, reader) = watcher.accounts().follow();
     let found = read(&reader, ids[0].group(), &[partition(5)]).await;
     assert_eq!(hosts(&found[0]).into_keys().collect::<Vec<_>>(), ids);
+    // One that is empty too.
+    let several = [5, 21, 37, 53, 69].map(partition);
+    let found = read(&reader, ids[0].group(), &several).await;
+    assert_eq!(
+        found.iter().map(|read| read.partition).collect::<Vec<_>>(),
+        several
+    );
+    let accounts: Vec<Vec<AccountId>> = found
+        .iter()
+        .map(|read| hosts(read).into_keys().collect())
+        .collect();
+    assert_eq!(accounts, [ids, vec![other], vec![], vec![], vec![]]);
 }
 
 #[tokio::test]
