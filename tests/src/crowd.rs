@@ -199,19 +199,24 @@ impl Crowd {
     }
 
     /// Waits until each mailbox is watched by one of these watchers and no other has a session of it, and each of them has at
-    /// least half of its fair share.
+    /// least half of its fair share, or as many fewer as chance may give it: what is shared are partitions, and mailboxes fall into them
+    /// by their ids.
     ///
     /// # Errors
     /// When that isn't so after `limit`; the text says who has how many.
     pub async fn shared_by(&self, watchers: &[Part], limit: Duration) -> anyhow::Result<()> {
         let names: BTreeSet<String> = watchers.iter().map(Part::to_string).collect();
-        let least = self.server.users() / watchers.len().max(1) / 2;
+        let (users, holders) = (self.server.users() as f64, watchers.len().max(1) as f64);
+        let fair = users / holders;
+        // Four standard deviations: one in thirty thousand has fewer. Half of 20, of 60 mailboxes, are too many for one in 500.
+        let by_chance = 4.0 * (fair * (1.0 - 1.0 / holders)).sqrt();
+        let least = (fair / 2.0).min(fair - by_chance).max(1.0);
         let shared = until(limit, "the mailboxes to be shared", || async {
             let shares = self.shares();
             let known = shares.keys().all(|holder| names.contains(holder));
             known
                 && shares.len() == names.len()
-                && shares.values().all(|share| *share >= least)
+                && shares.values().all(|share| *share as f64 >= least)
                 && self.is_single()
                 && self.server.watched() == self.server.users()
         });

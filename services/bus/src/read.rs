@@ -21,7 +21,7 @@ use crate::{
 const BATCH: usize = 256;
 /// The same of a bucket, whose values are small. For each batch the server counts how many are left, and where some were overwritten it
 /// looks through all keys for that: of 62,500 a tenth of a second each time.
-const BATCH_OF_BUCKET: usize = 4096;
+const BATCH_OF_BUCKET: usize = 1024;
 /// Bytes of one batch.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// Up to this many accounts are read one by one; beyond it, reading all of their tenant's, or the whole group, is cheaper.
