@@ -198,27 +198,24 @@ impl Crowd {
         .with_context(|| format!("{} of {all} are watched", self.server.watched()))
     }
 
-    /// Waits until each mailbox is watched by one of these watchers and no other has a session of it, and each of them has at
-    /// least half of its fair share, or as many fewer as chance may give it: what is shared are partitions, and mailboxes fall into them
-    /// by their ids.
+    /// Waits until each mailbox is watched by one of these watchers and no other has a session of it, and each of them has its share:
+    /// at least half of what is fair of the mailboxes, or, since these fall into partitions by chance, exactly the partitions that it
+    /// should have.
     ///
     /// # Errors
     /// When that isn't so after `limit`; the text says who has how many.
     pub async fn shared_by(&self, watchers: &[Part], limit: Duration) -> anyhow::Result<()> {
         let names: BTreeSet<String> = watchers.iter().map(Part::to_string).collect();
-        let (users, holders) = (self.server.users() as f64, watchers.len().max(1) as f64);
-        let fair = users / holders;
-        // Four standard deviations: one in thirty thousand has fewer. Half of 20, of 60 mailboxes, are too many for one in 500.
-        let by_chance = 4.0 * (fair * (1.0 - 1.0 / holders)).sqrt();
-        let least = (fair / 2.0).min(fair - by_chance).max(1.0);
+        let least = self.server.users() / watchers.len().max(1) / 2;
         let shared = until(limit, "the mailboxes to be shared", || async {
             let shares = self.shares();
             let known = shares.keys().all(|holder| names.contains(holder));
             known
                 && shares.len() == names.len()
-                && shares.values().all(|share| *share as f64 >= least)
                 && self.is_single()
                 && self.server.watched() == self.server.users()
+                && (shares.values().all(|share| *share >= least)
+                    || self.is_level(watchers).await.unwrap_or(false))
         });
         shared.await.with_context(|| self.who_watches())
     }
@@ -229,17 +226,20 @@ impl Crowd {
     /// # Errors
     /// When that isn't so after `limit`; the text says who has how many.
     pub async fn level(&self, watchers: &[Part], limit: Duration) -> anyhow::Result<()> {
-        let (url, token) = self.installation.admin()?;
-        let client = ShardsClient::new(Channel::from_shared(url)?.connect().await?);
         let level = until(limit, "the shares to be level", || async {
-            let Ok(request) = with_token(GetShardsRequest {}, &token) else {
-                return false;
-            };
-            let answer = client.clone().get_shards(request).await;
-            answer.is_ok_and(|board| is_level(board.get_ref(), watchers))
+            self.is_level(watchers).await.unwrap_or(false)
         });
         level.await.with_context(|| self.who_watches())?;
         self.single(limit).await
+    }
+
+    /// Whether these watchers, and no others, own what they should.
+    async fn is_level(&self, watchers: &[Part]) -> anyhow::Result<bool> {
+        let (url, token) = self.installation.admin()?;
+        let mut client = ShardsClient::new(Channel::from_shared(url)?.connect().await?);
+        let request = with_token(GetShardsRequest {}, &token)?;
+        let board = client.get_shards(request).await?;
+        Ok(is_level(board.get_ref(), watchers))
     }
 
     /// Waits until each mailbox is watched, and by one watcher alone.
