@@ -3,10 +3,13 @@
 //! This is of plans alone: sessions, logs and what NATS does to a connection are the simulation's. Asked is that no two members
 //! believe in one ownership, that nothing is let go but for somebody who wants it, and that partitions come to rest.
 
+mod histories;
+
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
+use self::histories::{Event, Fate, Size, Step, View, budgets, sizes, steps, views};
 use super::*;
 use crate::{
     ids::OwnerEpoch,
@@ -61,117 +64,6 @@ fn slow_rounds(logins: Option<f64>, some_drain: bool) -> u32 {
     };
     let seconds = f64::from(ACCOUNTS) * f64::from(SHARED) / rate;
     (seconds / (STEP * ROUND).as_secs_f64()).ceil() as u32
-}
-
-/// What mail hosts let in a second, if that is known: from next to nothing to more than is ever given.
-fn budgets() -> impl Strategy<Value = Option<f64>> {
-    // Each order of magnitude as often as any other.
-    let budget = (0.0..=1.0_f64).prop_map(|part| 0.2 * 1000_f64.powf(part));
-    proptest::option::of(budget)
-}
-
-/// How much a member takes.
-#[derive(Debug, Clone, Copy)]
-struct Size {
-    weight: u32,
-    /// At most so many of all partitions; 0: any number.
-    most: u32,
-}
-
-/// What happens to a member.
-#[derive(Debug, Clone, Copy)]
-enum Event {
-    Nothing,
-    /// It starts under its name, if nothing runs under it.
-    Start(usize, Size),
-    /// It has room for so many from now on.
-    Limit(usize, u32),
-    Kill(usize),
-    /// It is cut off from the bucket, or no longer.
-    Cut(usize, bool),
-    Drain(usize, bool),
-}
-
-/// What becomes of a write.
-#[derive(Debug, Clone, Copy)]
-enum Fate {
-    Answered,
-    /// It is stored, and the answer is lost.
-    Unanswered,
-    /// The same, and it is stored a step later.
-    Late,
-    Lost,
-}
-
-/// What a member notices in a step.
-#[derive(Debug, Clone, Copy)]
-struct View {
-    /// It hears nothing.
-    late: bool,
-    /// It hears first what came last.
-    backwards: bool,
-    fate: Fate,
-}
-
-impl View {
-    /// All of it, in order.
-    const WHOLE: Self = Self {
-        late: false,
-        backwards: false,
-        fate: Fate::Answered,
-    };
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Step {
-    event: Event,
-    views: [View; NAMES.len()],
-}
-
-/// Hard caps, of which those of four often do not suffice.
-fn limits() -> impl Strategy<Value = u32> {
-    prop_oneof![
-        2 => Just(0),
-        2 => 1..300_u32,
-        1 => 300..=1024_u32,
-    ]
-}
-
-fn sizes() -> impl Strategy<Value = Size> {
-    (1..=10_u32, limits()).prop_map(|(weight, most)| Size { weight, most })
-}
-
-fn events() -> impl Strategy<Value = Event> {
-    let who = || 0..NAMES.len();
-    prop_oneof![
-        8 => Just(Event::Nothing),
-        3 => (who(), sizes()).prop_map(|(who, size)| Event::Start(who, size)),
-        1 => (who(), limits()).prop_map(|(who, most)| Event::Limit(who, most)),
-        2 => who().prop_map(Event::Kill),
-        4 => (who(), any::<bool>()).prop_map(|(who, cut)| Event::Cut(who, cut)),
-        2 => (who(), any::<bool>()).prop_map(|(who, drain)| Event::Drain(who, drain)),
-    ]
-}
-
-fn views() -> impl Strategy<Value = [View; NAMES.len()]> {
-    let fate = prop_oneof![
-        9 => Just(Fate::Answered),
-        1 => Just(Fate::Unanswered),
-        1 => Just(Fate::Late),
-        1 => Just(Fate::Lost),
-    ];
-    let view = (proptest::bool::weighted(0.4), any::<bool>(), fate);
-    let view = view.prop_map(|(late, backwards, fate)| View {
-        late,
-        backwards,
-        fate,
-    });
-    proptest::array::uniform4(view)
-}
-
-fn steps(many: usize) -> impl Strategy<Value = Vec<Step>> {
-    let step = (events(), views()).prop_map(|(event, views)| Step { event, views });
-    proptest::collection::vec(step, 0..many)
 }
 
 struct Process {
