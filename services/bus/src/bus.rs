@@ -21,6 +21,7 @@ use crate::{
     names::Names,
     permissions::inbox_prefix,
     reach::{Others, Turns},
+    read::BATCH_OF_BUCKET,
     upgrade,
     wire::{Pending, Wire},
 };
@@ -34,6 +35,8 @@ const RECONNECT_BASE: Duration = Duration::from_millis(100);
 const RECONNECT_MOST: Duration = Duration::from_secs(5);
 /// How many messages a subscription may hold until it is read. One that overruns is made good by sequence checks.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
+/// The answers of all reads come to one subscription, each with one more at its end.
+const MOST_READS: usize = SUBSCRIPTION_CAPACITY / (BATCH_OF_BUCKET + 1);
 /// After a lame-duck notice, a random delay up to this before another server is looked for.
 const LAME_DUCK_SPREAD: Duration = Duration::from_secs(2);
 
@@ -348,7 +351,9 @@ impl Bus {
             inner: Arc::new(Inner {
                 names: Names::new(options.installation.clone()),
                 wire: Arc::new(wire),
-                reads: Arc::new(Semaphore::new(options.concurrent_reads.max(1))),
+                reads: Arc::new(Semaphore::new(
+                    options.concurrent_reads.clamp(1, MOST_READS),
+                )),
                 write_version: upgrade::Known::default(),
                 options,
                 _closed_on_drop: closed.drop_guard(),

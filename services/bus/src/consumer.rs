@@ -23,7 +23,7 @@ use crate::{
 const RETRY_BASE: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 /// The server forgets a consumer that nobody listens to.
-const INACTIVE: Duration = Duration::from_secs(10);
+pub(crate) const INACTIVE: Duration = Duration::from_secs(10);
 /// The server takes no shorter heartbeat.
 const HEARTBEAT_LEAST: Duration = Duration::from_millis(100);
 
@@ -304,13 +304,7 @@ impl Ordered {
         live.delivered = place.consumer_sequence;
         self.start = Start::From(place.sequence + 1);
         Some(Delivery::Message {
-            message: StreamMessage {
-                subject: message.subject.to_string(),
-                sequence: place.sequence,
-                time_us: place.time_us,
-                removes: removes(message.headers.as_ref()),
-                payload: message.payload,
-            },
+            message: stored_message(message, &place),
             pending: place.pending,
         })
     }
@@ -318,17 +312,30 @@ impl Ordered {
 
 /// What a delivery's reply subject says.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+pub(crate) struct Place {
     sequence: u64,
-    consumer_sequence: u64,
+    /// How many the consumer has sent, with this one.
+    pub(crate) consumer_sequence: u64,
     time_us: i64,
-    pending: u64,
+    /// So many more there were for the consumer when it was sent.
+    pub(crate) pending: u64,
+}
+
+/// A message that a consumer gave, which lay there.
+pub(crate) fn stored_message(message: Message, place: &Place) -> StreamMessage {
+    StreamMessage {
+        subject: message.subject.to_string(),
+        sequence: place.sequence,
+        time_us: place.time_us,
+        removes: removes(message.headers.as_ref()),
+        payload: message.payload,
+    }
 }
 
 impl Place {
     /// `$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<time>.<pending>`, or with
     /// `<domain>.<account>` after `ACK` and maybe one more token at the end.
-    fn parse(reply: &str) -> Option<Self> {
+    pub(crate) fn parse(reply: &str) -> Option<Self> {
         let rest = reply.strip_prefix("$JS.ACK.")?;
         let tokens: Vec<&str> = rest.split('.').collect();
         let numbers = match tokens.len() {

@@ -9,7 +9,7 @@ use crate::{
     Bus, BusError,
     api::{Get, Published, StreamMessage},
     names::Bucket,
-    read::RangeReader,
+    read::{EVERYTHING, RangeReader},
     state::Cas,
     wire::Wire,
 };
@@ -174,10 +174,14 @@ impl Bus {
         self.kv_filtered(stream, filter, after)
     }
 
-    /// Reads all of a bucket, as of now. Only this very filter spares the server to look through the subjects of a whole block
-    /// for each message: with any other that matches much, a read takes as long as the square of what there is.
+    /// Reads all of a bucket, as of now, by a consumer. Only without a filter the server need not look through the subjects of a
+    /// whole block for each message. A batch that is asked for would cost it ten times as much, and more while others write: it
+    /// looks through all keys then, to say how many are left.
     pub(crate) fn kv_whole(&self, bucket: Bucket) -> KvRange {
-        self.kv_filtered(self.names().bucket_stream(bucket), ">".to_owned(), 0)
+        let stream = self.names().bucket_stream(bucket);
+        let mut whole = self.kv_filtered(stream, EVERYTHING.to_owned(), 0);
+        whole.by_consumer = true;
+        whole
     }
 
     fn kv_filtered(&self, stream: String, filter: String, after: u64) -> KvRange {
@@ -185,10 +189,12 @@ impl Bus {
             bus: self.clone(),
             stream,
             filter,
+            by_consumer: false,
             at: after,
             range: None,
             rounds: 0,
-            exhausted: false,
+            found: 0,
+            complete: false,
             created: None,
         }
     }
@@ -212,17 +218,20 @@ impl Bus {
 const ROUNDS: u32 = 16;
 
 /// Reads a bucket by batches. A key that is written meanwhile moves to the end, behind what the leader named at first: so it
-/// goes on until the leader has nothing new that matches.
+/// goes on until the leader has nothing new that matches, or nothing was overwritten between two of the leader's ends.
 #[derive(Debug)]
 pub(crate) struct KvRange {
     bus: Bus,
     stream: String,
     filter: String,
+    by_consumer: bool,
     at: u64,
     range: Option<RangeReader>,
     rounds: u32,
-    /// Nothing that matches was written after what was read.
-    exhausted: bool,
+    /// Messages of this round.
+    found: u64,
+    /// Nothing that matches can have been missed.
+    complete: bool,
     /// When the bucket's stream was created.
     created: Option<String>,
 }
@@ -232,10 +241,12 @@ impl KvRange {
         loop {
             if let Some(range) = &mut self.range {
                 if let Some(messages) = range.next_batch().await? {
+                    self.found += u64::try_from(messages.len()).unwrap_or(u64::MAX);
                     return Ok(Some(messages));
                 }
-                self.at = range.position();
-                self.exhausted = range.is_exhausted();
+                let before = std::mem::replace(&mut self.at, range.position());
+                // Every single message of the round was seen, or there was none after it.
+                self.complete = self.found == self.at - before || range.is_exhausted();
                 self.range = None;
             }
             let info = self.bus.wire().stream_info(&self.stream).await?;
@@ -245,13 +256,18 @@ impl KvRange {
                 // Made anew in the middle: what was read is of another bucket.
                 return Err(BusError::NoStream(self.stream.clone()));
             }
-            if last <= self.at || self.exhausted || self.rounds == ROUNDS {
+            if last <= self.at || self.complete || self.rounds == ROUNDS {
                 return Ok(None);
             }
             self.rounds += 1;
+            self.found = 0;
             let (stream, filter) = (self.stream.clone(), self.filter.clone());
-            let range = RangeReader::new(&self.bus, stream, filter, self.at, last);
-            self.range = Some(range.of_bucket());
+            let range = RangeReader::new(&self.bus, stream, filter, self.at, last).of_bucket();
+            self.range = Some(if self.by_consumer {
+                range.by_consumer()
+            } else {
+                range
+            });
         }
     }
 

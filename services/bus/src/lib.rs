@@ -32,6 +32,7 @@ mod names;
 mod options;
 mod patience;
 pub mod permissions;
+mod pull;
 mod reach;
 mod read;
 mod readiness;

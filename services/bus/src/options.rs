@@ -181,7 +181,7 @@ pub struct BusOptions {
     pub timing: Timing,
     /// Used by setup only.
     pub storage: StorageLimits,
-    /// How many reads of logs run at once; each holds at most one batch. Default 8.
+    /// How many reads run at once, of 15 at most; each holds at most one batch. Default 8.
     pub concurrent_reads: usize,
     /// Where this connection counts.
     pub metrics: Metrics,

@@ -2,7 +2,7 @@
 //!
 //! Subjects of JetStream's API name one stream in one token, so each log and bucket is listed by itself. Reading a stream as a
 //! whole needs `STREAM.INFO` (where it stands), `STREAM.MSG.GET` (one message, from the leader), `DIRECT.GET` (batches) and
-//! `CONSUMER.CREATE` (to follow it). Where a role may read only some keys of a bucket, it gets `DIRECT.GET` and
+//! `CONSUMER.CREATE` (to follow it); reading all of it in one pass, `CONSUMER.MSG.NEXT` too. Where a role may read only some keys of a bucket, it gets `DIRECT.GET` and
 //! `CONSUMER.CREATE` with these keys at the end of the subject, and nothing else.
 //!
 //! # What the lists do not bound
@@ -92,6 +92,12 @@ impl Lists {
         self.read(&self.names.bucket_stream(bucket));
     }
 
+    /// All of a bucket, in one pass.
+    fn pass_over(&mut self, bucket: Bucket) {
+        let stream = self.names.bucket_stream(bucket);
+        self.allow(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"));
+    }
+
     /// Some keys of a bucket.
     fn read_keys(&mut self, bucket: Bucket, keys: &[&str]) {
         let stream = self.names.bucket_stream(bucket);
@@ -129,6 +135,8 @@ impl Lists {
             ] {
                 self.read_bucket(bucket);
             }
+            self.pass_over(Bucket::State(group));
+            self.pass_over(Bucket::Checkpoints(group));
             self.write_keys(Bucket::State(group), &["status.>"]);
             self.write_keys(Bucket::Checkpoints(group), &[">"]);
             self.write_keys(Bucket::Credentials(group), &[">"]);

@@ -14,6 +14,7 @@ use crate::{
     Bus, BusError, Entry,
     api::{Get, StreamMessage, direct_message, number},
     logs::Opener,
+    pull::Pull,
     wire::Wire,
 };
 
@@ -21,7 +22,9 @@ use crate::{
 const BATCH: usize = 256;
 /// The same of a bucket, whose values are small. For each batch the server counts how many are left, and where some were overwritten it
 /// looks through all keys for that: of 62,500 a tenth of a second each time.
-const BATCH_OF_BUCKET: usize = 1024;
+pub(crate) const BATCH_OF_BUCKET: usize = 1024;
+/// The filter that lets everything pass.
+pub(crate) const EVERYTHING: &str = ">";
 /// Bytes of one batch.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// Up to this many accounts are read one by one; beyond it, reading all of their tenant's, or the whole group, is cheaper.
@@ -43,6 +46,15 @@ pub enum Filter {
     Accounts(Vec<AccountId>),
 }
 
+/// How a range is read.
+#[derive(Debug)]
+enum By {
+    /// By direct gets, of which nothing stays in the server.
+    Batches,
+    /// By a consumer of all that the stream has, and where it is, once it was made. See `pull.rs`.
+    Consumer(Option<(Box<Pull>, u64)>),
+}
+
 /// Reads what lies in a stream after one sequence and up to another that its leader named.
 #[derive(Debug)]
 pub(crate) struct RangeReader {
@@ -50,6 +62,7 @@ pub(crate) struct RangeReader {
     reads: Arc<Semaphore>,
     stream: String,
     filter: String,
+    by: By,
     batch: usize,
     batch_bytes: usize,
     range: ReadUpTo,
@@ -60,10 +73,10 @@ pub(crate) struct RangeReader {
 }
 
 /// What one batch gave.
-struct Batch {
-    messages: Vec<StreamMessage>,
+pub(crate) struct Batch {
+    pub(crate) messages: Vec<StreamMessage>,
     /// Whether what answered has more, as far as can be told.
-    more: bool,
+    pub(crate) more: bool,
 }
 
 impl RangeReader {
@@ -74,6 +87,7 @@ impl RangeReader {
             reads: Arc::clone(&bus.inner.reads),
             stream,
             filter,
+            by: By::Batches,
             batch: BATCH,
             batch_bytes: BATCH_BYTES,
             next: range.first(),
@@ -89,6 +103,12 @@ impl RangeReader {
         self
     }
 
+    /// Of all that a stream has: the filter must let everything pass.
+    pub(crate) fn by_consumer(mut self) -> Self {
+        self.by = By::Consumer(None);
+        self
+    }
+
     /// One of so many whose batches are held together. With [`MERGED_ACCOUNTS`] each still takes several of the largest events.
     fn one_of(mut self, count: usize) -> Self {
         self.batch = BATCH / count.max(1);
@@ -101,10 +121,11 @@ impl RangeReader {
         match self.next {
             Next::Done => Ok(None),
             Next::More(after) => {
-                let batch = self
-                    .ask(after)
-                    .await
-                    .inspect_err(|_| self.wire.metrics().read("failed"))?;
+                let batch = match self.by {
+                    By::Batches => self.ask(after).await,
+                    By::Consumer(_) => self.pull(after).await,
+                };
+                let batch = batch.inspect_err(|_| self.wire.metrics().read("failed"))?;
                 self.wire.metrics().read("ok");
                 let last = batch.messages.last().map(|message| message.sequence);
                 // No answer says up to where the one who answered knows the stream.
@@ -141,6 +162,26 @@ impl RangeReader {
     /// Whether the leader was asked at the end, and had nothing more that matches, also after the range.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.exhausted
+    }
+
+    /// A batch of a consumer, which is made anew if it doesn't go on from there.
+    async fn pull(&mut self, after: u64) -> Result<Batch, BusError> {
+        let reads = Arc::clone(&self.reads);
+        let _permit = reads.acquire().await.map_err(|_| BusError::Closed)?;
+        let before = match &mut self.by {
+            By::Batches => None,
+            By::Consumer(before) => before.take(),
+        };
+        let mut pull = match before {
+            Some((pull, at)) if at == after => pull,
+            _ => Box::new(Pull::after(&self.wire, &self.stream, after).await?),
+        };
+        // One that failed is dropped with this.
+        let batch = pull.next_batch(self.batch, self.batch_bytes).await?;
+        if let Some(last) = batch.messages.last().filter(|_| batch.more) {
+            self.by = By::Consumer(Some((pull, last.sequence)));
+        }
+        Ok(batch)
     }
 
     async fn ask(&self, after: u64) -> Result<Batch, BusError> {

@@ -457,6 +457,19 @@ impl Wire {
         .await
     }
 
+    /// The same, for answers that come to a subscription.
+    pub(crate) async fn publish_with_reply(
+        &self,
+        subject: &str,
+        reply: &str,
+        payload: Bytes,
+    ) -> Result<(), BusError> {
+        self.check_up()?;
+        let deadline = Instant::now() + self.patience;
+        self.send(subject, Some(reply.to_owned()), None, payload, deadline)
+            .await
+    }
+
     /// Subscribes. The subscription outlives reconnects.
     pub(crate) async fn subscribe(&self, subject: String) -> Result<Subscriber, BusError> {
         match tokio::time::timeout(self.patience, self.client.subscribe(subject)).await {

@@ -154,13 +154,14 @@ async fn load_until_done(load_of: Load, attempts: Arc<Semaphore>) -> Loaded {
     let group = load_of.group;
     loop {
         // Held for an attempt only: a group that does not answer leaves the others their turn.
-        let attempt = {
-            // Nobody's turn is spent on a bucket that is not there. (Closed: the attempt says so too.)
-            let _ = load_of.reader.until_followed(group).await;
+        let attempt = async {
+            // Nobody's turn is spent on a bucket that is not there, or while its group is looked at.
+            load_of.reader.until_followed(group).await?;
+            load_of.proofs.see(&load_of.ledger, group).await?;
             let _turn = attempts.acquire().await;
             load(&load_of).await
         };
-        match attempt {
+        match attempt.await {
             Ok(found) => {
                 let partitions = load_of
                     .taken
@@ -188,7 +189,7 @@ async fn load(load: &Load) -> Result<Found, BusError> {
         reader,
         group,
         taken,
-        proofs,
+        proofs: _,
     } = load;
     let group = *group;
     let ours: HashMap<Partition, Taken> = taken.iter().copied().collect();
@@ -222,7 +223,6 @@ async fn load(load: &Load) -> Result<Found, BusError> {
             }
         }
     };
-    proofs.see(ledger, group).await?;
     // Before the checkpoints: one that the admin API made is there before its account's record, so an account that is found without
     // one has none.
     let records = reader.partitions(group, &partitions).await?;

@@ -24,6 +24,7 @@ const FAR_US: i64 = 2_000_000;
 const SLOW_US: i64 = 1_000_000;
 /// How often the clocks are compared.
 const EVERY: Duration = Duration::from_secs(60);
+
 /// This machine's clock as it was when it was compared last, or that of NATS, and since then the steady clock: what is stored must
 /// not jump when somebody sets this machine's clock.
 #[derive(Debug)]

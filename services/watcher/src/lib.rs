@@ -20,6 +20,8 @@ mod failure;
 mod flush;
 mod gate;
 mod handing;
+#[cfg(test)]
+mod installation;
 mod ledger;
 mod message;
 pub mod metrics;

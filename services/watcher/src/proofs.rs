@@ -1,33 +1,37 @@
-//! How far the log of a group had come before this process began.
+//! How far the log of a group had come before this process took anything of it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use mailbell_bus::BusError;
+use mailbell_bus::{BusError, state::LoadedCheckpoint};
 use mailbell_core::ids::Group;
-use tokio::{sync::OnceCell, task::JoinSet};
+use tokio::{sync::Mutex, task::JoinSet, time::Instant};
 
 use crate::ledger::BusLedger;
 
 /// Groups that are looked at in advance at once; each holds a batch of checkpoints in memory.
 const GROUPS_AT_ONCE: usize = 2;
 
-/// Looks at all checkpoints of a group, once a process, before anything of it is taken. Whatever partition one is of, it proves that
-/// the log had come as far as it says, and is newer than what is written of that lazily: a log that is shorter now was cut, and must
-/// not grow over the positions that devices hold.
+/// Looks at all checkpoints of a group before anything of it is taken. Whatever partition one is of, it proves that the log had come as
+/// far as it says, and is newer than what is written of that lazily: a log that is shorter now was cut, and must not grow over the
+/// positions that devices hold.
 #[derive(Debug)]
 pub(crate) struct Proofs {
-    groups: HashMap<Group, OnceCell<()>>,
+    fresh: Duration,
+    /// When each group was looked at.
+    groups: HashMap<Group, Mutex<Option<Instant>>>,
 }
 
 impl Proofs {
-    pub(crate) fn new() -> Self {
-        let groups = Group::all().map(|group| (group, OnceCell::new()));
+    /// What was seen counts for so long: others append, and who has nothing of a group hears nothing of that.
+    pub(crate) fn new(fresh: Duration) -> Self {
+        let groups = Group::all().map(|group| (group, Mutex::new(None)));
         Self {
+            fresh,
             groups: groups.collect(),
         }
     }
 
-    /// Looks at a group, unless that was done; who asks meanwhile waits for it.
+    /// Looks at a group, unless that was done a short while ago; who asks meanwhile waits for it.
     ///
     /// # Errors
     /// Why NATS did not answer: to be tried again.
@@ -35,19 +39,21 @@ impl Proofs {
         let Some(seen) = self.groups.get(&group) else {
             return Ok(());
         };
-        let look = || async {
-            let ids = ledger.logs.ids();
-            let checkpoints = ledger.bus.checkpoints();
-            checkpoints
-                .scan_group(group, |(_, found)| {
-                    if let Ok(found) = found {
-                        let checkpoint = found.value;
-                        ids.note_seen(group, checkpoint.log_id, checkpoint.position);
-                    }
-                })
-                .await
+        let mut seen = seen.lock().await;
+        if seen.is_some_and(|at| at.elapsed() < self.fresh) {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let ids = ledger.logs.ids();
+        let note = |(_, found): LoadedCheckpoint| {
+            if let Ok(found) = found {
+                let checkpoint = found.value;
+                ids.note_seen(group, checkpoint.log_id, checkpoint.position);
+            }
         };
-        seen.get_or_try_init(look).await.copied()
+        ledger.bus.checkpoints().scan_group(group, note).await?;
+        *seen = Some(begun);
+        Ok(())
     }
 
     /// Looks at all groups in advance, so that nobody has to wait for it who takes partitions over. What does not answer is left to
@@ -68,3 +74,6 @@ impl Proofs {
         while looks.join_next().await.is_some() {}
     }
 }
+
+#[cfg(test)]
+mod tests;

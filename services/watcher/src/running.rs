@@ -45,6 +45,8 @@ const BEAT: Duration = Duration::from_secs(30);
 const RELEASE_PART: u32 = 4;
 /// At the start everything is waited for so long; whatever does not answer by then joins when it does.
 const SETTLE: Duration = Duration::from_secs(10);
+/// What checkpoints prove of a group counts for so long.
+const FRESH: Duration = Duration::from_secs(300);
 /// How often a drain says how far it is, and counts are told.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// What is taken comes one by one: so long is waited for more, so that it is loaded together.
@@ -148,7 +150,7 @@ impl Running {
         });
         let service = Arc::new(service);
         // Before others give it anything, but not for as long as it takes: each load looks for itself.
-        let proofs = Arc::new(Proofs::new());
+        let proofs = Arc::new(Proofs::new(FRESH));
         let looking = tokio::spawn(Arc::clone(&proofs).see_all(ledger.clone()));
         let _ = timeout(SETTLE, looking).await;
         let (changes, reader) = bus.accounts().follow();

@@ -14,9 +14,9 @@ use crate::{
 
 /// So many partitions of a bucket are read at once, each by itself.
 const AT_ONCE: usize = 4;
-/// More of them are read by one pass over a bucket that has no more messages than this. Over a large one that takes as long as each by
-/// itself, and far longer while others write.
-const SMALL: u64 = 8192;
+/// More of them than this are read by one pass over all of the bucket. That takes as long as 18 by themselves, or as 5 while others
+/// write.
+const SINGLY: usize = 8;
 
 /// That a partition was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Bus {
     ) -> Result<Vec<PartitionRead>, BusError> {
         let wanted: BTreeSet<Partition> = partitions.iter().copied().collect();
         let wanted: Vec<Partition> = wanted.into_iter().collect();
-        if wanted.len() > AT_ONCE && self.is_small(bucket).await? {
+        if wanted.len() > SINGLY {
             let whole = vec![self.kv_whole(bucket)];
             return self
                 .read_ranges(whole, bucket, prefix, &wanted, &mut on_message)
@@ -55,14 +55,6 @@ impl Bus {
             reads.extend(read.await?);
         }
         Ok(reads)
-    }
-
-    /// Whether one pass over all of a bucket is cheaper than several.
-    async fn is_small(&self, bucket: Bucket) -> Result<bool, BusError> {
-        let stream = self.names().bucket_stream(bucket);
-        let info = self.wire().stream_info(&stream).await?;
-        let info = info.ok_or(BusError::NoStream(stream))?;
-        Ok(info.state.messages <= SMALL)
     }
 
     /// Reads these partitions by a range each, or all of them by one.

@@ -12,9 +12,10 @@ use mailbell_core::{
     records::Merge,
 };
 use mailbell_proto::bus::v1::{AccountRecord, StatusRecord};
+use mailbell_test_servers::proxy::Mode;
 use serde_json::json;
 
-use crate::world::{World, account, accounts_of, api, partition, soon};
+use crate::world::{World, account, accounts_of, api, options, partition, soon};
 
 fn record(host: &str) -> AccountRecord {
     AccountRecord {
@@ -70,7 +71,7 @@ async fn partitions_are_read_whole_and_changes_come_after() {
     let mut world = World::start().await;
     let (accounts, watcher) = admin_and_watcher(&world).await;
     // Partitions of group 5, with more accounts than one batch has.
-    let all: Vec<u16> = (0..8).map(|n| n * 16 + 5).collect();
+    let all: Vec<u16> = (0..9).map(|n| n * 16 + 5).collect();
     for number in 0..3 {
         for p in &all {
             put(&accounts, &account(*p, number), &format!("{p}-{number}")).await;
@@ -84,8 +85,8 @@ async fn partitions_are_read_whole_and_changes_come_after() {
         .unwrap();
     let (mut changes, reader) = watcher.accounts().follow();
     let group = partition(5).group();
-    // One by one, and in one pass.
-    for count in [1, 2, 8] {
+    // One by one, a few at once, and in one pass.
+    for count in [1, 2, 6, 9] {
         let of: Vec<Partition> = all.iter().take(count).map(|p| partition(*p)).collect();
         let found = read(&reader, group, &of).await;
         let names: Vec<Partition> = found.iter().map(|read| read.partition).collect();
@@ -133,7 +134,7 @@ async fn partitions_are_read_whole_and_changes_come_after() {
 async fn a_partition_has_more_accounts_than_a_batch() {
     let world = World::start().await;
     let (accounts, watcher) = admin_and_watcher(&world).await;
-    // So many that a pass over the whole bucket is not what several partitions are read by, either.
+    // Several batches of a pass over the whole bucket, too, which is how nine partitions are read.
     let ids = accounts_of(5, 8_200);
     let other = account(21, 0);
     put(&accounts, &other, "one").await;
@@ -148,7 +149,7 @@ async fn a_partition_has_more_accounts_than_a_batch() {
     let found = read(&reader, ids[0].group(), &[partition(5)]).await;
     assert_eq!(hosts(&found[0]).into_keys().collect::<Vec<_>>(), ids);
     // One that is empty too.
-    let several = [5, 21, 37, 53, 69].map(partition);
+    let several = [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition);
     let found = read(&reader, ids[0].group(), &several).await;
     assert_eq!(
         found.iter().map(|read| read.partition).collect::<Vec<_>>(),
@@ -158,7 +159,74 @@ async fn a_partition_has_more_accounts_than_a_batch() {
         .iter()
         .map(|read| hosts(read).into_keys().collect())
         .collect();
-    assert_eq!(accounts, [ids, vec![other], vec![], vec![], vec![]]);
+    let mut expected = vec![ids, vec![other]];
+    expected.resize(several.len(), Vec::new());
+    assert_eq!(accounts, expected);
+}
+
+/// Each key moves to the bucket's end over and over: one that was not passed yet goes on from what the leader called the end.
+#[tokio::test]
+async fn a_pass_over_a_bucket_misses_nothing_that_is_written_meanwhile() {
+    let world = World::start().await;
+    let (accounts, watcher) = admin_and_watcher(&world).await;
+    let several = [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition);
+    let ids: Vec<AccountId> = several
+        .iter()
+        .flat_map(|partition| accounts_of(partition.number(), 200))
+        .collect();
+    let write = |id| put(&accounts, id, "one");
+    join_all(ids.iter().map(write)).await;
+    let (_changes, reader) = watcher.accounts().follow();
+    let group = ids[0].group();
+    let reads = async {
+        for _ in 0..20 {
+            let found = read(&reader, group, &several).await;
+            let accounts: Vec<AccountId> = found
+                .iter()
+                .flat_map(|read| hosts(read).into_keys())
+                .collect();
+            assert_eq!(accounts.len(), ids.len());
+            assert_eq!(accounts, ids);
+        }
+    };
+    let writes = async {
+        // From the end: these are passed last.
+        for some in ids.rchunks(20).cycle() {
+            join_all(some.iter().map(write)).await;
+        }
+    };
+    tokio::select! {
+        () = reads => {}
+        () = writes => {}
+    }
+}
+
+/// It fails in time, and goes well once NATS is heard again.
+#[tokio::test]
+async fn a_pass_over_a_bucket_that_is_cut_off_fails_and_is_done_again() {
+    let world = World::start().await;
+    let accounts = world.bus(Role::Admin).await.accounts();
+    let ids = accounts_of(5, 3000);
+    for ids in ids.chunks(500) {
+        join_all(ids.iter().map(|id| put(&accounts, id, "one"))).await;
+    }
+    let (proxy, url) = world.proxy().await;
+    let watcher = Bus::connect(options(&url, Role::Watcher)).await.unwrap();
+    let (_changes, reader) = watcher.accounts().follow();
+    let (group, several) = (
+        ids[0].group(),
+        [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition),
+    );
+    reader.until_followed(group).await.unwrap();
+    for cut in [Mode::DEAF, Mode::MUTE, Mode::Cut] {
+        proxy.set(cut);
+        let failed = soon(reader.partitions(group, &several)).await;
+        assert!(failed.is_err(), "{failed:?}");
+        proxy.set(Mode::Cut);
+        proxy.set(Mode::PASS);
+        let found = read(&reader, group, &several).await;
+        assert_eq!(hosts(&found[0]).len(), ids.len());
+    }
 }
 
 #[tokio::test]

@@ -239,6 +239,16 @@ async fn no_other_way_to_what_is_refused() {
             json!({ "stream_name": "KV_MB_main_CTL", "config": { "name": "x", "filter_subject": "$KV.MB_main_CTL.>" } }),
         ),
         (
+            "gateway admin setup",
+            "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_CKPT_5.x".to_owned(),
+            json!({ "batch": 1, "no_wait": true }),
+        ),
+        (
+            all,
+            "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_CRED_5.x".to_owned(),
+            json!({ "batch": 1, "no_wait": true }),
+        ),
+        (
             all,
             "$JS.API.STREAM.SNAPSHOT.KV_MB_main_CRED_5".to_owned(),
             json!({ "deliver_subject": "mb.main.inbox.admin.x" }),

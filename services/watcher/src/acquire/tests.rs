@@ -1,14 +1,13 @@
 //! Accounts of which what is known cannot be put together, with a real nats-server.
 
-use mailbell_bus::{AppendOutcome, Bus, BusOptions, Role, state::Cas};
-use mailbell_core::{checkpoint::Checkpoint, event::Fact};
+use mailbell_bus::{AppendOutcome, state::Cas};
+use mailbell_core::event::Fact;
 use mailbell_proto::bus::v1::AccountRecord;
-use mailbell_test_servers::{NatsOptions, NatsServer};
 use prost::bytes::Bytes;
 use tokio::time::timeout;
-use ulid::Ulid;
 
 use super::*;
+use crate::installation::{Installation, account_in, first_checkpoint};
 
 /// A time in an event that makes its folding panic.
 pub(super) const POISON: i64 = i64::MIN;
@@ -34,39 +33,22 @@ fn arrived(account: &AccountId, uid: u32, detected_us: i64) -> Event {
 
 #[tokio::test]
 async fn an_event_whose_folding_panics_holds_back_its_own_account_only() {
-    let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
-    let connect = async |role| {
-        let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
-        Bus::connect(options).await.unwrap()
-    };
-    let (setup, admin, bus) = (
-        connect(Role::Setup).await,
-        connect(Role::Admin).await,
-        connect(Role::Watcher).await,
-    );
-    setup.setup().await.unwrap();
-    let account = || AccountId::new("default".parse().unwrap(), Ulid::generate());
-    let poisoned = account();
+    let installation = Installation::new().await;
+    let poisoned = account_in(|_| true);
     // One in the same partition, and one in another of the group.
-    let of = |wanted: &dyn Fn(Partition) -> bool| {
-        let mut accounts = std::iter::repeat_with(account);
-        accounts.find(|one| wanted(one.partition())).unwrap()
-    };
     let partition = poisoned.partition();
-    let beside = of(&|one| one == partition);
-    let other = of(&|one| one != partition && one.group() == partition.group());
-    let logs = bus.logs().await.unwrap();
+    let beside = account_in(|one| one == partition);
+    let other = account_in(|one| one != partition && one.group() == partition.group());
     for account in [&poisoned, &beside, &other] {
-        let checkpoint = Checkpoint::first([("INBOX".to_owned(), 9, 1)], 0);
-        let stored = admin.checkpoints().store(account, &checkpoint, 0).await;
-        assert!(matches!(stored, Ok(Cas::Stored(_))), "{stored:?}");
+        installation.store(account, &first_checkpoint()).await;
         let record = AccountRecord {
             schema: 1,
             ..AccountRecord::default()
         };
-        let created = admin.accounts().create(account, &record).await;
+        let created = installation.admin.accounts().create(account, &record).await;
         assert!(matches!(created, Ok(Cas::Stored(_))), "{created:?}");
     }
+    let BusLedger { bus, logs } = &installation.ledger;
     for (account, uid, detected_us) in [
         (&poisoned, 1, 1),
         (&poisoned, 2, POISON),
@@ -81,15 +63,14 @@ async fn an_event_whose_folding_panics_holds_back_its_own_account_only() {
         );
     }
     let (_changes, reader) = bus.accounts().follow();
-    let mut loads = Loads::new(reader, Arc::new(Proofs::new()));
+    let mut loads = Loads::new(reader, Arc::new(Proofs::new(Duration::MAX)));
     let taken = Taken {
         epoch: 1,
         before: None,
     };
     let log_id = logs.ids().get(partition.group());
-    let ledger = BusLedger { bus, logs };
     loads.begin(
-        &ledger,
+        &installation.ledger,
         vec![(partition, taken), (other.partition(), taken)],
     );
     let loaded = timeout(Duration::from_secs(60), loads.next())

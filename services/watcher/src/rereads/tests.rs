@@ -2,22 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use mailbell_bus::{Bus, BusOptions, Role};
-use mailbell_test_servers::{NatsOptions, NatsServer};
 use tokio::time::{Instant, timeout};
 
 use super::*;
+use crate::installation::Installation;
 
 #[tokio::test]
 async fn a_read_that_crashes_is_done_again_after_a_while() {
-    let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
-    let connect = async |role| {
-        let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
-        Bus::connect(options).await.unwrap()
-    };
-    connect(Role::Setup).await.setup().await.unwrap();
-    let bus = connect(Role::Watcher).await;
-    let (_changes, reader) = bus.accounts().follow();
+    let installation = Installation::new().await;
+    let (_changes, reader) = installation.ledger.bus.accounts().follow();
     let mut rereads = Rereads::new(reader);
     // Of two groups; the read of one of them crashes.
     let partitions: BTreeSet<Partition> = Partition::all().take(2).collect();

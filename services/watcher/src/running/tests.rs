@@ -1,19 +1,14 @@
 //! Who answers requests after an outage, with a real nats-server.
 
-use mailbell_bus::{AskError, Bus, BusOptions, Role};
+use mailbell_bus::{AskError, Bus};
 use mailbell_core::ids::AccountId;
 use mailbell_proto::bus::v1::{LoginBegun, OwnerRequest, OwnerResponse, owner_response::Response};
-use mailbell_test_servers::{NatsOptions, NatsServer};
 use tokio::time::timeout;
 
 use super::*;
+use crate::installation::Installation;
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-async fn connect(nats: &NatsServer, role: Role) -> Bus {
-    let options = BusOptions::new(vec![nats.url()], "test".parse().unwrap(), role);
-    Bus::connect(options).await.unwrap()
-}
 
 fn logged_in() -> OwnerResponse {
     OwnerResponse {
@@ -35,13 +30,11 @@ async fn ask(bus: &Bus, account: &AccountId) -> Result<OwnerResponse, AskError> 
 
 #[tokio::test]
 async fn who_kept_a_partition_over_an_outage_answers_for_it() {
-    let mut nats = NatsServer::start(NatsOptions::default()).await.unwrap();
-    let setup = connect(&nats, Role::Setup).await;
-    setup.setup().await.unwrap();
-    let (bus, asker) = (
-        connect(&nats, Role::Watcher).await,
-        connect(&nats, Role::Admin).await,
-    );
+    let Installation {
+        admin: asker,
+        ledger: BusLedger { bus, .. },
+        mut nats,
+    } = Installation::new().await;
     let [kept, lost]: [AccountId; 2] = [
         "default.01ARZ3NDEKTSV4RRFFQ69G5FAV",
         "acme.01ARZ3NDEKTSV4RRFFQ69G5FAV",

@@ -283,7 +283,14 @@ async fn accounts_without_a_checkpoint_begin_with_what_their_partition_found() {
     let paused = "mailbell_watcher_sessions{health=\"paused\"}";
     world.until_metric(paused, ACCOUNTS as f64).await;
     // What is asked is about the group and the partition. Beside it the group's log is asked every two seconds how far it is.
-    let count: usize = ["STREAM.INFO", "DIRECT.GET", "STREAM.MSG.GET"]
+    let asked = [
+        "STREAM.INFO",
+        "STREAM.MSG.GET",
+        "DIRECT.GET",
+        "CONSUMER.CREATE",
+        "CONSUMER.MSG.NEXT",
+    ];
+    let count: usize = asked
         .iter()
         .flat_map(|call| ["CKPT", "LOG"].map(|stream| calls.of(call, stream).len()))
         .sum();
@@ -298,8 +305,8 @@ async fn checkpoints_are_read_after_the_records() {
     let calls = world.note_calls(account.group()).await;
     world.start().await;
     let (records, checkpoints) = (
-        calls.of("DIRECT.GET", "STATE"),
-        calls.of("DIRECT.GET", "CKPT"),
+        calls.of("CONSUMER.MSG.NEXT", "STATE"),
+        calls.of("CONSUMER.MSG.NEXT", "CKPT"),
     );
     // Those of the group are looked at once in advance, for how far the log had come. The checkpoint of an account is there before its
     // record is: so where they are read again after the records, an account that is found without one has none.

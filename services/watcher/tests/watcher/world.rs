@@ -86,7 +86,7 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Where in the order this was asked of a stream of the group: `STREAM.INFO` or `DIRECT.GET`, and `LOG`, `CKPT` or `STATE`.
+    /// Where in the order this call, as `STREAM.INFO`, was made of a stream of the group: `LOG`, `CKPT` or `STATE`.
     pub(crate) fn of(&self, call: &str, stream: &str) -> Vec<usize> {
         let log = if stream == "LOG" { "" } else { "KV_" };
         let asked = format!("{call}.{log}MB_test_{stream}_{}", self.group);
