@@ -8,7 +8,10 @@ use mailbell_core::{
     checkpoint::Checkpoint,
     ids::{AccountId, Group, PARTITIONS, Partition, Tenant},
 };
-use mailbell_proto::{admin::v1::TlsMode, bus::v1::AccountRecord};
+use mailbell_proto::{
+    admin::v1::TlsMode,
+    bus::v1::{AccountRecord, MemberLoad},
+};
 use tokio::task::{JoinSet, spawn_blocking};
 use ulid::Ulid;
 
@@ -41,12 +44,14 @@ pub(crate) fn record() -> AccountRecord {
     }
 }
 
-pub(crate) async fn part(name: &str, url: &str, number: u64) -> anyhow::Result<()> {
-    match name {
-        "register" => register(&connect(url, Role::Admin).await?, number).await,
-        "read" => read(&connect(url, Role::Watcher).await?).await,
-        "claim" => claim(&connect(url, Role::Watcher).await?, number).await,
-        _ => bail!("{name} is no part"),
+pub(crate) async fn part(name: &str, url: &str, numbers: &[u64]) -> anyhow::Result<()> {
+    match (name, numbers) {
+        ("register", [count]) => register(&connect(url, Role::Admin).await?, *count).await,
+        ("read", []) => read(&connect(url, Role::Watcher).await?).await,
+        ("claim", [weight, accounts]) => {
+            claim(&connect(url, Role::Watcher).await?, *weight, *accounts).await
+        }
+        _ => bail!("{name} is no part, or not with {numbers:?}"),
     }
 }
 
@@ -84,7 +89,7 @@ async fn read(bus: &Bus) -> anyhow::Result<()> {
     let group = Group::all().next().context("no group")?;
     let partitions: Vec<Partition> = group.partitions().collect();
     reader.until_followed(group).await?;
-    for count in [1, 1, 2, 4, 5, 16, 64] {
+    for count in [1, 1, 2, 4, 8, 9, 64] {
         let of: Vec<Partition> = partitions.iter().copied().take(count).collect();
         let begun = Instant::now();
         let read = reader.partitions(group, &of).await?;
@@ -97,8 +102,10 @@ async fn read(bus: &Bus) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes nine tenths of the partitions, or whatever share `weight` is beside the 100 of the other, until standard input ends.
-async fn claim(bus: &Bus, weight: u64) -> anyhow::Result<()> {
+/// Takes nine tenths of the partitions, or whatever share `weight` is beside the 100 of the other, until standard input ends. It says
+/// that each has as many of the `accounts` as any other, so that it gives them away as fast as it would if it watched them.
+async fn claim(bus: &Bus, weight: u64, accounts: u64) -> anyhow::Result<()> {
+    let each = u32::try_from(accounts / u64::from(PARTITIONS))?;
     let mut shards = bus.share(ShareOptions {
         weight: u32::try_from(weight)?,
         ..ShareOptions::new("pod-1", "1")
@@ -115,11 +122,16 @@ async fn claim(bus: &Bus, weight: u64) -> anyhow::Result<()> {
         match share {
             Share::Load {
                 partition, epoch, ..
-            } => shards.serving(partition, epoch, 1),
+            } => shards.serving(partition, epoch, each),
             Share::Finish { partition, epoch } => shards.finished(partition, epoch),
             Share::Stop { .. } => bail!("a claim was lost"),
             Share::Renewed { .. } | Share::Released { .. } | Share::Replaced => {}
         }
+        let held = u32::try_from(shards.held())?;
+        shards.report(MemberLoad {
+            accounts: each.saturating_mul(held),
+            ..MemberLoad::default()
+        });
         if !told && shards.held() == usize::from(PARTITIONS) {
             told = true;
             println!("the other member has all partitions");

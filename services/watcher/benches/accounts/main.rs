@@ -86,19 +86,24 @@ async fn main() -> anyhow::Result<()> {
     match args.peek().map(String::as_str) {
         Some("part") => {
             let parts: Vec<String> = args.skip(1).collect();
-            let [name, url, number] = parts.as_slice() else {
-                bail!("part needs a name, a URL and a number");
+            let [name, url, numbers @ ..] = parts.as_slice() else {
+                bail!("part needs a name, a URL and numbers");
             };
-            load::part(name, url, number.parse()?).await
+            let numbers: Vec<u64> = numbers
+                .iter()
+                .map(|number| number.parse())
+                .collect::<Result<_, _>>()?;
+            load::part(name, url, &numbers).await
         }
         _ => measure(Args::read(args)?).await,
     }
 }
 
 /// Runs a part of this program in a process of its own.
-fn part(name: &str, url: &str, number: u64) -> anyhow::Result<Child> {
+fn part(name: &str, url: &str, numbers: &[u64]) -> anyhow::Result<Child> {
     let child = Command::new(std::env::current_exe()?)
-        .args(["part", name, url, &number.to_string()])
+        .args(["part", name, url])
+        .args(numbers.iter().map(u64::to_string))
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true)
@@ -136,17 +141,18 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let pid = nats.pid().context("no nats-server")?;
     connect(&url, Role::Setup).await?.setup().await?;
     let begun = Instant::now();
-    until_done(part("register", &url, args.accounts)?).await?;
+    until_done(part("register", &url, &[args.accounts])?).await?;
     println!(
         "{} accounts registered in {:.1?}",
         args.accounts,
         begun.elapsed()
     );
-    until_done(part("read", &url, 0)?).await?;
+    until_done(part("read", &url, &[])?).await?;
 
     // Kept: it ends with this value.
     let share = u64::try_from(args.partitions)?.clamp(1, 1023);
-    let other = holding(part("claim", &url, 100 * (1024 - share) / share)?).await?;
+    let weight = 100 * (1024 - share) / share;
+    let other = holding(part("claim", &url, &[weight, args.accounts])?).await?;
     let admin = connect(&url, Role::Admin).await?;
     let before = resident_kib(std::process::id()).unwrap_or_default();
     let traffic = Traffic::of(nats.monitor_port()).await?;
