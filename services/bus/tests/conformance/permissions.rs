@@ -1,8 +1,8 @@
 //! What each role is refused.
 
 use futures_util::StreamExt as _;
-use mailbell_bus::{AppendOutcome, BusError, Refusal, Role, ShareOptions};
-use mailbell_core::ids::Tenant;
+use mailbell_bus::{AppendOutcome, BusError, Refusal, Role, ShareOptions, state::Cas};
+use mailbell_core::{checkpoint::Checkpoint, ids::Tenant};
 use mailbell_proto::bus::v1::{AccountRecord, Issuer, SealedCredential, SealingKey, TokenRecord};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -206,6 +206,15 @@ async fn no_other_way_to_what_is_refused() {
     let operator = world.operator().await;
     let info = api(&operator, "STREAM.INFO.MB_main_LOG_5", json!({})).await;
     let config = &info["config"];
+    let checkpoint = Checkpoint::first([("INBOX".to_owned(), 1, 1)], 0);
+    let checkpoints = admin.checkpoints();
+    let stored = checkpoints.store(&id, &checkpoint, 0).await;
+    assert!(matches!(stored, Ok(Cas::Stored(_))), "{stored:?}");
+    for stream in ["KV_MB_main_CKPT_5", "KV_MB_main_CRED_5"] {
+        let consumer =
+            json!({ "stream_name": stream, "config": { "name": "x", "ack_policy": "none" } });
+        api(&operator, &format!("CONSUMER.CREATE.{stream}.x"), consumer).await;
+    }
     let all = "watcher gateway admin setup";
     let tries = [
         (
@@ -367,9 +376,15 @@ async fn ask_raw(world: &World, user: &str, subject: &str, question: &Value) -> 
         }
         panic!("the connection has ended");
     };
+    // A subscription of its own: what a consumer gives keeps the subject that it was stored under.
+    let inbox = raw.new_inbox();
+    let mut answers = raw.subscribe(inbox.clone()).await.unwrap();
+    raw.publish_with_reply(subject.to_owned(), inbox, question.to_string().into())
+        .await
+        .unwrap();
     let answer = tokio::select! {
         () = soon(denied) => return Said::Denied,
-        answer = raw.request(subject.to_owned(), question.to_string().into()) => answer.unwrap(),
+        answer = soon(answers.next()) => answer.unwrap(),
     };
     // What a direct get gives is a record, and its failure a status.
     assert_eq!(answer.status, None, "{user} {subject}");
