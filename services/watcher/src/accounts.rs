@@ -490,6 +490,16 @@ impl Accounts {
         })
     }
 
+    /// The partitions whose load began within this time.
+    pub(crate) fn loading(&self, within: Duration) -> impl Iterator<Item = Partition> {
+        let loading = self.partitions.iter().filter(move |(partition, owned)| {
+            owned.since.elapsed() < within && self.registry.epoch(**partition).is_none()
+        });
+        loading
+            .filter(|(_, owned)| !owned.handing_over)
+            .map(|(partition, _)| *partition)
+    }
+
     /// Of all accounts here how many are at the mail host that has the most of them.
     pub(crate) fn busiest_host(&self) -> (usize, usize) {
         let mut hosts: HashMap<&str, usize> = HashMap::new();

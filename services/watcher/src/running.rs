@@ -45,6 +45,8 @@ const BEAT: Duration = Duration::from_secs(30);
 const RELEASE_PART: u32 = 4;
 /// At the start everything is waited for so long; whatever does not answer by then joins when it does.
 const SETTLE: Duration = Duration::from_secs(10);
+/// A load that takes longer waits for NATS.
+const BUSY: Duration = Duration::from_secs(30);
 /// What checkpoints prove of a group counts for so long.
 const FRESH: Duration = Duration::from_secs(300);
 /// How often a drain says how far it is, and counts are told.
@@ -384,13 +386,24 @@ impl Running {
     }
 
     /// Says what this watcher has to do, for others to see.
+    /// How many accounts the partitions have that are being loaded, as their last owners counted: whoever would give us more should wait
+    /// for these. Not of those that take long: they wait for their streams, and nothing else has to wait for that.
+    fn about_to_start(&self) -> u32 {
+        let claims = self.shards.sharding().claims();
+        let loading = self.accounts.loading(BUSY);
+        let accounts = loading.filter_map(|partition| claims.claim(partition));
+        accounts.fold(0, |sum, claim| sum.saturating_add(claim.accounts))
+    }
+
     fn tell(&mut self) {
         let counts = self.context.gate.counts();
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
+        let load = self.accounts.load();
         self.shards.report(MemberLoad {
+            starting: load.starting.saturating_add(self.about_to_start()),
             waiting_pace: count(counts.pace + counts.handshake),
             waiting_circuit: count(counts.circuit),
-            ..self.accounts.load()
+            ..load
         });
         for partition in self.registry.partitions() {
             let accounts = self.accounts.accounts_in(partition);

@@ -148,7 +148,6 @@ pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
     let mut plan = Plan::default();
     let wait = |plan: &mut Plan, why| *plan.waiting.entry(why).or_default() += 1;
     let mut room: BTreeMap<&str, bool> = BTreeMap::new();
-    let each = accounts_each(observer);
     for partition in partitions.iter().copied() {
         let wanted = assignment.owner(partition);
         let ours = wanted == Some(own.id) && !own.draining;
@@ -226,7 +225,7 @@ pub fn plan(situation: Situation<'_>, own: Own<'_>) -> Plan {
                     // Others may not have seen yet what made it ours.
                     let settled = (own.taken_at)(partition) + timing.member_renew * 2 <= now;
                     let accepts = *room.entry(&to.id).or_insert_with(|| {
-                        observer.was_heard(&to.id) && backlog(to, each) <= most_backlog(to, pace)
+                        observer.was_heard(&to.id) && backlog(to) <= most_backlog(to, pace)
                     });
                     if !settled || !accepts {
                         wait(&mut plan, Waiting::HandOver);
@@ -250,22 +249,12 @@ fn most_backlog(member: &Member, pace: &Pace) -> u32 {
     pace.soon.max(accounts / 10).min(pace.backlog)
 }
 
-/// Accounts of a member that do not watch yet, with so many in `each` partition that it loads: they are counted when it has.
-fn backlog(member: &Member, each: u32) -> u32 {
+/// Accounts of a member that do not watch yet.
+fn backlog(member: &Member) -> u32 {
     let load = member.load.unwrap_or_default();
     load.starting
         .saturating_add(load.waiting_pace)
-        .saturating_add(load.loading.saturating_mul(each))
-}
-
-/// How many accounts a partition has, on the average of all that members serve; at least one.
-fn accounts_each(observer: &Observer) -> u32 {
-    let loads = observer.live().filter_map(|member| member.load);
-    let (accounts, partitions) = loads.fold((0, 0), |(accounts, partitions), load| {
-        let (more, of) = (u64::from(load.accounts), u64::from(load.serving));
-        (accounts + more, partitions + of)
-    });
-    u32::try_from(accounts / partitions.max(1)).map_or(u32::MAX, |each| each.max(1))
+        .saturating_add(load.loading)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mailbell_bus::Role;
 use mailbell_core::{
     event::{Event, Fact},
     ids::AccountId,
@@ -12,10 +13,27 @@ use mailbell_proto::{
     push::v1::Health,
 };
 use prost::Message as _;
+use tokio::time::timeout;
 
-use crate::world::{World, mail};
+use crate::world::{LIMIT, World, mail};
 
 const WINDOW: Duration = Duration::from_secs(20);
+
+/// Waits until the watcher says of itself that so many accounts are about to start.
+async fn until_starting(world: &World, accounts: u32) {
+    let live = world.bus(Role::Admin).await.live();
+    let wait = async {
+        loop {
+            let members = live.members().await.unwrap();
+            let load = members.first().and_then(|member| member.value.load);
+            if load.is_some_and(|load| load.starting == accounts) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, wait).await.unwrap();
+}
 
 async fn until_code(world: &World, account: &AccountId, code: &str) {
     let wanted = |status: &record::StatusRecord, health| {
@@ -115,6 +133,8 @@ async fn a_group_whose_streams_do_not_answer_holds_up_no_other() {
             .await;
     }
     assert_eq!(world.start_in_part().await, 1024 - 3 * 64);
+    // Others are told how many accounts wait for a load, so that they give it no more meanwhile.
+    until_starting(&world, 3).await;
     world
         .dovecot
         .deliver_lmtp("alice", &mail("one"))
@@ -127,6 +147,7 @@ async fn a_group_whose_streams_do_not_answer_holds_up_no_other() {
     world
         .until_metric("mailbell_watcher_partitions", 1024.0)
         .await;
+    until_starting(&world, 0).await;
     accounts.pop();
     // Whether it is told or lies below a new beginning: the status alone could be that of before.
     for account in &accounts {

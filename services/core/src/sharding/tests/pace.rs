@@ -134,35 +134,6 @@ fn one_with_many_accounts_still_to_log_in_is_given_nothing() {
 }
 
 #[test]
-fn one_that_loads_large_partitions_still_is_given_nothing() {
-    let mut world = owner_of_all(3, Pace::default());
-    let say = |world: &mut World, of: &str, load| {
-        world.processes.get_mut(of).unwrap().member.load = Some(load);
-    };
-    // Partitions have 100 accounts on the average: it has no other to go by.
-    let owns = |partitions| mailbell_proto::bus::v1::MemberLoad {
-        accounts: partitions * 100,
-        serving: partitions,
-        ..Default::default()
-    };
-    say(&mut world, "a", owns(1024));
-    world.start("b", "1");
-    let loads = |partitions| mailbell_proto::bus::v1::MemberLoad {
-        loading: partitions,
-        ..Default::default()
-    };
-    say(&mut world, "b", loads(6));
-    world.run(60);
-    assert_eq!(world.count("b"), 0);
-    say(&mut world, "b", loads(5));
-    world.run(60);
-    assert!(world.count("b") > 0);
-    say(&mut world, "b", owns(0));
-    world.run(60);
-    world.assert_settled();
-}
-
-#[test]
 fn who_leaves_gives_to_the_busy_too() {
     let mut world = owner_of_all(3, Pace::default());
     world.start("b", "1");
