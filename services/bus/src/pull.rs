@@ -20,9 +20,10 @@ use crate::{
     wire::Wire,
 };
 
-/// What the server says when it has no more for now, or nothing more that still fits in the batch.
-const NO_MESSAGES: u16 = 404;
-const CONFLICT: u16 = 409;
+/// The stream has nothing more: what a server says that has given nothing, and what one before 2.12.2 says that has.
+const NO_MESSAGES: [u16; 2] = [404, 408];
+/// The batch is over: it is complete, or what comes next does not fit. (Or the consumer is gone, as the next batch then shows.)
+const OVER: u16 = 409;
 
 #[derive(Deserialize)]
 struct Created {
@@ -44,6 +45,7 @@ pub(crate) struct Pull {
     given: u64,
     /// Messages that it still has.
     pending: u64,
+    whole: bool,
 }
 
 impl Pull {
@@ -79,63 +81,86 @@ impl Pull {
                 deliveries,
                 given: 0,
                 pending: created.num_pending,
+                whole: true,
             }),
             Err(error) => Err(wire.failed(error.into_bus(stream))),
         }
     }
 
-    /// The next batch. Whether it has more behind it, as far as the server that it lives in knows. After a failure it is of no use.
+    /// The next batch, and whether there is more behind it, as far as the server knows in which it lives. After a failure it is of no
+    /// use, and after a batch that was cut off ([`Pull::is_whole`]).
     pub(crate) async fn next_batch(
         &mut self,
         most: usize,
         bytes: usize,
     ) -> Result<Batch, BusError> {
         let mut messages: Vec<StreamMessage> = Vec::new();
-        if self.pending == 0 {
-            return Ok(Batch {
-                messages,
-                more: false,
-            });
+        if self.pending > 0 {
+            let question = json!({ "batch": most, "max_bytes": bytes, "no_wait": true });
+            let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.name);
+            self.batches += 1;
+            let reply = format!("{}.{}", self.deliver, self.batches);
+            self.wire
+                .publish_with_reply(&subject, &reply, question.to_string().into())
+                .await?;
+            if let Err(error) = self.hear(&reply, most, bytes, &mut messages).await {
+                // What came is good, and in order.
+                if messages.is_empty() {
+                    return Err(self.wire.failed(error));
+                }
+                self.whole = false;
+            }
         }
-        let question = json!({ "batch": most, "max_bytes": bytes, "no_wait": true }).to_string();
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.name);
-        self.batches += 1;
-        let reply = format!("{}.{}", self.deliver, self.batches);
-        self.wire
-            .publish_with_reply(&subject, &reply, question.into())
-            .await?;
+        let more = self.pending > 0;
+        Ok(Batch { messages, more })
+    }
+
+    /// Hears a batch until its end.
+    async fn hear(
+        &mut self,
+        reply: &str,
+        most: usize,
+        bytes: usize,
+        messages: &mut Vec<StreamMessage>,
+    ) -> Result<(), BusError> {
         let patience = self.wire.patience();
-        while messages.len() < most && self.pending > 0 {
+        let mut room = bytes;
+        // A server that gave what fills the bytes exactly says nothing more.
+        while messages.len() < most && room > 0 && self.pending > 0 {
             let answer = match timeout(patience, self.deliveries.next()).await {
                 Ok(answer) => answer.ok_or(BusError::Closed)?,
-                Err(_elapsed) => return Err(self.wire.failed(BusError::Timeout(patience))),
+                Err(_elapsed) => return Err(BusError::Timeout(patience)),
             };
             match answer.status.map(|status| status.as_u16()) {
                 None => {}
                 // That an earlier batch is complete.
                 Some(_) if *answer.subject != *reply => continue,
-                // Nothing that would have to be said comes without a message before it.
-                Some(NO_MESSAGES | CONFLICT) if !messages.is_empty() => break,
+                // What it said was pending has been removed or overwritten.
+                Some(code) if NO_MESSAGES.contains(&code) => {
+                    self.pending = 0;
+                    break;
+                }
+                Some(OVER) if !messages.is_empty() => break,
                 Some(code) => {
-                    let description = answer.description.unwrap_or_default();
-                    return Err(self.wire.failed(BusError::Refused {
+                    return Err(BusError::Refused {
                         code,
                         err_code: 0,
-                        description,
-                    }));
+                        description: answer.description.unwrap_or_default(),
+                    });
                 }
             }
             let place = answer.reply.as_deref().and_then(Place::parse);
-            let Some(place) = place.filter(|place| place.consumer_sequence == self.given + 1)
-            else {
-                return Err(self.wire.failed(BusError::Garbled("a batch of a consumer")));
-            };
+            let place = place.filter(|place| place.consumer_sequence == self.given + 1);
+            let place = place.ok_or(BusError::Garbled("a batch of a consumer"))?;
             (self.given, self.pending) = (place.consumer_sequence, place.pending);
+            room = room.saturating_sub(answer.length);
             messages.push(stored_message(answer, &place));
         }
-        Ok(Batch {
-            messages,
-            more: self.pending > 0,
-        })
+        Ok(())
+    }
+
+    /// Whether nothing was lost of what it gave, so that it may be asked for more.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
     }
 }

@@ -164,21 +164,30 @@ impl RangeReader {
         self.exhausted
     }
 
-    /// A batch of a consumer, which is made anew if it doesn't go on from there.
+    /// A batch of a consumer, which is made anew if it doesn't go on from there, or no longer.
     async fn pull(&mut self, after: u64) -> Result<Batch, BusError> {
-        let reads = Arc::clone(&self.reads);
-        let _permit = reads.acquire().await.map_err(|_| BusError::Closed)?;
         let before = match &mut self.by {
             By::Batches => None,
             By::Consumer(before) => before.take(),
         };
-        let mut pull = match before {
-            Some((pull, at)) if at == after => pull,
-            _ => Box::new(Pull::after(&self.wire, &self.stream, after).await?),
-        };
-        // One that failed is dropped with this.
+        if let Some((pull, at)) = before
+            && at == after
+            && let Ok(batch) = self.pull_from(pull).await
+        {
+            return Ok(batch);
+        }
+        let pull = Pull::after(&self.wire, &self.stream, after).await?;
+        self.pull_from(Box::new(pull)).await
+    }
+
+    async fn pull_from(&mut self, mut pull: Box<Pull>) -> Result<Batch, BusError> {
+        let reads = Arc::clone(&self.reads);
+        let _permit = reads.acquire().await.map_err(|_| BusError::Closed)?;
         let batch = pull.next_batch(self.batch, self.batch_bytes).await?;
-        if let Some(last) = batch.messages.last().filter(|_| batch.more) {
+        if let Some(last) = batch.messages.last()
+            && batch.more
+            && pull.is_whole()
+        {
             self.by = By::Consumer(Some((pull, last.sequence)));
         }
         Ok(batch)

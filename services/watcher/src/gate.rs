@@ -114,6 +114,7 @@ impl Gate {
     /// This watcher may use so much, from 0 to 1, of what the operator allows for a host
     /// ([`part_of_budget`](mailbell_core::sharding::Sharding::part_of_budget)). Counts at once, also for those who wait.
     pub(crate) fn share(&self, share: f64) {
+        self.inner.metrics.budget_part(share);
         self.inner
             .change(|state, now, _| state.pacer.set_share(share, now));
     }

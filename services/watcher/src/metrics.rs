@@ -1,6 +1,6 @@
 //! Names and labels of the watcher's metrics; each name gets the prefix `mailbell_`.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use mailbell_core::pace::Counts;
 use mailbell_proto::push::v1::Health;
@@ -33,6 +33,8 @@ pub const HELD_BACK: &str = "watcher_held_back";
 /// `watcher_waiting{reason}`: accounts that wait to connect: for a token of their host (`pace`), for a host that fails for many
 /// (`circuit`), for a handshake of others to end (`handshake`).
 pub const WAITING: &str = "watcher_waiting";
+/// `watcher_budget_part`: the part, from 0 to 1, that this watcher has of what one address may do at a mail host.
+pub const BUDGET_PART: &str = "watcher_budget_part";
 /// `watcher_circuits_open`: hosts that fail for many accounts and are only probed.
 pub const CIRCUITS_OPEN: &str = "watcher_circuits_open";
 /// `watcher_quarantined`: accounts whose session ended by itself and waits before it begins anew.
@@ -98,6 +100,7 @@ pub struct Metrics {
     clock_ahead: Gauge,
     held_back: Family<Code, Gauge>,
     waiting: Family<Reason, Gauge>,
+    budget_part: Gauge<f64, AtomicU64>,
     circuits_open: Gauge,
     pub(crate) quarantined: Gauge,
     pub(crate) content_bytes: Counter,
@@ -120,6 +123,7 @@ impl Default for Metrics {
             clock_ahead: Gauge::default(),
             held_back: Family::default(),
             waiting: Family::default(),
+            budget_part: Gauge::default(),
             circuits_open: Gauge::default(),
             quarantined: Gauge::default(),
             content_bytes: Counter::default(),
@@ -181,6 +185,11 @@ impl Metrics {
             HELD_BACK,
             "Accounts that are not watched, since what is known of them cannot be read",
             metrics.held_back.clone(),
+        );
+        registry.register(
+            BUDGET_PART,
+            "The part that this watcher has of what one address may do at a mail host",
+            metrics.budget_part.clone(),
         );
         registry.register(
             WAITING,
@@ -249,6 +258,10 @@ impl Metrics {
 
     pub(crate) fn clock_ahead(&self, seconds: i64) {
         self.clock_ahead.set(seconds);
+    }
+
+    pub(crate) fn budget_part(&self, part: f64) {
+        self.budget_part.set(part);
     }
 
     pub(crate) fn held_back(&self, code: &'static str) -> Gauge {

@@ -4,11 +4,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mailbell_bus::{BusError, state::LoadedCheckpoint};
 use mailbell_core::ids::Group;
-use tokio::{sync::Mutex, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    task::JoinSet,
+    time::Instant,
+};
 
 use crate::ledger::BusLedger;
 
-/// Groups that are looked at in advance at once; each holds a batch of checkpoints in memory.
+/// Groups that are looked at at once; each holds a batch of checkpoints in memory.
 const GROUPS_AT_ONCE: usize = 2;
 
 /// Looks at all checkpoints of a group before anything of it is taken. Whatever partition one is of, it proves that the log had come as
@@ -17,6 +21,7 @@ const GROUPS_AT_ONCE: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Proofs {
     fresh: Duration,
+    turns: Semaphore,
     /// When each group was looked at.
     groups: HashMap<Group, Mutex<Option<Instant>>>,
 }
@@ -27,6 +32,7 @@ impl Proofs {
         let groups = Group::all().map(|group| (group, Mutex::new(None)));
         Self {
             fresh,
+            turns: Semaphore::new(GROUPS_AT_ONCE),
             groups: groups.collect(),
         }
     }
@@ -43,6 +49,7 @@ impl Proofs {
         if seen.is_some_and(|at| at.elapsed() < self.fresh) {
             return Ok(());
         }
+        let _turn = self.turns.acquire().await;
         let begun = Instant::now();
         let ids = ledger.logs.ids();
         let note = |(_, found): LoadedCheckpoint| {
@@ -61,9 +68,6 @@ impl Proofs {
     pub(crate) async fn see_all(self: Arc<Self>, ledger: BusLedger) {
         let mut looks = JoinSet::new();
         for group in Group::all() {
-            if looks.len() >= GROUPS_AT_ONCE {
-                looks.join_next().await;
-            }
             let (proofs, ledger) = (Arc::clone(&self), ledger.clone());
             looks.spawn(async move {
                 if let Err(error) = proofs.see(&ledger, group).await {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all};
 use mailbell_bus::{
     Bus, BusError, Role,
     state::{AccountChange, AccountChanges, AccountReader, Accounts, Cas, PartitionRecords},
@@ -227,6 +227,41 @@ async fn a_pass_over_a_bucket_that_is_cut_off_fails_and_is_done_again() {
         let found = read(&reader, group, &several).await;
         assert_eq!(hosts(&found[0]).len(), ids.len());
     }
+}
+
+/// As when the server in which it lives is restarted: it is made anew, and goes on where it was.
+#[tokio::test]
+async fn a_pass_over_a_bucket_outlives_its_consumer() {
+    let world = World::start().await;
+    let (accounts, watcher) = admin_and_watcher(&world).await;
+    // Some are large: a batch has no room for all that it may have.
+    let ids = accounts_of(5, 3000);
+    for (number, ids) in ids.chunks(500).enumerate() {
+        let host = "a".repeat(if number == 0 { 5000 } else { 1 });
+        join_all(ids.iter().map(|id| put(&accounts, id, &host))).await;
+    }
+    let (_changes, reader) = watcher.accounts().follow();
+    reader.until_followed(ids[0].group()).await.unwrap();
+    let operator = world.operator().await;
+    let asked = "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_STATE_5.*";
+    let mut asked = operator.subscribe(asked).await.unwrap();
+    operator.flush().await.unwrap();
+    let delete = async {
+        let first = asked.next().await.unwrap().subject;
+        let again = asked.next().await.unwrap().subject;
+        assert_eq!(first, again);
+        let name = first.rsplit('.').next().unwrap();
+        let delete = format!("CONSUMER.DELETE.KV_MB_main_STATE_5.{name}");
+        api(&operator, &delete, json!({})).await;
+        // Nothing of what was asked of it is said of another.
+        while asked.next().await.unwrap().subject == first {}
+    };
+    let nine = [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition);
+    let (found, ()) =
+        soon(async { tokio::join!(reader.partitions(ids[0].group(), &nine), delete) }).await;
+    let found: Vec<AccountId> = hosts(&found.unwrap()[0]).into_keys().collect();
+    assert_eq!(found.len(), ids.len());
+    assert_eq!(found, ids);
 }
 
 #[tokio::test]

@@ -210,7 +210,11 @@ async fn no_other_way_to_what_is_refused() {
     let checkpoints = admin.checkpoints();
     let stored = checkpoints.store(&id, &checkpoint, 0).await;
     assert!(matches!(stored, Ok(Cas::Stored(_))), "{stored:?}");
-    for stream in ["KV_MB_main_CKPT_5", "KV_MB_main_CRED_5"] {
+    let record = AccountRecord::default();
+    let stored = admin.accounts().create(&id, &record).await;
+    assert!(matches!(stored, Ok(Cas::Stored(_))), "{stored:?}");
+    for bucket in ["CKPT", "STATE", "CRED"] {
+        let stream = format!("KV_MB_main_{bucket}_5");
         let consumer =
             json!({ "stream_name": stream, "config": { "name": "x", "ack_policy": "none" } });
         api(&operator, &format!("CONSUMER.CREATE.{stream}.x"), consumer).await;
@@ -250,6 +254,11 @@ async fn no_other_way_to_what_is_refused() {
         (
             "gateway admin setup",
             "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_CKPT_5.x".to_owned(),
+            json!({ "batch": 1, "no_wait": true }),
+        ),
+        (
+            "gateway admin setup",
+            "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_STATE_5.x".to_owned(),
             json!({ "batch": 1, "no_wait": true }),
         ),
         (

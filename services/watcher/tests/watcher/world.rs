@@ -76,6 +76,14 @@ impl Running {
     pub(crate) fn partitions(&self) -> usize {
         self.handle.progress().partitions
     }
+
+    /// The value of a line of the metrics that begins so.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.registry.encode().unwrap();
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            .unwrap_or(0.0)
+    }
 }
 
 /// What was asked of JetStream, in order; noted until it is dropped.
@@ -404,12 +412,9 @@ impl World {
         self.running.as_ref().unwrap().registry.encode().unwrap()
     }
 
-    /// The value of a line of the metrics that begins so.
+    /// As [`Running::metric`].
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let text = self.metrics();
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-            .unwrap_or(0.0)
+        self.running.as_ref().unwrap().metric(name)
     }
 
     pub(crate) fn record(&self, folders: &[&str]) -> AccountRecord {
