@@ -9,7 +9,7 @@ use crate::{
     Bus, BusError,
     api::{Get, Published, StreamMessage},
     names::Bucket,
-    read::{EVERYTHING, RangeReader},
+    read::{BATCH_OF_BUCKET, EVERYTHING, RangeReader},
     state::Cas,
     wire::Wire,
 };
@@ -174,7 +174,7 @@ impl Bus {
         self.kv_filtered(stream, filter, after)
     }
 
-    /// Reads all of a bucket, as of now, by a consumer. Only without a filter the server need not look through the subjects of a
+    /// Reads all of a bucket, as of now, by a consumer if it is large. Only without a filter the server need not look through the subjects of a
     /// whole block for each message. A batch that is asked for would cost it ten times as much, and more while others write: it
     /// looks through all keys then, to say how many are left.
     pub(crate) fn kv_whole(&self, bucket: Bucket) -> KvRange {
@@ -263,7 +263,9 @@ impl KvRange {
             self.found = 0;
             let (stream, filter) = (self.stream.clone(), self.filter.clone());
             let range = RangeReader::new(&self.bus, stream, filter, self.at, last).of_bucket();
-            self.range = Some(if self.by_consumer {
+            // One batch of direct gets is cheaper than making a consumer.
+            let large = info.state.messages > BATCH_OF_BUCKET as u64;
+            self.range = Some(if self.by_consumer && large {
                 range.by_consumer()
             } else {
                 range
