@@ -174,9 +174,9 @@ impl Bus {
         self.kv_filtered(stream, filter, after)
     }
 
-    /// Reads all of a bucket, as of now, by a consumer if it is large. Only without a filter the server need not look through the subjects of a
-    /// whole block for each message. A batch that is asked for would cost it ten times as much, and more while others write: it
-    /// looks through all keys then, to say how many are left.
+    /// Reads all of a bucket, as of now, by a consumer if it is large. Only without a filter the server need not look through the
+    /// subjects of a whole block for each message. A batch that is asked for would cost it ten times as much, and more while others
+    /// write: it looks through all keys then, to say how many are left.
     pub(crate) fn kv_whole(&self, bucket: Bucket) -> KvRange {
         let stream = self.names().bucket_stream(bucket);
         let mut whole = self.kv_filtered(stream, EVERYTHING.to_owned(), 0);

@@ -2,8 +2,8 @@
 //!
 //! Subjects of JetStream's API name one stream in one token, so each log and bucket is listed by itself. Reading a stream as a
 //! whole needs `STREAM.INFO` (where it stands), `STREAM.MSG.GET` (one message, from the leader), `DIRECT.GET` (batches) and
-//! `CONSUMER.CREATE` (to follow it); reading all of it in one pass, `CONSUMER.MSG.NEXT` too. Where a role may read only some keys of a bucket, it gets `DIRECT.GET` and
-//! `CONSUMER.CREATE` with these keys at the end of the subject, and nothing else.
+//! `CONSUMER.CREATE` (to follow it); reading all of it in one pass, `CONSUMER.MSG.NEXT` too. Where a role may read only some keys
+//! of a bucket, it gets `DIRECT.GET` and `CONSUMER.CREATE` with these keys at the end of the subject, and nothing else.
 //!
 //! # What the lists do not bound
 //! They bound mistakes. A stored password stays sealed whoever reads it, since nothing in NATS opens one. Against a user that is
