@@ -332,7 +332,7 @@ pub struct ShardMember {
     /// Accounts of mail servers that fail for many.
     #[prost(uint32, tag = "18")]
     pub waiting_circuit: u32,
-    /// Accounts that log in.
+    /// Accounts that log in, or are about to.
     #[prost(uint32, tag = "19")]
     pub starting: u32,
     /// Accounts that are left alone for a while, since their session keeps failing by a fault of ours.

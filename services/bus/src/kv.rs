@@ -264,7 +264,8 @@ impl KvRange {
             let (stream, filter) = (self.stream.clone(), self.filter.clone());
             let range = RangeReader::new(&self.bus, stream, filter, self.at, last).of_bucket();
             // One batch of direct gets is cheaper than making a consumer.
-            let large = info.state.messages > BATCH_OF_BUCKET as u64;
+            let most = info.state.messages.min(last - self.at);
+            let large = most > BATCH_OF_BUCKET as u64;
             self.range = Some(if self.by_consumer && large {
                 range.by_consumer()
             } else {

@@ -104,9 +104,10 @@ impl Pull {
                 .publish_with_reply(&subject, &reply, question.to_string().into())
                 .await?;
             if let Err(error) = self.hear(&reply, most, bytes, &mut messages).await {
+                let error = self.wire.failed(error);
                 // What came is good, and in order.
                 if messages.is_empty() {
-                    return Err(self.wire.failed(error));
+                    return Err(error);
                 }
                 self.whole = false;
             }

@@ -164,7 +164,8 @@ impl RangeReader {
         self.exhausted
     }
 
-    /// A batch of a consumer, which is made anew if it doesn't go on from there, or no longer.
+    /// A batch of a consumer, which is made anew if it doesn't go on from there, or no longer. Where that does not work the rest is read
+    /// by direct gets.
     async fn pull(&mut self, after: u64) -> Result<Batch, BusError> {
         let before = match &mut self.by {
             By::Batches => None,
@@ -176,8 +177,14 @@ impl RangeReader {
         {
             return Ok(batch);
         }
-        let pull = Pull::after(&self.wire, &self.stream, after).await?;
-        self.pull_from(Box::new(pull)).await
+        if let Ok(pull) = Pull::after(&self.wire, &self.stream, after).await
+            && let Ok(batch) = self.pull_from(Box::new(pull)).await
+        {
+            return Ok(batch);
+        }
+        // The slow way works without a leader of the cluster, and without the right to make consumers of it.
+        self.by = By::Batches;
+        self.ask(after).await
     }
 
     async fn pull_from(&mut self, mut pull: Box<Pull>) -> Result<Batch, BusError> {

@@ -385,7 +385,6 @@ impl Running {
         }
     }
 
-    /// Says what this watcher has to do, for others to see.
     /// How many accounts the partitions have that are being loaded, as their last owners counted: whoever would give us more should wait
     /// for these. Not of those that take long: they wait for their streams, and nothing else has to wait for that.
     fn about_to_start(&self) -> u32 {
@@ -395,6 +394,7 @@ impl Running {
         accounts.fold(0, |sum, claim| sum.saturating_add(claim.accounts))
     }
 
+    /// Says what this watcher has to do, for others to see.
     fn tell(&mut self) {
         let counts = self.context.gate.counts();
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
