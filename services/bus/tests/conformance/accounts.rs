@@ -1,6 +1,6 @@
 //! Account records at scale: changes that are followed, partitions that are read, and how the two meet.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all};
 use mailbell_bus::{
@@ -52,6 +52,24 @@ async fn read(reader: &AccountReader, group: Group, of: &[Partition]) -> Vec<Par
         }
     })
     .await
+}
+
+/// Batches that are pulled out of the bucket that has [`nine`].
+const NEXT_BATCHES: &str = "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_STATE_5.*";
+
+/// So many of a group that they are read by one pass over all of its bucket.
+fn nine() -> [Partition; 9] {
+    [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition)
+}
+
+/// So many accounts of the first of [`nine`], of which some are large: a batch has no room for all that it may have.
+async fn put_large(accounts: &Accounts, count: usize) -> Vec<AccountId> {
+    let ids = accounts_of(5, count);
+    for (number, ids) in ids.chunks(500).enumerate() {
+        let host = "a".repeat(if number % 2 == 0 { 5000 } else { 1 });
+        join_all(ids.iter().map(|id| put(accounts, id, &host))).await;
+    }
+    ids
 }
 
 fn hosts(read: &PartitionRecords) -> BTreeMap<AccountId, String> {
@@ -149,7 +167,7 @@ async fn a_partition_has_more_accounts_than_a_batch() {
     let found = read(&reader, ids[0].group(), &[partition(5)]).await;
     assert_eq!(hosts(&found[0]).into_keys().collect::<Vec<_>>(), ids);
     // One that is empty too.
-    let several = [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition);
+    let several = nine();
     let found = read(&reader, ids[0].group(), &several).await;
     assert_eq!(
         found.iter().map(|read| read.partition).collect::<Vec<_>>(),
@@ -169,7 +187,7 @@ async fn a_partition_has_more_accounts_than_a_batch() {
 async fn a_pass_over_a_bucket_misses_nothing_that_is_written_meanwhile() {
     let world = World::start().await;
     let (accounts, watcher) = admin_and_watcher(&world).await;
-    let several = [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition);
+    let several = nine();
     let ids: Vec<AccountId> = several
         .iter()
         .flat_map(|partition| accounts_of(partition.number(), 200))
@@ -201,31 +219,38 @@ async fn a_pass_over_a_bucket_misses_nothing_that_is_written_meanwhile() {
     }
 }
 
-/// It fails in time, and goes well once NATS is heard again.
+/// In the middle of it: it fails in time, and goes well once NATS is heard again.
 #[tokio::test]
 async fn a_pass_over_a_bucket_that_is_cut_off_fails_and_is_done_again() {
     let world = World::start().await;
     let accounts = world.bus(Role::Admin).await.accounts();
-    let ids = accounts_of(5, 3000);
-    for ids in ids.chunks(500) {
-        join_all(ids.iter().map(|id| put(&accounts, id, "one"))).await;
-    }
+    let ids = put_large(&accounts, 3000).await;
+    let group = ids[0].group();
     let (proxy, url) = world.proxy().await;
-    let watcher = Bus::connect(options(&url, Role::Watcher)).await.unwrap();
+    let mut options = options(&url, Role::Watcher);
+    options.timing.ack_timeout = Duration::from_secs(1);
+    let watcher = Bus::connect(options).await.unwrap();
     let (_changes, reader) = watcher.accounts().follow();
-    let (group, several) = (
-        ids[0].group(),
-        [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition),
-    );
     reader.until_followed(group).await.unwrap();
+    let operator = world.operator().await;
+    let nine = nine();
     for cut in [Mode::DEAF, Mode::MUTE, Mode::Cut] {
-        proxy.set(cut);
-        let failed = soon(reader.partitions(group, &several)).await;
+        let mut asked = operator.subscribe(NEXT_BATCHES).await.unwrap();
+        operator.flush().await.unwrap();
+        let cut_off = async {
+            // The second: the first one came.
+            for _ in 0..2 {
+                asked.next().await.unwrap();
+            }
+            proxy.set(cut);
+        };
+        let pass = reader.partitions(group, &nine);
+        let (failed, ()) = soon(async { tokio::join!(pass, cut_off) }).await;
         assert!(failed.is_err(), "{failed:?}");
         proxy.set(Mode::Cut);
         proxy.set(Mode::PASS);
-        let found = read(&reader, group, &several).await;
-        assert_eq!(hosts(&found[0]).len(), ids.len());
+        let found = read(&reader, group, &nine).await;
+        assert_eq!(hosts(&found[0]).into_keys().collect::<Vec<_>>(), ids);
     }
 }
 
@@ -234,17 +259,11 @@ async fn a_pass_over_a_bucket_that_is_cut_off_fails_and_is_done_again() {
 async fn a_pass_over_a_bucket_outlives_its_consumer() {
     let world = World::start().await;
     let (accounts, watcher) = admin_and_watcher(&world).await;
-    // Some are large: a batch has no room for all that it may have.
-    let ids = accounts_of(5, 3000);
-    for (number, ids) in ids.chunks(500).enumerate() {
-        let host = "a".repeat(if number == 0 { 5000 } else { 1 });
-        join_all(ids.iter().map(|id| put(&accounts, id, &host))).await;
-    }
+    let ids = put_large(&accounts, 3000).await;
     let (_changes, reader) = watcher.accounts().follow();
     reader.until_followed(ids[0].group()).await.unwrap();
     let operator = world.operator().await;
-    let asked = "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_STATE_5.*";
-    let mut asked = operator.subscribe(asked).await.unwrap();
+    let mut asked = operator.subscribe(NEXT_BATCHES).await.unwrap();
     operator.flush().await.unwrap();
     let delete = async {
         let first = asked.next().await.unwrap().subject;
@@ -256,12 +275,70 @@ async fn a_pass_over_a_bucket_outlives_its_consumer() {
         // Nothing of what was asked of it is said of another.
         while asked.next().await.unwrap().subject == first {}
     };
-    let nine = [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition);
-    let (found, ()) =
-        soon(async { tokio::join!(reader.partitions(ids[0].group(), &nine), delete) }).await;
+    let nine = nine();
+    let pass = reader.partitions(ids[0].group(), &nine);
+    let (found, ()) = soon(async { tokio::join!(pass, delete) }).await;
     let found: Vec<AccountId> = hosts(&found.unwrap()[0]).into_keys().collect();
     assert_eq!(found.len(), ids.len());
     assert_eq!(found, ids);
+}
+
+/// Passes over a large bucket of which nothing can be pulled: it is read by direct gets.
+async fn pass_without_pulling(world: &World, role: Role, ids: &[AccountId]) {
+    let bus = world.bus(role).await;
+    let (_changes, reader) = bus.accounts().follow();
+    reader.until_followed(ids[0].group()).await.unwrap();
+    let operator = world.operator().await;
+    let mut heard = operator.subscribe("$JS.API.>").await.unwrap();
+    operator.flush().await.unwrap();
+    let found = soon(reader.partitions(ids[0].group(), &nine())).await;
+    let found: Vec<AccountId> = hosts(&found.unwrap()[0]).into_keys().collect();
+    assert_eq!(found, ids);
+    let end = "$JS.API.END";
+    operator.publish(end, "".into()).await.unwrap();
+    let mut calls: BTreeMap<String, usize> = BTreeMap::new();
+    loop {
+        let subject = soon(heard.next()).await.unwrap().subject;
+        if *subject == *end {
+            break;
+        }
+        if let Some((call, _)) = subject.split_once(".KV_MB_main_STATE_5") {
+            *calls.entry(call.replace("$JS.API.", "")).or_default() += 1;
+        }
+    }
+    let count = |call: &str| calls.get(call).copied().unwrap_or_default();
+    assert!(count("CONSUMER.CREATE") > 0, "{calls:?}");
+    assert_eq!(count("CONSUMER.MSG.NEXT"), 0, "{calls:?}");
+    // Each has room for a megabyte of the 7.5 that there are.
+    assert!(count("DIRECT.GET") >= 8, "{calls:?}");
+}
+
+/// As a watcher whose NATS user is still that of an earlier release.
+#[tokio::test]
+async fn who_may_not_pull_passes_over_a_bucket_by_direct_gets() {
+    let world = World::start().await;
+    let accounts = world.bus(Role::Admin).await.accounts();
+    let ids = put_large(&accounts, 3000).await;
+    pass_without_pulling(&world, Role::Admin, &ids).await;
+}
+
+/// As where the cluster has no leader to make it.
+#[tokio::test]
+async fn without_a_consumer_a_bucket_is_passed_over_by_direct_gets() {
+    let world = World::start().await;
+    let accounts = world.bus(Role::Admin).await.accounts();
+    let ids = put_large(&accounts, 3000).await;
+    let operator = world.operator().await;
+    let stream = "KV_MB_main_STATE_5";
+    let info = api(&operator, &format!("STREAM.INFO.{stream}"), json!({})).await;
+    let mut config = info["config"].clone();
+    // One: the consumer that follows the changes.
+    config["max_consumers"] = json!(1);
+    api(&operator, &format!("STREAM.DELETE.{stream}"), json!({})).await;
+    let made = api(&operator, &format!("STREAM.CREATE.{stream}"), config).await;
+    assert_eq!(made["config"]["max_consumers"], 1, "{made}");
+    assert_eq!(put_large(&accounts, 3000).await, ids);
+    pass_without_pulling(&world, Role::Watcher, &ids).await;
 }
 
 #[tokio::test]
