@@ -49,6 +49,9 @@ impl Proofs {
         if seen.is_some_and(|at| at.elapsed() < self.fresh) {
             return Ok(());
         }
+        let checkpoints = ledger.bus.checkpoints();
+        // Nobody's turn is spent on a bucket that does not answer.
+        checkpoints.probe(group).await?;
         let _turn = self.turns.acquire().await;
         let begun = Instant::now();
         let ids = ledger.logs.ids();
@@ -58,7 +61,7 @@ impl Proofs {
                 ids.note_seen(group, checkpoint.log_id, checkpoint.position);
             }
         };
-        ledger.bus.checkpoints().scan_group(group, note).await?;
+        checkpoints.scan_group(group, note).await?;
         *seen = Some(begun);
         Ok(())
     }

@@ -288,6 +288,19 @@ impl Checkpoints {
         Ok(all.into_iter().collect())
     }
 
+    /// Asks the leader of a group's checkpoints for nothing but an answer.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn probe(&self, group: Group) -> Result<(), BusError> {
+        let bucket = Bucket::Checkpoints(group);
+        let stream = self.bus.names().bucket_stream(bucket);
+        match self.bus.wire().stream_info(&stream).await? {
+            Some(_) => Ok(()),
+            None => Err(BusError::NoStream(stream)),
+        }
+    }
+
     /// Shows every checkpoint of a group, complete up to what its leader had, without holding more than a batch of them. One that is
     /// written meanwhile may be shown twice, the later one last.
     ///
