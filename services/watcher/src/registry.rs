@@ -181,6 +181,10 @@ mod tests {
         registry.insert(Arc::clone(&one));
         registry.insert(Arc::clone(&other));
         assert_eq!((registry.sessions(), registry.count()), (2, (2, 0, 2)));
+        let queued = one.queue();
+        assert_eq!(registry.count(), (2, 0, 1));
+        drop(queued);
+        assert_eq!(registry.count(), (2, 0, 2));
         one.set_health(Health::Watching);
         other.set_health(Health::Retrying);
         assert_eq!(registry.count(), (2, 1, 0));

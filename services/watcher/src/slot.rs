@@ -54,28 +54,42 @@ pub(crate) struct Told {
 pub(crate) struct Counts {
     pub(crate) all: AtomicUsize,
     pub(crate) watching: AtomicUsize,
-    /// Those that have just begun.
+    /// Those that have just begun. One that waits for its turn with its mail host is counted there.
     pub(crate) starting: AtomicUsize,
 }
 
+/// What a session counts as.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    health: Health,
+    /// It waits for its turn with its mail host.
+    queued: bool,
+}
+
 impl Counts {
-    fn of(&self, health: Health) -> impl Iterator<Item = &AtomicUsize> {
-        let among = match health {
-            Health::Watching => Some(&self.watching),
-            Health::Starting => Some(&self.starting),
+    fn of(&self, counted: Counted) -> impl Iterator<Item = &AtomicUsize> {
+        let among = match counted {
+            Counted {
+                health: Health::Watching,
+                ..
+            } => Some(&self.watching),
+            Counted {
+                health: Health::Starting,
+                queued: false,
+            } => Some(&self.starting),
             _ => None,
         };
         among.into_iter().chain([&self.all])
     }
 
-    fn enter(&self, health: Health) {
-        for count in self.of(health) {
+    fn enter(&self, counted: Counted) {
+        for count in self.of(counted) {
             count.fetch_add(1, Relaxed);
         }
     }
 
-    fn leave(&self, health: Health) {
-        for count in self.of(health) {
+    fn leave(&self, counted: Counted) {
+        for count in self.of(counted) {
             count.fetch_sub(1, Relaxed);
         }
     }
@@ -89,10 +103,20 @@ struct State {
     requests: VecDeque<ListRequest>,
     hurry: bool,
     flush: Flush,
-    health: Health,
+    counted: Counted,
     /// Where it counts, for as long as it is the account's session.
     counts: Option<Arc<Counts>>,
     closed: bool,
+}
+
+/// A session's wait for its turn with its mail host.
+#[derive(Debug)]
+pub(crate) struct Queued(Arc<Slot>);
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.recount(|counted| counted.queued = false);
+    }
 }
 
 /// Of one running session.
@@ -116,7 +140,10 @@ impl Slot {
                 requests: VecDeque::new(),
                 hurry: false,
                 flush,
-                health: Health::Starting,
+                counted: Counted {
+                    health: Health::Starting,
+                    queued: false,
+                },
                 counts: None,
                 closed: false,
             }),
@@ -221,11 +248,22 @@ impl Slot {
     }
 
     pub(crate) fn set_health(&self, health: Health) {
+        self.recount(|counted| counted.health = health);
+    }
+
+    /// It waits for its turn with its mail host for as long as this lives.
+    pub(crate) fn queue(self: &Arc<Self>) -> Queued {
+        self.recount(|counted| counted.queued = true);
+        Queued(Arc::clone(self))
+    }
+
+    fn recount(&self, change: impl FnOnce(&mut Counted)) {
         let mut state = self.state();
-        let before = std::mem::replace(&mut state.health, health);
+        let before = state.counted;
+        change(&mut state.counted);
         if let Some(counts) = &state.counts {
             counts.leave(before);
-            counts.enter(health);
+            counts.enter(state.counted);
         }
     }
 
@@ -233,15 +271,15 @@ impl Slot {
     pub(crate) fn count_in(&self, counts: Option<Arc<Counts>>) {
         let mut state = self.state();
         if let Some(counts) = &counts {
-            counts.enter(state.health);
+            counts.enter(state.counted);
         }
         if let Some(before) = std::mem::replace(&mut state.counts, counts) {
-            before.leave(state.health);
+            before.leave(state.counted);
         }
     }
 
     pub(crate) fn health(&self) -> Health {
-        self.state().health
+        self.state().counted.health
     }
 
     /// The session is over: nobody may wait for it.

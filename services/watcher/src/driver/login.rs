@@ -21,6 +21,7 @@ use crate::{
     failure,
     gate::{Heard, Turn},
     ledger::Boxed,
+    slot::Slot,
 };
 
 /// A credential that could not be read is asked for again this often before it counts as a failure.
@@ -31,32 +32,41 @@ const CHECK_HELD: Duration = Duration::from_secs(5);
 /// Logs in when its turn comes, and finds out which of the watched folders people don't read.
 pub(super) fn open(
     context: Arc<Context>,
-    account: AccountId,
+    slot: Arc<Slot>,
     record: Arc<AccountRecord>,
     urgency: Urgency,
 ) -> Boxed<Done> {
     Box::pin(async move {
         let ready = async {
-            let sealed = credential(&context, &account).await?;
+            let account = &slot.account;
+            let sealed = credential(&context, account).await?;
             let endpoint = endpoint(&record).map_err(|error| failure::of_mail(&error, ""))?;
-            let waiting = context.gate.enter(&endpoint.host, &account, urgency);
+            let waiting = context.gate.enter(&endpoint.host, account, urgency);
             Ok((sealed, endpoint, waiting))
         };
         let (sealed, endpoint, waiting) = match ready.await {
             Ok(ready) => ready,
             Err(failure) => return not_opened(failure),
         };
+        let queued = slot.queue();
         let opening = Opening {
             context,
-            account,
+            slot,
             record,
             sealed,
             endpoint,
         };
         match waiting.heard().await {
-            Heard::Turn(turn) => opening.open(turn).await,
+            Heard::Turn(turn) => {
+                drop(queued);
+                opening.open(turn).await
+            }
             Heard::Held(waiting) => Done::Held {
-                rest: Box::pin(async move { opening.open(waiting.turn().await).await }),
+                rest: Box::pin(async move {
+                    let turn = waiting.turn().await;
+                    drop(queued);
+                    opening.open(turn).await
+                }),
             },
         }
     })
@@ -65,7 +75,7 @@ pub(super) fn open(
 /// All that a login needs but its turn.
 struct Opening {
     context: Arc<Context>,
-    account: AccountId,
+    slot: Arc<Slot>,
     record: Arc<AccountRecord>,
     sealed: SealedCredential,
     endpoint: Endpoint,
@@ -76,11 +86,12 @@ impl Opening {
         let opened = async {
             let Self {
                 context,
-                account,
+                slot,
                 record,
                 sealed,
                 endpoint,
             } = &self;
+            let account = &slot.account;
             let mut connection = log_in(context, account, record, sealed, endpoint, turn).await?;
             let quiet_folders = quiet_folders(&mut connection, record)
                 .await

@@ -193,7 +193,7 @@ impl Driver {
                 self.cause = Cause::Start;
                 let opening = login::open(
                     Arc::clone(&self.context),
-                    self.slot.account.clone(),
+                    Arc::clone(&self.slot),
                     Arc::clone(&self.record),
                     urgency,
                 );

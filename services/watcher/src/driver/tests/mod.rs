@@ -4,7 +4,10 @@ mod idle;
 pub(crate) mod log;
 pub(crate) mod server;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use mailbell_core::{
     checkpoint::Checkpoint,
@@ -30,14 +33,14 @@ use tokio::{
 
 use self::{
     log::{Fate, LOG, Logs, MemoryLog, State},
-    server::Server,
+    server::{Mailbox, Server},
 };
 use super::{Context, Driver, End};
 use crate::{
     gate::Gate,
     metrics::Metrics,
     reload::reload,
-    slot::{ListRequest, Slot},
+    slot::{self, ListRequest, Slot},
 };
 
 /// None that a test of one session would notice.
@@ -581,6 +584,32 @@ async fn behind_a_host_that_fails_for_many_it_waits_and_says_so() {
     probe.end(Outcome::Answered);
     bench.idling().await;
     bench.log.until_shown(Health::Watching, "watching").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_the_first_turn_counts_as_waiting_and_not_as_starting() {
+    let bench = Bench::new(&[1]);
+    let counts = Arc::new(slot::Counts::default());
+    bench.slot.count_in(Some(Arc::clone(&counts)));
+    let starting = || counts.starting.load(Ordering::Relaxed);
+    assert_eq!(starting(), 1);
+    // All handshakes with one host that there are at once.
+    let gate = &bench.context.gate;
+    let mut turns = Vec::new();
+    for number in 0..RATES.handshakes / 4 {
+        let other = format!("default.{number:026}").parse().unwrap();
+        let urgency = Urgency::new(Cause::Asked, 0);
+        turns.push(gate.enter("mail.test", &other, urgency).turn().await);
+    }
+    while gate.counts().handshake == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(starting(), 0);
+    bench.server.change(|mailbox| mailbox.mute_after = Some(0));
+    turns.clear();
+    let said = |mailbox: &Mailbox| !mailbox.commands.is_empty();
+    bench.server.until(said).await;
+    assert_eq!(starting(), 1);
 }
 
 #[tokio::test(start_paused = true)]
