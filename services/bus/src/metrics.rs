@@ -14,7 +14,7 @@ use prometheus_client::{
 pub const APPENDS: &str = "bus_appends";
 /// `bus_append_seconds`: from the call to the acknowledgement, of those that were stored.
 pub const APPEND_SECONDS: &str = "bus_append_seconds";
-/// `bus_reads_total{outcome}`: batches read from logs: `ok`, `asked-leader`, `failed`.
+/// `bus_reads_total{outcome}`: batches read from logs and buckets: `ok`, `asked-leader`, `failed`.
 pub const READS: &str = "bus_reads";
 /// `bus_calls_failed_total{code}`: requests to NATS that failed, by [`crate::Code`].
 pub const CALLS_FAILED: &str = "bus_calls_failed";

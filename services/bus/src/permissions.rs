@@ -239,7 +239,12 @@ mod tests {
     #[test]
     fn secrets_are_for_watchers() {
         assert!(!mentions(&of(Role::Gateway), "CRED"));
-        let read = ["STREAM.MSG.GET", "DIRECT.GET", "CONSUMER.CREATE"];
+        let read = [
+            "STREAM.MSG.GET",
+            "DIRECT.GET",
+            "CONSUMER.CREATE",
+            "CONSUMER.MSG.NEXT",
+        ];
         for role in [Role::Admin, Role::Setup] {
             let publish = of(role).publish;
             assert!(

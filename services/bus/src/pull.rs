@@ -100,11 +100,17 @@ impl Pull {
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.name);
             self.batches += 1;
             let reply = format!("{}.{}", self.deliver, self.batches);
-            self.wire
-                .publish_with_reply(&subject, &reply, question.to_string().into())
+            let wire = Arc::clone(&self.wire);
+            let mut failures = wire.failures(&subject);
+            wire.publish_with_reply(&subject, &reply, question.to_string().into())
                 .await?;
-            if let Err(error) = self.hear(&reply, most, bytes, &mut messages).await {
-                let error = self.wire.failed(error);
+            let heard = tokio::select! {
+                // What came before a failure counts.
+                biased;
+                heard = self.hear(&reply, most, bytes, &mut messages) => heard.map_err(|error| wire.failed(error)),
+                error = failures.next() => Err(error),
+            };
+            if let Err(error) = heard {
                 // What came is good, and in order.
                 if messages.is_empty() {
                     return Err(error);

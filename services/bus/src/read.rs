@@ -164,8 +164,8 @@ impl RangeReader {
         self.exhausted
     }
 
-    /// A batch of a consumer, which is made anew if it doesn't go on from there, or no longer. Where that does not work the rest is read
-    /// by direct gets.
+    /// A batch of a consumer, which is made anew if it doesn't go on from there, or no longer. Where that does not work, or the server in
+    /// which it lives knows of nothing more, the rest is read by direct gets.
     async fn pull(&mut self, after: u64) -> Result<Batch, BusError> {
         let before = match &mut self.by {
             By::Batches => None,
@@ -191,11 +191,13 @@ impl RangeReader {
         let reads = Arc::clone(&self.reads);
         let _permit = reads.acquire().await.map_err(|_| BusError::Closed)?;
         let batch = pull.next_batch(self.batch, self.batch_bytes).await?;
-        if let Some(last) = batch.messages.last()
-            && batch.more
-            && pull.is_whole()
-        {
-            self.by = By::Consumer(Some((pull, last.sequence)));
+        match batch.messages.last() {
+            Some(last) if batch.more && pull.is_whole() => {
+                self.by = By::Consumer(Some((pull, last.sequence)));
+            }
+            Some(_) => {}
+            // If there is more, it lags: each message would cost another consumer.
+            None => self.by = By::Batches,
         }
         Ok(batch)
     }

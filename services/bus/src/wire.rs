@@ -171,6 +171,26 @@ impl Answers<'_> {
     }
 }
 
+/// See [`Wire::failures`].
+pub(crate) struct Failures<'a> {
+    rx: oneshot::Receiver<Answer>,
+    subject: String,
+    ticket: Ticket<'a>,
+}
+
+impl Failures<'_> {
+    /// Waits for one. To be asked again only if that was cancelled.
+    pub(crate) async fn next(&mut self) -> BusError {
+        let said = (&mut self.rx).await;
+        let said = said.unwrap_or(Err(Failure::Disconnected));
+        match self.ticket.wire.judge(said, &self.subject) {
+            Err(error) => error,
+            // Nobody is told where.
+            Ok(_) => BusError::Garbled("an answer that was not asked for"),
+        }
+    }
+}
+
 /// A connection and what waits on it.
 #[derive(Debug)]
 pub(crate) struct Wire {
@@ -468,6 +488,17 @@ impl Wire {
         let deadline = Instant::now() + self.patience;
         self.send(subject, Some(reply.to_owned()), None, payload, deadline)
             .await
+    }
+
+    /// Hears why nothing will come of what is published to a subject from now on, for answers that come to a subscription.
+    pub(crate) fn failures(&self, subject: &str) -> Failures<'_> {
+        let (tx, rx) = oneshot::channel();
+        let (ticket, _reply) = self.register(subject, Waiter::One(tx));
+        Failures {
+            rx,
+            subject: subject.to_owned(),
+            ticket,
+        }
     }
 
     /// Subscribes. The subscription outlives reconnects.

@@ -264,7 +264,8 @@ impl Checkpoints {
     }
 
     /// Every checkpoint of these partitions of a group, complete up to what its leader had. One that this release cannot read
-    /// says so in its place. Several partitions are read a few at once.
+    /// says so in its place. A few partitions are read each by itself, many by one pass over all of the
+    /// group.
     ///
     /// # Errors
     /// Why NATS did not answer. Of one account: [`BusError::Record`], [`BusError::NewerRecord`].

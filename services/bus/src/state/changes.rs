@@ -146,7 +146,8 @@ impl Accounts {
 
 impl AccountReader {
     /// Every account record of these partitions of a group, complete up to what its leader had. Waits for a moment until the
-    /// group's changes are followed. Several partitions of one group are read a few at once.
+    /// group's changes are followed. A few partitions of one group are read each by itself, many
+    /// by one pass over all of it.
     ///
     /// # Errors
     /// Why NATS did not answer; [`BusError::Timeout`] if the group is not followed yet, [`BusError::NoStream`] if its bucket was

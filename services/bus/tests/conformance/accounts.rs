@@ -57,6 +57,9 @@ async fn read(reader: &AccountReader, group: Group, of: &[Partition]) -> Vec<Par
 /// Batches that are pulled out of the bucket that has [`nine`].
 const NEXT_BATCHES: &str = "$JS.API.CONSUMER.MSG.NEXT.KV_MB_main_STATE_5.*";
 
+/// Seconds in which a test has long failed.
+const FOR_EVER: u64 = 200;
+
 /// So many of a group that they are read by one pass over all of its bucket.
 fn nine() -> [Partition; 9] {
     [5, 21, 37, 53, 69, 85, 101, 117, 133].map(partition)
@@ -226,15 +229,16 @@ async fn a_pass_over_a_bucket_that_is_cut_off_fails_and_is_done_again() {
     let accounts = world.bus(Role::Admin).await.accounts();
     let ids = put_large(&accounts, 3000).await;
     let group = ids[0].group();
-    let (proxy, url) = world.proxy().await;
-    let mut options = options(&url, Role::Watcher);
-    options.timing.ack_timeout = Duration::from_secs(1);
-    let watcher = Bus::connect(options).await.unwrap();
-    let (_changes, reader) = watcher.accounts().follow();
-    reader.until_followed(group).await.unwrap();
     let operator = world.operator().await;
     let nine = nine();
-    for cut in [Mode::DEAF, Mode::MUTE, Mode::Cut] {
+    // That a connection is gone is heard.
+    for (cut, ack_timeout) in [(Mode::DEAF, 1), (Mode::MUTE, 1), (Mode::Cut, FOR_EVER)] {
+        let (proxy, url) = world.proxy().await;
+        let mut options = options(&url, Role::Watcher);
+        options.timing.ack_timeout = Duration::from_secs(ack_timeout);
+        let watcher = Bus::connect(options).await.unwrap();
+        let (_changes, reader) = watcher.accounts().follow();
+        reader.until_followed(group).await.unwrap();
         let mut asked = operator.subscribe(NEXT_BATCHES).await.unwrap();
         operator.flush().await.unwrap();
         let cut_off = async {
@@ -285,7 +289,10 @@ async fn a_pass_over_a_bucket_outlives_its_consumer() {
 
 /// Passes over a large bucket of which nothing can be pulled: it is read by direct gets.
 async fn pass_without_pulling(world: &World, role: Role, ids: &[AccountId]) {
-    let bus = world.bus(role).await;
+    let mut options = world.options(role);
+    // That it is refused is heard.
+    options.timing.ack_timeout = Duration::from_secs(FOR_EVER);
+    let bus = Bus::connect(options).await.unwrap();
     let (_changes, reader) = bus.accounts().follow();
     reader.until_followed(ids[0].group()).await.unwrap();
     let operator = world.operator().await;
