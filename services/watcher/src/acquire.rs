@@ -152,12 +152,14 @@ async fn load_until_done(load_of: Load, attempts: Arc<Semaphore>) -> Loaded {
     let mut backoff = patience();
     let mut said = Instant::now();
     let group = load_of.group;
+    let given = |taken: &Taken| taken.before.is_some_and(|before| before.released);
+    let anew = !load_of.taken.iter().all(|(_, taken)| given(taken));
     loop {
         // Held for an attempt only: a group that does not answer leaves the others their turn.
         let attempt = async {
             // Nobody's turn is spent on a bucket that is not there, or while its group is looked at.
             load_of.reader.until_followed(group).await?;
-            load_of.proofs.see(&load_of.ledger, group).await?;
+            load_of.proofs.see(&load_of.ledger, group, anew).await?;
             let _turn = attempts.acquire().await;
             load(&load_of).await
         };

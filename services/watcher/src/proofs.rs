@@ -15,9 +15,10 @@ use crate::ledger::BusLedger;
 /// Groups that are looked at at once; each holds a batch of checkpoints in memory.
 const GROUPS_AT_ONCE: usize = 2;
 
-/// Looks at all checkpoints of a group before anything of it is taken. Whatever partition one is of, it proves that the log had come as
-/// far as it says, and is newer than what is written of that lazily: a log that is shorter now was cut, and must not grow over the
-/// positions that devices hold.
+/// Looks at all checkpoints of a group before anything of it is taken, and anew before something is taken from the dead. Whatever
+/// partition one is of, it proves that the log had come as far as it says, and is newer than what is written of that lazily: a log that
+/// is shorter now was cut, and must not grow over the positions that devices hold. Whoever gives a partition away says how far the log
+/// had come by then.
 #[derive(Debug)]
 pub(crate) struct Proofs {
     fresh: Duration,
@@ -27,7 +28,7 @@ pub(crate) struct Proofs {
 }
 
 impl Proofs {
-    /// What was seen counts for so long: others append, and who has nothing of a group hears nothing of that.
+    /// What was seen counts for so long, also where it is looked at anew.
     pub(crate) fn new(fresh: Duration) -> Self {
         let groups = Group::all().map(|group| (group, Mutex::new(None)));
         Self {
@@ -37,16 +38,21 @@ impl Proofs {
         }
     }
 
-    /// Looks at a group, unless that was done a short while ago; who asks meanwhile waits for it.
+    /// Looks at a group, unless that was done, or, to look `anew`, was done a short while ago; who asks meanwhile waits for it.
     ///
     /// # Errors
     /// Why NATS did not answer: to be tried again.
-    pub(crate) async fn see(&self, ledger: &BusLedger, group: Group) -> Result<(), BusError> {
+    pub(crate) async fn see(
+        &self,
+        ledger: &BusLedger,
+        group: Group,
+        anew: bool,
+    ) -> Result<(), BusError> {
         let Some(seen) = self.groups.get(&group) else {
             return Ok(());
         };
         let mut seen = seen.lock().await;
-        if seen.is_some_and(|at| at.elapsed() < self.fresh) {
+        if seen.is_some_and(|at| !anew || at.elapsed() < self.fresh) {
             return Ok(());
         }
         let checkpoints = ledger.bus.checkpoints();
@@ -66,14 +72,14 @@ impl Proofs {
         Ok(())
     }
 
-    /// Looks at all groups in advance, so that nobody has to wait for it who takes partitions over. What does not answer is left to
-    /// those.
+    /// Looks at all groups anew and in advance, so that nobody has to wait for it who takes partitions over. What does not answer is left
+    /// to those.
     pub(crate) async fn see_all(self: Arc<Self>, ledger: BusLedger) {
         let mut looks = JoinSet::new();
         for group in Group::all() {
             let (proofs, ledger) = (Arc::clone(&self), ledger.clone());
             looks.spawn(async move {
-                if let Err(error) = proofs.see(&ledger, group).await {
+                if let Err(error) = proofs.see(&ledger, group, true).await {
                     tracing::debug!(%group, %error, "checkpoints could not be looked at in advance");
                 }
             });

@@ -47,8 +47,8 @@ const RELEASE_PART: u32 = 4;
 const SETTLE: Duration = Duration::from_secs(10);
 /// A load that takes longer waits for NATS.
 const BUSY: Duration = Duration::from_secs(30);
-/// What checkpoints prove of a group counts for so long.
-const FRESH: Duration = Duration::from_secs(300);
+/// What checkpoints prove of a group counts for so many times as long as it takes until a silent member is dead.
+const FRESH: u32 = 5;
 /// How often a drain says how far it is, and counts are told.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// What is taken comes one by one: so long is waited for more, so that it is loaded together.
@@ -79,6 +79,9 @@ pub(crate) struct Running {
     taken: Vec<(Partition, Taken)>,
     load_at: Option<Instant>,
     loads: Loads,
+    proofs: Arc<Proofs>,
+    /// A look at all checkpoints in advance.
+    looking: JoinHandle<()>,
     /// Partitions that are given away.
     handing: Handing,
     /// The most partitions that it takes, as others were told, if there is a limit of accounts.
@@ -152,9 +155,9 @@ impl Running {
         });
         let service = Arc::new(service);
         // Before others give it anything, but not for as long as it takes: each load looks for itself.
-        let proofs = Arc::new(Proofs::new(FRESH));
-        let looking = tokio::spawn(Arc::clone(&proofs).see_all(ledger.clone()));
-        let _ = timeout(SETTLE, looking).await;
+        let proofs = Arc::new(Proofs::new(bus.timing().member_dead * FRESH));
+        let mut looking = tokio::spawn(Arc::clone(&proofs).see_all(ledger.clone()));
+        let _ = timeout(SETTLE, &mut looking).await;
         let (changes, reader) = bus.accounts().follow();
         // Enough to learn how many accounts a partition has.
         let first = options.most_accounts.map_or(0, |_| room::FIRST);
@@ -175,7 +178,9 @@ impl Running {
             accounts: Accounts::new(Arc::clone(&context), Arc::clone(&registry)),
             context,
             changes,
-            loads: Loads::new(reader.clone(), proofs),
+            loads: Loads::new(reader.clone(), Arc::clone(&proofs)),
+            proofs,
+            looking,
             rereads: Rereads::new(reader),
             handing: Handing::new(
                 Arc::clone(&service),
@@ -394,6 +399,17 @@ impl Running {
         accounts.fold(0, |sum, claim| sum.saturating_add(claim.accounts))
     }
 
+    /// Looks at checkpoints once somebody falls silent: until it counts as dead, and what it had can be taken, there is time for that.
+    fn look_ahead(&mut self) {
+        let dead = self.context.timing.member_dead;
+        let silent = |still: Duration| still >= dead / 2 && still < dead;
+        let mut members = self.shards.sharding().observer().all();
+        if members.any(|(_, still)| silent(still)) && self.looking.is_finished() {
+            let looking = Arc::clone(&self.proofs).see_all(self.ledger.clone());
+            self.looking = tokio::spawn(looking);
+        }
+    }
+
     /// Says what this watcher has to do, for others to see.
     fn tell(&mut self) {
         let counts = self.context.gate.counts();
@@ -412,6 +428,7 @@ impl Running {
         let part = self.shards.sharding().part_of_budget(&self.options.egress);
         self.context.gate.share(part);
         self.set_logins();
+        self.look_ahead();
         if let Some(most) = self.options.most_accounts {
             self.limit(most);
         }

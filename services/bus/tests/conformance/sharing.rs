@@ -9,7 +9,8 @@ use std::{
 
 use mailbell_bus::{Before, Bus, BusOptions, Role, Shards, Share, ShareOptions};
 use mailbell_core::{
-    ids::{LogId, OwnerEpoch, Partition},
+    ids::{LogId, OwnerEpoch, Partition, Position},
+    sharding::assignment::{Candidate, assign},
     timing::Timing,
 };
 use mailbell_test_servers::proxy::Mode;
@@ -180,6 +181,15 @@ async fn shared_out(members: &mut [&mut Member]) {
     .await;
 }
 
+/// What an owner leaves behind that has flushed so far, if it gave the partition away, and if it did not.
+fn left(flushed: Position, released: bool) -> Before {
+    Before {
+        log_id: LOG,
+        flushed,
+        released,
+    }
+}
+
 #[tokio::test]
 async fn one_takes_all_and_a_second_gets_a_part_of_it_flushed() {
     let world = World::start_with(quick).await;
@@ -193,8 +203,7 @@ async fn one_takes_all_and_a_second_gets_a_part_of_it_flushed() {
     for (partition, epoch) in &given.owned {
         assert!(*epoch > first.owned[partition]);
         let flushed = 50 + u64::from(partition.number());
-        let log_id = LOG;
-        assert_eq!(given.before[partition], Some(Before { log_id, flushed }));
+        assert_eq!(given.before[partition], Some(left(flushed, true)));
     }
 }
 
@@ -208,7 +217,12 @@ async fn who_is_killed_is_replaced_once_it_has_been_silent() {
     let heir = one.owns(1024).await;
     for (partition, epoch) in &dead.owned {
         assert!(heir.owned[partition] > *epoch);
+        // Nothing, of one that was not flushed yet.
+        let given = heir.before[partition].map(|before| before.released);
+        assert_ne!(given, Some(true));
     }
+    let known = dead.owned.keys().filter_map(|of| heir.before[of]);
+    assert!(known.count() > 0);
 }
 
 #[tokio::test]
@@ -231,8 +245,7 @@ async fn who_leaves_in_order_is_replaced_at_once() {
     // The next one finds everything released, and what was flushed.
     let next = Member::on(&world, "c", "1").await.owns(1024).await;
     let flushed = 50 + 7;
-    let log_id = LOG;
-    assert_eq!(next.before[&partition(7)], Some(Before { log_id, flushed }));
+    assert_eq!(next.before[&partition(7)], Some(left(flushed, true)));
 }
 
 #[tokio::test]
@@ -399,7 +412,17 @@ async fn what_the_dead_one_had_is_spread_over_the_others() {
     let mut one = Member::on(&world, "a", "1").await;
     let mut two = Member::on(&world, "b", "1").await;
     let mut three = Member::on(&world, "c", "1").await;
-    shared_out(&mut [&mut one, &mut two, &mut three]).await;
+    let wanted = assign(&["a", "b", "c"].map(|id| Candidate {
+        id,
+        weight: ShareOptions::new(id, "1").weight,
+        most: None,
+    }));
+    // Nothing changes hands any more.
+    for (id, member) in [("a", &mut one), ("b", &mut two), ("c", &mut three)] {
+        let its: Vec<Partition> = wanted.partitions(id).collect();
+        let level = |view: &View| view.owned.keys().eq(&its);
+        member.until(level).await;
+    }
     let kept = [one.now().owned, two.now().owned];
     let dead = three.kill().await.owned;
     shared_out(&mut [&mut one, &mut two]).await;

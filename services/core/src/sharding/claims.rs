@@ -32,6 +32,9 @@ pub struct Before {
     pub log_id: LogId,
     /// Every checkpoint of the partition covers the log up to there.
     pub flushed: Position,
+    /// It gave the partition away in order, and had asked the log's leader for its end by then. Otherwise it has died, or its claim
+    /// has aged out.
+    pub released: bool,
 }
 
 /// Why a partition was lost.
@@ -389,9 +392,13 @@ impl Claims {
         }
         let before = claim.and_then(|claim| {
             let log_id = LogId::from_slice(&claim.log_id)?;
-            let flushed = claim.flushed;
+            let before = Before {
+                log_id,
+                flushed: claim.flushed,
+                released: claim.released,
+            };
             // Nothing, as long as nobody has flushed anything.
-            (log_id != LogId::default()).then_some(Before { log_id, flushed })
+            (log_id != LogId::default()).then_some(before)
         });
         // Not below the seconds since 1970, so that it also grows if the bucket, or this claim in it, was lost.
         let epoch = if plant::is(plant::Bug::EpochReused) {

@@ -14,20 +14,21 @@ async fn a_log_that_was_cut_is_found_out_by_checkpoints_that_others_wrote_later(
     let account = account_in(|_| true);
     let group = account.group();
     let log_id = ledger.logs.ids().get(group);
-    let once = Proofs::new(Duration::MAX);
-    let anew = Proofs::new(Duration::ZERO);
-    for proofs in [&once, &anew] {
-        proofs.see(ledger, group).await.unwrap();
+    let lasting = Proofs::new(Duration::MAX);
+    let passing = Proofs::new(Duration::ZERO);
+    for proofs in [&lasting, &passing] {
+        proofs.see(ledger, group, false).await.unwrap();
     }
     // The log is empty: this position was lost.
     let mut checkpoint = first_checkpoint();
     checkpoint.log_id = log_id;
     checkpoint.position = 7;
     installation.store(&account, &checkpoint).await;
-    once.see(ledger, group).await.unwrap();
+    lasting.see(ledger, group, true).await.unwrap();
+    passing.see(ledger, group, false).await.unwrap();
     let (same, _) = ledger.logs.ids().check(group).await.unwrap();
     assert_eq!(same, log_id);
-    anew.see(ledger, group).await.unwrap();
+    passing.see(ledger, group, true).await.unwrap();
     let (other, tail) = ledger.logs.ids().check(group).await.unwrap();
     assert_ne!(other, log_id);
     assert_eq!(tail.last, 0);
@@ -49,9 +50,9 @@ async fn a_bucket_that_does_not_answer_takes_nobodys_turn() {
     let proofs = Proofs::new(Duration::MAX);
     let group = account_in(|_| true).group();
     let turns = proofs.turns.acquire_many(2).await.unwrap();
-    let without = proofs.see(&without, group);
+    let without = proofs.see(&without, group, true);
     let failed = timeout(Duration::from_secs(60), without).await.unwrap();
     assert!(matches!(failed, Err(BusError::NoStream(_))), "{failed:?}");
     drop(turns);
-    proofs.see(&installation.ledger, group).await.unwrap();
+    proofs.see(&installation.ledger, group, true).await.unwrap();
 }

@@ -1,7 +1,8 @@
 //! Many mailboxes, on a mail server that notes who logged in when: what they share, and what each has for itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -195,16 +196,21 @@ async fn until_one_a_bucket(world: &World) {
 async fn partitions_cost_no_consumers() {
     /// Its weight leaves a watcher four partitions or so of 1024.
     const HEAVY: u32 = 25_500;
+    /// More than a batch of direct gets has.
+    const LARGE: usize = 1100;
     let mut world = World::without_watcher(DovecotOptions::default()).await;
-    // Something to read in each bucket.
+    // Something to read in each bucket, and in some so much that a pass over it has a consumer.
     for group in Group::all() {
         let ours = |account: &AccountId| account.group() == group;
-        let account = std::iter::repeat_with(|| account_beside(None)).find(ours);
-        let record = AccountRecord {
-            paused: true,
-            ..world.record(&["INBOX"])
-        };
-        world.write(&account.unwrap(), record, None).await;
+        let accounts = std::iter::repeat_with(|| account_beside(None)).filter(ours);
+        let count = if group.number() < 2 { LARGE } else { 1 };
+        for account in accounts.take(count) {
+            let record = AccountRecord {
+                paused: true,
+                ..world.record(&["INBOX"])
+            };
+            world.write(&account, record, None).await;
+        }
     }
     let bus = world.bus(Role::Watcher).await;
     let mut shards = bus
@@ -231,6 +237,58 @@ async fn partitions_cost_no_consumers() {
     heavy.abort();
     until("all partitions", || light.partitions() == 1024).await;
     until_one_a_bucket(&world).await;
+}
+
+/// What others have written since the last look proves how far logs had come. It is looked at while the silent one may still live, so that
+/// nobody waits for that once its partitions can be taken.
+#[tokio::test]
+async fn checkpoints_are_looked_at_when_somebody_falls_silent() {
+    let mut world = World::without_watcher(DovecotOptions::default()).await;
+    world.timing.member_renew = Duration::from_secs(1);
+    world.timing.member_dead = Duration::from_secs(4);
+    let group = account_beside(None).group();
+    let bus = world.bus(Role::Watcher).await;
+    let mut shards = bus.share(ShareOptions::new("silent", "1")).unwrap();
+    let left = Arc::new(Mutex::new(BTreeSet::new()));
+    let has = Arc::clone(&left);
+    let silent = tokio::spawn(async move {
+        while let Some(share) = shards.next().await {
+            match share {
+                Share::Load {
+                    partition, epoch, ..
+                } => {
+                    has.lock().unwrap().insert(partition.number());
+                    shards.serving(partition, epoch, 0);
+                }
+                Share::Finish { partition, epoch } => {
+                    has.lock().unwrap().remove(&partition.number());
+                    shards.finished(partition, epoch);
+                }
+                _ => {}
+            }
+        }
+    });
+    let begun = Instant::now();
+    let other = world.begin("pod-0", |_| {}).await;
+    // What it saw at its start no longer counts.
+    let long_ago = world.timing.member_dead * 6;
+    until("a part of the partitions", || {
+        other.partitions() > 400 && begun.elapsed() > long_ago
+    })
+    .await;
+    silent.abort();
+    let calls = world.note_calls(group).await;
+    until("all partitions", || other.partitions() == 1024).await;
+    let left = left.lock().unwrap();
+    let claims = calls.claims();
+    let mut taken = claims.iter().filter(|(_, of)| left.contains(of));
+    let (taken, _) = taken.next().unwrap();
+    let looked = calls.of("STREAM.INFO", "CKPT");
+    let first = looked.first();
+    assert!(
+        first.is_some_and(|first| first < taken),
+        "{looked:?}, {taken}"
+    );
 }
 
 /// Two watchers share what a mail host lets in: together they log in no faster, also while one dies and the other takes what it had.

@@ -94,6 +94,16 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
+    /// Where in the order claims were written, and of which partitions.
+    pub(crate) fn claims(&self) -> Vec<(usize, u16)> {
+        let calls = self.calls.lock().unwrap();
+        let claims = calls.iter().enumerate().filter_map(|(place, call)| {
+            let (_, partition) = call.split_once("_LIVE.claim.")?;
+            Some((place, partition.parse().unwrap()))
+        });
+        claims.collect()
+    }
+
     /// Where in the order this call, as `STREAM.INFO`, was made of a stream of the group: `LOG`, `CKPT` or `STATE`.
     pub(crate) fn of(&self, call: &str, stream: &str) -> Vec<usize> {
         let log = if stream == "LOG" { "" } else { "KV_" };
@@ -259,22 +269,29 @@ impl World {
         }
     }
 
-    /// Notes what everybody asks JetStream about the streams of this group from now on, as an operator may look on.
+    /// Notes what everybody asks JetStream about the streams of this group, and writes as claims, from now on, as an operator may look
+    /// on.
     pub(crate) async fn note_calls(&self, group: Group) -> Calls {
         let mut stream = TcpStream::connect(("127.0.0.1", self.nats.port()))
             .await
             .unwrap();
         stream
-            .write_all(b"CONNECT {\"verbose\":false}\r\nSUB $JS.API.> 1\r\nPING\r\n")
+            .write_all(b"CONNECT {\"verbose\":false}\r\nSUB $JS.API.> 1\r\nSUB $KV.MB_test_LIVE.claim.> 2\r\nPING\r\n")
             .await
             .unwrap();
-        let mut lines = BufReader::new(stream).lines();
-        while lines.next_line().await.unwrap().unwrap() != "PONG" {}
+        // What is written is no text.
+        let mut lines = BufReader::new(stream).split(b'\n');
+        while lines.next_segment().await.unwrap().unwrap() != b"PONG\r" {}
         let calls = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&calls);
         let task = tokio::spawn(async move {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                if let Some(call) = line.strip_prefix("MSG $JS.API.") {
+            while let Some(line) = lines.next_segment().await.unwrap() {
+                let line = String::from_utf8_lossy(&line);
+                let what = line.strip_prefix("MSG ").and_then(|what| {
+                    let api = what.strip_prefix("$JS.API.");
+                    api.or_else(|| what.strip_prefix("$KV."))
+                });
+                if let Some(call) = what {
                     let call = call.split(' ').next().unwrap();
                     noted.lock().unwrap().push(call.to_owned());
                 }
