@@ -258,7 +258,7 @@ pub struct MemberLoad {
     /// What is known of them cannot be read.
     #[prost(uint32, tag = "9")]
     pub held_back: u32,
-    /// Sessions that have begun and have not watched yet, and accounts of partitions whose load has just begun.
+    /// Sessions that have begun, have not watched yet and do not wait for their turn, and accounts of partitions whose load has just begun.
     #[prost(uint32, tag = "10")]
     pub starting: u32,
 }

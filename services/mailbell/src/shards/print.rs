@@ -204,7 +204,7 @@ fn short_name(id: &str) -> String {
 /// Accounts of a member that are not watched, by why.
 fn reasons(member: &ShardMember) -> [(u32, &'static str); 5] {
     [
-        (member.starting, "log in now"),
+        (member.starting, "log in now, or are about to"),
         (
             member.waiting_pace,
             "wait for their turn with their mail server",
