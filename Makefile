@@ -37,11 +37,13 @@ test: tools prev ## All tests, on a real Dovecot and real nats-servers
 	@$(INSTALL) faketime
 	cargo test --workspace --features mailbell/failpoints
 
-# The release before this one, for the tests of mixed versions: it knows one schema less. Asking for a test too makes the features of
-# all dependencies those of `cargo test`, so that nothing but our own crates is built a second time.
+# Asking for a test too makes the features of all dependencies those of `cargo test`, so that none is built a second time.
+DEBUG := cargo build --workspace --bin mailbell --test proxy --features mailbell/failpoints
+
+# The release before this one, for the tests of mixed versions: it knows one schema less.
 .PHONY: prev
 prev: ## target/debug/mailbell-prev: what the tests of mixed versions run beside this release
-	cargo build --workspace --features mailbell/failpoints,mailbell/schema-prev --bin mailbell --test proxy
+	$(DEBUG),mailbell/schema-prev
 	cp --reflink=auto $(TARGET)/debug/mailbell $(TARGET)/debug/mailbell-prev
 
 .PHONY: lint
@@ -56,7 +58,8 @@ lint: deny ## Format, clippy, documentation, generated files, dependencies
 drift: ## Whether the generated files are what the sources say
 	cargo run --quiet -p mailbell-proto --features gen --bin proto-gen -- --check \
 	  || { echo "proto/src/generated is stale: make proto" >&2; exit 1; }
-	cargo run --quiet -p mailbell -- reference | diff -u docs/reference.md - \
+	$(DEBUG) --quiet
+	$(TARGET)/debug/mailbell reference | diff -u docs/reference.md - \
 	  || { echo "docs/reference.md is stale: make reference" >&2; exit 1; }
 
 .PHONY: proto
@@ -65,7 +68,8 @@ proto: ## Generate the Rust code of the .proto files
 
 .PHONY: reference
 reference: ## Generate docs/reference.md: every command, flag and variable
-	cargo run --quiet -p mailbell -- reference > docs/reference.md.new
+	$(DEBUG) --quiet
+	$(TARGET)/debug/mailbell reference > docs/reference.md.new
 	mv docs/reference.md.new docs/reference.md
 
 .PHONY: bench
