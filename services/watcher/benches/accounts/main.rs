@@ -37,6 +37,8 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const MOST_SAID: u64 = 64 * 1024;
 /// Nothing more was given away for so long: that is all.
 const SETTLED: Duration = Duration::from_secs(5);
+/// The watcher that is measured, as a member and to NATS.
+const WATCHER: &str = "pod-0";
 
 /// What the command line says.
 #[derive(Debug)]
@@ -76,7 +78,14 @@ impl Args {
 }
 
 pub(crate) async fn connect(url: &str, role: Role) -> anyhow::Result<Bus> {
-    let options = BusOptions::new(vec![url.to_owned()], "bench".parse()?, role);
+    connect_as(role.as_str(), url, role).await
+}
+
+async fn connect_as(name: &str, url: &str, role: Role) -> anyhow::Result<Bus> {
+    let options = BusOptions {
+        name: name.to_owned(),
+        ..BusOptions::new(vec![url.to_owned()], "bench".parse()?, role)
+    };
     Ok(Bus::connect(options).await?)
 }
 
@@ -155,7 +164,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let other = holding(part("claim", &url, &[weight, args.accounts])?).await?;
     let admin = connect(&url, Role::Admin).await?;
     let before = resident_kib(std::process::id()).unwrap_or_default();
-    let traffic = Traffic::of(nats.monitor_port()).await?;
+    let traffic = Traffic::of_all(&nats).await?;
     let begun = Instant::now();
     let watching = Watching::start(&url, "1").await?;
     let handle = &watching.handle;
@@ -165,11 +174,11 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         handle.progress().partitions,
         begun.elapsed()
     );
-    Traffic::until_quiet(nats.monitor_port(), LIMIT).await?;
+    Traffic::until_quiet(&nats, LIMIT).await?;
     println!(
         "all have said how they are after {:.1?} and {} messages to NATS",
         begun.elapsed(),
-        Traffic::of(nats.monitor_port()).await?.received - traffic.received
+        Traffic::of_all(&nats).await?.received - traffic.received
     );
     watching.loads()?;
     // The other may have given more after a pause.
@@ -180,7 +189,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
         "resident: {before} KiB before, {resident} KiB with {owned} accounts: {:.2} KiB an account, its session without a connection included",
         grown as f64 / owned.max(1) as f64
     );
-    idle(&args, nats.monitor_port(), pid).await?;
+    idle(&args, &nats, pid).await?;
     changes(&args, &admin, &watching.key, handle).await?;
     watching.running.abort();
     let _ = watching.running.await;
@@ -216,8 +225,8 @@ impl Watching {
         let authority = Certificate::localhost().authority_pem;
         let mut registry = Registry::new("watcher");
         let (watcher, handle) = Watcher::new(
-            Options::new("pod-0", incarnation),
-            connect(url, Role::Watcher).await?,
+            Options::new(WATCHER, incarnation),
+            connect_as(WATCHER, url, Role::Watcher).await?,
             Settings::new(TlsSettings::only([authority.as_bytes()])?),
             ring,
             Metrics::register(registry.registry()),
@@ -277,7 +286,8 @@ async fn until_owned(handle: &Handle, partitions: usize) -> anyhow::Result<usize
         .context("not all partitions were taken")
 }
 
-async fn idle(args: &Args, monitor: u16, pid: u32) -> anyhow::Result<()> {
+/// What goes on of the watcher's, by the server's own count of its connections, and what the server does for all.
+async fn idle(args: &Args, nats: &NatsServer, pid: u32) -> anyhow::Result<()> {
     if args.idle.is_zero() {
         return Ok(());
     }
@@ -287,15 +297,16 @@ async fn idle(args: &Args, monitor: u16, pid: u32) -> anyhow::Result<()> {
     while !left.is_zero() {
         let part = left.min(Duration::from_secs(60));
         left -= part;
-        let (before, nats_before, own_before) = (Traffic::of(monitor).await?, cpu(pid), cpu(own));
+        let look = async || anyhow::Ok((Traffic::of(nats, WATCHER).await?, cpu(pid), cpu(own)));
+        let (before, nats_before, own_before) = look().await?;
         sleep(part).await;
-        let (after, nats_after, own_after) = (Traffic::of(monitor).await?, cpu(pid), cpu(own));
+        let (after, nats_after, own_after) = look().await?;
         let minutes = part.as_secs_f64() / 60.0;
         let percent = |after: Duration, before: Duration| {
             after.saturating_sub(before).as_secs_f64() / part.as_secs_f64() * 100.0
         };
         println!(
-            "idle, a minute: {:.0} messages to NATS, {:.0} from it; nats-server {:.2} % of a core, watcher {:.2} %",
+            "idle, a minute: {:.0} messages of the watcher to NATS, {:.0} from it; nats-server {:.2} % of a core, watcher {:.2} %",
             (after.received - before.received) as f64 / minutes,
             (after.sent - before.sent) as f64 / minutes,
             percent(nats_after, nats_before),

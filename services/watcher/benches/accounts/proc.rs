@@ -6,11 +6,8 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::sleep,
-};
+use mailbell_test_servers::NatsServer;
+use tokio::time::sleep;
 
 /// CPU time that a process has used so far, in ticks of 10 ms; zero if there is none.
 pub(crate) fn cpu(pid: u32) -> Duration {
@@ -35,44 +32,54 @@ pub(crate) fn resident_kib(pid: u32) -> Option<u64> {
 }
 
 /// Messages that a server has seen since its start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Traffic {
     pub(crate) received: u64,
     pub(crate) sent: u64,
 }
 
 impl Traffic {
-    pub(crate) async fn of(monitor: u16) -> anyhow::Result<Self> {
-        let mut stream = TcpStream::connect(("127.0.0.1", monitor)).await?;
-        stream
-            .write_all(b"GET /varz HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            .await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        let number = |name: &str| {
-            let (_, rest) = text.split_once(name)?;
-            let rest = rest.trim_start_matches([' ', ':', '"']);
-            let end = rest.find(|c: char| !c.is_ascii_digit())?;
-            rest.get(..end)?.parse().ok()
-        };
-        Ok(Self {
-            received: number("\"in_msgs\"").context("no in_msgs")?,
-            sent: number("\"out_msgs\"").context("no out_msgs")?,
-        })
+    /// On all connections that there ever were.
+    pub(crate) async fn of_all(nats: &NatsServer) -> anyhow::Result<Self> {
+        let mut all = Self::default();
+        all.add(&nats.monitor("/varz").await?)?;
+        Ok(all)
+    }
+
+    /// On the connections that are there of one that was connected by this name.
+    pub(crate) async fn of(nats: &NatsServer, name: &str) -> anyhow::Result<Self> {
+        let page = nats.monitor("/connz").await?;
+        let connections = page.get("connections").and_then(|found| found.as_array());
+        let its = connections.into_iter().flatten().filter(|connection| {
+            let words = connection.get("name").and_then(|name| name.as_str());
+            words.is_some_and(|words| words.split(' ').any(|word| word == name))
+        });
+        let mut traffic = Self::default();
+        for connection in its {
+            traffic.add(connection)?;
+        }
+        Ok(traffic)
+    }
+
+    fn add(&mut self, counted: &serde_json::Value) -> anyhow::Result<()> {
+        let count = |name| counted.get(name).and_then(|count| count.as_u64());
+        self.received += count("in_msgs").context("no in_msgs")?;
+        self.sent += count("out_msgs").context("no out_msgs")?;
+        Ok(())
     }
 
     /// Waits until there is little traffic for five seconds: whatever began has come to rest.
-    pub(crate) async fn until_quiet(monitor: u16, limit: Duration) -> anyhow::Result<()> {
+    pub(crate) async fn until_quiet(nats: &NatsServer, limit: Duration) -> anyhow::Result<()> {
         const LITTLE: u64 = 500;
         let begun = Instant::now();
         let mut quiet = 0;
-        let mut before = Self::of(monitor).await?;
+        let mut before = Self::of_all(nats).await?;
         while quiet < 5 {
             if begun.elapsed() > limit {
                 bail!("it does not come to rest");
             }
             sleep(Duration::from_secs(1)).await;
-            let now = Self::of(monitor).await?;
+            let now = Self::of_all(nats).await?;
             quiet = if now.received - before.received < LITTLE {
                 quiet + 1
             } else {
