@@ -12,7 +12,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mailbell_core::timing::Timing;
+use mailbell_core::{
+    sharding::renewal::{Answer, Ask, Found, Renewal, Step},
+    timing::Timing,
+};
 use mailbell_proto::bus::v1::{DrainRequest, Member};
 use prost::Message as _;
 use tokio::{
@@ -163,25 +166,18 @@ struct Thread {
     timing: Timing,
 }
 
-/// How a renewal ended.
-enum Renewal {
-    Stored(u64),
-    Replaced,
-}
-
 impl Thread {
     async fn run(self) {
         let bus = self.connect().await;
         bus.wire().is_light();
         let period = self.timing.member_renew;
-        let mut revision = None;
+        let mut renewal = Renewal::default();
         let mut asked_to_drain = None;
         loop {
             let begun = Instant::now();
             let leaving = self.shared.leaving.load(Ordering::Acquire);
-            match timeout(period, self.renew(&bus, revision, leaving)).await {
-                Ok(Ok(Renewal::Stored(stored))) => {
-                    revision = Some(stored);
+            match timeout(period, self.renew(&bus, &mut renewal, leaving)).await {
+                Ok(Ok(true)) => {
                     bus.wire().all_is_well();
                     self.tell(News::Renewed { at: begun });
                     if leaving {
@@ -190,7 +186,7 @@ impl Thread {
                     }
                     self.look_around(&bus, &mut asked_to_drain).await;
                 }
-                Ok(Ok(Renewal::Replaced)) => {
+                Ok(Ok(false)) => {
                     self.tell(News::Replaced);
                     return;
                 }
@@ -270,44 +266,23 @@ impl Thread {
         record.clone()
     }
 
-    /// Writes the record over its last revision.
+    /// Writes the record over its last revision; `false`: another process runs under this name.
     async fn renew(
         &self,
         bus: &Bus,
-        mut revision: Option<u64>,
+        renewal: &mut Renewal,
         leaving: bool,
-    ) -> Result<Renewal, BusError> {
+    ) -> Result<bool, BusError> {
         let record = self.record(leaving);
         let key = member_key(&record.id);
-        let subject = bus.names().key_subject(Bucket::Live, &key);
+        let mut step = Step::Ask(renewal.begin());
         loop {
-            let over = match revision {
-                Some(revision) => revision,
-                // What another incarnation left is written over: this name is ours now.
-                None => bus
-                    .kv_last(Bucket::Live, &key)
-                    .await?
-                    .map_or(0, |last| last.sequence),
+            let ask = match step {
+                Step::Ask(ask) => ask,
+                Step::Renewed => return Ok(true),
+                Step::Replaced => return Ok(false),
             };
-            let payload = record.encode_to_vec().into();
-            if let Cas::Stored(stored) =
-                kv::put_expecting(bus.wire(), &subject, payload, over).await?
-            {
-                return Ok(Renewal::Stored(stored));
-            }
-            match bus.kv_get(Bucket::Live, &key).await? {
-                Some(found) => {
-                    let other = Member::decode(found.payload)
-                        .is_ok_and(|other| other.incarnation != record.incarnation);
-                    if other && revision.is_some() {
-                        return Ok(Renewal::Replaced);
-                    }
-                    // An earlier write of ours whose acknowledgement was lost.
-                    revision = Some(found.sequence);
-                }
-                // It aged out while we were away.
-                None => revision = None,
-            }
+            step = renewal.on(ask_leader(bus, &key, &record, ask).await?);
         }
     }
 
@@ -352,6 +327,33 @@ impl Thread {
         let ours = self.shared.record().incarnation.clone();
         if request.incarnation.is_empty() || request.incarnation == ours {
             self.tell(News::Drain(request.drain));
+        }
+    }
+}
+
+async fn ask_leader(bus: &Bus, key: &str, record: &Member, ask: Ask) -> Result<Answer, BusError> {
+    match ask {
+        Ask::Last => {
+            let last = bus.kv_last(Bucket::Live, key).await?;
+            Ok(Answer::Last(last.map(|last| last.sequence)))
+        }
+        Ask::Write { over } => {
+            let subject = bus.names().key_subject(Bucket::Live, key);
+            let payload = record.encode_to_vec().into();
+            match kv::put_expecting(bus.wire(), &subject, payload, over).await? {
+                Cas::Stored(revision) => Ok(Answer::Written(Some(revision))),
+                Cas::Conflict => Ok(Answer::Written(None)),
+            }
+        }
+        Ask::Value => {
+            let there = bus.kv_get(Bucket::Live, key).await?;
+            let found = there.map(|there| Found {
+                revision: there.sequence,
+                // One that cannot be read is no other process.
+                ours: Member::decode(there.payload)
+                    .map_or(true, |other| other.incarnation == record.incarnation),
+            });
+            Ok(Answer::Value(found))
         }
     }
 }

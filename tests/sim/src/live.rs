@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use mailbell_core::{
     ids::OwnerEpoch,
-    sharding::{Input, Written},
+    sharding::{
+        Input, Written,
+        renewal::{Answer, Ask, Found},
+    },
 };
 use mailbell_proto::bus::v1 as records;
 use rand::RngExt as _;
@@ -38,8 +41,6 @@ pub(crate) struct Holder {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Standing {
     pub(crate) incarnation: String,
-    /// Which of its renewals was stored last.
-    number: u64,
     pub(crate) left: bool,
     pub(crate) stalled: bool,
     pub(crate) renewed: Duration,
@@ -69,9 +70,11 @@ pub(crate) struct Live {
 /// What a watcher asks of the bucket.
 #[derive(Debug, Clone)]
 pub(crate) enum Want {
-    Renew {
+    /// What the real machine asks about the record of a member.
+    Record {
         number: u64,
         record: records::Member,
+        ask: Ask,
     },
     Members {
         asked: Duration,
@@ -133,7 +136,11 @@ impl World {
     /// A request arrives at the bucket's leader.
     pub(crate) fn on_ask_live(&mut self, mut asked: Asked) {
         let state = &self.processes[asked.process];
-        let writes = matches!(asked.want, Want::Renew { .. } | Want::Write { .. });
+        let writes = match &asked.want {
+            Want::Record { ask, .. } => matches!(ask, Ask::Write { .. }),
+            Want::Write { .. } => true,
+            Want::Members { .. } | Want::Read { .. } | Want::Watch { .. } => false,
+        };
         if asked.queued {
             if !self.is_up(asked.process) {
                 return;
@@ -158,17 +165,14 @@ impl World {
         self.age_keys();
         let (process, link) = (asked.process, asked.link);
         match asked.want {
-            Want::Renew { number, record } => {
-                // Over the one before: one that comes late finds another revision.
-                let late = asked.queued
-                    && self.live.standing.get(&record.id).is_none_or(|standing| {
-                        standing.incarnation != record.incarnation || standing.number + 1 != number
-                    });
-                if late {
-                    return self.count("late renewal refused");
-                }
-                self.store_member(number, record);
-                self.answer_live(process, link, true, Told::Renewed { number });
+            Want::Record {
+                number,
+                record,
+                ask,
+            } => {
+                let answer = self.on_ask_record(record, ask);
+                let told = Told::Record { number, answer };
+                self.answer_live(process, link, writes, told);
             }
             Want::Members { asked } => {
                 let members = self.live.members.values();
@@ -224,7 +228,40 @@ impl World {
         });
     }
 
-    fn store_member(&mut self, number: u64, record: records::Member) {
+    fn on_ask_record(&mut self, record: records::Member, ask: Ask) -> Answer {
+        let there = self.live.members.get(&record.id);
+        match ask {
+            Ask::Last => Answer::Last(there.map(|(revision, ..)| *revision)),
+            Ask::Value => Answer::Value(there.map(|(revision, _, found)| Found {
+                revision: *revision,
+                ours: found.incarnation == record.incarnation,
+            })),
+            Ask::Write { over } => {
+                if there.map_or(0, |(revision, ..)| *revision) != over {
+                    self.count("renewal conflict");
+                    return Answer::Written(None);
+                }
+                self.store_member(record);
+                Answer::Written(Some(self.live.revision))
+            }
+        }
+    }
+
+    /// What a process that ends says last, whatever stands there of its own: its thread goes on until that is written.
+    pub(crate) fn last_word(&mut self, process: usize, record: records::Member) {
+        let there = self.live.members.get(&record.id);
+        let over = there.map_or(0, |(revision, ..)| *revision);
+        let number = 0;
+        let ask = Ask::Write { over };
+        let want = Want::Record {
+            number,
+            record,
+            ask,
+        };
+        self.ask_live(process, want);
+    }
+
+    fn store_member(&mut self, record: records::Member) {
         self.live.revision += 1;
         let (revision, now) = (self.live.revision, self.now);
         let (dead, trouble) = (self.scenario.timing.member_dead, self.live.trouble);
@@ -239,7 +276,7 @@ impl World {
             standing.incarnation.clone_from(&record.incarnation);
         }
         (standing.renewed, standing.left) = (now, record.left);
-        (standing.number, standing.stalled) = (number, record.stalled);
+        standing.stalled = record.stalled;
         if record.stalled {
             self.count("said to be stalled");
         }

@@ -125,7 +125,7 @@ impl World {
         let Ev::Told { told, .. } = ev else {
             return false;
         };
-        hangs && matches!(told, Told::Renew | Told::Renewed { .. })
+        hangs && matches!(told, Told::Renew | Told::Record { .. })
     }
 
     /// The thread has news for the main part.

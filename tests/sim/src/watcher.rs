@@ -6,7 +6,10 @@ use std::time::Duration;
 use mailbell_core::{
     ids::Partition,
     session::Stop,
-    sharding::{Config, Effect, Input, Lost, Sharding, Waiting, Written},
+    sharding::{
+        Config, Effect, Input, Lost, Sharding, Waiting, Written,
+        renewal::{Answer, Ask, Renewal, Step},
+    },
 };
 use mailbell_proto::bus::v1 as records;
 
@@ -36,8 +39,10 @@ pub(crate) struct Member {
     pub(crate) inbox: Vec<Ev>,
     stops: u64,
     cuts: u64,
-    renewal: u64,
-    awaits: bool,
+    /// The real machine, and the attempt that is awaited: which one, and what it writes.
+    renewal: Renewal,
+    attempts: u64,
+    awaits: Option<records::Member>,
     ops: u64,
     writes: [u64; PARTITIONS],
     reads: [u64; PARTITIONS],
@@ -59,8 +64,9 @@ pub(crate) struct Member {
 pub(crate) enum Told {
     Renew,
     Tick,
-    Renewed {
+    Record {
         number: u64,
+        answer: Answer,
     },
     Share(Input),
     Wrote {
@@ -122,8 +128,9 @@ impl World {
             inbox: Vec::new(),
             stops: 0,
             cuts: 0,
-            renewal: 0,
-            awaits: false,
+            renewal: Renewal::default(),
+            attempts: 0,
+            awaits: None,
             ops: 0,
             writes: [0; PARTITIONS],
             reads: [0; PARTITIONS],
@@ -180,9 +187,9 @@ impl World {
                     self.exit(process);
                 }
             }
-            Told::Renewed { number } => {
-                if member.renewal == number && std::mem::take(&mut member.awaits) {
-                    self.news(process, Input::Renewed);
+            Told::Record { number, answer } => {
+                if member.attempts == number {
+                    self.on_record(process, answer);
                 }
             }
             Told::Share(input) => self.share(process, input),
@@ -246,16 +253,48 @@ impl World {
         let period = self.scenario.timing.member_renew;
         self.tell_later(process, period, Told::Renew);
         let member = self.members.get_mut(&process).unwrap();
-        if std::mem::take(&mut member.awaits) {
+        if member.awaits.take().is_some() {
             self.news(process, Input::RenewalFailed);
         }
         let record = self.record_of(process);
         let member = self.members.get_mut(&process).unwrap();
-        (member.renewal, member.awaits) = (member.renewal + 1, true);
-        let number = member.renewal;
-        self.ask_live(process, Want::Renew { number, record });
+        member.awaits = Some(record);
+        member.attempts += 1;
+        let ask = member.renewal.begin();
+        self.ask_record(process, ask);
         let asked = self.now;
         self.ask_live(process, Want::Members { asked });
+    }
+
+    fn ask_record(&mut self, process: usize, ask: Ask) {
+        let member = &self.members[&process];
+        if let Some(record) = member.awaits.clone() {
+            let number = member.attempts;
+            let want = Want::Record {
+                number,
+                record,
+                ask,
+            };
+            self.ask_live(process, want);
+        }
+    }
+
+    fn on_record(&mut self, process: usize, answer: Answer) {
+        let member = self.members.get_mut(&process).unwrap();
+        if member.awaits.is_none() {
+            return;
+        }
+        match member.renewal.on(answer) {
+            Step::Ask(ask) => self.ask_record(process, ask),
+            Step::Renewed => {
+                member.awaits = None;
+                self.news(process, Input::Renewed);
+            }
+            Step::Replaced => {
+                let breach = format!("process {process} is replaced, though it runs alone");
+                self.fail(Breach::Contract, breach);
+            }
+        }
     }
 
     /// The link is back: what stands in the bucket is told anew.
@@ -493,8 +532,7 @@ impl World {
             left: true,
             ..self.record_of(process)
         };
-        let number = self.members[&process].renewal + 1;
-        self.ask_live(process, Want::Renew { number, record });
+        self.last_word(process, record);
         self.kill(process);
         if comes_back {
             let later = self.outage();

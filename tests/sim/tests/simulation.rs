@@ -101,6 +101,7 @@ const EXPECTED: &[&str] = &[
     "purged entries skipped",
     "queue full",
     "released to nobody",
+    "renewal conflict",
     "replay",
     "resync: log changed",
     "resync: subscription",

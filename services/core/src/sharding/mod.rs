@@ -9,6 +9,7 @@ pub mod claims;
 mod giving;
 pub mod liveness;
 pub mod planner;
+pub mod renewal;
 mod shares;
 
 use std::{collections::BTreeMap, time::Duration};
