@@ -18,10 +18,10 @@ pub struct Options {
     pub quiet: Duration,
     /// How many connections are begun a second (1000: fifty thousand mailboxes within a minute).
     pub connects_per_second: u32,
-    /// How many the whole installation begins a second to one host (100: a server of one's own takes it, and no big provider
+    /// How many all watchers behind one address begin a second to one host (100: a server of one's own takes it, and no big provider
     /// minds it from one address). This watcher uses its share of it.
     pub connects_per_host: u32,
-    /// How many logins the whole installation tries a second at one host (50: a login costs the server a password hash, some
+    /// How many logins all watchers behind one address try a second at one host (50: a login costs the server a password hash, some
     /// 20 to 100 ms of a core, so that is what a machine of four to eight cores does beside its other work). This watcher uses
     /// its share of it.
     pub logins_per_host: u32,

@@ -33,9 +33,9 @@ pub type Ticket = u64;
 pub struct Rates {
     /// Connections that this process begins a second.
     pub connects: u32,
-    /// Connections that the whole installation begins a second to one host.
+    /// Connections that all watchers behind one address begin a second to one host.
     pub host_connects: u32,
-    /// Logins that the whole installation tries a second at one host.
+    /// Logins that all watchers behind one address try a second at one host.
     pub host_logins: u32,
     /// Connections of this process that are between TCP and the end of the login at once; a quarter of them with one host.
     pub handshakes: usize,
