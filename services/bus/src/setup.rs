@@ -339,11 +339,23 @@ impl Bus {
         let subject = format!("$JS.API.STREAM.{call}.{}", wanted.name);
         let begun = Instant::now();
         let mut backoff = patience();
+        // An answer is lost where the leader of the cluster changes. What was done is answered as if it were done again.
+        let ask_again = self.wire().patience() * 2;
         let answer = loop {
             let ask = self
                 .wire()
-                .ask_api::<Value>(&subject, &wanted.fields, PATIENCE);
-            match ask.await? {
+                .ask_api::<Value>(&subject, &wanted.fields, ask_again);
+            let answer = match ask.await {
+                Err(BusError::Timeout(_)) if begun.elapsed() < PATIENCE => {
+                    tracing::warn!(
+                        stream = wanted.name,
+                        "NATS does not answer yet; it is asked again"
+                    );
+                    continue;
+                }
+                answer => answer?,
+            };
+            match answer {
                 Err(error) if error.err_code == NO_PEERS && begun.elapsed() < GATHERING => {
                     let error = self.wire().failed(error.into_bus(&wanted.name));
                     tracing::warn!(%error, "the NATS servers may still be meeting; it is tried again");

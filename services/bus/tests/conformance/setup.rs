@@ -1,10 +1,13 @@
 //! Making and verifying what an installation stores.
 
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
 use mailbell_bus::{Bus, BusError, BusOptions, Role, StorageLimits};
-use mailbell_test_servers::{NatsOptions, NatsServer};
+use mailbell_test_servers::{NatsOptions, NatsServer, proxy::Mode};
 use serde_json::json;
 
-use crate::world::{PASSWORD, World, account, api, append, bare_server, event, options};
+use crate::world::{PASSWORD, World, account, api, append, bare_server, event, options, soon};
 
 async fn setup_bus(url: &str) -> Bus {
     Bus::connect(options(url, Role::Setup)).await.unwrap()
@@ -210,4 +213,27 @@ async fn an_installation_that_is_not_there() {
         watcher.logs().await.unwrap_err(),
         BusError::NotSetUp("main".to_owned())
     );
+}
+
+/// As where the leader of the cluster changes meanwhile: nothing comes of what it was asked.
+#[tokio::test]
+async fn a_stream_whose_answer_is_lost_is_asked_for_again() {
+    let world = World::bare().await;
+    let (proxy, url) = world.proxy().await;
+    let mut options = options(&url, Role::Setup);
+    options.timing.ack_timeout = Duration::from_millis(300);
+    let bus = Bus::connect(options).await.unwrap();
+    let operator = world.operator().await;
+    let mut asked = operator.subscribe("$JS.API.STREAM.CREATE.*").await.unwrap();
+    operator.flush().await.unwrap();
+    let lose_answers = async {
+        let first = asked.next().await.unwrap().subject;
+        proxy.set(Mode::STALLED_TO_CLIENT);
+        while asked.next().await.unwrap().subject != first {}
+        proxy.set(Mode::PASS);
+    };
+    let (report, ()) = soon(async { tokio::join!(bus.setup(), lose_answers) }).await;
+    let report = report.unwrap();
+    assert_eq!((report.created.len(), report.changed.len()), (67, 0));
+    assert_eq!(bus.verify().await.unwrap().drift, []);
 }

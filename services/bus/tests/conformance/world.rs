@@ -58,6 +58,14 @@ impl World {
         Self::start_with(|_| {}).await
     }
 
+    /// Not set up.
+    pub(crate) async fn bare() -> Self {
+        Self {
+            server: bare_server().await,
+            change: |_| {},
+        }
+    }
+
     pub(crate) async fn start_with(change: fn(&mut BusOptions)) -> Self {
         let world = Self {
             server: bare_server().await,
