@@ -5,6 +5,7 @@
 //! server knows by the way whose sessions come: see [`Launch::hosts`](crate::process::Launch::hosts) for what the machine must allow.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
@@ -230,7 +231,8 @@ impl Crowd {
             self.is_level(watchers).await.unwrap_or(false)
         });
         level.await.with_context(|| self.who_watches())?;
-        self.single(limit).await
+        self.single(limit).await?;
+        Ok(())
     }
 
     /// Whether these watchers, and no others, own what they should.
@@ -242,15 +244,19 @@ impl Crowd {
         Ok(is_level(board.get_ref(), watchers))
     }
 
-    /// Waits until each mailbox is watched, and by one watcher alone.
+    /// Waits until each mailbox is watched, and by one watcher alone. That was so in this moment: each looks into its mailbox now and
+    /// then, and waits for nothing meanwhile.
     ///
     /// # Errors
     /// When that isn't so after `limit`; the text says who has how many.
-    pub async fn single(&self, limit: Duration) -> anyhow::Result<()> {
+    pub async fn single(&self, limit: Duration) -> anyhow::Result<Instant> {
+        let moment = Cell::new(None);
         let single = until(limit, "one session of each mailbox", || async {
-            self.is_single() && self.server.watched() == self.server.users()
+            moment.set(self.server.all_watched());
+            moment.get().is_some()
         });
-        single.await.with_context(|| self.who_watches())
+        single.await.with_context(|| self.who_watches())?;
+        moment.get().context("no such moment")
     }
 
     /// How many mailboxes each holder has a session of now.

@@ -280,17 +280,14 @@ impl Scene {
         let messages = self.traffic.stop().await?;
         ensure!(messages > 0, "no mail arrived");
         self.crowd.installation.ready().await?;
-        self.crowd.single(SOON).await?;
-        // Whoever fetches a message waits for none: only once all have come it counts who does.
-        let devices: Vec<&Device> = self.devices.iter().collect();
-        self.crowd.judge(&devices).await?;
-        self.crowd.single(SOON).await?;
-        let verdict = self.crowd.verdict(self.begun..Instant::now(), &self.blind);
+        let end = self.crowd.single(SOON).await?;
+        let verdict = self.crowd.verdict(self.begun..end, &self.blind);
         let judged = judge(&verdict, &self.blind, faults, alone);
         if judged.is_err() {
             self.crowd.installation.keep();
         }
         judged?;
+        let devices: Vec<&Device> = self.devices.iter().collect();
         self.crowd.finish(&devices).await?;
         for device in devices {
             let journal = device.journal();

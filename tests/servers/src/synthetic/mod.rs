@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
@@ -192,6 +193,12 @@ impl SyntheticImap {
     #[must_use]
     pub fn watched(&self) -> usize {
         self.shared.records.idling_users()
+    }
+
+    /// Now, if each user has sessions of one holder alone, and one of them is in IDLE.
+    #[must_use]
+    pub fn all_watched(&self) -> Option<Instant> {
+        self.shared.records.all_watched(self.users())
     }
 
     /// Who has a session of whom now, by user.

@@ -147,6 +147,23 @@ impl Records {
             .collect::<BTreeSet<_>>()
             .len()
     }
+
+    /// Now, if each of so many users has sessions of one holder alone, and one of them is in IDLE.
+    pub(super) fn all_watched(&self, users: usize) -> Option<Instant> {
+        let inner = lock(&self.0);
+        let mut watched = BTreeMap::new();
+        for session in inner.live() {
+            let Some(user) = session.user else { continue };
+            let (holder, idles) = watched.entry(user).or_insert((&session.holder, false));
+            if **holder != session.holder {
+                return None;
+            }
+            *idles |= session.idles_now();
+        }
+        let all = watched.len() == users && watched.values().all(|(_, idles)| *idles);
+        // While nothing can change.
+        all.then(Instant::now)
+    }
 }
 
 impl Inner {
