@@ -401,10 +401,9 @@ impl Running {
 
     /// Looks at checkpoints once somebody falls silent: until it counts as dead, and what it had can be taken, there is time for that.
     fn look_ahead(&mut self) {
-        let dead = self.context.timing.member_dead;
-        let silent = |still: Duration| still >= dead / 2 && still < dead;
-        let mut members = self.shards.sharding().observer().all();
-        if members.any(|(_, still)| silent(still)) && self.looking.is_finished() {
+        let long = self.context.timing.member_dead / 2;
+        let observer = self.shards.sharding().observer();
+        if observer.somebody_is_silent(long) && self.looking.is_finished() {
             let looking = Arc::clone(&self.proofs).see_all(self.ledger.clone());
             self.looking = tokio::spawn(looking);
         }

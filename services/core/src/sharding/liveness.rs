@@ -202,6 +202,15 @@ impl Observer {
             .map(|seen| &seen.record)
     }
 
+    /// Whether the record of somebody who is not dead has stood still for at least so long.
+    #[must_use]
+    pub fn somebody_is_silent(&self, least: Duration) -> bool {
+        let silent = |seen: &Seen| self.still(seen.changed) >= least;
+        self.seen
+            .values()
+            .any(|seen| !seen.dead && !self.is_gone(seen) && silent(seen))
+    }
+
     /// Whether its record was seen to change: a record that was there before this observer may be a dead member's.
     #[must_use]
     pub fn was_heard(&self, id: &str) -> bool {
@@ -260,6 +269,23 @@ mod tests {
         assert!(watched(12).is_dead("b", "1", S * 12));
         assert_eq!(watched(9).live().count(), 1);
         assert_eq!(watched(12).live().count(), 0);
+    }
+
+    #[test]
+    fn who_has_left_or_is_dead_is_not_silent() {
+        assert!(!watched(3).somebody_is_silent(S * 6));
+        assert!(watched(6).somebody_is_silent(S * 6));
+        assert!(!watched(12).somebody_is_silent(S * 6));
+        let mut observer = watched(3);
+        for at in [6, 9, 12] {
+            let left = Member {
+                left: true,
+                ..member("b", "1")
+            };
+            observer.renewed(S * at);
+            observer.read(S * at, S * at, [(left, 8)]);
+            assert!(!observer.somebody_is_silent(S * 3));
+        }
     }
 
     #[test]

@@ -96,3 +96,38 @@ async fn an_event_whose_folding_panics_holds_back_its_own_account_only() {
         assert_eq!(folders[0].uid_next, 2, "{account}");
     }
 }
+
+/// What an owner gave away in order needs no second look at the checkpoints of its group; what a dead one left does.
+#[tokio::test]
+async fn what_the_dead_leave_is_loaded_after_another_look() {
+    let installation = Installation::new().await;
+    let ledger = &installation.ledger;
+    let account = account_in(|_| true);
+    let (group, partition) = (account.group(), account.partition());
+    let of_others = account_in(|one| one != partition && one.group() == group);
+    let log_id = ledger.logs.ids().get(group);
+    let proofs = Arc::new(Proofs::new(Duration::ZERO));
+    proofs.see(ledger, group, false).await.unwrap();
+    // Written since: the log, which is empty, was cut.
+    let mut checkpoint = first_checkpoint();
+    (checkpoint.log_id, checkpoint.position) = (log_id, 7);
+    installation.store(&of_others, &checkpoint).await;
+    let (_changes, reader) = ledger.bus.accounts().follow();
+    let mut loads = Loads::new(reader, proofs);
+    for released in [true, false] {
+        let before = Before {
+            log_id,
+            flushed: 0,
+            released,
+        };
+        let taken = Taken {
+            epoch: 1,
+            before: Some(before),
+        };
+        loads.begin(ledger, vec![(partition, taken)]);
+        let loaded = timeout(Duration::from_secs(60), loads.next()).await;
+        loads.go_on(ledger, &loaded.unwrap());
+        let same = ledger.logs.ids().get(group) == log_id;
+        assert_eq!(same, released);
+    }
+}
