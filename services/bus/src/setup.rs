@@ -353,6 +353,7 @@ impl Bus {
                     );
                     continue;
                 }
+                Err(BusError::Timeout(_)) => return Err(BusError::Timeout(PATIENCE)),
                 answer => answer?,
             };
             match answer {
