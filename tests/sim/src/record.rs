@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use mailbell_core::{
     ids::PARTITIONS as ALL,
-    sharding::{Assignment, Candidate, Input, assign},
+    sharding::{
+        Assignment, Candidate, Input, assign,
+        renewal::{Answer, Ask, Step},
+    },
 };
 use mailbell_proto::bus::v1 as records;
 
 use crate::{
+    breach::Breach,
     drive::Ev,
+    live::Want,
     watcher::Told,
     world::{S, World},
 };
@@ -72,6 +77,54 @@ impl World {
             stalled: hangs.is_some_and(|since| self.now - since >= dead),
             load: Some(load),
             ..records::Member::default()
+        }
+    }
+
+    pub(crate) fn renew(&mut self, process: usize) {
+        let period = self.scenario.timing.member_renew;
+        self.tell_later(process, period, Told::Renew);
+        let member = self.members.get_mut(&process).unwrap();
+        if member.awaits.take().is_some() {
+            self.news(process, Input::RenewalFailed);
+        }
+        let record = self.record_of(process);
+        let member = self.members.get_mut(&process).unwrap();
+        member.awaits = Some(record);
+        member.attempts += 1;
+        let ask = member.renewal.begin();
+        self.ask_record(process, ask);
+        let asked = self.now;
+        self.ask_live(process, Want::Members { asked });
+    }
+
+    fn ask_record(&mut self, process: usize, ask: Ask) {
+        let member = &self.members[&process];
+        if let Some(record) = member.awaits.clone() {
+            let number = member.attempts;
+            let want = Want::Record {
+                number,
+                record,
+                ask,
+            };
+            self.ask_live(process, want);
+        }
+    }
+
+    pub(crate) fn on_record(&mut self, process: usize, answer: Answer) {
+        let member = self.members.get_mut(&process).unwrap();
+        if member.awaits.is_none() {
+            return;
+        }
+        match member.renewal.on(answer) {
+            Step::Ask(ask) => self.ask_record(process, ask),
+            Step::Renewed => {
+                member.awaits = None;
+                self.news(process, Input::Renewed);
+            }
+            Step::Replaced => {
+                let breach = format!("process {process} is replaced, though it runs alone");
+                self.fail(Breach::Contract, breach);
+            }
         }
     }
 
@@ -197,7 +250,7 @@ impl World {
                 Some(_) if self.failure.is_some() => return,
                 Some(lacks) if self.now > end => {
                     let what = format!("without room never comes to rest: {lacks}");
-                    return self.fail(crate::Breach::Restless, what);
+                    return self.fail(Breach::Restless, what);
                 }
                 Some(_) => {}
             }

@@ -8,7 +8,7 @@ use mailbell_core::{
     session::Stop,
     sharding::{
         Config, Effect, Input, Lost, Sharding, Waiting, Written,
-        renewal::{Answer, Ask, Renewal, Step},
+        renewal::{Answer, Renewal},
     },
 };
 use mailbell_proto::bus::v1 as records;
@@ -40,9 +40,9 @@ pub(crate) struct Member {
     stops: u64,
     cuts: u64,
     /// The real machine, and the attempt that is awaited: which one, and what it writes.
-    renewal: Renewal,
-    attempts: u64,
-    awaits: Option<records::Member>,
+    pub(crate) renewal: Renewal,
+    pub(crate) attempts: u64,
+    pub(crate) awaits: Option<records::Member>,
     ops: u64,
     writes: [u64; PARTITIONS],
     reads: [u64; PARTITIONS],
@@ -154,7 +154,7 @@ impl World {
         self.tell_later(process, delay, told);
     }
 
-    fn tell_later(&mut self, process: usize, delay: Duration, told: Told) {
+    pub(crate) fn tell_later(&mut self, process: usize, delay: Duration, told: Told) {
         self.after(
             delay,
             Ev::Told {
@@ -246,54 +246,6 @@ impl World {
                 }
             }
             Told::Exit => self.exit(process),
-        }
-    }
-
-    fn renew(&mut self, process: usize) {
-        let period = self.scenario.timing.member_renew;
-        self.tell_later(process, period, Told::Renew);
-        let member = self.members.get_mut(&process).unwrap();
-        if member.awaits.take().is_some() {
-            self.news(process, Input::RenewalFailed);
-        }
-        let record = self.record_of(process);
-        let member = self.members.get_mut(&process).unwrap();
-        member.awaits = Some(record);
-        member.attempts += 1;
-        let ask = member.renewal.begin();
-        self.ask_record(process, ask);
-        let asked = self.now;
-        self.ask_live(process, Want::Members { asked });
-    }
-
-    fn ask_record(&mut self, process: usize, ask: Ask) {
-        let member = &self.members[&process];
-        if let Some(record) = member.awaits.clone() {
-            let number = member.attempts;
-            let want = Want::Record {
-                number,
-                record,
-                ask,
-            };
-            self.ask_live(process, want);
-        }
-    }
-
-    fn on_record(&mut self, process: usize, answer: Answer) {
-        let member = self.members.get_mut(&process).unwrap();
-        if member.awaits.is_none() {
-            return;
-        }
-        match member.renewal.on(answer) {
-            Step::Ask(ask) => self.ask_record(process, ask),
-            Step::Renewed => {
-                member.awaits = None;
-                self.news(process, Input::Renewed);
-            }
-            Step::Replaced => {
-                let breach = format!("process {process} is replaced, though it runs alone");
-                self.fail(Breach::Contract, breach);
-            }
         }
     }
 
