@@ -15,7 +15,7 @@ use mailbell_proto::bus::v1::{AccountRecord, StatusRecord};
 use mailbell_test_servers::proxy::Mode;
 use serde_json::json;
 
-use crate::world::{World, account, accounts_of, api, options, partition, soon};
+use crate::world::{World, account, accounts_of, api, listen, options, partition, soon};
 
 fn record(host: &str) -> AccountRecord {
     AccountRecord {
@@ -239,8 +239,7 @@ async fn a_pass_over_a_bucket_that_is_cut_off_fails_and_is_done_again() {
         let watcher = Bus::connect(options).await.unwrap();
         let (_changes, reader) = watcher.accounts().follow();
         reader.until_followed(group).await.unwrap();
-        let mut asked = operator.subscribe(NEXT_BATCHES).await.unwrap();
-        operator.flush().await.unwrap();
+        let mut asked = listen(&operator, NEXT_BATCHES).await;
         let cut_off = async {
             // The second: the first one came.
             for _ in 0..2 {
@@ -267,8 +266,7 @@ async fn a_pass_over_a_bucket_outlives_its_consumer() {
     let (_changes, reader) = watcher.accounts().follow();
     reader.until_followed(ids[0].group()).await.unwrap();
     let operator = world.operator().await;
-    let mut asked = operator.subscribe(NEXT_BATCHES).await.unwrap();
-    operator.flush().await.unwrap();
+    let mut asked = listen(&operator, NEXT_BATCHES).await;
     let delete = async {
         let first = asked.next().await.unwrap().subject;
         let again = asked.next().await.unwrap().subject;
@@ -296,8 +294,7 @@ async fn pass_without_pulling(world: &World, role: Role, ids: &[AccountId]) {
     let (_changes, reader) = bus.accounts().follow();
     reader.until_followed(ids[0].group()).await.unwrap();
     let operator = world.operator().await;
-    let mut heard = operator.subscribe("$JS.API.>").await.unwrap();
-    operator.flush().await.unwrap();
+    let mut heard = listen(&operator, "$JS.API.>").await;
     let found = soon(reader.partitions(ids[0].group(), &nine())).await;
     let found: Vec<AccountId> = hosts(&found.unwrap()[0]).into_keys().collect();
     assert_eq!(found, ids);

@@ -20,7 +20,7 @@ use mailbell_test_servers::proxy::Mode;
 use prost::Message as _;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use crate::world::{World, account, partition, soon};
+use crate::world::{World, account, listen, partition, soon};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -237,12 +237,8 @@ async fn what_is_asked_again_is_not_begun_twice() {
     });
     gateway.check_meta().await.unwrap();
     owner.own(&[partition(5)]).await.unwrap();
-    let mut seen = world
-        .raw("watcher")
-        .await
-        .subscribe("mb.main.req.5")
-        .await
-        .unwrap();
+    let raw = world.raw("watcher").await;
+    let mut seen = listen(&raw, "mb.main.req.5").await;
     proxy.set(Mode::STALLED_TO_CLIENT);
     let healing = async {
         for _ in 0..2 {
@@ -268,8 +264,7 @@ async fn who_gives_no_signs_is_waited_for_while_there_may_be_owners_of_before() 
     let gateway = world.bus(Role::Gateway).await;
     assert!(!gateway.write_version().has_signs());
     let raw = world.raw("watcher").await;
-    let mut requests = raw.subscribe("mb.main.req.5").await.unwrap();
-    raw.flush().await.unwrap();
+    let mut requests = listen(&raw, "mb.main.req.5").await;
     let id = account(5, 0);
     let mut next = async |after| {
         let request = requests.next().await.unwrap();

@@ -7,7 +7,9 @@ use mailbell_bus::{Bus, BusError, BusOptions, Role, StorageLimits};
 use mailbell_test_servers::{NatsOptions, NatsServer, proxy::Mode};
 use serde_json::json;
 
-use crate::world::{PASSWORD, World, account, api, append, bare_server, event, options, soon};
+use crate::world::{
+    PASSWORD, World, account, api, append, bare_server, event, listen, options, soon,
+};
 
 async fn setup_bus(url: &str) -> Bus {
     Bus::connect(options(url, Role::Setup)).await.unwrap()
@@ -224,8 +226,7 @@ async fn a_stream_whose_answer_is_lost_is_asked_for_again() {
     options.timing.ack_timeout = Duration::from_millis(300);
     let bus = Bus::connect(options).await.unwrap();
     let operator = world.operator().await;
-    let mut asked = operator.subscribe("$JS.API.STREAM.CREATE.*").await.unwrap();
-    operator.flush().await.unwrap();
+    let mut asked = listen(&operator, "$JS.API.STREAM.CREATE.*").await;
     let lose_answers = async {
         let first = asked.next().await.unwrap().subject;
         proxy.set(Mode::STALLED_TO_CLIENT);

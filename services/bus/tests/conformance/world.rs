@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use mailbell_bus::{
     AppendOutcome, Auth, Bus, BusOptions, Followed, Follower, Logs, Refusal, Role, Secret,
     StorageLimits,
@@ -236,6 +237,17 @@ pub(crate) async fn insist(logs: &Logs, event: &Event) -> AppendOutcome {
 /// Waits for what must come.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap()
+}
+
+/// Subscribes, and the server knows of it: `flush` of the client says only that it was sent, and what another connection publishes
+/// then may come before it.
+pub(crate) async fn listen(client: &async_nats::Client, subject: &str) -> async_nats::Subscriber {
+    let heard = client.subscribe(subject.to_owned()).await.unwrap();
+    let echo = client.new_inbox();
+    let mut echoed = client.subscribe(echo.clone()).await.unwrap();
+    client.publish(echo, "".into()).await.unwrap();
+    soon(echoed.next()).await.unwrap();
+    heard
 }
 
 /// What comes next, but for a consumer that was lost: the one that is made anew tells of that.
