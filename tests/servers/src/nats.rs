@@ -194,6 +194,26 @@ impl NatsServer {
         Ok(serde_json::from_str(&body)?)
     }
 
+    /// The connections in this state (`open`, `closed`) of clients with such a word in their name, as `/connz` describes them.
+    ///
+    /// # Errors
+    /// As [`NatsServer::monitor`]; also when the page does not list connections.
+    pub async fn connections(
+        &self,
+        state: &str,
+        is: impl Fn(&str) -> bool,
+    ) -> io::Result<Vec<serde_json::Value>> {
+        let page = self.monitor(&format!("/connz?state={state}")).await?;
+        let connections = page.get("connections").and_then(|found| found.as_array());
+        let connections =
+            connections.ok_or_else(|| io::Error::other("no connections are listed"))?;
+        let wanted = connections.iter().filter(|connection| {
+            let name = connection.get("name").and_then(|name| name.as_str());
+            name.is_some_and(|name| name.split(' ').any(&is))
+        });
+        Ok(wanted.cloned().collect())
+    }
+
     /// The directory of the store, the configuration (`nats.conf`) and the log.
     #[must_use]
     pub fn directory(&self) -> &Path {

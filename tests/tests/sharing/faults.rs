@@ -27,14 +27,9 @@ const IMPATIENT: &str = "ping_interval: \"3s\"\nping_max: 2\n";
 
 /// The connections of a watcher that NATS has or had: why each was closed, if it was.
 async fn connections(nats: &NatsServer, watcher: Part, state: &str) -> Vec<String> {
-    let page = nats.monitor(&format!("/connz?state={state}")).await;
-    let page = page.unwrap();
     let name = watcher.to_string();
-    let connections = page["connections"].as_array().unwrap().iter();
-    let its = connections.filter(|connection| {
-        let words = connection["name"].as_str().unwrap_or_default();
-        words.split(' ').any(|word| word == name)
-    });
+    let its = nats.connections(state, |word| word == name).await.unwrap();
+    let its = its.iter();
     its.map(|connection| connection["reason"].as_str().unwrap_or_default().to_owned())
         .collect()
 }

@@ -32,8 +32,8 @@ pub struct Before {
     pub log_id: LogId,
     /// Every checkpoint of the partition covers the log up to there.
     pub flushed: Position,
-    /// It gave the partition away in order, and had asked the log's leader for its end by then. Otherwise it has died, or its claim
-    /// has aged out.
+    /// It gave the partition away in order, and asked the log's leader for its end then; one that did not answer leaves `flushed` where
+    /// it was. Otherwise the owner has died, or its claim has aged out.
     pub released: bool,
 }
 

@@ -48,15 +48,9 @@ impl Traffic {
 
     /// On the connections that are there of one that was connected by this name.
     pub(crate) async fn of(nats: &NatsServer, name: &str) -> anyhow::Result<Self> {
-        let page = nats.monitor("/connz").await?;
-        let connections = page.get("connections").and_then(|found| found.as_array());
-        let its = connections.into_iter().flatten().filter(|connection| {
-            let words = connection.get("name").and_then(|name| name.as_str());
-            words.is_some_and(|words| words.split(' ').any(|word| word == name))
-        });
         let mut traffic = Self::default();
-        for connection in its {
-            traffic.add(connection)?;
+        for connection in nats.connections("open", |word| word == name).await? {
+            traffic.add(&connection)?;
         }
         Ok(traffic)
     }

@@ -110,19 +110,12 @@ async fn until_quiet(nats: &NatsServer) -> anyhow::Result<()> {
 
 /// By the server's own count of each connection.
 async fn traffic(nats: &NatsServer) -> anyhow::Result<Traffic> {
-    let page = nats.monitor("/connz?limit=100").await?;
-    let connections = page
-        .get("connections")
-        .and_then(|connections| connections.as_array())
-        .context("no connections")?;
+    let is_watcher = |word: &str| word.contains("watcher");
     let mut traffic = Traffic::default();
-    for connection in connections {
-        let name = connection.get("name").and_then(|name| name.as_str());
-        if name.is_some_and(|name| name.contains("watcher")) {
-            let count = |field| connection.get(field).and_then(|count| count.as_u64());
-            traffic.to_nats += count("in_msgs").context("no in_msgs")?;
-            traffic.from_nats += count("out_msgs").context("no out_msgs")?;
-        }
+    for connection in nats.connections("open", is_watcher).await? {
+        let count = |field| connection.get(field).and_then(|count| count.as_u64());
+        traffic.to_nats += count("in_msgs").context("no in_msgs")?;
+        traffic.from_nats += count("out_msgs").context("no out_msgs")?;
     }
     Ok(traffic)
 }
