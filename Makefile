@@ -7,6 +7,7 @@ SHELL := /bin/bash
 INSTALL := tests/tools/install.sh
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
+CRDS := charts/mailbell-crds/templates/crds.yaml
 # The server that tests and the demo start: the one that was installed for them, or the one that you name.
 export MAILBELL_NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 
@@ -33,7 +34,7 @@ build: nats ## The binary, optimized: target/release/mailbell, with the nats-ser
 	install -m 755 "$(MAILBELL_NATS_SERVER)" $(RELEASE)/nats-server
 
 .PHONY: test
-test: tools prev ## All tests, on a real Dovecot and real nats-servers
+test: tools kube prev ## All tests, on a real Dovecot, real nats-servers and a real Kubernetes API server
 	@$(INSTALL) faketime
 	cargo test --workspace --features mailbell/failpoints
 
@@ -61,6 +62,8 @@ drift: ## Whether the generated files are what the sources say
 	$(DEBUG) --quiet
 	$(TARGET)/debug/mailbell reference | diff -u docs/reference.md - \
 	  || { echo "docs/reference.md is stale: make reference" >&2; exit 1; }
+	$(TARGET)/debug/mailbell crds | diff -u $(CRDS) - \
+	  || { echo "$(CRDS) is stale: make crds" >&2; exit 1; }
 
 .PHONY: proto
 proto: ## Generate the Rust code of the .proto files
@@ -71,6 +74,12 @@ reference: ## Generate docs/reference.md: every command, flag and variable
 	$(DEBUG) --quiet
 	$(TARGET)/debug/mailbell reference > docs/reference.md.new
 	mv docs/reference.md.new docs/reference.md
+
+.PHONY: crds
+crds: ## Generate the chart of the custom resource definitions
+	$(DEBUG) --quiet
+	$(TARGET)/debug/mailbell crds > $(CRDS).new
+	mv $(CRDS).new $(CRDS)
 
 .PHONY: bench
 bench: tools ## Latency beside a bare IDLE client, CPU and memory of each role (docs/performance.md)
@@ -102,6 +111,10 @@ tools: nats
 .PHONY: nats
 nats:
 	@$(INSTALL) nats
+
+.PHONY: kube
+kube: ## Kubernetes' programs for the tests, from Go modules (tests/cluster/README.md)
+	@$(INSTALL) kube
 
 .PHONY: deny
 deny:

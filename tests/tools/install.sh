@@ -4,6 +4,8 @@
 #   install.sh dovecot   Dovecot IMAP, LMTP -> the system        (Debian; root or sudo, only if it isn't there)
 #   install.sh faketime  libfaketime       -> the system        (Debian; root or sudo, only if it isn't there)
 #   install.sh deny      cargo-deny         -> .tools/bin        (crates.io; about a minute)
+#   install.sh kube      etcd, kube-apiserver, kubectl -> .tools/kube, Helm -> .tools/helm: links into ~/.cache/mailbell (Go modules;
+#                        about eight minutes when nothing is cached)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bin="$root/.tools/bin"
@@ -76,10 +78,35 @@ deny() {
     cargo install cargo-deny --version 0.20.2 --locked --debug --no-default-features --quiet --root "$root/.tools"
 }
 
-[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, deny"
+# What is built from Go modules is kept by what it is built from: `make clean` and a new clone need not wait for it again.
+#   from_go NAME MODULE LINK HOW-LONG
+from_go() {
+    local what=$1 module=$2 link=$3 long=$4 tools="$root/tests/cluster/tools" release cache
+    release=$(awk -v module="$module" '$1 == module {print $2}' "$tools/$what/go.mod")
+    cache="${XDG_CACHE_HOME:-$HOME/.cache}/mailbell/$what-$release-$(cat "$tools"/{"$what",etcd}/go.{mod,sum} "$tools/build.sh" | sha256sum | head -c 12)"
+    if [ ! -d "$cache" ]; then
+        if ! command -v go >/dev/null; then
+            [ -z "${CI:-}" ] || fail "building $what needs Go"
+            say "no Go here: tests that need $what are left out (tests/cluster/README.md)"
+            return 0
+        fi
+        say "building $what $release (about $long on two cores when nothing is cached)"
+        "$tools/build.sh" "$what" "$release" "$cache"
+    fi
+    mkdir -p "$root/.tools"
+    ln -sfn "$cache" "$root/.tools/$link"
+}
+
+kube() {
+    # Somebody named a folder that has its programs, as other tools' tests do.
+    [ -n "${KUBEBUILDER_ASSETS:-}" ] || from_go kubernetes k8s.io/kubernetes kube "six minutes"
+    from_go helm helm.sh/helm/v4 helm "two minutes"
+}
+
+[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, deny, kube"
 for part in "$@"; do
     case $part in
-        nats | dovecot | faketime | deny) "$part" ;;
+        nats | dovecot | faketime | deny | kube) "$part" ;;
         *) fail "unknown: $part" ;;
     esac
 done

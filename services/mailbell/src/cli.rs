@@ -62,6 +62,13 @@ pub enum Command {
     Doctor(Box<doctor::Args>),
     /// Measure a running installation
     Bench(bench::Args),
+    /// Print the custom resource definitions of Kubernetes
+    #[command(after_long_help = "\
+What the chart mailbell-crds installs. Server-side apply takes it as it is; the definitions must be there before the operator.
+
+Example:
+  mailbell crds | kubectl apply --server-side -f -")]
+    Crds,
     /// Print the completion script of a shell
     #[command(after_long_help = "\
 Examples:
@@ -151,6 +158,7 @@ mod tests {
             "mailbell setup --replicas 3",
             "mailbell setup --print-permissions --installation test",
             "mailbell completions zsh",
+            "mailbell crds",
             "mailbell nats-server-guard 1 /bin/nats-server --config /c",
         ] {
             let parsed = Cli::try_parse_from(line.split(' '));

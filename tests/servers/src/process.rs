@@ -102,7 +102,7 @@ impl Drop for Process {
 ///
 /// # Errors
 /// When the process ends or `limit` passes first.
-pub(crate) async fn wait_until<F: Future<Output = bool>>(
+pub async fn wait_until<F: Future<Output = bool>>(
     process: &mut Process,
     limit: Duration,
     mut ready: impl FnMut() -> F,
@@ -124,7 +124,7 @@ pub(crate) async fn wait_until<F: Future<Output = bool>>(
 }
 
 /// An error with the end of the server's log, since that says why it did not start.
-pub(crate) fn with_log(error: &io::Error, log: &Path) -> io::Error {
+pub fn with_log(error: &io::Error, log: &Path) -> io::Error {
     let text = std::fs::read(log).unwrap_or_default();
     let tail = text
         .get(text.len().saturating_sub(2000)..)

@@ -1,0 +1,420 @@
+//! One installation.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::ResourceRequirements,
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
+};
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use super::pods::{Pods, Scale, of_kubernetes};
+
+/// What is wanted of an installation. Everything but `nats` and a way to encrypt has a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "mailbell.dev",
+    version = "v1alpha1",
+    kind = "Mailbell",
+    namespaced,
+    doc = "One installation of Mailbell: push e-mail for ordinary IMAP mailboxes.",
+    status = "MailbellStatus",
+    derive = "PartialEq",
+    category = "mailbell",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
+        description = "Whether every mailbox is watched and devices are served"
+    ),
+    printcolumn(
+        name = "Mailboxes",
+        type_ = "integer",
+        json_path = ".status.counts.mailboxes",
+        description = "Mailboxes that are registered and not paused"
+    ),
+    printcolumn(
+        name = "Watched",
+        type_ = "integer",
+        json_path = ".status.counts.watched",
+        description = "Mailboxes that are watched now"
+    ),
+    printcolumn(
+        name = "Devices",
+        type_ = "integer",
+        json_path = ".status.counts.devices",
+        description = "Devices with an open stream"
+    ),
+    printcolumn(
+        name = "Version",
+        type_ = "string",
+        json_path = ".status.versions.running",
+        description = "The release that all pods run"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        description = "What is going on, in words"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    ),
+    validation = Rule::new("self.metadata.name.size() <= 32 && !self.metadata.name.contains('.')")
+        .message("the name is the name of the installation: at most 32 letters, digits and dashes, no dots")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MailbellSpec {
+    /// Image of all pods. Unset: the image of the operator. Changing it is an upgrade, pod by pod.
+    #[schemars(length(min = 1, max = 500))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Secrets of this namespace with which the image is pulled.
+    #[schemars(length(max = 16))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<String>,
+    /// While true nothing is watched and nobody is served; what is stored stays.
+    #[serde(default)]
+    pub paused: bool,
+    /// The pods that hold the connections to mail servers.
+    #[serde(default)]
+    pub watchers: Watchers,
+    /// The pods that hold the streams to devices.
+    pub gateways: Gateways,
+    /// The pods that serve the admin API.
+    pub admin: Admin,
+    /// Where everything is stored.
+    pub nats: Nats,
+    /// Logs, traces and metrics.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+    /// While true, and once every pod runs this image, what only it knows is stored: there is no way back to an older one then.
+    #[serde(default)]
+    pub finish_upgrade: bool,
+}
+
+/// The pods that hold the connections to mail servers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Watchers {
+    /// How many there may be.
+    #[serde(default)]
+    pub scale: Scale,
+    /// So many mailboxes are given to a pod; more mailboxes make more pods. A pod takes a tenth more while others are away.
+    #[schemars(range(min = 1, max = 100_000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mailboxes_per_pod: Option<i32>,
+    /// How many connections a second all watchers together begin to one mail host. Unset: 100.
+    #[schemars(range(min = 1, max = 10_000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connects_per_host: Option<i32>,
+    /// How many logins a second all watchers together try at one mail host. Unset: 50.
+    #[schemars(range(min = 1, max = 10_000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logins_per_host: Option<i32>,
+    /// Whether mail servers on private, loopback and link-local addresses may be watched.
+    #[serde(default)]
+    pub allow_private_hosts: bool,
+    /// Whether mail servers without TLS may be watched.
+    #[serde(default)]
+    pub allow_plaintext_imap: bool,
+    /// ConfigMap of this namespace whose `ca.crt` has root certificates of mail servers, beside the usual ones.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imap_ca_config_map: Option<String>,
+    /// Where they run, and with what.
+    #[serde(default)]
+    pub pods: Pods,
+}
+
+/// The pods that hold the streams to devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.gatewayApi) || !has(self.service) || !has(self.service.type) || self.service.type == 'ClusterIP'")
+    .message("with gatewayApi the service is reached from inside the cluster: leave service.type out, or make it ClusterIP"))]
+pub struct Gateways {
+    /// How many there may be.
+    #[serde(default)]
+    pub scale: Scale,
+    /// So many devices are meant for a pod; more devices make more pods.
+    #[schemars(range(min = 1, max = 200_000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices_per_pod: Option<i32>,
+    /// Over so many seconds the devices of a pod that ends are sent to others. Unset: 60.
+    #[schemars(range(min = 1, max = 3600))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<i32>,
+    /// How devices' connections are encrypted.
+    pub tls: ListenerTls,
+    /// How devices reach them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
+    /// Routes of the Gateway API to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_api: Option<GatewayApi>,
+    /// Where they run, and with what.
+    #[serde(default)]
+    pub pods: Pods,
+}
+
+/// The pods that serve the admin API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Admin {
+    /// How many there are. Unset: 2.
+    #[schemars(range(min = 1, max = 100))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// How connections to it are encrypted.
+    pub tls: ListenerTls,
+    /// Secret of this namespace whose `tokens` has the admin tokens, one a line. Unset: one is made, in `<name>-admin-token`.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret: Option<String>,
+    /// Secret of this namespace whose `signing.pem` has the Ed25519 key that signs device tokens. Unset: one is made.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key_secret: Option<String>,
+    /// How it is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
+    /// Where they run, and with what.
+    #[serde(default)]
+    pub pods: Pods,
+}
+
+/// How connections to a pod are encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.secretName) != (has(self.insecurePlaintext) && self.insecurePlaintext)")
+    .message("name a secret with a certificate in secretName, or say insecurePlaintext: true where something in front encrypts"))]
+pub struct ListenerTls {
+    /// Secret of this namespace with `tls.crt` and `tls.key`, as cert-manager makes it. It is read again when it changes.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_name: Option<String>,
+    /// No TLS: tokens and mail cross the cluster's network in the clear, unless something in front encrypts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure_plaintext: bool,
+}
+
+/// How pods are reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Its type. Unset: ClusterIP.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub type_: Option<ServiceType>,
+    /// Its annotations, for what makes load balancers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// From these networks (CIDR) a load balancer may be reached.
+    #[schemars(length(max = 64))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load_balancer_source_ranges: Vec<String>,
+}
+
+/// Types of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum ServiceType {
+    /// Inside the cluster.
+    #[serde(rename = "ClusterIP")]
+    ClusterIp,
+    /// On a port of every node.
+    NodePort,
+    /// By a load balancer of the cloud.
+    LoadBalancer,
+}
+
+/// Routes of the Gateway API to the gateways (a GRPCRoute without a time limit, as long streams need it).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayApi {
+    /// The Gateways that devices come by.
+    #[schemars(length(min = 1, max = 32))]
+    pub parent_refs: Vec<ParentRef>,
+    /// The names under which devices know it. None: all that the Gateway has.
+    #[schemars(length(max = 16))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hostnames: Vec<String>,
+}
+
+/// A Gateway of the Gateway API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its namespace. Unset: this one.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Its listener. Unset: all.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+}
+
+/// Where everything is stored: in NATS servers of yours, or in some that the operator runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.external) != has(self.managed)")
+        .message("name either nats.external (servers of yours) or nats.managed (servers that the operator runs), not both"),
+    validation = Rule::new("has(self.external) == has(oldSelf.external)")
+        .message("what is stored cannot be moved between nats.external and nats.managed: make another installation")
+)]
+pub struct Nats {
+    /// Servers of yours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalNats>,
+    /// Servers that the operator runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedNats>,
+}
+
+/// NATS servers of yours, version 2.11 or newer, with JetStream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalNats {
+    /// Their addresses: `tls://host:port`, or `nats://host:port`.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(min = 1, max = 500), regex(pattern = "^(tls|nats)://[^/]+$"))
+    )]
+    pub urls: Vec<String>,
+    /// Secret of this namespace with the passwords of the roles' users: `setup`, `watcher`, `gateway` and `admin`. `mailbell setup
+    /// --print-permissions` prints these users for the servers.
+    #[schemars(length(min = 1, max = 253))]
+    pub users_secret: String,
+    /// ConfigMap of this namespace whose `ca.crt` has the root certificates of the servers. Unset: the usual ones.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map: Option<String>,
+    /// Whether a connection without TLS is allowed.
+    #[serde(default)]
+    pub allow_plaintext: bool,
+    /// How many servers keep each message. 3 in a cluster.
+    #[x_kube(validation = Rule::new("self in [1, 3, 5]").message("replicas must be 1, 3 or 5"))]
+    #[serde(default = "one")]
+    pub replicas: i32,
+}
+
+fn one() -> i32 {
+    1
+}
+
+fn three() -> i32 {
+    3
+}
+
+/// NATS servers that the operator runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.nodes == oldSelf.nodes")
+    .message("the number of NATS servers cannot be changed: make another installation"))]
+pub struct ManagedNats {
+    /// How many: 3 lose nothing when one of them does; 1 is for trying it out.
+    #[x_kube(validation = Rule::new("self in [1, 3]").message("nodes must be 1 or 3"))]
+    #[serde(default = "three")]
+    pub nodes: i32,
+    /// Their image. It is yours to choose and to change; 2.11 or newer.
+    #[schemars(length(min = 1, max = 500))]
+    pub image: String,
+    /// Their disks.
+    pub storage: Storage,
+    /// CPU and memory of a server. Unset: 1 GiB, and half a core asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "of_kubernetes::<Option<ResourceRequirements>>")]
+    pub resources: Option<ResourceRequirements>,
+    /// Where they run. Their resources stand above.
+    #[serde(default)]
+    pub pods: Pods,
+}
+
+/// A disk of each server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0")
+        .message("a disk cannot be made smaller"),
+    validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)")
+        .message("the storage class of disks that exist cannot be changed")
+)]
+pub struct Storage {
+    /// Its size, such as `20Gi`. At least 1Gi.
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Gi')) >= 0")
+        .message("size is a quantity such as 20Gi, at least 1Gi"))]
+    pub size: Quantity,
+    /// Its storage class. Unset: the cluster's default.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_name: Option<String>,
+}
+
+/// Logs, traces and metrics.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.otlpSample) || has(self.otlpEndpoint)")
+    .message("otlpSample is of use with otlpEndpoint only"))]
+pub struct Telemetry {
+    /// What is logged: a level, or directives such as `info,mailbell_imap=debug`. Unset: `info`.
+    #[schemars(length(min = 1, max = 500))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// Collector of traces (OTLP over gRPC), such as `http://collector:4317`. Unset: none are sent.
+    #[schemars(length(min = 1, max = 500), regex(pattern = "^https?://"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
+    /// Share of messages that are traced, from 0 to 1. Unset: 1.
+    #[schemars(range(min = 0, max = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otlp_sample: Option<f64>,
+}
+
+/// How the installation is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MailbellStatus {
+    /// The generation of the spec that was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Progressing and Degraded, each with a sentence.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// How many there are of what. Unset: not known now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<Counts>,
+    /// What runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<Versions>,
+}
+
+/// How many there are of what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Mailboxes that are registered and not paused.
+    pub mailboxes: i64,
+    /// Mailboxes that are watched.
+    pub watched: i64,
+    /// Devices with an open stream.
+    pub devices: i64,
+}
+
+/// What runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Versions {
+    /// The release of all pods, or several with commas during an upgrade.
+    pub running: String,
+    /// The newest schema that may be stored.
+    pub write_version: i32,
+    /// The release of the NATS servers.
+    pub nats: String,
+}

@@ -1,0 +1,29 @@
+//! The custom resources of `mailbell.dev/v1alpha1`. The first sentence of each field's comment is what `kubectl explain` shows.
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "columns of one type are not the same column"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "the derived schemas have copies of these types that nobody can reach"
+)]
+
+mod mail_account;
+mod mailbell;
+mod pods;
+
+pub use self::{
+    mail_account::{
+        AccountMode, ImapServer, MailAccount, MailAccountSpec, MailAccountStatus, SecretKey,
+        TlsMode,
+    },
+    mailbell::{
+        Admin, Counts, ExternalNats, GatewayApi, Gateways, ListenerTls, Mailbell, MailbellSpec,
+        MailbellStatus, ManagedNats, Nats, ParentRef, Service, ServiceType, Storage, Telemetry,
+        Versions, Watchers,
+    },
+    pods::{Pods, Scale},
+};
+
+/// The group of all of them.
+pub const GROUP: &str = "mailbell.dev";

@@ -1,0 +1,389 @@
+//! What the API server takes, what it adds, and what it refuses with which words.
+
+use std::time::Duration;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use mailbell_operator::{
+    api::{GROUP, MailAccount, Mailbell, TlsMode},
+    crds,
+};
+use serde_json::{Value, json};
+
+use tokio::time::sleep;
+
+use crate::world::{World, account, mailbell, soon, with};
+
+/// Objects of any kind of ours, as JSON.
+fn objects(world: &World, of: &Value) -> Api<DynamicObject> {
+    let kind = of["kind"].as_str().unwrap();
+    let kind = GroupVersionKind::gvk(GROUP, "v1alpha1", kind);
+    let resource = ApiResource::from_gvk(&kind);
+    Api::namespaced_with(world.client.clone(), &world.namespace, &resource)
+}
+
+/// Why it was refused; `None`: it was taken.
+async fn refused(world: &World, object: &Value) -> Option<String> {
+    let params = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let object_of = serde_json::from_value(object.clone()).unwrap();
+    match objects(world, object).create(&params, &object_of).await {
+        Ok(_) => None,
+        Err(kube::Error::Api(status)) => Some(status.message),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Why a change was refused.
+async fn change_refused(world: &World, before: &Value, after: &Value) -> Option<String> {
+    let api = objects(world, before);
+    let name = before["metadata"]["name"].as_str().unwrap();
+    let params = PatchParams::apply("tests").force();
+    api.patch(name, &params, &Patch::Apply(before))
+        .await
+        .unwrap();
+    let params = PatchParams {
+        dry_run: true,
+        ..params
+    };
+    match api.patch(name, &params, &Patch::Apply(after)).await {
+        Ok(_) => None,
+        Err(kube::Error::Api(status)) => Some(status.message),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
+async fn the_definitions_are_structural_and_small_enough_for_any_way_of_applying_them() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let api: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+    for definition in crds::definitions() {
+        let name = definition.metadata.name.as_deref().unwrap();
+        let stored = api.get(name).await.unwrap();
+        let conditions = stored.status.unwrap().conditions.unwrap();
+        let not_structural = conditions
+            .iter()
+            .find(|it| it.type_ == "NonStructuralSchema");
+        assert_eq!(not_structural, None);
+        // `kubectl apply` notes all of it in an annotation, which holds 256 KiB; half of that is room to grow.
+        let size = serde_json::to_string(&definition).unwrap().len();
+        assert!(size < 128 * 1024, "{name}: {size}");
+    }
+    let mut all = String::new();
+    for definition in crds::definitions() {
+        all += "---\n";
+        all += &crds::yaml(&definition).unwrap();
+    }
+    let (applied, said) = world.kubectl(&["apply", "-f", "-"], &all).await;
+    assert!(applied, "{said}");
+}
+
+#[tokio::test]
+async fn what_is_left_out_has_a_default() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let object: Mailbell = serde_json::from_value(mailbell()).unwrap();
+    let params = PostParams::default();
+    let stored = world
+        .mailbells()
+        .create(&params, &object)
+        .await
+        .unwrap()
+        .spec;
+    assert_eq!(
+        (stored.watchers.scale.min, stored.watchers.scale.max),
+        (2, 10)
+    );
+    assert_eq!(stored.nats.managed.unwrap().nodes, 3);
+    assert_eq!(stored.nats.external, None);
+    assert!(!stored.paused && !stored.finish_upgrade);
+    let object: MailAccount = serde_json::from_value(account()).unwrap();
+    let stored = world
+        .accounts()
+        .create(&params, &object)
+        .await
+        .unwrap()
+        .spec;
+    assert_eq!(stored.tenant, "default");
+    assert_eq!(stored.folders, ["INBOX"]);
+    assert_eq!(stored.server.tls, TlsMode::Implicit);
+    assert_eq!(stored.password.key, "password");
+}
+
+/// What the types take and what the server stores are the same.
+#[tokio::test]
+async fn what_is_null_is_as_good_as_left_out() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let mut object = mailbell();
+    object["spec"]["nats"]["external"] = Value::Null;
+    object["spec"]["image"] = Value::Null;
+    object["spec"]["gateways"]["tls"]["insecurePlaintext"] = Value::Null;
+    assert_eq!(refused(&world, &object).await, None);
+}
+
+#[tokio::test]
+async fn what_contradicts_itself_is_refused_with_a_sentence() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let (good, whose) = (mailbell(), account());
+    assert_eq!(refused(&world, &good).await, None);
+    assert_eq!(refused(&world, &whose).await, None);
+    let long = "a".repeat(33);
+    let external = json!({ "urls": ["tls://nats:4222"], "usersSecret": "nats" });
+    let scale = json!({ "min": 3, "max": 2 });
+    let routes = json!({ "parentRefs": [{ "name": "edge" }] });
+    let bad = [
+        (
+            with(&good, "/metadata/name", json!(long)),
+            "at most 32 letters",
+        ),
+        (with(&good, "/metadata/name", json!("a.b")), "no dots"),
+        (
+            with(&good, "/spec/nats/external", external),
+            "either nats.external",
+        ),
+        (with(&good, "/spec/nats", json!({})), "either nats.external"),
+        (
+            with(&good, "/spec/nats/managed/nodes", json!(2)),
+            "nodes must be 1 or 3",
+        ),
+        (
+            with(&good, "/spec/nats/managed/storage/size", json!("1Mi")),
+            "at least 1Gi",
+        ),
+        (
+            with(&good, "/spec/nats/managed/storage/size", json!("much")),
+            "at least 1Gi",
+        ),
+        (
+            with(&good, "/spec/watchers/scale", scale.clone()),
+            "min must not be larger than max",
+        ),
+        (
+            with(&good, "/spec/gateways/scale", scale),
+            "min must not be larger than max",
+        ),
+        (
+            with(&good, "/spec/watchers/mailboxesPerPod", json!(0)),
+            "greater than or equal to 1",
+        ),
+        (
+            with(&good, "/spec/gateways/tls", json!({})),
+            "insecurePlaintext: true",
+        ),
+        (
+            with(&good, "/spec/admin/tls/insecurePlaintext", json!(true)),
+            "insecurePlaintext: true",
+        ),
+        (
+            with(
+                &with(&good, "/spec/gateways/gatewayApi", routes),
+                "/spec/gateways/service/type",
+                json!("LoadBalancer"),
+            ),
+            "leave service.type out",
+        ),
+        (
+            with(&good, "/spec/telemetry/otlpSample", json!(0.1)),
+            "with otlpEndpoint only",
+        ),
+        (with(&whose, "/spec/folders", json!([])), "at least 1 items"),
+        (
+            with(&whose, "/spec/folders", json!(["INBOX", "INBOX"])),
+            "Duplicate value",
+        ),
+        (
+            with(&whose, "/spec/server/port", json!(70000)),
+            "less than or equal to 65535",
+        ),
+        (
+            with(&whose, "/spec/server/host", json!("imap.example.org/x")),
+            "should match",
+        ),
+        (with(&whose, "/spec/server/tls", json!("None")), "Implicit"),
+        (with(&whose, "/spec/tenant", json!("A B")), "should match"),
+        (
+            with(&whose, "/spec/server/user", Value::Null),
+            "spec.server.user: Required value",
+        ),
+        (
+            with(&whose, "/spec/password", Value::Null),
+            "spec.password: Required value",
+        ),
+    ];
+    for (object, sentence) in bad {
+        let said = refused(&world, &object).await;
+        let said = said.unwrap_or_else(|| panic!("taken, though: {sentence}"));
+        assert!(said.contains(sentence), "{said}\n  instead of: {sentence}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_changed_is_not() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let (good, whose) = (mailbell(), account());
+    let good = with(&good, "/spec/nats/managed/storage/className", json!("fast"));
+    let external = json!({ "external": { "urls": ["tls://nats:4222"], "usersSecret": "nats" } });
+    let other_class = json!("slow");
+    for (before, after, sentence) in [
+        (
+            &good,
+            with(&good, "/spec/nats/managed/nodes", json!(1)),
+            "number of NATS servers",
+        ),
+        (
+            &good,
+            with(&good, "/spec/nats/managed/storage/size", json!("10Gi")),
+            "made smaller",
+        ),
+        (
+            &good,
+            with(&good, "/spec/nats/managed/storage/className", other_class),
+            "storage class",
+        ),
+        (
+            &good,
+            with(&good, "/spec/nats", external),
+            "make another installation",
+        ),
+        (
+            &whose,
+            with(&whose, "/spec/tenant", json!("other")),
+            "another tenant",
+        ),
+        (
+            &whose,
+            with(&whose, "/spec/mailbell", json!("other")),
+            "another installation",
+        ),
+    ] {
+        let said = change_refused(&world, before, &after).await;
+        let said = said.unwrap_or_else(|| panic!("changed, though: {sentence}"));
+        assert!(said.contains(sentence), "{said}\n  instead of: {sentence}");
+    }
+    for (before, after) in [
+        (
+            &good,
+            with(&good, "/spec/nats/managed/storage/size", json!("20480Mi")),
+        ),
+        (
+            &good,
+            with(&good, "/spec/nats/managed/storage/size", json!("30Gi")),
+        ),
+        (
+            &good,
+            with(&good, "/spec/nats/managed/image", json!("nats:2.14")),
+        ),
+        (
+            &whose,
+            with(&whose, "/spec/server/host", json!("mail.example.org")),
+        ),
+    ] {
+        assert_eq!(change_refused(&world, before, &after).await, None);
+    }
+}
+
+/// A misspelled field would else be dropped without a word.
+#[tokio::test]
+async fn a_misspelled_field_is_named() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let object = with(&mailbell(), "/spec/watchers/scale/mim", json!(1));
+    let (applied, said) = world
+        .kubectl(&["apply", "-f", "-"], &object.to_string())
+        .await;
+    assert!(
+        !applied && said.contains(r#"unknown field "spec.watchers.scale.mim""#),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_list_tells_whether_all_is_well() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let condition = |status, message| {
+        json!({ "type": "Ready", "status": status, "reason": "X", "message": message,
+            "lastTransitionTime": "2026-01-01T00:00:00Z" })
+    };
+    let params = PatchParams::apply("tests").force();
+    for (object, status) in [
+        (
+            mailbell(),
+            json!({
+                "conditions": [condition("True", "All 1200 mailboxes are watched.")],
+                "counts": { "mailboxes": 1200, "watched": 1199, "devices": 57 },
+                "versions": { "running": "0.1.0", "writeVersion": 2, "nats": "2.12.1" },
+            }),
+        ),
+        (
+            account(),
+            json!({
+                "conditions": [condition("False", "The password is wrong.")],
+                "mode": "Poll", "account": "default.01ARZ3NDEKTSV4RRFFQ69G5FAV",
+                "lastArrival": "2026-01-01T00:00:00Z",
+            }),
+        ),
+    ] {
+        let api = objects(&world, &object);
+        let name = object["metadata"]["name"].as_str().unwrap();
+        api.patch(name, &params, &Patch::Apply(&object))
+            .await
+            .unwrap();
+        let status = with(&object, "/status", status);
+        let status = with(&status, "/spec", Value::Null);
+        api.patch_status(name, &params, &Patch::Apply(&status))
+            .await
+            .unwrap();
+    }
+    let (worked, said) = world.kubectl(&["get", "mailbells,mailaccounts"], "").await;
+    assert!(worked, "{said}");
+    for word in [
+        "True",
+        "1200",
+        "1199",
+        "57",
+        "0.1.0",
+        "All 1200 mailboxes are watched.",
+    ] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    for word in ["False", "Poll", "The password is wrong."] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_field_means_is_explained() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let explained = async || {
+        let field = "mailbells.spec.nats.managed.nodes";
+        let (worked, said) = world.kubectl(&["explain", field], "").await;
+        worked && said.contains("3 lose nothing when one of them does")
+    };
+    // The server tells it some seconds after the definitions are there.
+    soon(async {
+        while !explained().await {
+            sleep(Duration::from_millis(200)).await;
+        }
+    })
+    .await;
+}

@@ -1,0 +1,6 @@
+//! The custom resources on a real Kubernetes API server.
+
+#![cfg(test)]
+mod charts;
+mod definitions;
+mod world;
