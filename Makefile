@@ -33,6 +33,43 @@ build: nats ## The binary, optimized: target/release/mailbell, with the nats-ser
 	cargo build --release -p mailbell
 	install -m 755 "$(MAILBELL_NATS_SERVER)" $(RELEASE)/nats-server
 
+# Without libraries, and without a path of this machine in it: the same commit makes the same bytes, wherever it is built.
+TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
+CARGO_AT = $(or $(CARGO_HOME),$(HOME)/.cargo)
+REMAP = $(CURDIR)=/mailbell $(abspath $(TARGET))=/target $(CARGO_AT)=/cargo $(shell rustc --print sysroot)=/rust
+STATIC = $(TARGET)/image/$(TRIPLE)/release/mailbell
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+PACK = cargo run --quiet --release --locked -p mailbell-image -- --binary $(STATIC)
+IMAGE ?= mailbell.dev/mailbell:$(VERSION)
+
+.PHONY: static
+static:
+	CFLAGS="$(REMAP:%=-ffile-prefix-map=%)" RUSTFLAGS="-C target-feature=+crt-static $(REMAP:%=--remap-path-prefix=%)" \
+	  cargo build --release --locked --target $(TRIPLE) --target-dir $(TARGET)/image -p mailbell
+
+.PHONY: image
+image: static sbom ## target/mailbell.oci.tar: the image for a cluster (make image IMAGE=name:tag), without an engine or a registry
+	$(PACK) archive --output $(TARGET)/mailbell.oci.tar --name $(IMAGE) \
+	  --revision $$(git describe --always --abbrev=40 --dirty --exclude '*') --created $$(git log -1 --format=%ct)
+
+.PHONY: image-check
+image-check: image ## Whether the image starts, in an empty root and a network of its own
+	python3 tests/image/check.py $(TARGET)/mailbell.oci.tar
+
+# For the Dockerfile.
+.PHONY: image-files
+image-files: static
+	$(PACK) files --output $(TARGET)/image-files
+
+.PHONY: sbom
+sbom:
+	@$(INSTALL) sbom
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .tools/bin/cargo-cyclonedx cyclonedx -qq --format json --target $(TRIPLE) \
+	  --no-build-deps --manifest-path services/mailbell/Cargo.toml --override-filename mailbell-sbom
+	sed 's|file://$(CURDIR)|file:///mailbell|g' services/mailbell/mailbell-sbom.json > $(TARGET)/mailbell.cdx.json
+	@# It leaves one beside each member of the workspace.
+	find proto services tests -name mailbell-sbom.json -delete
+
 .PHONY: test
 test: tools kube prev ## All tests, on a real Dovecot, real nats-servers and a real Kubernetes API server
 	@$(INSTALL) faketime

@@ -4,6 +4,7 @@
 #   install.sh dovecot   Dovecot IMAP, LMTP -> the system        (Debian; root or sudo, only if it isn't there)
 #   install.sh faketime  libfaketime       -> the system        (Debian; root or sudo, only if it isn't there)
 #   install.sh deny      cargo-deny         -> .tools/bin        (crates.io; about a minute)
+#   install.sh sbom      cargo-cyclonedx    -> .tools/bin        (crates.io; about a minute)
 #   install.sh kube      etcd, kube-apiserver, kubectl -> .tools/kube, Helm -> .tools/helm: links into ~/.cache/mailbell (Go modules;
 #                        about eight minutes when nothing is cached)
 set -euo pipefail
@@ -78,6 +79,12 @@ deny() {
     cargo install cargo-deny --version 0.20.2 --locked --debug --no-default-features --quiet --root "$root/.tools"
 }
 
+sbom() {
+    [ ! -x "$bin/cargo-cyclonedx" ] || return 0
+    say "building cargo-cyclonedx (about a minute)"
+    cargo install cargo-cyclonedx --version 0.5.9 --locked --debug --quiet --root "$root/.tools"
+}
+
 # What is built from Go modules is kept by what it is built from: `make clean` and a new clone need not wait for it again.
 #   from_go NAME MODULE LINK HOW-LONG
 from_go() {
@@ -103,10 +110,10 @@ kube() {
     from_go helm helm.sh/helm/v4 helm "two minutes"
 }
 
-[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, deny, kube"
+[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, deny, sbom, kube"
 for part in "$@"; do
     case $part in
-        nats | dovecot | faketime | deny | kube) "$part" ;;
+        nats | dovecot | faketime | deny | sbom | kube) "$part" ;;
         *) fail "unknown: $part" ;;
     esac
 done

@@ -1,0 +1,96 @@
+//! Puts a static binary into an OCI image archive, without a registry, an engine or a base image. What goes in decides each byte of
+//! what comes out: the same commit makes the same digest.
+//!
+//! The image has the binary, the root certificates that Mozilla trusts, and a user without rights; no shell, no libraries, no
+//! package manager.
+
+mod archive;
+mod files;
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use jiff::Timestamp;
+
+use crate::archive::{Image, Source};
+
+/// Put a static binary into an OCI image archive
+#[derive(Debug, Parser)]
+struct Args {
+    /// The binary; it must need no library
+    #[arg(long, value_name = "FILE")]
+    binary: PathBuf,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Write an archive that `ctr images import`, `podman load` and the like take
+    Archive {
+        /// Where it goes
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+        /// Name that the image has once it is imported
+        #[arg(long, value_name = "NAME:TAG")]
+        name: String,
+        /// The commit from which the binary was built
+        #[arg(long, value_name = "COMMIT")]
+        revision: String,
+        /// When that commit was made, in seconds since the epoch
+        #[arg(long, value_name = "SECONDS")]
+        created: i64,
+    },
+    /// Write its files only, for another builder of images
+    Files {
+        /// Into this directory, which is made
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let cannot = |what: &str, path: &Path| format!("cannot {what} {}", path.display());
+    let binary = fs::read(&args.binary).with_context(|| cannot("read", &args.binary))?;
+    match args.what {
+        What::Archive {
+            output,
+            name,
+            revision,
+            created,
+        } => {
+            let image = Image::new(&Source {
+                binary: &binary,
+                name: &name,
+                revision: &revision,
+                created: Timestamp::from_second(created)?,
+            })?;
+            fs::write(&output, &image.archive).with_context(|| cannot("write", &output))?;
+            writeln!(
+                io::stdout(),
+                "{}\n  {name}\n  {}\n  {:.1} MB to pull, {:.1} MB unpacked",
+                output.display(),
+                image.digest,
+                megabytes(image.archive.len()),
+                megabytes(image.unpacked),
+            )?;
+        }
+        What::Files { output } => {
+            let layer = files::layer(&binary)?;
+            let unpacked = tar::Archive::new(&layer[..]).unpack(&output);
+            unpacked.with_context(|| cannot("write", &output))?;
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn megabytes(bytes: usize) -> f64 {
+    bytes as f64 / 1e6
+}
