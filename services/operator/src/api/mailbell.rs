@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::ResourceRequirements,
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
+    api::core::v1::ResourceRequirements, apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -346,10 +345,11 @@ pub struct ManagedNats {
         .message("the storage class of disks that exist cannot be changed")
 )]
 pub struct Storage {
-    /// Its size, such as `20Gi`. At least 1Gi.
-    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Gi')) >= 0")
-        .message("size is a quantity such as 20Gi, at least 1Gi"))]
-    pub size: Quantity,
+    /// Its size: a whole number of `Gi` or `Ti`, at least `8Gi`, of which Mailbell sets 7 aside from the start.
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,4}(Gi|Ti)$') && quantity(self).compareTo(quantity('8Gi')) >= 0")
+        .message("size is a whole number of Gi or Ti such as 20Gi, at least 8Gi"))]
+    #[schemars(length(min = 3, max = 7))]
+    pub size: String,
     /// Its storage class. Unset: the cluster's default.
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

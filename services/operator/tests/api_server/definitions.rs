@@ -160,12 +160,12 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
             "nodes must be 1 or 3",
         ),
         (
-            with(&good, "/spec/nats/managed/storage/size", json!("1Mi")),
-            "at least 1Gi",
+            with(&good, "/spec/nats/managed/storage/size", json!("1Gi")),
+            "at least 8Gi",
         ),
         (
             with(&good, "/spec/nats/managed/storage/size", json!("much")),
-            "at least 1Gi",
+            "at least 8Gi",
         ),
         (
             with(&good, "/spec/watchers/scale", scale.clone()),
@@ -278,7 +278,7 @@ async fn what_cannot_be_changed_is_not() {
     for (before, after) in [
         (
             &good,
-            with(&good, "/spec/nats/managed/storage/size", json!("20480Mi")),
+            with(&good, "/spec/nats/managed/storage/size", json!("1Ti")),
         ),
         (
             &good,

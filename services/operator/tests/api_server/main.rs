@@ -3,4 +3,5 @@
 #![cfg(test)]
 mod charts;
 mod definitions;
+mod installation;
 mod world;

@@ -1,0 +1,179 @@
+//! What an installation is made of: from what is wanted, every object, and nothing but that.
+//!
+//! Pure, so that a snapshot shows each object as the cluster gets it, and a change of one is a change of a file that somebody reads.
+//! They come in [`Stage`]s: nothing of a stage is applied before the one before it is done, so that the schema of what is stored is
+//! checked before anything new starts, and what reads it is upgraded before what writes it (docs/upgrading.md).
+
+mod nats;
+mod network;
+mod pod;
+mod roles;
+
+use kube::{Resource as _, ResourceExt as _};
+use serde_json::{Value, json};
+
+use crate::api::Mailbell;
+
+/// By whom objects are applied, and by which label they are found.
+pub const MANAGER: &str = "mailbell-operator";
+
+/// What is wanted, and what the operator adds to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The object of the user.
+    pub mailbell: &'a Mailbell,
+    /// The image of an installation that names none.
+    pub image: &'a str,
+    /// How many watchers the mailboxes need now.
+    pub watchers: i32,
+    /// How many gateways the devices need now.
+    pub gateways: i32,
+}
+
+/// What must be done before what follows is begun.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    /// What it is about, for a sentence in the status.
+    pub name: &'static str,
+    /// In the order in which they are applied.
+    pub objects: Vec<Value>,
+}
+
+/// Every object of an installation.
+#[must_use]
+pub fn desired(wanted: &Wanted<'_>) -> Vec<Stage> {
+    let stage = |name, objects| Stage { name, objects };
+    vec![
+        stage("the network", network::objects(wanted)),
+        stage("the NATS servers", nats::objects(wanted)),
+        stage("the setup of what is stored", roles::setup(wanted)),
+        stage("the gateways", roles::gateway(wanted)),
+        stage("the admin API", roles::admin(wanted)),
+        stage("the watchers", roles::watcher(wanted)),
+    ]
+}
+
+/// The parts of an installation, as labels and names have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Watcher,
+    Gateway,
+    Admin,
+    Setup,
+    Nats,
+}
+
+impl Part {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Watcher => "watcher",
+            Self::Gateway => "gateway",
+            Self::Admin => "admin",
+            Self::Setup => "setup",
+            Self::Nats => "nats",
+        }
+    }
+}
+
+impl Wanted<'_> {
+    fn installation(&self) -> String {
+        self.mailbell.name_any()
+    }
+
+    /// The name of what there is one of for each part.
+    fn name(&self, part: Part) -> String {
+        format!("{}-{}", self.installation(), part.as_str())
+    }
+
+    fn image(&self) -> &str {
+        let named = self.mailbell.spec.image.as_deref();
+        named.unwrap_or(self.image)
+    }
+
+    /// By which the pods of a part are found. They never change: a StatefulSet keeps its first ones.
+    fn selector(&self, part: Part) -> Value {
+        json!({
+            "app.kubernetes.io/name": "mailbell",
+            "app.kubernetes.io/instance": self.installation(),
+            "app.kubernetes.io/component": part.as_str(),
+        })
+    }
+
+    fn labels(&self, part: Part) -> Value {
+        let mut labels = self.selector(part);
+        merge(
+            &mut labels,
+            json!({
+                "app.kubernetes.io/part-of": "mailbell",
+                "app.kubernetes.io/managed-by": MANAGER,
+            }),
+        );
+        labels
+    }
+
+    /// An object of this installation, which goes with it.
+    fn object(&self, api: &str, kind: &str, name: &str, part: Part, content: Value) -> Value {
+        let mut object = json!({
+            "apiVersion": api,
+            "kind": kind,
+            "metadata": {
+                "name": name,
+                "namespace": self.mailbell.namespace(),
+                "labels": self.labels(part),
+                "ownerReferences": [self.mailbell.controller_owner_ref(&())],
+            },
+        });
+        merge(&mut object, content);
+        object
+    }
+
+    /// The least of the pods of a part that stay while nodes are drained: all but one.
+    fn disruption_budget(&self, part: Part) -> Value {
+        let content = json!({
+            "spec": {
+                "maxUnavailable": 1,
+                "selector": { "matchLabels": self.selector(part) },
+                // One that is not ready serves nobody, and must not keep a node from being drained.
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            },
+        });
+        self.object(
+            "policy/v1",
+            "PodDisruptionBudget",
+            &self.name(part),
+            part,
+            content,
+        )
+    }
+
+    /// Whoever it is, it has no rights: pods of these do not speak to the API server.
+    fn service_account(&self, part: Part) -> Value {
+        let content = json!({ "automountServiceAccountToken": false });
+        self.object("v1", "ServiceAccount", &self.name(part), part, content)
+    }
+}
+
+/// Puts the fields of one object into another, deeply; what is there already gives way.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                match into.get_mut(&name) {
+                    Some(there) => merge(there, value),
+                    None => {
+                        into.insert(name, value);
+                    }
+                }
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+/// A list without what is not there.
+fn present<const N: usize>(all: [Option<Value>; N]) -> Vec<Value> {
+    all.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! The NATS servers that the operator runs, if it does.
+
+use std::fmt::Write as _;
+
+use mailbell_bus::{
+    Role,
+    server_config::{MAX_PAYLOAD, password_variable, user_name, users_config},
+};
+use mailbell_core::ids::Installation;
+use serde_json::{Value, json};
+
+use super::{Part, Wanted, merge, roles::resources};
+use crate::api::{ManagedNats, Nats};
+
+/// Where clients connect.
+pub(super) const CLIENT_PORT: i32 = 4222;
+/// Where servers meet.
+pub(super) const ROUTE_PORT: i32 = 6222;
+/// Where a server says how it is.
+pub(super) const MONITOR_PORT: i32 = 8222;
+
+/// Of its own disk: what is written when a server starts again, and what the file system keeps for itself.
+const KEPT_BACK_MIB: u64 = 512;
+/// A server ends within seconds; a long queue to its disk may take longer.
+const GRACE_SECONDS: i64 = 60;
+/// As Mailbell's own pods. Official images have no user of their own, and need none.
+const USER: i64 = 65532;
+
+pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
+    let Nats { managed, .. } = &wanted.mailbell.spec.nats;
+    let Some(managed) = managed else {
+        return Vec::new();
+    };
+    let name = wanted.name(Part::Nats);
+    let ports = |all: &[(&str, i32)]| -> Vec<Value> {
+        let port = |(name, number): &(&str, i32)| json!({ "name": name, "port": number, "targetPort": name });
+        all.iter().map(port).collect()
+    };
+    let config = json!({
+        "data": {
+            "nats.conf": config(wanted, managed),
+            "users.conf": users(wanted),
+        },
+    });
+    let clients = json!({
+        "spec": {
+            "selector": wanted.selector(Part::Nats),
+            "ports": ports(&[("nats", CLIENT_PORT)]),
+        },
+    });
+    let servers = json!({
+        "spec": {
+            "clusterIP": "None",
+            // Servers meet before they are ready.
+            "publishNotReadyAddresses": true,
+            "selector": wanted.selector(Part::Nats),
+            "ports": ports(&[("nats", CLIENT_PORT), ("routes", ROUTE_PORT), ("monitor", MONITOR_PORT)]),
+        },
+    });
+    let part = Part::Nats;
+    vec![
+        wanted.service_account(part),
+        wanted.disruption_budget(part),
+        wanted.object("v1", "ConfigMap", &name, part, config),
+        wanted.object("v1", "Service", &name, part, clients),
+        wanted.object("v1", "Service", &headless(&name), part, servers),
+        wanted.object("apps/v1", "StatefulSet", &name, part, set(wanted, managed)),
+    ]
+}
+
+fn headless(name: &str) -> String {
+    format!("{name}-servers")
+}
+
+impl Wanted<'_> {
+    /// By the name that the servers' certificate has.
+    pub(super) fn nats_url(&self) -> String {
+        let namespace = self.mailbell.metadata.namespace.as_deref();
+        let namespace = namespace.unwrap_or_default();
+        format!(
+            "tls://{}.{namespace}.svc:{CLIENT_PORT}",
+            self.name(Part::Nats)
+        )
+    }
+
+    /// With the password of each role's user.
+    pub(super) fn nats_users_secret(&self) -> String {
+        format!("{}-users", self.name(Part::Nats))
+    }
+
+    /// With the servers' certificate, and whom clients trust.
+    pub(super) fn nats_tls_secret(&self) -> String {
+        format!("{}-tls", self.name(Part::Nats))
+    }
+}
+
+fn users(wanted: &Wanted<'_>) -> String {
+    // The API server takes no other name.
+    let installation: Installation = wanted.installation().parse().unwrap_or_default();
+    users_config(&installation)
+}
+
+fn config(wanted: &Wanted<'_>, managed: &ManagedNats) -> String {
+    let name = wanted.name(Part::Nats);
+    let tls = |verify: &str| {
+        format!(
+            "tls {{ cert_file: \"/run/nats/tls/tls.crt\", key_file: \"/run/nats/tls/tls.key\", \
+             ca_file: \"/run/nats/tls/ca.crt\"{verify} }}"
+        )
+    };
+    let store = bytes(&managed.storage.size).saturating_sub(KEPT_BACK_MIB << 20);
+    let mut text = format!(
+        "server_name: $POD_NAME\n\
+         listen: \"0.0.0.0:{CLIENT_PORT}\"\n\
+         http: \"0.0.0.0:{MONITOR_PORT}\"\n\
+         max_payload: {MAX_PAYLOAD}\n\
+         {}\n\
+         # An acknowledged event survives a power cut.\n\
+         jetstream {{ store_dir: \"/data\", max_file_store: {store}, sync_interval: always }}\n",
+        tls(""),
+    );
+    if managed.nodes > 1 {
+        let routes: Vec<String> = (0..managed.nodes)
+            .map(|node| format!("\"nats://{name}-{node}.{}:{ROUTE_PORT}\"", headless(&name)))
+            .collect();
+        let _ = writeln!(
+            text,
+            "cluster {{\n  name: \"{name}\"\n  listen: \"0.0.0.0:{ROUTE_PORT}\"\n  routes: [{}]\n  {}\n}}",
+            routes.join(", "),
+            tls(", verify: true"),
+        );
+    }
+    text.push_str("include users.conf\n");
+    text
+}
+
+/// Of a size as the API server takes it: a whole number of `Gi` or `Ti`.
+pub(super) fn bytes(size: &str) -> u64 {
+    let (number, shift) = match (size.strip_suffix("Gi"), size.strip_suffix("Ti")) {
+        (Some(number), _) => (number, 30),
+        (None, Some(number)) => (number, 40),
+        (None, None) => ("", 0),
+    };
+    number.parse::<u64>().unwrap_or_default() << shift
+}
+
+fn set(wanted: &Wanted<'_>, managed: &ManagedNats) -> Value {
+    let part = Part::Nats;
+    let name = wanted.name(part);
+    let mut environment = vec![json!({
+        "name": "POD_NAME",
+        "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } },
+    })];
+    environment.extend(Role::ALL.map(|role| {
+        let key = json!({ "name": wanted.nats_users_secret(), "key": user_name(role) });
+        json!({ "name": password_variable(role), "valueFrom": { "secretKeyRef": key } })
+    }));
+    let own = managed
+        .resources
+        .as_ref()
+        .or(managed.pods.resources.as_ref());
+    let healthy = |query: &str, seconds: i32, failures: i32| {
+        json!({
+            "httpGet": { "path": format!("/healthz{query}"), "port": "monitor" },
+            "periodSeconds": seconds,
+            "timeoutSeconds": 5,
+            "failureThreshold": failures,
+        })
+    };
+    let port = |(name, number): (&str, i32)| json!({ "name": name, "containerPort": number });
+    let ports = [
+        ("nats", CLIENT_PORT),
+        ("routes", ROUTE_PORT),
+        ("monitor", MONITOR_PORT),
+    ];
+    let container = json!({
+        "name": "nats",
+        "image": managed.image,
+        // Of the official images with a shell and without.
+        "args": ["--config", "/run/nats/config/nats.conf"],
+        "env": environment,
+        "ports": ports.map(port),
+        "resources": own.map_or(resources("500m", "1Gi"), |own| json!(own)),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"] },
+            "readOnlyRootFilesystem": true,
+        },
+        // It reads what is on its disk before it serves, which takes as long as the disk.
+        "startupProbe": healthy("?js-enabled-only=true", 5, 360),
+        // A server that waits for the others is not ready, and must not be killed for it.
+        "livenessProbe": healthy("?js-enabled-only=true", 20, 9),
+        "readinessProbe": healthy("?js-server-only=true", 5, 3),
+        "volumeMounts": [
+            { "name": "config", "mountPath": "/run/nats/config", "readOnly": true },
+            { "name": "tls", "mountPath": "/run/nats/tls", "readOnly": true },
+            { "name": "data", "mountPath": "/data" },
+        ],
+    });
+    let mut spec = json!({
+        "serviceAccountName": name,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [container],
+        "volumes": [
+            { "name": "config", "configMap": { "name": name } },
+            { "name": "tls", "secret": { "secretName": wanted.nats_tls_secret(), "defaultMode": 0o440 } },
+        ],
+    });
+    wanted.place(&mut spec, part, &managed.pods);
+    let mut claim = json!({
+        "accessModes": ["ReadWriteOnce"],
+        "resources": { "requests": { "storage": managed.storage.size } },
+    });
+    if let Some(class) = &managed.storage.class_name {
+        merge(&mut claim, json!({ "storageClassName": class }));
+    }
+    json!({
+        "spec": {
+            "replicas": managed.nodes,
+            "serviceName": headless(&name),
+            "podManagementPolicy": "Parallel",
+            "selector": { "matchLabels": wanted.selector(part) },
+            "template": wanted.template(part, &managed.pods, spec),
+            "volumeClaimTemplates": [{
+                "metadata": { "name": "data", "labels": wanted.selector(part) },
+                "spec": claim,
+            }],
+            // Accounts and their passwords are on them.
+            "persistentVolumeClaimRetentionPolicy": { "whenDeleted": "Retain", "whenScaled": "Retain" },
+        },
+    })
+}

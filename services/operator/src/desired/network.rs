@@ -1,0 +1,152 @@
+//! Who may speak to whom. Where a cluster's network enforces no policies, these change nothing.
+
+use serde_json::{Value, json};
+
+use super::{
+    Part, Wanted,
+    nats::{CLIENT_PORT, MONITOR_PORT, ROUTE_PORT},
+    pod::HTTP_PORT,
+    roles::{ADMIN_PORT, PUSH_PORT},
+};
+
+/// Names, of any cluster's DNS.
+const DNS_PORT: i32 = 53;
+/// Mail servers, with TLS from the first byte and without.
+const IMAP_PORTS: [i32; 2] = [993, 143];
+
+/// Where metadata services of clouds are, which give credentials to whoever asks from a node: IPv4 and IPv6.
+const LINK_LOCAL: [&[&str]; 2] = [&["169.254.0.0/16"], &["fe80::/10"]];
+/// Networks of the cluster and of whoever runs it.
+const PRIVATE: [&[&str]; 2] = [
+    &[
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+    ],
+    &["fc00::/7"],
+];
+
+pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
+    let mut objects = vec![
+        policy(wanted, Part::Gateway, &[from_anywhere(PUSH_PORT)], &[]),
+        policy(wanted, Part::Admin, &[from_anywhere(ADMIN_PORT)], &[]),
+        policy(wanted, Part::Watcher, &[], &[to_mail_servers(wanted)]),
+        policy(wanted, Part::Setup, &[], &[]),
+    ];
+    if wanted.mailbell.spec.nats.managed.is_some() {
+        objects.push(nats(wanted));
+    }
+    objects
+}
+
+/// Of a part of Mailbell itself: health and metrics in, names, NATS and traces out, and what it has beside.
+fn policy(wanted: &Wanted<'_>, part: Part, more_in: &[Value], more_out: &[Value]) -> Value {
+    let mut ingress = vec![from_anywhere(HTTP_PORT)];
+    ingress.extend_from_slice(more_in);
+    let mut egress = vec![to_names(), to_nats(wanted)];
+    if wanted.mailbell.spec.telemetry.otlp_endpoint.is_some() {
+        egress.push(to_collector(wanted));
+    }
+    egress.extend_from_slice(more_out);
+    one(wanted, part, &ingress, &egress)
+}
+
+fn one(wanted: &Wanted<'_>, part: Part, ingress: &[Value], egress: &[Value]) -> Value {
+    let content = json!({
+        "spec": {
+            "podSelector": { "matchLabels": wanted.selector(part) },
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    });
+    let api = "networking.k8s.io/v1";
+    wanted.object(api, "NetworkPolicy", &wanted.name(part), part, content)
+}
+
+/// The servers among themselves, and whoever has a user: they ask for a password, so other namespaces need not be named.
+fn nats(wanted: &Wanted<'_>) -> Value {
+    let servers = json!([{ "podSelector": { "matchLabels": wanted.selector(Part::Nats) } }]);
+    let parts = [Part::Watcher, Part::Gateway, Part::Admin, Part::Setup];
+    let clients: Vec<Value> = parts
+        .iter()
+        .map(|part| json!({ "podSelector": { "matchLabels": wanted.selector(*part) } }))
+        .collect();
+    let ingress = [
+        json!({ "from": clients, "ports": [tcp(CLIENT_PORT)] }),
+        json!({ "from": servers, "ports": [tcp(ROUTE_PORT)] }),
+        from_anywhere(MONITOR_PORT),
+    ];
+    let egress = [
+        to_names(),
+        json!({ "to": servers, "ports": [tcp(ROUTE_PORT)] }),
+    ];
+    one(wanted, Part::Nats, &ingress, &egress)
+}
+
+fn tcp(port: i32) -> Value {
+    json!({ "protocol": "TCP", "port": port })
+}
+
+/// Devices, load balancers, kubelets and whoever reads metrics: none of them is a pod with known labels.
+fn from_anywhere(port: i32) -> Value {
+    json!({ "ports": [tcp(port)] })
+}
+
+fn to_names() -> Value {
+    json!({ "ports": [{ "protocol": "UDP", "port": DNS_PORT }, tcp(DNS_PORT)] })
+}
+
+fn to_nats(wanted: &Wanted<'_>) -> Value {
+    let nats = &wanted.mailbell.spec.nats;
+    match &nats.external {
+        // Wherever it is: an address may be a name, and a name anything.
+        Some(external) => {
+            let ports: Vec<Value> = external.urls.iter().map(|url| tcp(port(url))).collect();
+            json!({ "ports": ports })
+        }
+        None => json!({
+            "to": [{ "podSelector": { "matchLabels": wanted.selector(Part::Nats) } }],
+            "ports": [tcp(CLIENT_PORT)],
+        }),
+    }
+}
+
+fn to_collector(wanted: &Wanted<'_>) -> Value {
+    let endpoint = wanted.mailbell.spec.telemetry.otlp_endpoint.as_deref();
+    let endpoint = endpoint.unwrap_or_default();
+    let explicit = endpoint.rsplit_once(':').and_then(|(_, port)| {
+        let port = port.trim_end_matches('/');
+        port.parse().ok()
+    });
+    let usual = if endpoint.starts_with("https:") {
+        443
+    } else {
+        80
+    };
+    json!({ "ports": [tcp(explicit.unwrap_or(usual))] })
+}
+
+fn port(url: &str) -> i32 {
+    let port = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    port.unwrap_or(CLIENT_PORT)
+}
+
+/// Mail servers are anywhere, but where the user does not allow them: an account names a host, and a name may lead anywhere. Ports of
+/// IMAP only: others are left to the user's own policies.
+fn to_mail_servers(wanted: &Wanted<'_>) -> Value {
+    let private = !wanted.mailbell.spec.watchers.allow_private_hosts;
+    let block = |all: &str, version: usize| {
+        let mut except = LINK_LOCAL
+            .get(version)
+            .copied()
+            .unwrap_or_default()
+            .to_vec();
+        if private {
+            except.extend(PRIVATE.get(version).copied().unwrap_or_default());
+        }
+        json!({ "ipBlock": { "cidr": all, "except": except } })
+    };
+    json!({ "to": [block("0.0.0.0/0", 0), block("::/0", 1)], "ports": IMAP_PORTS.map(tcp) })
+}

@@ -1,0 +1,297 @@
+//! A pod of Mailbell's own image, as all of them are: without root, rights, or anything to write to.
+
+use serde_json::{Value, json};
+
+use super::{Part, Wanted, merge, present};
+use crate::api::{ListenerTls, Nats, Pods};
+
+/// The user of the image. Its group is that of mounted Secrets, which are then readable by it and by no other.
+const USER: i64 = 65532;
+/// Of `/metrics`, `/healthz` and `/readyz`.
+pub(super) const HTTP_PORT: i32 = 7445;
+/// From being told to end until the load balancers of most clusters know it: so long a pod goes on taking connections.
+pub(super) const LEAVE_SECONDS: i64 = 5;
+/// Beyond the drain: last checkpoints, last spans.
+const SPARE_SECONDS: i64 = 10;
+
+/// What differs from part to part.
+pub(super) struct Pod<'a> {
+    pub(super) part: Part,
+    /// The subcommand.
+    pub(super) command: &'static str,
+    /// Beyond what all parts have: name and value.
+    pub(super) settings: Vec<(&'static str, String)>,
+    /// Secrets and ConfigMaps that it reads.
+    pub(super) files: Vec<Mount>,
+    /// Name and number of what it serves, beside health.
+    pub(super) port: Option<(&'static str, i32)>,
+    /// How long it may take to end; none for what ends by itself.
+    pub(super) drain_seconds: Option<i64>,
+    pub(super) pods: &'a Pods,
+    /// Used where the user says nothing.
+    pub(super) resources: Value,
+}
+
+/// A Secret or ConfigMap of the namespace, or some keys of it.
+#[derive(Debug, Clone)]
+pub(super) struct Mount {
+    /// Of the volume, and below `/run/mailbell`.
+    pub(super) name: &'static str,
+    pub(super) source: Source,
+    /// Key and file name; empty: all keys.
+    pub(super) items: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    Secret(String),
+    ConfigMap(String),
+}
+
+impl Mount {
+    /// Where a file of it is in the pod.
+    pub(super) fn path(&self, file: &str) -> String {
+        format!("/run/mailbell/{}/{file}", self.name)
+    }
+
+    fn volume(&self) -> Value {
+        let items: Vec<Value> = self
+            .items
+            .iter()
+            .map(|(key, path)| json!({ "key": key, "path": path }))
+            .collect();
+        let mut content = match &self.source {
+            // Readable by the pod's group, and by nobody else.
+            Source::Secret(name) => json!({ "secretName": name, "defaultMode": 0o440 }),
+            Source::ConfigMap(name) => json!({ "name": name, "defaultMode": 0o444 }),
+        };
+        if !items.is_empty() {
+            merge(&mut content, json!({ "items": items }));
+        }
+        let kind = match self.source {
+            Source::Secret(_) => "secret",
+            Source::ConfigMap(_) => "configMap",
+        };
+        json!({ "name": self.name, kind: content })
+    }
+
+    fn mount(&self) -> Value {
+        json!({ "name": self.name, "mountPath": self.path("").trim_end_matches('/'), "readOnly": true })
+    }
+}
+
+/// A certificate, and the settings that name it.
+pub(super) fn tls(tls: &ListenerTls) -> (Option<Mount>, Vec<(&'static str, String)>) {
+    let Some(secret) = &tls.secret_name else {
+        return (
+            None,
+            vec![("MAILBELL_INSECURE_PLAINTEXT", true.to_string())],
+        );
+    };
+    let mount = Mount {
+        name: "tls",
+        source: Source::Secret(secret.clone()),
+        items: ["tls.crt", "tls.key"].map(as_it_is).into(),
+    };
+    let settings = vec![
+        ("MAILBELL_TLS_CERT", mount.path("tls.crt")),
+        ("MAILBELL_TLS_KEY", mount.path("tls.key")),
+    ];
+    (Some(mount), settings)
+}
+
+/// A key whose file has its name.
+pub(super) fn as_it_is(key: &str) -> (String, String) {
+    (key.to_owned(), key.to_owned())
+}
+
+impl Wanted<'_> {
+    /// How a part reaches NATS, and the files that it needs for that.
+    fn nats_login(&self, part: Part) -> (Vec<Mount>, Vec<(&'static str, String)>) {
+        let role = part.as_str();
+        let Nats { external, .. } = &self.mailbell.spec.nats;
+        let (urls, users, ca) = match external {
+            Some(external) => {
+                let ca = external.ca_config_map.clone().map(Source::ConfigMap);
+                (external.urls.join(","), external.users_secret.clone(), ca)
+            }
+            None => {
+                let ca = Source::Secret(self.nats_tls_secret());
+                (self.nats_url(), self.nats_users_secret(), Some(ca))
+            }
+        };
+        let password = Mount {
+            name: "nats",
+            source: Source::Secret(users),
+            items: vec![(role.to_owned(), "password".to_owned())],
+        };
+        let mut settings = vec![
+            ("MAILBELL_NATS_URL", urls),
+            ("MAILBELL_NATS_USER", role.to_owned()),
+            ("MAILBELL_NATS_PASSWORD_FILE", password.path("password")),
+        ];
+        let mut mounts = vec![password];
+        if let Some(source) = ca {
+            let ca = Mount {
+                name: "nats-ca",
+                source,
+                items: vec![as_it_is("ca.crt")],
+            };
+            settings.push(("MAILBELL_NATS_CA", ca.path("ca.crt")));
+            mounts.push(ca);
+        }
+        if external.as_ref().is_some_and(|nats| nats.allow_plaintext) {
+            settings.push(("MAILBELL_NATS_ALLOW_PLAIN", true.to_string()));
+        }
+        (mounts, settings)
+    }
+
+    fn telemetry(&self) -> Vec<(&'static str, String)> {
+        let telemetry = &self.mailbell.spec.telemetry;
+        let log = telemetry.log.clone();
+        let log = log.unwrap_or_else(|| "info,async_nats=warn".to_owned());
+        let mut settings = vec![
+            ("MAILBELL_LOG", log),
+            ("MAILBELL_LOG_FORMAT", "json".to_owned()),
+        ];
+        let endpoint = telemetry.otlp_endpoint.clone();
+        settings.extend(endpoint.map(|endpoint| ("MAILBELL_OTLP_ENDPOINT", endpoint)));
+        let sample = telemetry.otlp_sample;
+        settings.extend(sample.map(|sample| ("MAILBELL_OTLP_SAMPLE", sample.to_string())));
+        settings
+    }
+
+    /// The template of a part's pods.
+    pub(super) fn pod(&self, pod: Pod<'_>) -> Value {
+        let Pod {
+            part,
+            command,
+            settings,
+            files,
+            port,
+            drain_seconds,
+            pods,
+            resources,
+        } = pod;
+        let (mut mounts, login) = self.nats_login(part);
+        mounts.extend(files);
+        let serves = drain_seconds.is_some();
+        let mut all = vec![("MAILBELL_INSTALLATION", self.installation())];
+        all.extend(login);
+        all.extend(self.telemetry());
+        if let Some(drain) = drain_seconds {
+            all.push(("MAILBELL_HTTP_LISTEN", format!("0.0.0.0:{HTTP_PORT}")));
+            all.push(("MAILBELL_DRAIN", format!("{drain}s")));
+        }
+        all.extend(settings);
+        let environment: Vec<Value> = all
+            .into_iter()
+            .map(|(name, value)| json!({ "name": name, "value": value }))
+            .collect();
+        let port = port.map(|(name, number)| json!({ "name": name, "containerPort": number }));
+        let http = serves.then(|| json!({ "name": "http", "containerPort": HTTP_PORT }));
+        let probe = |path: &str| json!({ "httpGet": { "path": path, "port": "http" } });
+        let mut container = json!({
+            "name": part.as_str(),
+            "image": self.image(),
+            "args": [command],
+            "env": environment,
+            "resources": pods.resources.as_ref().map_or(resources, |own| json!(own)),
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "capabilities": { "drop": ["ALL"] },
+                "readOnlyRootFilesystem": true,
+            },
+            "volumeMounts": mounts.iter().map(Mount::mount).collect::<Vec<_>>(),
+        });
+        if serves {
+            let mut liveness = probe("/healthz");
+            // Three minutes: a process that hangs is started anew, and one that is busy is not.
+            merge(
+                &mut liveness,
+                json!({ "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 9 }),
+            );
+            let mut readiness = probe("/readyz");
+            merge(
+                &mut readiness,
+                json!({ "periodSeconds": 5, "timeoutSeconds": 5 }),
+            );
+            merge(
+                &mut container,
+                json!({
+                    "ports": present([port, http]),
+                    "livenessProbe": liveness,
+                    "readinessProbe": readiness,
+                    "lifecycle": { "preStop": { "sleep": { "seconds": LEAVE_SECONDS } } },
+                }),
+            );
+        }
+        let mut spec = json!({
+            "serviceAccountName": self.name(part),
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "securityContext": {
+                "runAsNonRoot": true,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [container],
+            "volumes": mounts.iter().map(Mount::volume).collect::<Vec<_>>(),
+        });
+        if let Some(drain) = drain_seconds {
+            let grace = LEAVE_SECONDS + drain + SPARE_SECONDS;
+            merge(&mut spec, json!({ "terminationGracePeriodSeconds": grace }));
+        }
+        self.place(&mut spec, part, pods);
+        let secrets = &self.mailbell.spec.image_pull_secrets;
+        if !secrets.is_empty() {
+            let secrets: Vec<Value> = secrets.iter().map(|name| json!({ "name": name })).collect();
+            merge(&mut spec, json!({ "imagePullSecrets": secrets }));
+        }
+        self.template(part, pods, spec)
+    }
+
+    /// Where pods run: over nodes and zones, as far as there are any, and where the user wants.
+    pub(super) fn place(&self, spec: &mut Value, part: Part, pods: &Pods) {
+        // Each release of a Deployment by itself: else the pods of the one before weigh in, and both new ones may end on one node.
+        let hash = match part {
+            Part::Gateway | Part::Admin => vec!["pod-template-hash"],
+            Part::Watcher | Part::Setup | Part::Nats => Vec::new(),
+        };
+        let spread = |key: &str| {
+            json!({
+                "maxSkew": 1,
+                "topologyKey": key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": { "matchLabels": self.selector(part) },
+                "matchLabelKeys": hash,
+            })
+        };
+        let zones = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"].map(spread);
+        merge(spec, json!({ "topologySpreadConstraints": zones }));
+        if !pods.node_selector.is_empty() {
+            merge(spec, json!({ "nodeSelector": pods.node_selector }));
+        }
+        if !pods.tolerations.is_empty() {
+            merge(spec, json!({ "tolerations": pods.tolerations }));
+        }
+        if let Some(affinity) = &pods.affinity {
+            merge(spec, json!({ "affinity": affinity }));
+        }
+        if let Some(class) = &pods.priority_class_name {
+            merge(spec, json!({ "priorityClassName": class }));
+        }
+    }
+
+    pub(super) fn template(&self, part: Part, pods: &Pods, spec: Value) -> Value {
+        let mut labels = json!(pods.labels);
+        merge(&mut labels, self.labels(part));
+        json!({
+            "metadata": { "labels": labels, "annotations": pods.annotations },
+            "spec": spec,
+        })
+    }
+}

@@ -1,0 +1,325 @@
+//! The processes of Mailbell: the setup of what is stored, gateways, admin API and watchers.
+
+use std::hash::{Hash as _, Hasher as _};
+
+use serde_json::{Value, json};
+
+use super::{
+    Part, Wanted,
+    pod::{HTTP_PORT, Mount, Pod, Source, as_it_is, tls},
+    present,
+};
+use crate::api::{Pods, Service, ServiceType};
+
+/// Where devices connect.
+pub(super) const PUSH_PORT: i32 = 7443;
+/// Where the admin API is served.
+pub(super) const ADMIN_PORT: i32 = 7444;
+
+/// Mailboxes of a pod where the user says nothing: with them, and a tenth more, a watcher stays below its memory.
+const MAILBOXES_PER_POD: i32 = 10_000;
+/// Seconds over which a gateway's devices are sent elsewhere where the user says nothing.
+const DRAIN_SECONDS: i32 = 60;
+/// What a watcher needs to give its partitions away: a few at a time, each within a second.
+const HAND_OVER_SECONDS: i64 = 120;
+/// What the admin API needs: its calls are short.
+const ADMIN_DRAIN_SECONDS: i64 = 25;
+/// Replicas of the admin API where the user says nothing.
+const ADMINS: i32 = 2;
+
+/// Verifies what is stored, and makes what is missing, before anything that reads or writes it starts. A job cannot be changed, so each
+/// image and each setting makes another one; the operator removes those before.
+pub(super) fn setup(wanted: &Wanted<'_>) -> Vec<Value> {
+    let spec = &wanted.mailbell.spec;
+    let replicas = match (&spec.nats.external, &spec.nats.managed) {
+        (Some(external), _) => external.replicas,
+        (None, Some(managed)) => managed.nodes,
+        (None, None) => 1,
+    };
+    let mut settings = vec![("MAILBELL_REPLICAS", replicas.to_string())];
+    if spec.finish_upgrade {
+        settings.push(("MAILBELL_FINISH_UPGRADE", true.to_string()));
+    }
+    let pods = Pods::default();
+    let mut template = wanted.pod(Pod {
+        part: Part::Setup,
+        command: "setup",
+        settings,
+        files: Vec::new(),
+        port: None,
+        drain_seconds: None,
+        pods: &pods,
+        resources: resources("50m", "128Mi"),
+    });
+    if let Some(spec) = template.pointer_mut("/spec") {
+        super::merge(spec, json!({ "restartPolicy": "OnFailure" }));
+    }
+    let name = format!("{}-{}", wanted.name(Part::Setup), digest(&template));
+    let content = json!({
+        "spec": {
+            "backoffLimit": 20,
+            "activeDeadlineSeconds": 1800,
+            "template": template,
+        },
+    });
+    vec![
+        wanted.service_account(Part::Setup),
+        wanted.object("batch/v1", "Job", &name, Part::Setup, content),
+    ]
+}
+
+/// Ten letters of a template: another one, another name.
+fn digest(template: &Value) -> String {
+    // Of the text: objects are sorted by name in it.
+    let mut hasher = Fnv::default();
+    template.to_string().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+        .chars()
+        .take(10)
+        .collect()
+}
+
+/// FNV-1a, which is the same in each release of Rust and on each machine.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl std::hash::Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
+    let part = Part::Gateway;
+    let gateways = &wanted.mailbell.spec.gateways;
+    let (certificate, mut settings) = tls(&gateways.tls);
+    settings.push(("MAILBELL_PUSH_LISTEN", format!("0.0.0.0:{PUSH_PORT}")));
+    let drain = gateways.drain_seconds.unwrap_or(DRAIN_SECONDS);
+    let template = wanted.pod(Pod {
+        part,
+        command: "gateway",
+        settings,
+        files: certificate.into_iter().collect(),
+        port: Some(("push", PUSH_PORT)),
+        drain_seconds: Some(drain.into()),
+        pods: &gateways.pods,
+        resources: resources("250m", "1Gi"),
+    });
+    let service = gateways.service.clone().unwrap_or_default();
+    let ports = ("push", PUSH_PORT);
+    let mut objects = vec![
+        wanted.service_account(part),
+        wanted.disruption_budget(part),
+        service_of(wanted, part, &service, ports),
+        deployment(wanted, part, wanted.gateways, template),
+    ];
+    objects.extend(route(wanted));
+    objects
+}
+
+/// Of the Gateway API. Streams last for hours, so nothing on the way may count their time.
+fn route(wanted: &Wanted<'_>) -> Option<Value> {
+    let gateways = &wanted.mailbell.spec.gateways;
+    let api = gateways.gateway_api.as_ref()?;
+    let name = wanted.name(Part::Gateway);
+    let mut spec = json!({
+        "parentRefs": api.parent_refs,
+        "rules": [{
+            "backendRefs": [{ "name": name, "port": PUSH_PORT }],
+        }],
+    });
+    if !api.hostnames.is_empty() {
+        super::merge(&mut spec, json!({ "hostnames": api.hostnames }));
+    }
+    let content = json!({ "spec": spec });
+    let api = "gateway.networking.k8s.io/v1";
+    Some(wanted.object(api, "GRPCRoute", &name, Part::Gateway, content))
+}
+
+pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
+    let part = Part::Admin;
+    let admin = &wanted.mailbell.spec.admin;
+    let secret = |named: &Option<String>, usual: &str| {
+        let usual = || format!("{}-{usual}", wanted.installation());
+        Source::Secret(named.clone().unwrap_or_else(usual))
+    };
+    let tokens = Mount {
+        name: "admin-tokens",
+        source: secret(&admin.token_secret, "admin-token"),
+        items: vec![as_it_is("tokens")],
+    };
+    let signing = Mount {
+        name: "signing-key",
+        source: secret(&admin.signing_key_secret, "signing-key"),
+        items: vec![as_it_is("signing.pem")],
+    };
+    let (certificate, mut settings) = tls(&admin.tls);
+    settings.extend([
+        ("MAILBELL_ADMIN_LISTEN", format!("0.0.0.0:{ADMIN_PORT}")),
+        ("MAILBELL_ADMIN_TOKEN_FILE", tokens.path("tokens")),
+        ("MAILBELL_SIGNING_KEY_FILE", signing.path("signing.pem")),
+    ]);
+    let watchers = &wanted.mailbell.spec.watchers;
+    for (name, allowed) in [
+        ("MAILBELL_ALLOW_PRIVATE_HOSTS", watchers.allow_private_hosts),
+        (
+            "MAILBELL_ALLOW_PLAINTEXT_IMAP",
+            watchers.allow_plaintext_imap,
+        ),
+    ] {
+        if allowed {
+            settings.push((name, true.to_string()));
+        }
+    }
+    let template = wanted.pod(Pod {
+        part,
+        command: "admin",
+        settings,
+        files: certificate.into_iter().chain([tokens, signing]).collect(),
+        port: Some(("admin", ADMIN_PORT)),
+        drain_seconds: Some(ADMIN_DRAIN_SECONDS),
+        pods: &admin.pods,
+        resources: resources("100m", "512Mi"),
+    });
+    let service = admin.service.clone().unwrap_or_default();
+    let replicas = admin.replicas.unwrap_or(ADMINS);
+    vec![
+        wanted.service_account(part),
+        wanted.disruption_budget(part),
+        service_of(wanted, part, &service, ("admin", ADMIN_PORT)),
+        deployment(wanted, part, wanted.unless_paused(replicas), template),
+    ]
+}
+
+/// A StatefulSet, since a watcher that comes back under its name takes at once what it had.
+pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
+    let part = Part::Watcher;
+    let watchers = &wanted.mailbell.spec.watchers;
+    let ring = Mount {
+        name: "key-ring",
+        source: Source::Secret(format!("{}-key-ring", wanted.installation())),
+        items: vec![as_it_is("key.ring")],
+    };
+    let mut settings = vec![("MAILBELL_KEY_RING_FILE", ring.path("key.ring"))];
+    let mut files = vec![ring];
+    let mailboxes = watchers.mailboxes_per_pod.unwrap_or(MAILBOXES_PER_POD);
+    let most = mailboxes.saturating_add((mailboxes / 10).max(1));
+    settings.push(("MAILBELL_MOST_ACCOUNTS", most.to_string()));
+    let paces = [
+        ("MAILBELL_CONNECTS_PER_HOST", watchers.connects_per_host),
+        ("MAILBELL_LOGINS_PER_HOST", watchers.logins_per_host),
+    ];
+    for (name, pace) in paces {
+        settings.extend(pace.map(|pace| (name, pace.to_string())));
+    }
+    if watchers.allow_plaintext_imap {
+        settings.push(("MAILBELL_ALLOW_PLAINTEXT_IMAP", true.to_string()));
+    }
+    if let Some(name) = &watchers.imap_ca_config_map {
+        let roots = Mount {
+            name: "imap-ca",
+            source: Source::ConfigMap(name.clone()),
+            items: vec![as_it_is("ca.crt")],
+        };
+        settings.push(("MAILBELL_IMAP_CA", roots.path("ca.crt")));
+        files.push(roots);
+    }
+    let template = wanted.pod(Pod {
+        part,
+        command: "watcher",
+        settings,
+        files,
+        port: None,
+        drain_seconds: Some(HAND_OVER_SECONDS),
+        pods: &watchers.pods,
+        resources: resources("250m", "1Gi"),
+    });
+    let name = wanted.name(part);
+    let headless = json!({
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": true,
+            "selector": wanted.selector(part),
+            "ports": [{ "name": "http", "port": HTTP_PORT, "targetPort": "http" }],
+        },
+    });
+    let set = json!({
+        "spec": {
+            "replicas": wanted.unless_paused(wanted.watchers),
+            "serviceName": name,
+            // They share the mailboxes among themselves, and need not wait for one another to start.
+            "podManagementPolicy": "Parallel",
+            "selector": { "matchLabels": wanted.selector(part) },
+            "template": template,
+        },
+    });
+    vec![
+        wanted.service_account(part),
+        wanted.disruption_budget(part),
+        wanted.object("v1", "Service", &name, part, headless),
+        wanted.object("apps/v1", "StatefulSet", &name, part, set),
+    ]
+}
+
+impl Wanted<'_> {
+    pub(super) fn unless_paused(&self, replicas: i32) -> i32 {
+        if self.mailbell.spec.paused {
+            0
+        } else {
+            replicas
+        }
+    }
+}
+
+fn deployment(wanted: &Wanted<'_>, part: Part, replicas: i32, template: Value) -> Value {
+    let content = json!({
+        "spec": {
+            "replicas": wanted.unless_paused(replicas),
+            "selector": { "matchLabels": wanted.selector(part) },
+            // One more first: whoever is sent elsewhere finds somebody.
+            "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
+            "template": template,
+        },
+    });
+    wanted.object("apps/v1", "Deployment", &wanted.name(part), part, content)
+}
+
+fn service_of(wanted: &Wanted<'_>, part: Part, service: &Service, port: (&str, i32)) -> Value {
+    let (name, number) = port;
+    let kind = service.type_.unwrap_or(ServiceType::ClusterIp);
+    let mut spec = json!({
+        "type": kind,
+        "selector": wanted.selector(part),
+        "ports": [{ "name": name, "port": number, "targetPort": name, "appProtocol": "grpc" }],
+    });
+    let ranges = &service.load_balancer_source_ranges;
+    let extra = present([
+        (!ranges.is_empty()).then(|| json!({ "loadBalancerSourceRanges": ranges })),
+        // Devices' addresses are worth knowing, and a hop less is a fault less.
+        (kind != ServiceType::ClusterIp).then(|| json!({ "externalTrafficPolicy": "Local" })),
+    ]);
+    for more in extra {
+        super::merge(&mut spec, more);
+    }
+    let content = json!({ "metadata": { "annotations": service.annotations }, "spec": spec });
+    wanted.object("v1", "Service", &wanted.name(part), part, content)
+}
+
+/// No limit of CPU: a burst of logins or of devices that come back may use what is free.
+pub(super) fn resources(cpu: &str, memory: &str) -> Value {
+    json!({
+        "requests": { "cpu": cpu, "memory": memory },
+        "limits": { "memory": memory },
+    })
+}

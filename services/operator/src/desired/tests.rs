@@ -1,0 +1,305 @@
+//! Snapshots of all objects, and rules that hold for each of them.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// Installations that have nothing in common: the shortest that there is, one on NATS of its own, and one in which everything is said.
+fn installations() -> [(&'static str, Value); 3] {
+    let tls = json!({ "secretName": "push-tls" });
+    let plain = json!({ "insecurePlaintext": true });
+    let pods = json!({
+        "resources": { "requests": { "cpu": "2" } },
+        "nodeSelector": { "pool": "mail" },
+        "tolerations": [{ "key": "mail", "operator": "Exists" }],
+        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "gpu", "operator": "DoesNotExist" }] }],
+        } } },
+        "priorityClassName": "high",
+        "annotations": { "note": "mail" },
+        "labels": { "team": "mail", "app.kubernetes.io/component": "mine" },
+    });
+    [
+        (
+            "usual",
+            json!({
+                "gateways": { "tls": tls },
+                "admin": { "tls": { "secretName": "admin-tls" } },
+                "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } },
+            }),
+        ),
+        (
+            "external",
+            json!({
+                "paused": true,
+                "gateways": { "tls": plain },
+                "admin": { "tls": plain, "tokenSecret": "tokens", "signingKeySecret": "signing" },
+                "nats": { "external": {
+                    "urls": ["tls://a.example.org:4222", "tls://b.example.org:4333"],
+                    "usersSecret": "nats-users",
+                    "caConfigMap": "nats-ca",
+                    "replicas": 3,
+                } },
+            }),
+        ),
+        (
+            "full",
+            json!({
+                "image": "registry.example.org/mailbell:1.2.3",
+                "imagePullSecrets": ["registry"],
+                "finishUpgrade": true,
+                "watchers": {
+                    "scale": { "min": 3, "max": 9 },
+                    "mailboxesPerPod": 5,
+                    "connectsPerHost": 20,
+                    "loginsPerHost": 10,
+                    "allowPrivateHosts": true,
+                    "allowPlaintextImap": true,
+                    "imapCaConfigMap": "imap-ca",
+                    "pods": pods,
+                },
+                "gateways": {
+                    "drainSeconds": 300,
+                    "tls": tls,
+                    "service": { "annotations": { "cloud": "internal" } },
+                    "gatewayApi": { "parentRefs": [{ "name": "edge", "namespace": "infra" }], "hostnames": ["push.example.org"] },
+                    "pods": pods,
+                },
+                "admin": {
+                    "replicas": 3,
+                    "tls": { "secretName": "admin-tls" },
+                    "service": { "type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"] },
+                    "pods": pods,
+                },
+                "nats": { "managed": {
+                    "nodes": 1,
+                    "image": "nats:2.12",
+                    "storage": { "size": "1Ti", "className": "fast" },
+                    "resources": { "limits": { "memory": "4Gi" } },
+                    "pods": pods,
+                } },
+                "telemetry": { "log": "debug", "otlpEndpoint": "http://collector:4317", "otlpSample": 0.25 },
+            }),
+        ),
+    ]
+}
+
+fn mailbell(spec: &Value) -> Mailbell {
+    let object = json!({
+        "apiVersion": "mailbell.dev/v1alpha1",
+        "kind": "Mailbell",
+        "metadata": { "name": "main", "namespace": "mail", "uid": "0b8f5f5e-0000-4000-8000-000000000000" },
+        "spec": spec,
+    });
+    serde_json::from_value(object).unwrap()
+}
+
+fn wanted(mailbell: &Mailbell) -> Wanted<'_> {
+    Wanted {
+        mailbell,
+        image: "mailbell.dev/mailbell:0.1.0",
+        watchers: 2,
+        gateways: 2,
+    }
+}
+
+fn objects(spec: &Value) -> Vec<Value> {
+    let stages = desired(&wanted(&mailbell(spec)));
+    stages.into_iter().flat_map(|stage| stage.objects).collect()
+}
+
+/// The templates of pods, with what they are of.
+fn templates(spec: &Value) -> Vec<(String, Value)> {
+    let of = |object: &Value| {
+        let template = object.pointer("/spec/template")?.clone();
+        Some((object["metadata"]["name"].as_str()?.to_owned(), template))
+    };
+    objects(spec).iter().filter_map(of).collect()
+}
+
+/// What a change of the code changes on a cluster is seen here. `MAILBELL_UPDATE_GOLDEN=1` writes them anew.
+#[test]
+fn every_object_is_as_it_was() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/desired/golden");
+    for (name, spec) in installations() {
+        let mut text = String::new();
+        for stage in desired(&wanted(&mailbell(&spec))) {
+            text += &format!("# {}\n", stage.name);
+            for object in &stage.objects {
+                text += "---\n";
+                text += &serde_saphyr::to_string(object).unwrap();
+            }
+        }
+        let file = folder.join(format!("{name}.yaml"));
+        if std::env::var_os("MAILBELL_UPDATE_GOLDEN").is_some() {
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(&file, &text).unwrap();
+        }
+        let stored = fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            stored == text,
+            "{} is not what the code makes of it: look at the difference, then write it with MAILBELL_UPDATE_GOLDEN=1",
+            file.display()
+        );
+    }
+}
+
+#[test]
+fn everything_goes_with_its_installation_and_is_found_by_it() {
+    for (_, spec) in installations() {
+        let mut names = BTreeSet::new();
+        for object in objects(&spec) {
+            let metadata = &object["metadata"];
+            let name = metadata["name"].as_str().unwrap();
+            assert!(name.starts_with("main-"), "{name}");
+            assert!(
+                names.insert((object["kind"].to_string(), name.to_owned())),
+                "{name} is there twice"
+            );
+            assert_eq!(metadata["namespace"], "mail");
+            assert_eq!(metadata["ownerReferences"][0]["kind"], "Mailbell");
+            assert_eq!(metadata["ownerReferences"][0]["controller"], true);
+            assert_eq!(metadata["labels"]["app.kubernetes.io/managed-by"], MANAGER);
+        }
+    }
+}
+
+/// A selector that misses its pods would leave them without service, budget and policy.
+#[test]
+fn what_selects_pods_selects_those_of_its_part_whatever_labels_a_user_adds() {
+    for (_, spec) in installations() {
+        let all = objects(&spec);
+        let templates = templates(&spec);
+        for object in &all {
+            let selector = [
+                "/spec/selector/matchLabels",
+                "/spec/podSelector/matchLabels",
+            ]
+            .iter()
+            .find_map(|place| object.pointer(place))
+            .or_else(|| {
+                object
+                    .pointer("/spec/selector")
+                    .filter(|_| object["kind"] == "Service")
+            });
+            let Some(selector) = selector.and_then(Value::as_object) else {
+                continue;
+            };
+            let selected =
+                |labels: &Value| selector.iter().all(|(name, value)| labels[name] == *value);
+            let of: Vec<&str> = templates
+                .iter()
+                .filter(|(_, template)| selected(&template["metadata"]["labels"]))
+                .map(|(name, _)| name.as_str())
+                .collect();
+            let name = object["metadata"]["name"].as_str().unwrap();
+            // One kind of pods, and that whose name the object has.
+            assert_eq!(of.len(), 1, "{} {name}: {of:?}", object["kind"]);
+            assert!(
+                of[0].starts_with(name) || name.starts_with(of[0]),
+                "{name}: {of:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pod_may_nothing_that_it_need_not() {
+    for (_, spec) in installations() {
+        for (name, template) in templates(&spec) {
+            let spec = &template["spec"];
+            assert_eq!(spec["automountServiceAccountToken"], false, "{name}");
+            assert_eq!(spec["securityContext"]["runAsNonRoot"], true, "{name}");
+            assert_eq!(
+                spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
+                "{name}"
+            );
+            for container in spec["containers"].as_array().unwrap() {
+                let context = &container["securityContext"];
+                assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
+                assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
+                assert_eq!(context["capabilities"]["drop"], json!(["ALL"]), "{name}");
+                assert!(!container["resources"].is_null(), "{name}");
+                // No password is in what everybody may read who may see a pod.
+                for variable in container["env"].as_array().unwrap() {
+                    let named = variable["name"].as_str().unwrap().ends_with("_PASSWORD");
+                    assert!(!named || variable["value"].is_null(), "{name}: {variable}");
+                }
+            }
+        }
+    }
+}
+
+/// Whoever is killed in the middle of a drain drops its devices.
+#[test]
+fn a_pod_has_the_time_that_its_drain_takes() {
+    for (installation, spec) in installations() {
+        for (name, template) in templates(&spec) {
+            let spec = &template["spec"];
+            let environment = spec["containers"][0]["env"].as_array().unwrap();
+            let drain = environment.iter().find(|it| it["name"] == "MAILBELL_DRAIN");
+            let Some(drain) = drain else {
+                continue;
+            };
+            let drain = drain["value"].as_str().unwrap().trim_end_matches('s');
+            let drain: i64 = drain.parse().unwrap();
+            let before = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"].as_i64();
+            let grace = spec["terminationGracePeriodSeconds"].as_i64().unwrap();
+            assert!(grace >= drain + before.unwrap() + 5, "{name}: {grace}");
+            if (installation, name.as_str()) == ("full", "main-gateway") {
+                assert_eq!(drain, 300);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_paused_has_no_pods_and_keeps_its_store() {
+    let (_, spec) = &installations()[1];
+    for object in objects(spec) {
+        if let Some(replicas) = object.pointer("/spec/replicas") {
+            assert_eq!(*replicas, 0, "{}", object["metadata"]["name"]);
+        }
+    }
+    let (_, mut spec) = installations()[0].clone();
+    spec["paused"] = true.into();
+    let nats = objects(&spec).into_iter().find(|object| {
+        object["kind"] == "StatefulSet" && object["metadata"]["name"] == "main-nats"
+    });
+    assert_eq!(nats.unwrap()["spec"]["replicas"], 3);
+}
+
+/// A job cannot be changed: the same must be the same one, and another another one.
+#[test]
+fn a_setup_is_run_for_each_image_and_only_then() {
+    let job = |spec: &Value| {
+        let job = objects(spec)
+            .into_iter()
+            .find(|object| object["kind"] == "Job");
+        job.unwrap()["metadata"]["name"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let (_, spec) = installations()[0].clone();
+    let first = job(&spec);
+    let mut grown = spec.clone();
+    grown["watchers"] = json!({ "mailboxesPerPod": 7 });
+    assert_eq!(job(&grown), first);
+    let mut newer = spec.clone();
+    newer["image"] = "mailbell.dev/mailbell:0.2.0".into();
+    assert_ne!(job(&newer), first);
+    let mut finished = spec;
+    finished["finishUpgrade"] = true.into();
+    assert_ne!(job(&finished), first);
+}
+
+#[test]
+fn sizes_of_disks() {
+    use super::nats::bytes;
+    assert_eq!(bytes("8Gi"), 8 << 30);
+    assert_eq!(bytes("2Ti"), 2 << 40);
+    assert_eq!(bytes("20"), 0);
+}
