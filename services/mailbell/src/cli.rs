@@ -48,6 +48,8 @@ pub enum Command {
     Gateway(Box<roles::gateway::Args>),
     /// Serve the admin API (one role of a cluster)
     Admin(Box<roles::admin::Args>),
+    /// Keep installations on a Kubernetes cluster as they are wanted
+    Operator(Box<roles::operator::Args>),
     /// Create and verify what an installation stores in NATS
     Setup(Box<roles::setup::Args>),
     /// Add, list, show, check, change and remove mail accounts
@@ -159,6 +161,7 @@ mod tests {
             "mailbell setup --print-permissions --installation test",
             "mailbell completions zsh",
             "mailbell crds",
+            "mailbell operator --image mailbell.dev/mailbell:0.1.0 --namespace mail --identity pod-1",
             "mailbell nats-server-guard 1 /bin/nats-server --config /c",
         ] {
             let parsed = Cli::try_parse_from(line.split(' '));
@@ -181,6 +184,7 @@ mod tests {
             "mailbell watcher --key-ring-file /k drain pod-1",
             "mailbell watcher --key-ring-file /k --member pod.1",
             "mailbell gateway --tls-cert /c",
+            "mailbell operator",
             "mailbell standalone --push-listen here",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -107,6 +107,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Watcher(args) => Box::pin(roles::watcher::run(*args, &telemetry)).await,
             Command::Gateway(args) => Box::pin(roles::gateway::run(*args, &telemetry)).await,
             Command::Admin(args) => Box::pin(roles::admin::run(*args, &telemetry)).await,
+            Command::Operator(args) => Box::pin(roles::operator::run(*args, &telemetry)).await,
             Command::Setup(args) => Box::pin(roles::setup::run(*args)).await,
             Command::Account(args) => Box::pin(account::run(args)).await,
             Command::Token(args) => Box::pin(token::run(args)).await,

@@ -22,6 +22,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The token of the user who may everything.
 const ADMIN: &str = "admin-of-the-tests";
+/// Of one who may nothing.
+const NOBODY: &str = "nobody-of-the-tests";
 
 /// An API server that nothing but tests reaches. What it stores outlives [`ApiServer::stop`] and goes with the value.
 #[derive(Debug)]
@@ -74,11 +76,10 @@ impl ApiServer {
         write("tls.key", &certificate.key_pem)?;
         write("accounts.key", &accounts.serialize_pem())?;
         write("accounts.pub", &accounts.public_key_pem())?;
-        write(
-            "tokens.csv",
-            &format!("{ADMIN},admin,admin,system:masters\n"),
-        )?;
-        write("kubeconfig", &server.kubeconfig())?;
+        let tokens = format!("{ADMIN},admin,admin,system:masters\n{NOBODY},nobody,nobody\n");
+        write("tokens.csv", &tokens)?;
+        write("kubeconfig", &server.config_of(ADMIN))?;
+        write("kubeconfig-nobody", &server.config_of(NOBODY))?;
         Ok(server)
     }
 
@@ -86,13 +87,12 @@ impl ApiServer {
         self.directory.path().join(name)
     }
 
-    /// Of the user who may everything.
-    fn kubeconfig(&self) -> String {
+    fn config_of(&self, token: &str) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: tests\n\
              clusters: [{{name: tests, cluster: {{server: \"https://127.0.0.1:{}\", certificate-authority: \"{}\"}}}}]\n\
-             users: [{{name: admin, user: {{token: {ADMIN}}}}}]\n\
-             contexts: [{{name: tests, context: {{cluster: tests, user: admin}}}}]\n",
+             users: [{{name: one, user: {{token: {token}}}}}]\n\
+             contexts: [{{name: tests, context: {{cluster: tests, user: one}}}}]\n",
             self.port,
             self.path("ca.crt").display(),
         )
@@ -199,6 +199,18 @@ impl ApiServer {
         Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
             .await
             .map_err(io::Error::other)
+    }
+
+    /// For another program: how it reaches this server as the user who may everything.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.path("kubeconfig")
+    }
+
+    /// The same, as one who may nothing.
+    #[must_use]
+    pub fn kubeconfig_of_nobody(&self) -> PathBuf {
+        self.path("kubeconfig-nobody")
     }
 
     /// What a person types, as the user who may everything: `kubectl` or `helm`.

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod gateway;
 pub mod key_ring;
 pub mod nats;
+pub mod operator;
 pub mod process;
 pub mod setup;
 pub mod tls;

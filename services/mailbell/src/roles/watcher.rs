@@ -296,7 +296,7 @@ pub fn start(
 }
 
 /// In a pod, the pod's name.
-fn host_name() -> Result<String, Failure> {
+pub(super) fn host_name() -> Result<String, Failure> {
     let text = fs::read_to_string(Path::new("/proc/sys/kernel/hostname")).unwrap_or_default();
     let name: String = text
         .trim()

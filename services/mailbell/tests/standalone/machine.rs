@@ -21,6 +21,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// A state directory of its own; the process on it is killed when this goes.
 pub(crate) struct Machine {
     directory: TempDir,
+    kubeconfig: PathBuf,
     child: Option<Child>,
 }
 
@@ -43,8 +44,17 @@ impl Machine {
     pub(crate) fn new() -> Self {
         Self {
             directory: TempDir::with_prefix("mailbell-standalone-").unwrap(),
+            // Never that of whoever runs the tests.
+            kubeconfig: PathBuf::from("/nonexistent"),
             child: None,
         }
+    }
+
+    /// One whose commands reach this cluster.
+    pub(crate) fn on_cluster(kubeconfig: PathBuf) -> Self {
+        let mut machine = Self::new();
+        machine.kubeconfig = kubeconfig;
+        machine
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -66,7 +76,7 @@ impl Machine {
     /// A command on this directory.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = mailbell(&self.state());
-        command.args(args);
+        command.env("KUBECONFIG", &self.kubeconfig).args(args);
         command
     }
 

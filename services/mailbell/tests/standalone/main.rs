@@ -9,4 +9,5 @@
 mod commands;
 mod lives;
 mod machine;
+mod operator;
 mod roles;

@@ -4,4 +4,5 @@
 mod charts;
 mod definitions;
 mod installation;
+mod operator;
 mod world;

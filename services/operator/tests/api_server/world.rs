@@ -50,6 +50,17 @@ impl World {
         Some(Self::on(bare().await?).await)
     }
 
+    /// On a server of its own, which it may restart.
+    pub(crate) async fn alone_with_definitions() -> Option<Self> {
+        Some(Self::on(with_definitions().await?).await)
+    }
+
+    /// Stops the server and starts it again; only of one that nobody else has.
+    pub(crate) async fn restart(&mut self) {
+        let server = Arc::get_mut(&mut self.server).unwrap();
+        server.restart().await.unwrap();
+    }
+
     async fn on(server: Arc<ApiServer>) -> Self {
         let client = server.client().await.unwrap();
         let number = NAMESPACES.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,108 @@
+//! `mailbell operator`.
+
+use std::{process::ExitCode, time::Duration};
+
+use kube::{Client, Config};
+use mailbell_operator::controller::{self, Error, Options};
+use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    process::{Process, ProcessArgs, Work},
+    watcher::host_name,
+};
+use crate::failure::Failure;
+
+/// Each step can be done again by the next one, so there is nothing to wait for but the lease to be given away.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Installations on a cluster.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "\
+Keeps every Mailbell object of its namespace, or of all, as it is wanted: NATS servers, the setup of what is stored, gateways, admin API
+and watchers. Of several only one works at a time; the others wait for its lease. What runs goes on while there is none.
+
+The custom resource definitions must be there before (`mailbell crds`). Outside a cluster it goes by the current context of kubectl.
+
+Examples:
+  mailbell operator --image registry.example.org/mailbell:0.1.0
+  mailbell operator --image mailbell.dev/mailbell:0.1.0 --namespace mail")]
+pub struct Args {
+    /// Image of installations that name none
+    #[arg(long, env = "MAILBELL_IMAGE", value_name = "NAME:TAG")]
+    pub image: String,
+
+    /// Look after this namespace only [default: all of them]
+    #[arg(long, env = "MAILBELL_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// The namespace of its lease [default: that of its pod, or of the current context]
+    #[arg(long, env = "MAILBELL_LEASE_NAMESPACE", value_name = "NAME")]
+    pub lease_namespace: Option<String>,
+
+    /// Its name among its replicas [default: the host's name]
+    #[arg(long, env = "MAILBELL_IDENTITY", value_name = "NAME")]
+    pub identity: Option<String>,
+
+    /// Metrics, health and the end.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// Runs the role.
+///
+/// # Errors
+/// What it cannot start with.
+pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
+    let mut process = Process::begin("operator", &args.process, telemetry, WINDOW)?;
+    let config = Config::infer().await.map_err(|error| {
+        let text = format!("no way to a cluster: {error}; inside a pod it has one, elsewhere KUBECONFIG names a file");
+        Failure::new(Code::Usage, text)
+    })?;
+    let options = Options {
+        namespace: args.namespace,
+        own_namespace: args
+            .lease_namespace
+            .unwrap_or_else(|| config.default_namespace.clone()),
+        identity: match args.identity {
+            Some(name) => name,
+            None => host_name()?,
+        },
+        image: args.image,
+    };
+    let client = Client::try_from(config)
+        .map_err(|error| Failure::new(Code::Usage, format!("no way to a cluster: {error}")))?;
+    // That it is reached, and knows our kinds: a role that is missing is found at the start, and named.
+    let known = async { Ok(controller::check(&client, options.namespace.as_deref()).await?) };
+    if process.unless_stopped(Box::pin(known)).await?.is_none() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut work = Work::new();
+    let mut drain = process.drain();
+    work.spawn(async move {
+        let stop = CancellationToken::new();
+        let lead = controller::run(client, options, stop.clone());
+        tokio::pin!(lead);
+        tokio::select! {
+            biased;
+            // First: whoever drains ends anyway.
+            _ = drain.signaled() => stop.cancel(),
+            ended = &mut lead => return Ok(ended?),
+        }
+        Ok(lead.await?)
+    });
+    process.run(work, |_| {}, async {}).await
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        match error {
+            Error::Denied(_) => Self::new(Code::Permission, text),
+            Error::NoDefinitions => Self::new(Code::Usage, text),
+            Error::Object { .. } | Error::Json(_) | Error::Unreachable(_) | Error::Lease(_) => {
+                Self::unavailable(text)
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `mailbell operator` as a process, on a real Kubernetes API server. What it does there is tested in `services/operator`.
+
+use std::process::Output;
+
+use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
+
+use crate::machine::{Machine, text};
+
+const OPERATOR: [&str; 5] = [
+    "operator",
+    "--image",
+    "mailbell.dev/mailbell:0.1.0",
+    "--lease-namespace",
+    "default",
+];
+
+async fn kubectl(server: &ApiServer, arguments: &[&str], input: &str) -> String {
+    let output: Output = server.tool("kubectl").run(arguments, input).await.unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    said
+}
+
+fn refused(machine: &Machine) -> (Option<i32>, String) {
+    let mut arguments = OPERATOR.to_vec();
+    arguments.extend(["--http-listen", "127.0.0.1:0"]);
+    let output = machine.run(&arguments);
+    (output.status.code(), text(&output.stderr))
+}
+
+/// Each by its exit code, and what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_cannot_work_says_why_and_one_that_can_ends_in_order() {
+    let (code, said) = refused(&Machine::new());
+    assert!(
+        code == Some(64) && said.contains("KUBECONFIG"),
+        "{code:?}: {said}"
+    );
+    let Some(binaries) = Binaries::find() else {
+        eprintln!("left out: {MISSING}");
+        return;
+    };
+    let mut server = ApiServer::start(binaries).await.unwrap();
+    let mut machine = Machine::on_cluster(server.kubeconfig());
+    let (code, said) = refused(&machine);
+    assert!(
+        code == Some(64) && said.contains("install the chart mailbell-crds"),
+        "{code:?}: {said}"
+    );
+    let crds = machine.run(&["crds"]);
+    kubectl(
+        &server,
+        &["apply", "--server-side", "-f", "-"],
+        &text(&crds.stdout),
+    )
+    .await;
+    kubectl(
+        &server,
+        &[
+            "wait",
+            "--for=condition=Established",
+            "crd/mailbells.mailbell.dev",
+            "--timeout=60s",
+        ],
+        "",
+    )
+    .await;
+    let (code, said) = refused(&Machine::on_cluster(server.kubeconfig_of_nobody()));
+    assert!(
+        code == Some(77) && said.contains("cannot list resource"),
+        "{code:?}: {said}"
+    );
+    machine.start_role(&OPERATOR).await;
+    let manifest = r#"{
+        "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell", "metadata": { "name": "main" },
+        "spec": {
+            "gateways": { "tls": { "secretName": "push-tls" } },
+            "admin": { "tls": { "secretName": "admin-tls" } },
+            "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } }
+        }
+    }"#;
+    kubectl(&server, &["apply", "-f", "-"], manifest).await;
+    let wait = [
+        "wait",
+        "--for=jsonpath={.status.conditions[0].reason}=Starting",
+        "mailbell/main",
+        "--timeout=60s",
+    ];
+    kubectl(&server, &wait, "").await;
+    let shown = kubectl(&server, &["get", "mailbells"], "").await;
+    assert!(
+        shown.contains("0 of 3 pods of main-nats are ready"),
+        "{shown}"
+    );
+    let holder = [
+        "get",
+        "lease",
+        "mailbell-operator",
+        "-o",
+        "jsonpath={.spec.holderIdentity}",
+    ];
+    assert!(!kubectl(&server, &holder, "").await.is_empty());
+    assert_eq!(machine.stop().await.code(), Some(0));
+    // Given away, so that the next one need not wait for it to age.
+    assert_eq!(kubectl(&server, &holder, "").await, "");
+    server.stop().await;
+    let (code, said) = refused(&machine);
+    assert!(
+        code == Some(69) && said.contains("does not answer"),
+        "{code:?}: {said}"
+    );
+}

@@ -1,0 +1,131 @@
+//! The few things that are done to objects of any kind.
+
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::events::{Event, EventType},
+};
+use serde_json::Value;
+
+use super::Error;
+use crate::desired::MANAGER;
+
+/// Objects of one namespace.
+pub(super) struct Cluster<'a> {
+    pub(super) client: &'a Client,
+    pub(super) namespace: &'a str,
+}
+
+/// What an object is called.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) api: String,
+    pub(super) kind: String,
+    pub(super) name: String,
+}
+
+impl Key {
+    /// Of an object of ours, which has all three.
+    pub(super) fn of(object: &Value) -> Self {
+        let text = |place: &str| {
+            let found = object.pointer(place).and_then(Value::as_str);
+            found.unwrap_or_default().to_owned()
+        };
+        Self {
+            api: text("/apiVersion"),
+            kind: text("/kind"),
+            name: text("/metadata/name"),
+        }
+    }
+
+    fn resource(&self) -> ApiResource {
+        let (group, version) = self.api.split_once('/').unwrap_or(("", &self.api));
+        ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &self.kind))
+    }
+}
+
+impl Cluster<'_> {
+    fn api(&self, key: &Key) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), self.namespace, &key.resource())
+    }
+
+    /// Makes it so, whatever anybody else has made of the same fields; fields of others stay.
+    pub(super) async fn apply(&self, object: &Value) -> Result<Value, Error> {
+        let key = Key::of(object);
+        let params = PatchParams::apply(MANAGER).force();
+        let (api, patch) = (self.api(&key), Patch::Apply(object));
+        let applied = api.patch(&key.name, &params, &patch).await;
+        let applied = applied.map_err(|source| Error::of(&key, source))?;
+        serde_json::to_value(applied).map_err(Error::Json)
+    }
+
+    /// As it is; `None`: it is not there.
+    pub(super) async fn get(&self, key: &Key) -> Result<Option<Value>, Error> {
+        let found = self.api(key).get_opt(&key.name).await;
+        let found = found.map_err(|source| Error::of(key, source))?;
+        found
+            .map(serde_json::to_value)
+            .transpose()
+            .map_err(Error::Json)
+    }
+
+    /// Names of the objects of a kind that have these labels and this owner.
+    pub(super) async fn owned(
+        &self,
+        api: &str,
+        kind: &str,
+        labels: &str,
+        owner: &str,
+    ) -> Result<Vec<Key>, Error> {
+        let of = |name: String| Key {
+            api: api.to_owned(),
+            kind: kind.to_owned(),
+            name,
+        };
+        let any = of(String::new());
+        let params = ListParams::default().labels(labels);
+        let found = match self.api(&any).list_metadata(&params).await {
+            Ok(found) => found,
+            // Definitions of others that are not installed here.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Vec::new()),
+            Err(source) => return Err(Error::of(&any, source)),
+        };
+        let is_owned = |owners: &[_]| {
+            let mut owners = owners.iter();
+            owners.any(
+                |it: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
+                    it.uid == owner
+                },
+            )
+        };
+        let owned = found.items.into_iter();
+        let owned = owned.filter(|object| is_owned(object.owner_references()));
+        Ok(owned.map(|object| of(object.name_any())).collect())
+    }
+
+    /// Removes it, and what hangs on it.
+    pub(super) async fn delete(&self, key: &Key) -> Result<(), Error> {
+        let params = DeleteParams::background();
+        match self.api(key).delete(&key.name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(Error::of(key, source)),
+        }
+    }
+}
+
+/// Something that a person should see in `kubectl describe` and `kubectl events`.
+pub(super) fn event(is_good: bool, reason: &str, note: &str) -> Event {
+    Event {
+        type_: if is_good {
+            EventType::Normal
+        } else {
+            EventType::Warning
+        },
+        reason: reason.to_owned(),
+        note: Some(note.to_owned()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    }
+}

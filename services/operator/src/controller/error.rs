@@ -1,0 +1,67 @@
+//! What can go wrong between the operator and the API server.
+
+use kube_lease_manager::LeaseManagerError;
+
+use super::cluster::Key;
+
+/// Why an installation could not be looked after, or an operator not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused something of an object, or did not answer.
+    #[error("{kind} {name}: {}", said(.source))]
+    Object {
+        /// Of which kind.
+        kind: String,
+        /// Which.
+        name: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// What it answered is no object.
+    #[error("the API server's answer cannot be read: {0}")]
+    Json(serde_json::Error),
+    /// The cluster does not know our kinds.
+    #[error(
+        "the cluster does not know the custom resources of Mailbell: install the chart mailbell-crds, or \
+         `mailbell crds | kubectl apply --server-side -f -`"
+    )]
+    NoDefinitions,
+    /// A right is missing.
+    #[error("the operator may not do its work: {0}; the chart mailbell makes its role")]
+    Denied(String),
+    /// The API server cannot be reached.
+    #[error("the API server does not answer: {}", said(.0))]
+    Unreachable(Box<kube::Error>),
+    /// The lease.
+    #[error("the lease of the operator: {0}")]
+    Lease(Box<LeaseManagerError>),
+}
+
+impl Error {
+    pub(super) fn of(key: &Key, source: kube::Error) -> Self {
+        Self::Object {
+            kind: key.kind.clone(),
+            name: key.name.clone(),
+            source: Box::new(source),
+        }
+    }
+
+    /// Of the first question that is asked.
+    pub(super) fn of_start(source: kube::Error) -> Self {
+        match source {
+            kube::Error::Api(status) if status.code == 404 => Self::NoDefinitions,
+            kube::Error::Api(status) if [401, 403].contains(&status.code) => {
+                Self::Denied(status.message.clone())
+            }
+            source => Self::Unreachable(Box::new(source)),
+        }
+    }
+}
+
+/// In the words of the API server, if they are its.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    }
+}

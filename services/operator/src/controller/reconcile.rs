@@ -1,0 +1,209 @@
+//! One look at one installation: what is wanted is applied, what is not is removed, and how it stands is said.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Context, Error,
+    cluster::{Cluster, Key, event},
+};
+use crate::{
+    api::{Mailbell, MailbellStatus, Scale},
+    desired::{MANAGER, Stage, Wanted, desired},
+    progress::{self, Found, Progress, conditions},
+};
+
+/// Kinds of which there may be objects that are wanted no longer.
+const KINDS: [(&str, &str); 9] = [
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "StatefulSet"),
+    ("batch/v1", "Job"),
+    ("gateway.networking.k8s.io/v1", "GRPCRoute"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("v1", "ConfigMap"),
+    ("v1", "Service"),
+    ("v1", "ServiceAccount"),
+];
+
+/// Looks after it once.
+pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Result<(), Error> {
+    // One that is being removed takes all its objects with it.
+    if mailbell.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let namespace = mailbell.namespace().unwrap_or_default();
+    let cluster = Cluster {
+        client: &context.client,
+        namespace: &namespace,
+    };
+    let wanted = Wanted {
+        mailbell,
+        image: &context.image,
+        watchers: size(
+            &cluster,
+            mailbell,
+            "StatefulSet",
+            "watcher",
+            mailbell.spec.watchers.scale,
+        )
+        .await?,
+        gateways: size(
+            &cluster,
+            mailbell,
+            "Deployment",
+            "gateway",
+            mailbell.spec.gateways.scale,
+        )
+        .await?,
+    };
+    let stages = desired(&wanted);
+    let found = Found {
+        stages: apply(&cluster, &stages).await?,
+        paused: mailbell.spec.paused,
+    };
+    // Until all is applied, what is wanted no longer may be needed: an old setup goes once the new one is done.
+    if found
+        .stages
+        .iter()
+        .all(|(_, progress)| progress.is_usable())
+    {
+        remove_orphans(&cluster, mailbell, &stages).await?;
+    }
+    tell(mailbell, context, &found).await
+}
+
+/// How many pods there are to be: as many as there are, within the bounds.
+async fn size(
+    cluster: &Cluster<'_>,
+    mailbell: &Mailbell,
+    kind: &str,
+    part: &str,
+    scale: Scale,
+) -> Result<i32, Error> {
+    let key = Key {
+        api: "apps/v1".to_owned(),
+        kind: kind.to_owned(),
+        name: format!("{}-{part}", mailbell.name_any()),
+    };
+    let there = cluster.get(&key).await?;
+    let replicas = there
+        .as_ref()
+        .and_then(|object| object.pointer("/spec/replicas"));
+    let replicas = replicas
+        .and_then(Value::as_i64)
+        .and_then(|count| i32::try_from(count).ok());
+    // The API server lets no minimum be larger than the maximum; somebody may have lowered that meanwhile.
+    Ok(replicas.unwrap_or(scale.min).min(scale.max).max(scale.min))
+}
+
+/// Applies stage after stage, up to one that is not usable yet; of those after it, looks how they stand.
+async fn apply(
+    cluster: &Cluster<'_>,
+    stages: &[Stage],
+) -> Result<Vec<(&'static str, Progress)>, Error> {
+    let mut all = Vec::new();
+    let mut held_by = None;
+    for stage in stages {
+        let mut progress = Progress::Done;
+        for object in &stage.objects {
+            let now = match held_by {
+                None => Some(cluster.apply(object).await?),
+                Some(_) => cluster.get(&Key::of(object)).await?,
+            };
+            progress = progress.worse(match (now, held_by) {
+                (Some(object), _) => progress::of(&object),
+                (None, Some(before)) => Progress::Waiting(format!("waiting for {before}")),
+                (None, None) => Progress::Done,
+            });
+        }
+        if held_by.is_none() && !progress.is_usable() {
+            held_by = Some(stage.name);
+        }
+        all.push((stage.name, progress));
+    }
+    Ok(all)
+}
+
+/// Removes what was made for this installation and is wanted no longer.
+async fn remove_orphans(
+    cluster: &Cluster<'_>,
+    mailbell: &Mailbell,
+    stages: &[Stage],
+) -> Result<(), Error> {
+    let wanted = stages.iter().flat_map(|stage| &stage.objects);
+    let wanted: BTreeSet<Key> = wanted.map(Key::of).collect();
+    let labels = format!(
+        "app.kubernetes.io/managed-by={MANAGER},app.kubernetes.io/instance={}",
+        mailbell.name_any()
+    );
+    let owner = mailbell.uid().unwrap_or_default();
+    for (api, kind) in KINDS {
+        for key in cluster.owned(api, kind, &labels, &owner).await? {
+            if !wanted.contains(&key) {
+                tracing::info!(
+                    kind,
+                    name = key.name,
+                    "an object that is wanted no longer is removed"
+                );
+                cluster.delete(&key).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the status, last, and only if it says something else than before; an event tells of a change of what a person cares about.
+async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(), Error> {
+    let before = mailbell.status.clone().unwrap_or_default();
+    let generation = mailbell.metadata.generation;
+    let status = MailbellStatus {
+        observed_generation: generation,
+        conditions: conditions(found, &before.conditions, generation, Timestamp::now()),
+        ..before.clone()
+    };
+    if status == before {
+        return Ok(());
+    }
+    let name = mailbell.name_any();
+    let key = Key {
+        api: "mailbell.dev/v1alpha1".to_owned(),
+        kind: "Mailbell".to_owned(),
+        name: name.clone(),
+    };
+    let namespace = mailbell.namespace().unwrap_or_default();
+    let api: Api<Mailbell> = Api::namespaced(context.client.clone(), &namespace);
+    let patch = json!({ "apiVersion": key.api, "kind": key.kind, "status": status });
+    let params = PatchParams::apply(MANAGER).force();
+    let patched = api
+        .patch_status(&name, &params, &Patch::Apply(&patch))
+        .await;
+    patched.map_err(|source| Error::of(&key, source))?;
+    let ready = |all: &[Condition]| all.iter().find(|it| it.type_ == "Ready").cloned();
+    let (old, new) = (ready(&before.conditions), ready(&status.conditions));
+    let said = |condition: &Option<Condition>| {
+        let condition = condition.as_ref()?;
+        Some((condition.status.clone(), condition.reason.clone()))
+    };
+    if let Some(condition) = &new
+        && said(&old) != said(&new)
+    {
+        let is_good = condition.reason != "Failed" && condition.reason != "Impaired";
+        let event = event(is_good, &condition.reason, &condition.message);
+        // What cannot be told this way stands in the status.
+        if let Err(error) = context
+            .events
+            .publish(&event, &mailbell.object_ref(&()))
+            .await
+        {
+            tracing::warn!(installation = name, %error, "an event could not be published");
+        }
+    }
+    Ok(())
+}
