@@ -127,12 +127,23 @@ impl Machine {
     /// Starts one role and waits until it is ready.
     pub(crate) async fn start_role(&mut self, args: &[&str]) {
         let http = format!("127.0.0.1:{}", free_port().unwrap());
+        let setting = ("MAILBELL_HTTP_LISTEN".to_owned(), http.clone());
+        self.start_told(args, vec![setting], &http).await;
+    }
+
+    /// The same, by variables only, which make it serve its health there.
+    pub(crate) async fn start_told(
+        &mut self,
+        args: &[&str],
+        environment: Vec<(String, String)>,
+        http: &str,
+    ) {
         let mut command = self.command(args);
-        command.args(["--http-listen", &http]);
+        command.envs(environment);
         self.spawn(command);
         self.until("ready", |machine| {
             machine.must_run();
-            ready(&http).unwrap_or(false)
+            ready(http).unwrap_or(false)
         })
         .await;
     }

@@ -10,4 +10,5 @@ mod commands;
 mod lives;
 mod machine;
 mod operator;
+mod pods;
 mod roles;

@@ -2,12 +2,15 @@
 //!
 //! Pure, so that a snapshot shows each object as the cluster gets it, and a change of one is a change of a file that somebody reads.
 //! They come in [`Stage`]s: nothing of a stage is applied before the one before it is done, so that the schema of what is stored is
-//! checked before anything new starts, and what reads it is upgraded before what writes it (docs/upgrading.md).
+//! checked before anything new starts (docs/upgrading.md). Releases that follow each other work together, so that the order of the roles
+//! is free but for this: an admin API is ready only once a watcher has offered a key to seal passwords to.
 
 mod nats;
 mod network;
 mod pod;
 mod roles;
+
+use std::hash::Hasher;
 
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
@@ -48,8 +51,9 @@ pub fn desired(wanted: &Wanted<'_>) -> Vec<Stage> {
         stage("the NATS servers", nats::objects(wanted)),
         stage("the setup of what is stored", roles::setup(wanted)),
         stage("the gateways", roles::gateway(wanted)),
-        stage("the admin API", roles::admin(wanted)),
         stage("the watchers", roles::watcher(wanted)),
+        stage("the admin API", roles::admin(wanted)),
+        stage("the end of the upgrade", roles::finish(wanted)),
     ]
 }
 
@@ -167,6 +171,38 @@ fn merge(into: &mut Value, from: Value) {
             }
         }
         (into, from) => *into = from,
+    }
+}
+
+/// Ten letters of an object: another one, others.
+fn digest(object: &Value) -> String {
+    // Of the text, in which fields are sorted by name.
+    let mut hasher = Fnv::default();
+    hasher.write(object.to_string().as_bytes());
+    format!("{:016x}", hasher.finish())
+        .chars()
+        .take(10)
+        .collect()
+}
+
+/// FNV-1a, which is the same in each release of Rust and on each machine.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
     }
 }
 

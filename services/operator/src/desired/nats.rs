@@ -9,7 +9,7 @@ use mailbell_bus::{
 use mailbell_core::ids::Installation;
 use serde_json::{Value, json};
 
-use super::{Part, Wanted, merge, roles::resources};
+use super::{Part, Wanted, digest, merge, roles::resources};
 use crate::api::{ManagedNats, Nats};
 
 /// Where clients connect.
@@ -42,6 +42,7 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
             "users.conf": users(wanted),
         },
     });
+    let set = set(wanted, managed, &digest(&config));
     let clients = json!({
         "spec": {
             "selector": wanted.selector(Part::Nats),
@@ -64,7 +65,7 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
         wanted.object("v1", "ConfigMap", &name, part, config),
         wanted.object("v1", "Service", &name, part, clients),
         wanted.object("v1", "Service", &headless(&name), part, servers),
-        wanted.object("apps/v1", "StatefulSet", &name, part, set(wanted, managed)),
+        wanted.object("apps/v1", "StatefulSet", &name, part, set),
     ]
 }
 
@@ -144,7 +145,8 @@ pub(super) fn bytes(size: &str) -> u64 {
     number.parse::<u64>().unwrap_or_default() << shift
 }
 
-fn set(wanted: &Wanted<'_>, managed: &ManagedNats) -> Value {
+/// Servers are started anew, one after the other, when their configuration is another one: a new release may need other rights.
+fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
     let part = Part::Nats;
     let name = wanted.name(part);
     let mut environment = vec![json!({
@@ -217,6 +219,11 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats) -> Value {
         ],
     });
     wanted.place(&mut spec, part, &managed.pods);
+    let mut template = wanted.template(part, &managed.pods, spec);
+    merge(
+        &mut template,
+        json!({ "metadata": { "annotations": { "mailbell.dev/config": config } } }),
+    );
     let mut claim = json!({
         "accessModes": ["ReadWriteOnce"],
         "resources": { "requests": { "storage": managed.storage.size } },
@@ -230,7 +237,7 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats) -> Value {
             "serviceName": headless(&name),
             "podManagementPolicy": "Parallel",
             "selector": { "matchLabels": wanted.selector(part) },
-            "template": wanted.template(part, &managed.pods, spec),
+            "template": template,
             "volumeClaimTemplates": [{
                 "metadata": { "name": "data", "labels": wanted.selector(part) },
                 "spec": claim,

@@ -1,11 +1,9 @@
 //! The processes of Mailbell: the setup of what is stored, gateways, admin API and watchers.
 
-use std::hash::{Hash as _, Hasher as _};
-
 use serde_json::{Value, json};
 
 use super::{
-    Part, Wanted,
+    Part, Wanted, digest, merge,
     pod::{HTTP_PORT, Mount, Pod, Source, as_it_is, tls},
     present,
 };
@@ -27,9 +25,23 @@ const ADMIN_DRAIN_SECONDS: i64 = 25;
 /// Replicas of the admin API where the user says nothing.
 const ADMINS: i32 = 2;
 
-/// Verifies what is stored, and makes what is missing, before anything that reads or writes it starts. A job cannot be changed, so each
-/// image and each setting makes another one; the operator removes those before.
+/// Verifies what is stored, and makes what is missing, before anything that reads or writes it starts.
 pub(super) fn setup(wanted: &Wanted<'_>) -> Vec<Value> {
+    vec![
+        wanted.service_account(Part::Setup),
+        setup_job(wanted, "setup", false),
+    ]
+}
+
+/// Lets what only the new release knows be stored, if that is wanted, once every process is of it. It refuses while an older one runs.
+pub(super) fn finish(wanted: &Wanted<'_>) -> Vec<Value> {
+    let wants = wanted.mailbell.spec.finish_upgrade;
+    let job = wants.then(|| setup_job(wanted, "finish", true));
+    job.into_iter().collect()
+}
+
+/// A job cannot be changed, so each image and each setting makes another one; those before are removed at the end.
+fn setup_job(wanted: &Wanted<'_>, name: &str, finishes: bool) -> Value {
     let spec = &wanted.mailbell.spec;
     let replicas = match (&spec.nats.external, &spec.nats.managed) {
         (Some(external), _) => external.replicas,
@@ -37,7 +49,7 @@ pub(super) fn setup(wanted: &Wanted<'_>) -> Vec<Value> {
         (None, None) => 1,
     };
     let mut settings = vec![("MAILBELL_REPLICAS", replicas.to_string())];
-    if spec.finish_upgrade {
+    if finishes {
         settings.push(("MAILBELL_FINISH_UPGRADE", true.to_string()));
     }
     let pods = Pods::default();
@@ -52,9 +64,9 @@ pub(super) fn setup(wanted: &Wanted<'_>) -> Vec<Value> {
         resources: resources("50m", "128Mi"),
     });
     if let Some(spec) = template.pointer_mut("/spec") {
-        super::merge(spec, json!({ "restartPolicy": "OnFailure" }));
+        merge(spec, json!({ "restartPolicy": "OnFailure" }));
     }
-    let name = format!("{}-{}", wanted.name(Part::Setup), digest(&template));
+    let name = format!("{}-{name}-{}", wanted.installation(), digest(&template));
     let content = json!({
         "spec": {
             "backoffLimit": 20,
@@ -62,42 +74,7 @@ pub(super) fn setup(wanted: &Wanted<'_>) -> Vec<Value> {
             "template": template,
         },
     });
-    vec![
-        wanted.service_account(Part::Setup),
-        wanted.object("batch/v1", "Job", &name, Part::Setup, content),
-    ]
-}
-
-/// Ten letters of a template: another one, another name.
-fn digest(template: &Value) -> String {
-    // Of the text: objects are sorted by name in it.
-    let mut hasher = Fnv::default();
-    template.to_string().hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
-        .chars()
-        .take(10)
-        .collect()
-}
-
-/// FNV-1a, which is the same in each release of Rust and on each machine.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl std::hash::Hasher for Fnv {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
+    wanted.object("batch/v1", "Job", &name, Part::Setup, content)
 }
 
 pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
@@ -140,7 +117,7 @@ fn route(wanted: &Wanted<'_>) -> Option<Value> {
         }],
     });
     if !api.hostnames.is_empty() {
-        super::merge(&mut spec, json!({ "hostnames": api.hostnames }));
+        merge(&mut spec, json!({ "hostnames": api.hostnames }));
     }
     let content = json!({ "spec": spec });
     let api = "gateway.networking.k8s.io/v1";
@@ -310,7 +287,7 @@ fn service_of(wanted: &Wanted<'_>, part: Part, service: &Service, port: (&str, i
         (kind != ServiceType::ClusterIp).then(|| json!({ "externalTrafficPolicy": "Local" })),
     ]);
     for more in extra {
-        super::merge(&mut spec, more);
+        merge(&mut spec, more);
     }
     let content = json!({ "metadata": { "annotations": service.annotations }, "spec": spec });
     wanted.object("v1", "Service", &wanted.name(part), part, content)

@@ -203,8 +203,8 @@ impl World {
         let job = self.setup(image).await;
         self.job_is_done(&job, "Complete").await;
         self.deployment_is_ready("main-gateway").await;
-        self.deployment_is_ready("main-admin").await;
         self.set_is_ready("main-watcher").await;
+        self.deployment_is_ready("main-admin").await;
     }
 }
 
@@ -243,11 +243,11 @@ async fn an_installation_is_made_step_by_step() {
     );
     world.job_is_done(&job, "Complete").await;
     world.deployment_is_ready("main-gateway").await;
-    world.deployment_is_ready("main-admin").await;
     world
         .until_ready_says("False Starting The watchers: 0 of 2 pods of main-watcher are ready.")
         .await;
     world.set_is_ready("main-watcher").await;
+    world.deployment_is_ready("main-admin").await;
     world
         .until_ready_says("True Running Everything runs.")
         .await;
@@ -318,22 +318,24 @@ async fn an_upgrade_waits_for_the_setup_and_goes_on_part_by_part() {
     world
         .once(upgraded, "the gateways of the next release")
         .await;
-    assert_eq!(image("main-admin").await, IMAGE);
+    let watchers = async || {
+        let set: StatefulSet = world.there("main-watcher").await;
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        pod.containers[0].image.clone().unwrap()
+    };
+    assert_eq!(watchers().await, IMAGE);
     world.deployment_is_ready("main-gateway").await;
+    let upgraded = || async { (watchers().await == NEXT).then_some(()) };
+    world
+        .once(upgraded, "the watchers of the next release")
+        .await;
+    assert_eq!(image("main-admin").await, IMAGE);
+    world.set_is_ready("main-watcher").await;
     let upgraded = || async { (image("main-admin").await == NEXT).then_some(()) };
     world
         .once(upgraded, "the admin API of the next release")
         .await;
     world.deployment_is_ready("main-admin").await;
-    let watchers = || async {
-        let set: StatefulSet = world.there("main-watcher").await;
-        let pod = set.spec.unwrap().template.spec.unwrap();
-        (pod.containers[0].image.as_deref() == Some(NEXT)).then_some(())
-    };
-    world
-        .once(watchers, "the watchers of the next release")
-        .await;
-    world.set_is_ready("main-watcher").await;
     world.until_ready_says("True Running").await;
     let gone = || async {
         world
@@ -345,6 +347,26 @@ async fn an_upgrade_waits_for_the_setup_and_goes_on_part_by_part() {
             .then_some(())
     };
     world.once(gone, "the setup before to be removed").await;
+    // Only now, and only since it is asked for, there is no way back.
+    world
+        .change(json!({ "spec": { "finishUpgrade": true } }))
+        .await;
+    let finish = || async {
+        let jobs = world
+            .api::<Job>()
+            .list(&ListParams::default())
+            .await
+            .unwrap();
+        jobs.items
+            .into_iter()
+            .find(|job| job.name_any().starts_with("main-finish-"))
+    };
+    let finish = world.once(finish, "the end of the upgrade").await;
+    world
+        .until_ready_says("True Changing The end of the upgrade: the job main-finish-")
+        .await;
+    world.job_is_done(&finish, "Complete").await;
+    world.until_ready_says("True Running").await;
     operator.stop().await;
 }
 

@@ -1,0 +1,162 @@
+//! What the operator tells the processes of its pods, told to the real binary: each takes its settings, finds its files where they are
+//! mounted, and is ready. Of the pod only addresses and the folder of the mounts are others here.
+
+use std::{
+    collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command,
+};
+
+use mailbell_admin::SigningKey;
+use mailbell_core::seal::KeyRing;
+use mailbell_operator::desired::{Wanted, desired};
+use mailbell_test_servers::{Certificate, NatsOptions, NatsServer, free_port};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::machine::{Machine, text};
+
+/// In the order of the stages: an admin API is ready once a watcher has been there.
+const ROLES: [&str; 4] = ["setup", "gateway", "watcher", "admin"];
+
+/// Everything said that a role can be told.
+fn installation() -> Value {
+    let tls = json!({ "secretName": "tls" });
+    json!({
+        "apiVersion": "mailbell.dev/v1alpha1",
+        "kind": "Mailbell",
+        "metadata": { "name": "main", "namespace": "mail", "uid": "0b8f5f5e-0000-4000-8000-000000000000" },
+        "spec": {
+            "finishUpgrade": true,
+            "watchers": { "connectsPerHost": 20, "loginsPerHost": 10, "allowPrivateHosts": true,
+                "allowPlaintextImap": true, "imapCaConfigMap": "imap-ca" },
+            "gateways": { "tls": tls, "drainSeconds": 90 },
+            "admin": { "tls": tls },
+            "nats": { "managed": { "nodes": 1, "image": "nats", "storage": { "size": "8Gi" } } },
+            "telemetry": { "log": "debug", "otlpEndpoint": "http://127.0.0.1:1", "otlpSample": 0.25 },
+        },
+    })
+}
+
+/// The only container of each role's pods.
+fn containers() -> BTreeMap<String, (Value, Value)> {
+    let mailbell = serde_json::from_value(installation()).unwrap();
+    let stages = desired(&Wanted {
+        mailbell: &mailbell,
+        image: "mailbell",
+        watchers: 1,
+        gateways: 1,
+    });
+    let objects = stages.into_iter().flat_map(|stage| stage.objects);
+    let pods = objects.filter_map(|object| object.pointer("/spec/template/spec").cloned());
+    let named = pods.map(|pod| {
+        let container = pod.pointer("/containers/0").unwrap().clone();
+        let name = container.get("name").unwrap().as_str().unwrap().to_owned();
+        (name, (pod, container))
+    });
+    named.collect()
+}
+
+/// As the kubelet mounts them, where `/run/mailbell` is this folder.
+fn mount(pod: &Value, folder: &Path, secrets: &BTreeMap<(&str, &str), String>) {
+    for volume in pod.get("volumes").unwrap().as_array().unwrap() {
+        let name = volume.get("name").unwrap().as_str().unwrap();
+        let secret = volume.pointer("/secret/secretName");
+        let source = secret
+            .or_else(|| volume.pointer("/configMap/name"))
+            .unwrap()
+            .as_str()
+            .unwrap();
+        let items = ["/secret/items", "/configMap/items"]
+            .iter()
+            .find_map(|place| volume.pointer(place));
+        let folder = folder.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        for item in items.unwrap().as_array().unwrap() {
+            let field = |field: &str| item.get(field).unwrap().as_str().unwrap();
+            let content = secrets.get(&(source, field("key")));
+            let content = content.unwrap_or_else(|| panic!("{source} has no {}", field("key")));
+            let path = folder.join(field("path"));
+            fs::write(&path, content).unwrap();
+            // In a pod the file is root's, and its group, of which nobody is but the pod, may read it. Who runs tests may be root, for
+            // whom that rule is not made.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pod_is_told_is_what_the_binary_takes() {
+    let tool = Machine::new();
+    let printed = tool.run(&["setup", "--print-permissions"]);
+    let password = |role: &str| format!("password-of-{role}");
+    let mut config = String::new();
+    for role in ROLES {
+        let name = role.to_uppercase();
+        config.push_str(&format!("MAILBELL_{name}_PASSWORD: {:?}\n", password(role)));
+    }
+    config.push_str(&text(&printed.stdout));
+    let certificate = Certificate::localhost();
+    let nats = NatsServer::start(NatsOptions {
+        max_file_store: Some(8 << 30),
+        tls: Some(certificate.clone()),
+        config,
+        ..NatsOptions::default()
+    });
+    let nats = nats.await.unwrap();
+    let token = "mba_q83vEjRWeJC6mHZUMhD3LqYdlQyEP7cupiHZUMhD0AbCxYz1";
+    let mut ring = KeyRing::default();
+    ring.add(0, &mut rand::rng()).unwrap();
+    let signing = SigningKey::generate(&mut rand::rng()).unwrap();
+    let mut secrets = BTreeMap::from([
+        (
+            ("main-nats-tls", "ca.crt"),
+            certificate.authority_pem.clone(),
+        ),
+        (("imap-ca", "ca.crt"), certificate.authority_pem.clone()),
+        (("tls", "tls.crt"), certificate.certificate_pem.clone()),
+        (("tls", "tls.key"), certificate.key_pem.clone()),
+        (("main-admin-token", "tokens"), token.to_owned()),
+        (
+            ("main-signing-key", "signing.pem"),
+            signing.to_pem().to_string(),
+        ),
+        (("main-key-ring", "key.ring"), ring.to_text().to_string()),
+    ]);
+    let passwords = ROLES.map(password);
+    for (role, password) in ROLES.iter().zip(&passwords) {
+        secrets.insert(("main-nats-users", role), password.clone());
+    }
+    let all = containers();
+    for role in ROLES {
+        let (pod, container) = all.get(role).unwrap();
+        let folder = TempDir::with_prefix("mailbell-pod-").unwrap();
+        mount(pod, folder.path(), &secrets);
+        let http = format!("127.0.0.1:{}", free_port().unwrap());
+        let place = |value: &str| {
+            let value = value.replace("/run/mailbell", folder.path().to_str().unwrap());
+            match value.as_str() {
+                "0.0.0.0:7445" => http.clone(),
+                "0.0.0.0:7443" | "0.0.0.0:7444" => "127.0.0.1:0".to_owned(),
+                url if url.starts_with("tls://main-nats.mail.svc") => nats.url(),
+                other => other.to_owned(),
+            }
+        };
+        let environment = container.get("env").unwrap().as_array().unwrap().iter();
+        let environment: Vec<(String, String)> = environment
+            .map(|variable| {
+                let field = |field: &str| variable.get(field).unwrap().as_str().unwrap();
+                (field("name").to_owned(), place(field("value")))
+            })
+            .collect();
+        let arguments = container.get("args").unwrap().as_array().unwrap().iter();
+        let arguments: Vec<&str> = arguments.map(|word| word.as_str().unwrap()).collect();
+        if role == "setup" {
+            let mut command: Command = tool.command(&arguments);
+            let done = command.envs(environment).output().unwrap();
+            assert!(done.status.success(), "{}", text(&done.stderr));
+            continue;
+        }
+        let mut machine = Machine::new();
+        machine.start_told(&arguments, environment, &http).await;
+        assert!(machine.stop().await.success(), "{role}: {}", machine.said());
+    }
+}
