@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
     doc = "One mailbox that an installation of Mailbell watches. The admin API does not change what stands here.",
     status = "MailAccountStatus",
     derive = "PartialEq",
-    category = "mailbell",
     printcolumn(
         name = "Ready",
         type_ = "string",

@@ -20,7 +20,6 @@ use super::pods::{Pods, Scale, of_kubernetes};
     doc = "One installation of Mailbell: push e-mail for ordinary IMAP mailboxes.",
     status = "MailbellStatus",
     derive = "PartialEq",
-    category = "mailbell",
     printcolumn(
         name = "Ready",
         type_ = "string",

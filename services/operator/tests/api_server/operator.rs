@@ -12,7 +12,7 @@ use k8s_openapi::{
     },
 };
 use kube::{
-    Api, Resource, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use mailbell_operator::{
@@ -30,13 +30,18 @@ use crate::world::{World, mailbell, soon, with};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// One replica.
-struct Operator {
+pub(crate) struct Operator {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Operator {
     fn start(world: &World, identity: &str) -> Self {
+        Self::start_as(world, identity, world.client.clone())
+    }
+
+    /// With the rights of this client.
+    pub(crate) fn start_as(world: &World, identity: &str, client: Client) -> Self {
         let options = Options {
             namespace: Some(world.namespace.clone()),
             own_namespace: world.namespace.clone(),
@@ -44,14 +49,14 @@ impl Operator {
             image: "mailbell.dev/mailbell:0.1.0".to_owned(),
         };
         let stop = CancellationToken::new();
-        let run = run(world.client.clone(), options, stop.clone());
+        let run = run(client, options, stop.clone());
         Self {
             stop,
             task: tokio::spawn(async move { run.await.unwrap() }),
         }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         soon(self.task).await.unwrap();
     }
@@ -71,7 +76,7 @@ impl World {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    async fn create(&self, object: &Value) {
+    pub(crate) async fn create(&self, object: &Value) {
         let object: Mailbell = serde_json::from_value(object.clone()).unwrap();
         let params = PostParams::default();
         self.mailbells().create(&params, &object).await.unwrap();
@@ -184,7 +189,7 @@ impl World {
     }
 
     /// What `kubectl get` shows of it.
-    async fn until_ready_says(&self, expected: &str) {
+    pub(crate) async fn until_ready_says(&self, expected: &str) {
         let look = || async {
             let status = self.mailbells().get("main").await.unwrap().status?;
             let ready = status
@@ -198,7 +203,7 @@ impl World {
     }
 
     /// All that there is to wait for.
-    async fn is_installed(&self, image: &str) {
+    pub(crate) async fn is_installed(&self, image: &str) {
         self.set_is_ready("main-nats").await;
         let job = self.setup(image).await;
         self.job_is_done(&job, "Complete").await;
@@ -208,7 +213,7 @@ impl World {
     }
 }
 
-const IMAGE: &str = "mailbell.dev/mailbell:0.1.0";
+pub(crate) const IMAGE: &str = "mailbell.dev/mailbell:0.1.0";
 const NEXT: &str = "mailbell.dev/mailbell:0.2.0";
 
 /// Nothing is begun before what it stands on is there, and each step is said in words.

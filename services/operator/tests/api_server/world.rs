@@ -76,6 +76,12 @@ impl World {
         }
     }
 
+    /// A client of a service account of this namespace.
+    pub(crate) async fn client_of(&self, account: &str) -> Client {
+        let user = format!("system:serviceaccount:{}:{account}", self.namespace);
+        self.server.client_of(&user).await.unwrap()
+    }
+
     pub(crate) fn mailbells(&self) -> Api<Mailbell> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
