@@ -1,4 +1,4 @@
-# The image of `make image`, for who has an engine rather than Rust: docker build .
+# The files of `make image` as an image, for who has an engine rather than Rust: docker build .
 # The files and their list are made by the same program; that the rest of this page says the same is tested (services/image).
 FROM rust:1.95.0-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*

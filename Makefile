@@ -33,7 +33,8 @@ build: nats ## The binary, optimized: target/release/mailbell, with the nats-ser
 	cargo build --release -p mailbell
 	install -m 755 "$(MAILBELL_NATS_SERVER)" $(RELEASE)/nats-server
 
-# Without libraries, and without a path of this machine in it: the same commit makes the same bytes, wherever it is built.
+# Without libraries, and without a path of this machine in it: the same commit makes the same bytes, in any folder of a machine with the
+# same C library and compiler (its own are linked in).
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_AT = $(or $(CARGO_HOME),$(HOME)/.cargo)
 REMAP = $(CURDIR)=/mailbell $(abspath $(TARGET))=/target $(CARGO_AT)=/cargo $(shell rustc --print sysroot)=/rust

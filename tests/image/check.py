@@ -72,7 +72,7 @@ def bring_loopback_up():
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up))
 
 
-def inside(path):
+def inside(path, whose):
     bring_loopback_up()
     with tempfile.TemporaryDirectory(prefix="mailbell-image-") as root:
         config = unpack(path, root)
@@ -82,10 +82,16 @@ def inside(path):
         token = os.open(f"{root}/token", os.O_CREAT | os.O_WRONLY, 0o600)
         os.write(token, b"mba_" + os.urandom(32).hex().encode() + b"\n")
         os.close(token)
+        # Whoever is not root is one of the others in the container already.
+        user = []
+        if whose == "root":
+            user = [f"--userspec={config['User']}"]
+            os.chown(f"{root}/token", *map(int, config["User"].split(":")))
+            os.chmod(root, 0o755)
         environment = dict(entry.split("=", 1) for entry in config["Env"])
 
         def run(*arguments):
-            command = [CHROOT, root, *config["Entrypoint"], *arguments]
+            command = [CHROOT, *user, root, *config["Entrypoint"], *arguments]
             return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
         version = run("--version")
@@ -104,6 +110,7 @@ def inside(path):
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
-        namespaces = ["unshare", "--map-root-user", "--net", "--fork", "--kill-child"]
-        os.execvp("unshare", [*namespaces, sys.executable, __file__, sys.argv[1], "inside"])
-    inside(sys.argv[1])
+        whose, rights = ("root", []) if os.geteuid() == 0 else ("mine", ["--map-root-user"])
+        namespaces = ["unshare", *rights, "--net", "--fork", "--kill-child"]
+        os.execvp("unshare", [*namespaces, sys.executable, __file__, sys.argv[1], whose])
+    inside(*sys.argv[1:])

@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    /// Where there is an engine, the Dockerfile makes the same image.
+    /// Where there is an engine, the Dockerfile makes an image of the same files, user and program.
     #[test]
     fn the_dockerfile_says_the_same() {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");

@@ -1,5 +1,5 @@
 //! Puts a static binary into an OCI image archive, without a registry, an engine or a base image. What goes in decides each byte of
-//! what comes out: the same commit makes the same digest.
+//! what comes out: the same binary and commit make the same digest.
 //!
 //! The image has the binary, the root certificates that Mozilla trusts, and a user without rights; no shell, no libraries, no
 //! package manager.
