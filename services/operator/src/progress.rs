@@ -17,8 +17,13 @@ pub enum Progress {
     Changing(String),
     /// It does not do its work yet, and will if nothing happens.
     Waiting(String),
-    /// It will not be, unless somebody does something.
-    Failed(String),
+    /// It will not be as it should, unless somebody does something.
+    Failed {
+        /// What, and for whom.
+        text: String,
+        /// It does its work all the same, as it was before.
+        serves: bool,
+    },
 }
 
 impl Progress {
@@ -30,7 +35,11 @@ impl Progress {
 
     /// Whether it does its work.
     fn serves(&self) -> bool {
-        matches!(self, Self::Done | Self::Usable(_) | Self::Changing(_))
+        match self {
+            Self::Done | Self::Usable(_) | Self::Changing(_) => true,
+            Self::Waiting(_) => false,
+            Self::Failed { serves, .. } => *serves,
+        }
     }
 
     fn badness(&self) -> u8 {
@@ -39,7 +48,7 @@ impl Progress {
             Self::Usable(_) => 1,
             Self::Changing(_) => 2,
             Self::Waiting(_) => 3,
-            Self::Failed(_) => 4,
+            Self::Failed { .. } => 4,
         }
     }
 
@@ -59,7 +68,7 @@ impl Progress {
             Self::Usable(text)
             | Self::Changing(text)
             | Self::Waiting(text)
-            | Self::Failed(text) => Some(text),
+            | Self::Failed { text, .. } => Some(text),
         }
     }
 }
@@ -101,48 +110,74 @@ fn condition<'a>(object: &'a Value, kind: &str, status: &str) -> Option<&'a Valu
     })
 }
 
-fn ready(object: &Value, ready: i64, wanted: i64) -> String {
-    format!("{ready} of {wanted} pods of {} are ready", name(object))
+/// How many pods there are, and how many it takes.
+struct Pods {
+    wanted: i64,
+    /// Those that end included.
+    all: i64,
+    ready: i64,
+    /// So many do the work, if not as well as all.
+    enough: i64,
+    is_rolled_out: bool,
+}
+
+impl Pods {
+    fn progress(&self, object: &Value) -> Progress {
+        let is_settled = is_seen(object) && self.is_rolled_out && self.all == self.wanted;
+        if is_settled && self.ready == self.wanted {
+            return Progress::Done;
+        }
+        let (ready, wanted) = (self.ready.min(self.wanted), self.wanted);
+        let text = format!("{ready} of {wanted} pods of {} are ready", name(object));
+        match (self.ready >= self.enough.min(wanted), is_settled) {
+            (true, true) => Progress::Usable(text),
+            (true, false) => Progress::Changing(text),
+            (false, _) => Progress::Waiting(text),
+        }
+    }
 }
 
 fn of_deployment(object: &Value) -> Progress {
-    let wanted = number(object, "/spec/replicas");
     let [all, updated, available] = ["replicas", "updatedReplicas", "availableReplicas"]
         .map(|field| number(object, &format!("/status/{field}")));
-    let is_rolled_out = is_seen(object) && updated == wanted && all == updated;
-    if is_rolled_out && available == wanted {
-        return Progress::Done;
-    }
-    if condition(object, "Progressing", "False").is_some() {
-        return Progress::Failed(format!(
+    let pods = Pods {
+        wanted: number(object, "/spec/replicas"),
+        all,
+        ready: available,
+        enough: 1,
+        is_rolled_out: updated == all,
+    };
+    let progress = pods.progress(object);
+    // Not of one that has settled, and has lost pods since.
+    let is_stuck = condition(object, "Progressing", "False").is_some();
+    if is_stuck && matches!(progress, Progress::Changing(_) | Progress::Waiting(_)) {
+        let text = format!(
             "{} does not get on: look at its pods (kubectl describe pod)",
             name(object)
-        ));
+        );
+        let serves = matches!(progress, Progress::Changing(_));
+        return Progress::Failed { text, serves };
     }
-    let text = ready(object, available, wanted);
-    match (available > 0, is_rolled_out) {
-        (true, true) => Progress::Usable(text),
-        (true, false) => Progress::Changing(text),
-        (false, _) => Progress::Waiting(text),
-    }
+    progress
 }
 
 fn of_stateful_set(object: &Value) -> Progress {
     let wanted = number(object, "/spec/replicas");
-    let ready_now = number(object, "/status/readyReplicas");
     let revision = |field: &str| object.pointer(&format!("/status/{field}"));
-    let is_rolled_out =
-        is_seen(object) && revision("currentRevision") == revision("updateRevision");
-    if is_rolled_out && ready_now == wanted && number(object, "/status/replicas") == wanted {
-        return Progress::Done;
-    }
-    let text = ready(object, ready_now, wanted);
-    // More than half: so many a cluster of NATS needs, and watchers share among themselves what the others leave.
-    match (ready_now * 2 > wanted, is_rolled_out) {
-        (true, true) => Progress::Usable(text),
-        (true, false) => Progress::Changing(text),
-        (false, _) => Progress::Waiting(text),
-    }
+    let component = object.pointer("/metadata/labels/app.kubernetes.io~1component");
+    let pods = Pods {
+        wanted,
+        all: number(object, "/status/replicas"),
+        ready: number(object, "/status/readyReplicas"),
+        // Servers agree by majority; of watchers one takes what the others leave.
+        enough: if component.and_then(Value::as_str) == Some("nats") {
+            wanted / 2 + 1
+        } else {
+            1
+        },
+        is_rolled_out: revision("currentRevision") == revision("updateRevision"),
+    };
+    pods.progress(object)
 }
 
 fn of_job(object: &Value) -> Progress {
@@ -150,12 +185,13 @@ fn of_job(object: &Value) -> Progress {
     if condition(object, "Complete", "True").is_some() {
         return Progress::Done;
     }
+    // What runs already goes on beside it, also if it fails.
     if condition(object, "Failed", "True").is_some() {
-        return Progress::Failed(format!(
+        let text = format!(
             "the job {name} has failed: kubectl logs job/{name} says why; once it is mended, delete the job, and it is run again"
-        ));
+        );
+        return Progress::Failed { text, serves: true };
     }
-    // What runs already goes on beside it.
     Progress::Changing(format!("the job {name} runs"))
 }
 
@@ -186,11 +222,15 @@ pub fn conditions(
     let worst = worst.map_or(&Progress::Done, |(_, progress)| progress);
     let serves = found.stages.iter().all(|(_, progress)| progress.serves()) && !found.paused;
     let text = || sentence.clone().unwrap_or_default();
+    let was = |kind: &str| {
+        let mut before = before.iter();
+        before.any(|it| it.type_ == kind && it.status == "True")
+    };
     let ready = match worst {
         Progress::Done if serves => (true, "Running", "Everything runs.".to_owned()),
         Progress::Changing(_) if serves => (true, "Changing", text()),
         _ if serves => (true, "Impaired", text()),
-        Progress::Failed(_) => (false, "Failed", text()),
+        Progress::Failed { .. } => (false, "Failed", text()),
         Progress::Waiting(_) => (false, "Starting", text()),
         // Whatever is missing is missing on purpose.
         _ => {
@@ -206,7 +246,9 @@ pub fn conditions(
     };
     let degraded = match worst {
         Progress::Usable(_) => (true, "Impaired", text()),
-        Progress::Failed(_) => (true, "Failed", text()),
+        Progress::Failed { .. } => (true, "Failed", text()),
+        // It did its work before, and has not come back since.
+        Progress::Waiting(_) if was("Ready") || was("Degraded") => (true, "Down", text()),
         Progress::Done | Progress::Changing(_) | Progress::Waiting(_) => {
             (false, "Whole", "Nothing is missing.".to_owned())
         }
@@ -241,166 +283,4 @@ fn capital(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn deployment(seen: i64, all: i64, updated: i64, available: i64) -> Value {
-        json!({
-            "kind": "Deployment",
-            "metadata": { "name": "main-gateway", "generation": 2 },
-            "spec": { "replicas": 2 },
-            "status": { "observedGeneration": seen, "replicas": all, "updatedReplicas": updated, "availableReplicas": available },
-        })
-    }
-
-    #[test]
-    fn a_deployment_is_waited_for_until_all_its_pods_are_of_the_new_kind() {
-        let text = |ready: i64| format!("{ready} of 2 pods of main-gateway are ready");
-        assert_eq!(of(&deployment(2, 2, 2, 2)), Progress::Done);
-        // What it says is of the generation before.
-        assert_eq!(of(&deployment(1, 2, 2, 2)), Progress::Changing(text(2)));
-        // One of the old ones is still there.
-        assert_eq!(of(&deployment(2, 3, 2, 2)), Progress::Changing(text(2)));
-        assert_eq!(of(&deployment(2, 2, 1, 2)), Progress::Changing(text(2)));
-        assert_eq!(of(&deployment(2, 2, 2, 1)), Progress::Usable(text(1)));
-        assert_eq!(of(&deployment(2, 2, 2, 0)), Progress::Waiting(text(0)));
-        let mut stuck = deployment(2, 2, 2, 0);
-        stuck["status"]["conditions"] = json!([{ "type": "Progressing", "status": "False" }]);
-        assert!(matches!(of(&stuck), Progress::Failed(_)));
-        assert!(matches!(
-            of(&json!({ "kind": "Deployment" })),
-            Progress::Done
-        ));
-    }
-
-    #[test]
-    fn most_servers_are_enough_to_go_on() {
-        let set = |ready: i64, update: &str| {
-            json!({
-                "kind": "StatefulSet",
-                "metadata": { "name": "main-nats", "generation": 1 },
-                "spec": { "replicas": 3 },
-                "status": { "observedGeneration": 1, "replicas": 3, "readyReplicas": ready,
-                    "currentRevision": "a", "updateRevision": update },
-            })
-        };
-        let text = |ready: i64| format!("{ready} of 3 pods of main-nats are ready");
-        assert_eq!(of(&set(3, "a")), Progress::Done);
-        assert_eq!(of(&set(3, "b")), Progress::Changing(text(3)));
-        assert_eq!(of(&set(2, "a")), Progress::Usable(text(2)));
-        assert_eq!(of(&set(1, "a")), Progress::Waiting(text(1)));
-        let new = json!({ "kind": "StatefulSet", "metadata": { "generation": 1 }, "spec": { "replicas": 3 } });
-        assert!(matches!(of(&new), Progress::Waiting(_)));
-    }
-
-    #[test]
-    fn a_job_is_waited_for_until_it_is_complete_or_has_failed() {
-        let job = |kind: &str| {
-            json!({ "kind": "Job", "metadata": { "name": "main-setup-1" },
-                "status": { "conditions": [{ "type": kind, "status": "True" }] } })
-        };
-        assert_eq!(of(&job("Complete")), Progress::Done);
-        assert!(matches!(
-            of(&job("SuccessCriteriaMet")),
-            Progress::Changing(_)
-        ));
-        let Progress::Failed(text) = of(&job("Failed")) else {
-            panic!("it has failed");
-        };
-        assert!(text.contains("kubectl logs job/main-setup-1"), "{text}");
-        assert_eq!(of(&json!({ "kind": "Service" })), Progress::Done);
-    }
-
-    fn say(stages: &[(&'static str, Progress)], paused: bool) -> Vec<String> {
-        let found = Found {
-            stages: stages.to_vec(),
-            paused,
-        };
-        let all = conditions(&found, &[], Some(3), Timestamp::UNIX_EPOCH);
-        assert!(all.iter().all(|it| it.observed_generation == Some(3)));
-        all.iter()
-            .map(|it| format!("{} {} {}", it.status, it.reason, it.message))
-            .collect()
-    }
-
-    #[test]
-    fn what_is_said_of_an_installation() {
-        let nats = |progress| ("the NATS servers", progress);
-        let one = || "1 of 3".to_owned();
-        let whole = "False Whole Nothing is missing.";
-        let settled = "False Settled Nothing is being changed.";
-        assert_eq!(
-            say(&[nats(Progress::Done)], false),
-            ["True Running Everything runs.", settled, whole]
-        );
-        assert_eq!(
-            say(&[nats(Progress::Waiting(one()))], false),
-            [
-                "False Starting The NATS servers: 1 of 3.",
-                "True Waiting The NATS servers: 1 of 3.",
-                whole
-            ]
-        );
-        assert_eq!(
-            say(&[nats(Progress::Usable(one()))], false),
-            [
-                "True Impaired The NATS servers: 1 of 3.",
-                settled,
-                "True Impaired The NATS servers: 1 of 3."
-            ]
-        );
-        // What runs goes on while it is changed.
-        assert_eq!(
-            say(&[nats(Progress::Changing(one()))], false),
-            [
-                "True Changing The NATS servers: 1 of 3.",
-                "True Waiting The NATS servers: 1 of 3.",
-                whole
-            ]
-        );
-        // The worst counts, whatever came before it.
-        assert_eq!(
-            say(
-                &[
-                    nats(Progress::Usable(one())),
-                    ("the setup", Progress::Failed("no".to_owned()))
-                ],
-                false
-            ),
-            [
-                "False Failed The setup: no.",
-                settled,
-                "True Failed The setup: no."
-            ]
-        );
-        assert_eq!(
-            say(&[nats(Progress::Done)], true)[0],
-            "False Paused Paused: nothing is watched, and nobody is served."
-        );
-    }
-
-    #[test]
-    fn a_time_is_that_of_the_last_change() {
-        let found = |progress| Found {
-            stages: vec![("x", progress)],
-            paused: false,
-        };
-        let at = |seconds| Timestamp::from_second(seconds).unwrap();
-        let first = conditions(&found(Progress::Waiting("a".to_owned())), &[], None, at(1));
-        let same = conditions(
-            &found(Progress::Waiting("b".to_owned())),
-            &first,
-            None,
-            at(2),
-        );
-        assert!(same.iter().all(|it| it.last_transition_time == Time(at(1))));
-        let done = conditions(&found(Progress::Done), &same, None, at(3));
-        let times: Vec<_> = done
-            .iter()
-            .map(|it| it.last_transition_time.0.as_second())
-            .collect();
-        assert_eq!(times, [3, 3, 1]);
-    }
-}
+mod tests;

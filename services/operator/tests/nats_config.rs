@@ -2,23 +2,29 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
     reason = "a test stops at the first surprise"
 )]
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use mailbell_bus::{Auth, Bus, BusOptions, Role, Secret, TlsOptions, patiently};
 use mailbell_core::ids::Installation;
 use mailbell_test_servers::{
     Certificate, NatsOptions, NatsServer, free_port,
     nats::nats_binary,
-    process::{Process, wait_until, with_log},
+    process::{Process, with_log},
 };
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time::sleep,
 };
 
 const PASSWORD: &str = "mb-for-tests-only";
@@ -44,7 +50,19 @@ struct Servers {
 }
 
 impl Servers {
-    async fn start(snapshot: &str) -> io::Result<Self> {
+    /// Again on other ports, if somebody else has taken one meanwhile.
+    async fn start(snapshot: &str) -> Self {
+        let mut last = None;
+        for _ in 0..3 {
+            match Self::attempt(snapshot).await {
+                Ok(servers) => return servers,
+                Err(error) => last = Some(error),
+            }
+        }
+        panic!("{last:?}");
+    }
+
+    async fn attempt(snapshot: &str) -> io::Result<Self> {
         let set = object(snapshot, "StatefulSet", "main-nats");
         let nodes = usize::try_from(set["spec"]["replicas"].as_u64().unwrap()).unwrap();
         let ports = || {
@@ -85,7 +103,7 @@ impl Servers {
                     &format!("\"{}\"", servers.path(&format!("data-{node}"))),
                 );
             for (other, port) in routes.iter().enumerate() {
-                let name = format!("main-nats-{other}.main-nats-servers:6222");
+                let name = format!("main-nats-{other}.main-nats.mail.svc:6222");
                 own = own.replace(&name, &format!("localhost:{port}"));
             }
             let file = servers.path(&format!("node-{node}.conf"));
@@ -113,6 +131,7 @@ impl Servers {
             let name = variable["name"].as_str().unwrap();
             match name {
                 "POD_NAME" => format!("{name}=main-nats-{node}"),
+                "GOMEMLIMIT" => format!("{name}=900MiB"),
                 _ => format!("{name}={PASSWORD}"),
             }
         });
@@ -125,20 +144,34 @@ impl Servers {
         Ok(())
     }
 
-    /// As the kubelet sees it, by the probes of the pod.
+    /// As the kubelet sees it, by the probes of the pod. One that ends takes the others with it: they wait for it in vain.
     async fn wait_ready(&mut self, set: &Value) -> io::Result<()> {
         let container = &set["spec"]["template"]["spec"]["containers"][0];
-        for (node, process) in self.processes.iter_mut().enumerate() {
-            for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
-                let path = container[probe]["httpGet"]["path"].as_str().unwrap();
-                let port = self.monitors[node];
-                let good = || async move { is_good(port, path).await.unwrap_or(false) };
+        let probes = ["startupProbe", "readinessProbe", "livenessProbe"];
+        let paths = probes.map(|probe| container[probe]["httpGet"]["path"].as_str().unwrap());
+        let begun = Instant::now();
+        loop {
+            let mut is_ready = true;
+            for (node, process) in self.processes.iter_mut().enumerate() {
                 let log = self.folder.path().join(format!("node-{node}.log"));
-                let ready = wait_until(process, SOON, good).await;
-                ready.map_err(|error| with_log(&error, &log))?;
+                let ended = !process.is_running();
+                if ended || begun.elapsed() > SOON {
+                    let what = if ended {
+                        "it ended"
+                    } else {
+                        "not ready in time"
+                    };
+                    return Err(with_log(&io::Error::other(what), &log));
+                }
+                for path in paths {
+                    is_ready &= is_good(self.monitors[node], path).await.unwrap_or(false);
+                }
             }
+            if is_ready {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(50)).await;
         }
-        Ok(())
     }
 
     async fn connect(&self, role: Role, password: &str, replicas: u8) -> Result<Bus, String> {
@@ -176,7 +209,7 @@ async fn is_good(port: u16, path: &str) -> io::Result<bool> {
 #[tokio::test]
 async fn a_server_takes_its_configuration_and_mailbell_finds_all_it_needs() {
     for (snapshot, replicas) in [("full.yaml", 1), ("usual.yaml", 3)] {
-        let servers = Servers::start(snapshot).await.unwrap();
+        let servers = Servers::start(snapshot).await;
         assert_eq!(servers.clients.len(), usize::from(replicas));
         let setup = servers
             .connect(Role::Setup, PASSWORD, replicas)

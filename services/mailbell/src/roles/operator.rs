@@ -70,6 +70,9 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         },
         image: args.image,
     };
+    let mut config = config;
+    // Above the time for which the API server keeps a watch open: an answer that is lost is not waited for.
+    config.read_timeout = Some(Duration::from_secs(300));
     let client = Client::try_from(config)
         .map_err(|error| Failure::new(Code::Usage, format!("no way to a cluster: {error}")))?;
     // That it is reached, and knows our kinds: a role that is missing is found at the start, and named.
@@ -100,7 +103,7 @@ impl From<Error> for Failure {
         match error {
             Error::Denied(_) => Self::new(Code::Permission, text),
             Error::NoDefinitions => Self::new(Code::Usage, text),
-            Error::Object { .. } | Error::Json(_) | Error::Unreachable(_) | Error::Lease(_) => {
+            Error::Object { .. } | Error::Json(_) | Error::TooLong | Error::Unreachable(_) => {
                 Self::unavailable(text)
             }
         }

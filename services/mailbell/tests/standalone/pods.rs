@@ -2,9 +2,15 @@
 //! mounted, and is ready. Of the pod only addresses and the folder of the mounts are others here.
 
 use std::{
-    collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command,
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::Command,
 };
 
+use clap::CommandFactory as _;
+use mailbell::cli::Cli;
 use mailbell_admin::SigningKey;
 use mailbell_core::seal::KeyRing;
 use mailbell_operator::desired::{Wanted, desired};
@@ -14,10 +20,10 @@ use tempfile::TempDir;
 
 use crate::machine::{Machine, text};
 
-/// In the order of the stages: an admin API is ready once a watcher has been there.
+/// The users of NATS.
 const ROLES: [&str; 4] = ["setup", "gateway", "watcher", "admin"];
 
-/// Everything said that a role can be told.
+/// All said that a role can be told, but of what is in the clear.
 fn installation() -> Value {
     let tls = json!({ "secretName": "tls" });
     json!({
@@ -36,8 +42,8 @@ fn installation() -> Value {
     })
 }
 
-/// The only container of each role's pods.
-fn containers() -> BTreeMap<String, (Value, Value)> {
+/// What an object whose pods have one container tells it, in the order of the stages: its name, the pod, and the container.
+fn pods() -> Vec<(String, Value, Value)> {
     let mailbell = serde_json::from_value(installation()).unwrap();
     let stages = desired(&Wanted {
         mailbell: &mailbell,
@@ -46,13 +52,27 @@ fn containers() -> BTreeMap<String, (Value, Value)> {
         gateways: 1,
     });
     let objects = stages.into_iter().flat_map(|stage| stage.objects);
-    let pods = objects.filter_map(|object| object.pointer("/spec/template/spec").cloned());
-    let named = pods.map(|pod| {
-        let container = pod.pointer("/containers/0").unwrap().clone();
-        let name = container.get("name").unwrap().as_str().unwrap().to_owned();
-        (name, (pod, container))
+    let pods = objects.filter_map(|object| {
+        let pod = object.pointer("/spec/template/spec")?.clone();
+        let container = pod.pointer("/containers/0")?.clone();
+        let name = object.pointer("/metadata/name")?.as_str()?.to_owned();
+        Some((name, pod, container))
     });
-    named.collect()
+    // Of ours: NATS servers are another program.
+    pods.filter(|(name, ..)| name != "main-nats").collect()
+}
+
+/// Variables that a command takes; it passes over others without a word.
+fn known(command: &str) -> BTreeSet<String> {
+    let mut cli = Cli::command();
+    cli.build();
+    let command = cli.find_subcommand(command).unwrap();
+    let named = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env());
+    named
+        .map(|name| name.to_str().unwrap().to_owned())
+        .collect()
 }
 
 /// As the kubelet mounts them, where `/run/mailbell` is this folder.
@@ -125,9 +145,19 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
     for (role, password) in ROLES.iter().zip(&passwords) {
         secrets.insert(("main-nats-users", role), password.clone());
     }
-    let all = containers();
-    for role in ROLES {
-        let (pod, container) = all.get(role).unwrap();
+    let all = pods();
+    let started: Vec<&str> = all.iter().map(|(name, ..)| name.split_at(9).0).collect();
+    assert_eq!(
+        started,
+        [
+            "main-setu",
+            "main-gate",
+            "main-watc",
+            "main-admi",
+            "main-fini"
+        ]
+    );
+    for (role, pod, container) in &all {
         let folder = TempDir::with_prefix("mailbell-pod-").unwrap();
         mount(pod, folder.path(), &secrets);
         let http = format!("127.0.0.1:{}", free_port().unwrap());
@@ -136,7 +166,7 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
             match value.as_str() {
                 "0.0.0.0:7445" => http.clone(),
                 "0.0.0.0:7443" | "0.0.0.0:7444" => "127.0.0.1:0".to_owned(),
-                url if url.starts_with("tls://main-nats.mail.svc") => nats.url(),
+                "tls://main-nats-0.main-nats.mail.svc:4222" => nats.url(),
                 other => other.to_owned(),
             }
         };
@@ -149,10 +179,14 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
             .collect();
         let arguments = container.get("args").unwrap().as_array().unwrap().iter();
         let arguments: Vec<&str> = arguments.map(|word| word.as_str().unwrap()).collect();
-        if role == "setup" {
+        let known = known(arguments.first().unwrap());
+        for (name, _) in &environment {
+            assert!(known.contains(name), "{role} knows nothing of {name}");
+        }
+        if role.starts_with("main-setup") || role.starts_with("main-finish") {
             let mut command: Command = tool.command(&arguments);
             let done = command.envs(environment).output().unwrap();
-            assert!(done.status.success(), "{}", text(&done.stderr));
+            assert!(done.status.success(), "{role}: {}", text(&done.stderr));
             continue;
         }
         let mut machine = Machine::new();

@@ -61,8 +61,8 @@ use super::pods::{Pods, Scale, of_kubernetes};
         type_ = "date",
         json_path = ".metadata.creationTimestamp"
     ),
-    validation = Rule::new("self.metadata.name.size() <= 32 && !self.metadata.name.contains('.')")
-        .message("the name is the name of the installation: at most 32 letters, digits and dashes, no dots")
+    validation = Rule::new("self.metadata.name.matches('^[a-z][a-z0-9-]{0,31}$')")
+        .message("the name is the name of the installation, and begins those of its services: a letter, then at most 31 letters, digits and dashes")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MailbellSpec {
@@ -133,6 +133,8 @@ pub struct Watchers {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.gatewayApi) || !has(self.service) || !has(self.service.type) || self.service.type == 'ClusterIP'")
     .message("with gatewayApi the service is reached from inside the cluster: leave service.type out, or make it ClusterIP"))]
+#[x_kube(validation = Rule::new("!has(self.gatewayApi) || !has(self.tls.secretName)")
+    .message("with gatewayApi the Gateway has the certificate: say tls.insecurePlaintext: true"))]
 pub struct Gateways {
     /// How many there may be.
     #[serde(default)]
@@ -202,6 +204,8 @@ pub struct ListenerTls {
 /// How pods are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.loadBalancerSourceRanges) || (has(self.type) && self.type == 'LoadBalancer')")
+    .message("loadBalancerSourceRanges are of use with type: LoadBalancer only"))]
 pub struct Service {
     /// Its type. Unset: ClusterIP.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
@@ -210,7 +214,8 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// From these networks (CIDR) a load balancer may be reached.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 64)))]
+    #[x_kube(validation = Rule::new("self.all(range, isCIDR(range))").message("loadBalancerSourceRanges are networks such as 192.0.2.0/24"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub load_balancer_source_ranges: Vec<String>,
 }
@@ -278,11 +283,13 @@ pub struct Nats {
 /// NATS servers of yours, version 2.11 or newer, with JetStream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(has(self.allowPlaintext) && self.allowPlaintext) || self.urls.all(url, url.startsWith('tls://'))")
+    .message("a nats:// address is not encrypted: make it tls://, or say allowPlaintext: true"))]
 pub struct ExternalNats {
     /// Their addresses: `tls://host:port`, or `nats://host:port`.
     #[schemars(
         length(min = 1, max = 16),
-        inner(length(min = 1, max = 500), regex(pattern = "^(tls|nats)://[^/]+$"))
+        inner(length(min = 1, max = 500), regex(pattern = "^(tls|nats)://[^/, ]+$"))
     )]
     pub urls: Vec<String>,
     /// Secret of this namespace with the passwords of the roles' users: `setup`, `watcher`, `gateway` and `admin`. `mailbell setup
@@ -338,8 +345,8 @@ pub struct ManagedNats {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0")
-        .message("a disk cannot be made smaller"),
+    validation = Rule::new("self.size == oldSelf.size")
+        .message("the size of disks that exist cannot be changed here: make another installation"),
     validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)")
         .message("the storage class of disks that exist cannot be changed")
 )]

@@ -17,29 +17,16 @@ use serde::{Deserialize, Serialize};
 pub struct Scale {
     /// Never fewer pods than this. 2 or more keep serving while one of them is replaced.
     #[schemars(range(min = 1, max = 1000))]
-    #[serde(default = "two")]
     pub min: i32,
     /// Never more pods than this.
     #[schemars(range(min = 1, max = 1000))]
-    #[serde(default = "ten")]
     pub max: i32,
 }
 
 impl Default for Scale {
     fn default() -> Self {
-        Self {
-            min: two(),
-            max: ten(),
-        }
+        Self { min: 2, max: 10 }
     }
-}
-
-fn two() -> i32 {
-    2
-}
-
-fn ten() -> i32 {
-    10
 }
 
 /// The schema of a type of Kubernetes without its descriptions: `kubectl explain pod.spec` has them, and with them a definition is

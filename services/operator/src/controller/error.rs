@@ -1,7 +1,5 @@
 //! What can go wrong between the operator and the API server.
 
-use kube_lease_manager::LeaseManagerError;
-
 use super::cluster::Key;
 
 /// Why an installation could not be looked after, or an operator not start.
@@ -32,9 +30,9 @@ pub enum Error {
     /// The API server cannot be reached.
     #[error("the API server does not answer: {}", said(.0))]
     Unreachable(Box<kube::Error>),
-    /// The lease.
-    #[error("the lease of the operator: {0}")]
-    Lease(Box<LeaseManagerError>),
+    /// A look took too long.
+    #[error("the API server took too long to answer")]
+    TooLong,
 }
 
 impl Error {
@@ -44,6 +42,17 @@ impl Error {
             name: key.name.clone(),
             source: Box::new(source),
         }
+    }
+
+    /// The API server has answered, and not what was hoped for.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self, Self::Object { source, .. } if matches!(**source, kube::Error::Api(_)))
+    }
+
+    /// It does not know such objects at all.
+    pub(super) fn is_missing_kind(&self) -> bool {
+        matches!(self, Self::Object { source, .. }
+            if matches!(&**source, kube::Error::Api(status) if status.code == 404))
     }
 
     /// Of the first question that is asked.

@@ -3,10 +3,16 @@
 //! It is never on the way of a message: while nobody leads, or the API server is away, everything that runs goes on.
 
 mod cluster;
+mod election;
 mod error;
 mod reconcile;
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::{
@@ -26,23 +32,22 @@ use kube::{
         Controller,
         controller::Action,
         events::{Recorder, Reporter},
+        reflector::ObjectRef,
         watcher::Config,
     },
 };
-use kube_lease_manager::LeaseManagerBuilder;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::{api::Mailbell, desired::MANAGER};
 
+use election::Election;
 pub use error::Error;
 
-/// The lease by which one replica leads.
-const LEASE: &str = "mailbell-operator";
-/// A leader that has not renewed it for so long leads no longer.
-const LEASE_SECONDS: u64 = 15;
-/// It renews it so long before that.
-const LEASE_GRACE_SECONDS: u64 = 5;
+/// No look at an installation takes longer: an answer that is lost is not waited for.
+const LOOK_LIMIT: Duration = Duration::from_secs(120);
+/// The longest wait before a look that failed is tried again.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Everything is looked at anyway, also if nothing was heard of it: what a watch has missed is found then.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
 
@@ -64,6 +69,15 @@ struct Context {
     client: Client,
     events: Recorder,
     image: String,
+    /// How often in a row the look at an installation has failed.
+    failures: Mutex<HashMap<ObjectRef<Mailbell>, u32>>,
+}
+
+impl Context {
+    fn failures(&self) -> MutexGuard<'_, HashMap<ObjectRef<Mailbell>, u32>> {
+        // Nothing that holds the lock can leave it half changed.
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Whether the cluster is reached, knows the custom resources, and lets an operator of this namespace, or of all, read them.
@@ -82,38 +96,25 @@ pub async fn check(client: &Client, namespace: Option<&str>) -> Result<(), Error
 /// Leads when nobody else does, until `stop`; then gives the lead away.
 ///
 /// # Errors
-/// When the lease can be neither read nor made at the start.
+/// When it may neither read nor write the lease.
 pub async fn run(client: Client, options: Options, stop: CancellationToken) -> Result<(), Error> {
-    let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
-        .with_namespace(&options.own_namespace)
-        .with_identity(&options.identity)
-        .with_duration(LEASE_SECONDS)
-        .with_grace(LEASE_GRACE_SECONDS)
-        .build()
-        .await
-        .map_err(|error| Error::Lease(Box::new(error)))?;
-    let (mut leads, task) = manager.watch().await;
+    let mut election = Election::new(client.clone(), &options.own_namespace, &options.identity);
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            // It never ends by itself: what fails is logged, and tried again.
-            led = leads.wait_for(|leads| *leads) => if led.is_err() { break },
+            won = election.won() => won?,
         }
         tracing::info!("this operator leads");
-        let mut still = leads.clone();
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            // At once, in the middle of whatever it does: each step of that can be done again by the next leader. One that the API
-            // server cannot hear learns of it late, and has changed nothing meanwhile.
-            _ = still.wait_for(|leads| !*leads) => tracing::warn!("this operator leads no longer"),
+            // At once, in the middle of whatever it does: each step of that can be done again by the next leader.
+            () = election.lost() => tracing::warn!("this operator leads no longer"),
             () = look_after(&client, &options) => {}
         }
     }
-    // The lease is given away when nobody listens any more.
-    drop(leads);
-    let _ = tokio::time::timeout(Duration::from_secs(5), task).await;
+    election.give_away().await;
     Ok(())
 }
 
@@ -127,6 +128,7 @@ async fn look_after(client: &Client, options: &Options) {
         client: client.clone(),
         events: Recorder::new(client.clone(), reporter),
         image: options.image.clone(),
+        failures: Mutex::default(),
     };
     let children = Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let children = || children.clone();
@@ -164,12 +166,20 @@ where
 }
 
 async fn reconcile(mailbell: Arc<Mailbell>, context: Arc<Context>) -> Result<Action, Error> {
-    reconcile::installation(&mailbell, &context).await?;
+    let look = reconcile::installation(&mailbell, &context);
+    match tokio::time::timeout(LOOK_LIMIT, look).await {
+        Ok(done) => done?,
+        Err(_elapsed) => return Err(Error::TooLong),
+    }
+    context.failures().remove(&ObjectRef::from_obj(&*mailbell));
     Ok(Action::requeue(LOOK_AGAIN))
 }
 
-fn on_error(mailbell: Arc<Mailbell>, error: &Error, _: Arc<Context>) -> Action {
+fn on_error(mailbell: Arc<Mailbell>, error: &Error, context: Arc<Context>) -> Action {
     let name = mailbell.metadata.name.as_deref().unwrap_or_default();
     tracing::warn!(installation = name, %error, "an installation could not be looked after; it is tried again");
-    Action::requeue(Duration::from_secs(5))
+    let mut failures = context.failures();
+    let failures = failures.entry(ObjectRef::from_obj(&*mailbell)).or_default();
+    *failures = failures.saturating_add(1);
+    Action::requeue(Duration::from_secs(1 << (*failures).min(6)).min(LONGEST_WAIT))
 }

@@ -32,6 +32,11 @@ const KINDS: [(&str, &str); 9] = [
     ("v1", "ServiceAccount"),
 ];
 
+/// Without these nobody is served. What else is not there yet changes nothing for what runs.
+const RUNS: [&str; 2] = ["Deployment", "StatefulSet"];
+/// The only kind that a cluster may lack.
+const ROUTE: &str = "GRPCRoute";
+
 /// Looks after it once.
 pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Result<(), Error> {
     // One that is being removed takes all its objects with it.
@@ -64,19 +69,19 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         .await?,
     };
     let stages = desired(&wanted);
+    let (found, mut refused) = apply(&cluster, &stages, mailbell.spec.paused).await?;
     let found = Found {
-        stages: apply(&cluster, &stages).await?,
+        stages: found,
         paused: mailbell.spec.paused,
     };
     // Until all is applied, what is wanted no longer may be needed: an old setup goes once the new one is done.
-    if found
-        .stages
-        .iter()
-        .all(|(_, progress)| progress.is_usable())
-    {
-        remove_orphans(&cluster, mailbell, &stages).await?;
+    let mut stood = found.stages.iter();
+    if stood.all(|(_, progress)| progress.is_usable()) {
+        refused = remove_orphans(&cluster, mailbell, &stages).await.err();
     }
-    tell(mailbell, context, &found).await
+    tell(mailbell, context, &found).await?;
+    // It is tried again soon, and then less often.
+    refused.map_or(Ok(()), Err)
 }
 
 /// How many pods there are to be: as many as there are, within the bounds.
@@ -103,32 +108,55 @@ async fn size(
     Ok(replicas.unwrap_or(scale.min).min(scale.max).max(scale.min))
 }
 
-/// Applies stage after stage, up to one that is not usable yet; of those after it, looks how they stand.
+/// Applies stage after stage, up to one that is not usable yet; of those after it, looks how they stand. Answers also the first object
+/// that was refused: it holds what comes after it, and is no reason not to say how all the others stand.
 async fn apply(
     cluster: &Cluster<'_>,
     stages: &[Stage],
-) -> Result<Vec<(&'static str, Progress)>, Error> {
+    paused: bool,
+) -> Result<(Vec<(&'static str, Progress)>, Option<Error>), Error> {
     let mut all = Vec::new();
     let mut held_by = None;
+    let mut first_refused = None;
     for stage in stages {
         let mut progress = Progress::Done;
         for object in &stage.objects {
-            let now = match held_by {
-                None => Some(cluster.apply(object).await?),
-                Some(_) => cluster.get(&Key::of(object)).await?,
+            let key = Key::of(object);
+            let next = match held_by {
+                None => match cluster.apply(object).await {
+                    Ok(object) => progress::of(&object),
+                    Err(error) if error.is_missing_kind() && key.kind == ROUTE => {
+                        let text = "there is no Gateway API on this cluster, and gateways.gatewayApi asks for it";
+                        Progress::Usable(text.to_owned())
+                    }
+                    // Nothing can be said either.
+                    Err(error) if !error.is_answer() => return Err(error),
+                    Err(error) => {
+                        let serves = cluster.get(&key).await.is_ok_and(|there| there.is_some());
+                        let text = error.to_string();
+                        first_refused.get_or_insert(error);
+                        Progress::Failed { text, serves }
+                    }
+                },
+                Some(before) => match cluster.get(&key).await {
+                    Ok(Some(object)) => progress::of(&object),
+                    Ok(None) if RUNS.contains(&key.kind.as_str()) => {
+                        Progress::Waiting(format!("waiting for {before}"))
+                    }
+                    Ok(None) => Progress::Changing(format!("waiting for {before}")),
+                    Err(error) if error.is_missing_kind() => Progress::Done,
+                    Err(error) => return Err(error),
+                },
             };
-            progress = progress.worse(match (now, held_by) {
-                (Some(object), _) => progress::of(&object),
-                (None, Some(before)) => Progress::Waiting(format!("waiting for {before}")),
-                (None, None) => Progress::Done,
-            });
+            progress = progress.worse(next);
         }
-        if held_by.is_none() && !progress.is_usable() {
+        // Nothing has to be waited for where nothing is to run.
+        if held_by.is_none() && !progress.is_usable() && !paused {
             held_by = Some(stage.name);
         }
         all.push((stage.name, progress));
     }
-    Ok(all)
+    Ok((all, first_refused))
 }
 
 /// Removes what was made for this installation and is wanted no longer.
@@ -194,7 +222,9 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
     if let Some(condition) = &new
         && said(&old) != said(&new)
     {
-        let is_good = condition.reason != "Failed" && condition.reason != "Impaired";
+        let was_ready = old.as_ref().is_some_and(|old| old.status == "True");
+        let is_lost = was_ready && condition.status == "False" && condition.reason != "Paused";
+        let is_good = !is_lost && !["Failed", "Impaired"].contains(&condition.reason.as_str());
         let event = event(is_good, &condition.reason, &condition.message);
         // What cannot be told this way stands in the status.
         if let Err(error) = context

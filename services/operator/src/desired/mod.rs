@@ -1,7 +1,7 @@
 //! What an installation is made of: from what is wanted, every object, and nothing but that.
 //!
 //! Pure, so that a snapshot shows each object as the cluster gets it, and a change of one is a change of a file that somebody reads.
-//! They come in [`Stage`]s: nothing of a stage is applied before the one before it is done, so that the schema of what is stored is
+//! They come in [`Stage`]s: nothing of a stage is applied before the one before it is usable, so that the schema of what is stored is
 //! checked before anything new starts (docs/upgrading.md). Releases that follow each other work together, so that the order of the roles
 //! is free but for this: an admin API is ready only once a watcher has offered a key to seal passwords to.
 
@@ -133,12 +133,17 @@ impl Wanted<'_> {
 
     /// The least of the pods of a part that stay while nodes are drained: all but one.
     fn disruption_budget(&self, part: Part) -> Value {
+        let unhealthy = match part {
+            // Not ready for want of one another, or of NATS, all of them hold what would be lost: votes, and sessions.
+            Part::Nats | Part::Watcher => "IfHealthyBudget",
+            // One that is not ready serves nobody, and must not keep a node from being drained.
+            Part::Gateway | Part::Admin | Part::Setup => "AlwaysAllow",
+        };
         let content = json!({
             "spec": {
                 "maxUnavailable": 1,
                 "selector": { "matchLabels": self.selector(part) },
-                // One that is not ready serves nobody, and must not keep a node from being drained.
-                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "unhealthyPodEvictionPolicy": unhealthy,
             },
         });
         self.object(

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use mailbell_bus::{
     Role,
     server_config::{MAX_PAYLOAD, password_variable, user_name, users_config},
@@ -43,16 +44,10 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
         },
     });
     let set = set(wanted, managed, &digest(&config));
-    let clients = json!({
-        "spec": {
-            "selector": wanted.selector(Part::Nats),
-            "ports": ports(&[("nats", CLIENT_PORT)]),
-        },
-    });
     let servers = json!({
         "spec": {
             "clusterIP": "None",
-            // Servers meet before they are ready.
+            // One by one: they meet before they are ready, and a client must be able to leave one of them.
             "publishNotReadyAddresses": true,
             "selector": wanted.selector(Part::Nats),
             "ports": ports(&[("nats", CLIENT_PORT), ("routes", ROUTE_PORT), ("monitor", MONITOR_PORT)]),
@@ -63,25 +58,32 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
         wanted.service_account(part),
         wanted.disruption_budget(part),
         wanted.object("v1", "ConfigMap", &name, part, config),
-        wanted.object("v1", "Service", &name, part, clients),
-        wanted.object("v1", "Service", &headless(&name), part, servers),
+        wanted.object("v1", "Service", &name, part, servers),
         wanted.object("apps/v1", "StatefulSet", &name, part, set),
     ]
 }
 
-fn headless(name: &str) -> String {
-    format!("{name}-servers")
-}
-
 impl Wanted<'_> {
-    /// By the name that the servers' certificate has.
-    pub(super) fn nats_url(&self) -> String {
+    /// The names of the servers, by which clients and the others know them. All of them: a client must be able to leave one that has no
+    /// way to a leader.
+    fn nats_servers(&self) -> Vec<String> {
+        let name = self.name(Part::Nats);
+        let managed = self.mailbell.spec.nats.managed.as_ref();
+        let nodes = managed.map_or(0, |managed| managed.nodes);
         let namespace = self.mailbell.metadata.namespace.as_deref();
         let namespace = namespace.unwrap_or_default();
-        format!(
-            "tls://{}.{namespace}.svc:{CLIENT_PORT}",
-            self.name(Part::Nats)
-        )
+        (0..nodes)
+            .map(|node| format!("{name}-{node}.{name}.{namespace}.svc"))
+            .collect()
+    }
+
+    pub(super) fn nats_url(&self) -> String {
+        let servers = self.nats_servers();
+        let urls: Vec<String> = servers
+            .iter()
+            .map(|server| format!("tls://{server}:{CLIENT_PORT}"))
+            .collect();
+        urls.join(",")
     }
 
     /// With the password of each role's user.
@@ -89,7 +91,8 @@ impl Wanted<'_> {
         format!("{}-users", self.name(Part::Nats))
     }
 
-    /// With the servers' certificate, and whom clients trust.
+    /// With `tls.crt` and `tls.key` of the servers, and `ca.crt`, whom clients and the other servers trust. The certificate has the names
+    /// `*.<name>-nats.<namespace>.svc`, and is one of a server and of a client: the servers show it to one another.
     pub(super) fn nats_tls_secret(&self) -> String {
         format!("{}-tls", self.name(Part::Nats))
     }
@@ -121,12 +124,15 @@ fn config(wanted: &Wanted<'_>, managed: &ManagedNats) -> String {
         tls(""),
     );
     if managed.nodes > 1 {
-        let routes: Vec<String> = (0..managed.nodes)
-            .map(|node| format!("\"nats://{name}-{node}.{}:{ROUTE_PORT}\"", headless(&name)))
+        let routes: Vec<String> = wanted
+            .nats_servers()
+            .iter()
+            .map(|server| format!("\"nats://{server}:{ROUTE_PORT}\""))
             .collect();
         let _ = writeln!(
             text,
-            "cluster {{\n  name: \"{name}\"\n  listen: \"0.0.0.0:{ROUTE_PORT}\"\n  routes: [{}]\n  {}\n}}",
+            "cluster {{\n  name: \"{name}\"\n  listen: \"0.0.0.0:{ROUTE_PORT}\"\n  \
+             # Clients have the names of all servers; addresses of pods are in no certificate.\n  no_advertise: true\n  routes: [{}]\n  {}\n}}",
             routes.join(", "),
             tls(", verify: true"),
         );
@@ -145,6 +151,11 @@ pub(super) fn bytes(size: &str) -> u64 {
     number.parse::<u64>().unwrap_or_default() << shift
 }
 
+fn own_resources(managed: &ManagedNats) -> Option<&ResourceRequirements> {
+    let own = managed.resources.as_ref();
+    own.or(managed.pods.resources.as_ref())
+}
+
 /// Servers are started anew, one after the other, when their configuration is another one: a new release may need other rights.
 fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
     let part = Part::Nats;
@@ -157,10 +168,14 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
         let key = json!({ "name": wanted.nats_users_secret(), "key": user_name(role) });
         json!({ "name": password_variable(role), "valueFrom": { "secretKeyRef": key } })
     }));
-    let own = managed
-        .resources
-        .as_ref()
-        .or(managed.pods.resources.as_ref());
+    // Go frees memory in time only if it knows how much there is.
+    environment.push(match own_resources(managed) {
+        Some(_) => json!({
+            "name": "GOMEMLIMIT",
+            "valueFrom": { "resourceFieldRef": { "resource": "limits.memory" } },
+        }),
+        None => json!({ "name": "GOMEMLIMIT", "value": "900MiB" }),
+    });
     let healthy = |query: &str, seconds: i32, failures: i32| {
         json!({
             "httpGet": { "path": format!("/healthz{query}"), "port": "monitor" },
@@ -182,14 +197,14 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
         "args": ["--config", "/run/nats/config/nats.conf"],
         "env": environment,
         "ports": ports.map(port),
-        "resources": own.map_or(resources("500m", "1Gi"), |own| json!(own)),
+        "resources": own_resources(managed).map_or(resources("500m", "1Gi"), |own| json!(own)),
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "capabilities": { "drop": ["ALL"] },
             "readOnlyRootFilesystem": true,
         },
-        // It reads what is on its disk before it serves, which takes as long as the disk.
-        "startupProbe": healthy("?js-enabled-only=true", 5, 360),
+        // It reads what is on its disk, and takes over what it missed, before the next server may be stopped in a rolling restart.
+        "startupProbe": healthy("", 5, 360),
         // A server that waits for the others is not ready, and must not be killed for it.
         "livenessProbe": healthy("?js-enabled-only=true", 20, 9),
         "readinessProbe": healthy("?js-server-only=true", 5, 3),
@@ -234,7 +249,7 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
     json!({
         "spec": {
             "replicas": managed.nodes,
-            "serviceName": headless(&name),
+            "serviceName": name,
             "podManagementPolicy": "Parallel",
             "selector": { "matchLabels": wanted.selector(part) },
             "template": template,

@@ -4,19 +4,19 @@ use serde_json::{Value, json};
 
 use super::{
     Part, Wanted,
-    nats::{CLIENT_PORT, MONITOR_PORT, ROUTE_PORT},
+    nats::{CLIENT_PORT, ROUTE_PORT},
     pod::HTTP_PORT,
     roles::{ADMIN_PORT, PUSH_PORT},
 };
 
-/// Names, of any cluster's DNS.
-const DNS_PORT: i32 = 53;
+/// Names: of the service, and of the pods behind it on some clusters, since most networks judge what a service has become.
+const DNS_PORTS: [i32; 2] = [53, 5353];
 /// Mail servers, with TLS from the first byte and without.
 const IMAP_PORTS: [i32; 2] = [993, 143];
 
-/// Where metadata services of clouds are, which give credentials to whoever asks from a node: IPv4 and IPv6.
+/// Of a node and its neighbours; metadata services of clouds are there, which give credentials to whoever asks: IPv4 and IPv6.
 const LINK_LOCAL: [&[&str]; 2] = [&["169.254.0.0/16"], &["fe80::/10"]];
-/// Networks of the cluster and of whoever runs it.
+/// Networks of the cluster and of whoever runs it. An IPv6 metadata service may be there too: it is kept out by the ports.
 const PRIVATE: [&[&str]; 2] = [
     &[
         "10.0.0.0/8",
@@ -65,7 +65,8 @@ fn one(wanted: &Wanted<'_>, part: Part, ingress: &[Value], egress: &[Value]) -> 
     wanted.object(api, "NetworkPolicy", &wanted.name(part), part, content)
 }
 
-/// The servers among themselves, and whoever has a user: they ask for a password, so other namespaces need not be named.
+/// The servers among themselves, and the roles. Not what they say of themselves, in which ids of tenants and accounts are: only the
+/// kubelet of their node asks for that, which no policy keeps out.
 fn nats(wanted: &Wanted<'_>) -> Value {
     let servers = json!([{ "podSelector": { "matchLabels": wanted.selector(Part::Nats) } }]);
     let parts = [Part::Watcher, Part::Gateway, Part::Admin, Part::Setup];
@@ -76,7 +77,6 @@ fn nats(wanted: &Wanted<'_>) -> Value {
     let ingress = [
         json!({ "from": clients, "ports": [tcp(CLIENT_PORT)] }),
         json!({ "from": servers, "ports": [tcp(ROUTE_PORT)] }),
-        from_anywhere(MONITOR_PORT),
     ];
     let egress = [
         to_names(),
@@ -95,7 +95,13 @@ fn from_anywhere(port: i32) -> Value {
 }
 
 fn to_names() -> Value {
-    json!({ "ports": [{ "protocol": "UDP", "port": DNS_PORT }, tcp(DNS_PORT)] })
+    let udp = |port: i32| json!({ "protocol": "UDP", "port": port });
+    let ports: Vec<Value> = DNS_PORTS
+        .map(udp)
+        .into_iter()
+        .chain(DNS_PORTS.map(tcp))
+        .collect();
+    json!({ "ports": ports })
 }
 
 fn to_nats(wanted: &Wanted<'_>) -> Value {

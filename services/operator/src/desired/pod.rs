@@ -17,8 +17,8 @@ const SPARE_SECONDS: i64 = 10;
 /// What differs from part to part.
 pub(super) struct Pod<'a> {
     pub(super) part: Part,
-    /// The subcommand.
-    pub(super) command: &'static str,
+    /// The subcommand, and what it has no variable for.
+    pub(super) command: &'static [&'static str],
     /// Beyond what all parts have: name and value.
     pub(super) settings: Vec<(&'static str, String)>,
     /// Secrets and ConfigMaps that it reads.
@@ -38,7 +38,7 @@ pub(super) struct Mount {
     /// Of the volume, and below `/run/mailbell`.
     pub(super) name: &'static str,
     pub(super) source: Source,
-    /// Key and file name; empty: all keys.
+    /// Key and file name.
     pub(super) items: Vec<(String, String)>,
 }
 
@@ -65,9 +65,7 @@ impl Mount {
             Source::Secret(name) => json!({ "secretName": name, "defaultMode": 0o440 }),
             Source::ConfigMap(name) => json!({ "name": name, "defaultMode": 0o444 }),
         };
-        if !items.is_empty() {
-            merge(&mut content, json!({ "items": items }));
-        }
+        merge(&mut content, json!({ "items": items }));
         let kind = match self.source {
             Source::Secret(_) => "secret",
             Source::ConfigMap(_) => "configMap",
@@ -194,7 +192,7 @@ impl Wanted<'_> {
         let mut container = json!({
             "name": part.as_str(),
             "image": self.image(),
-            "args": [command],
+            "args": command,
             "env": environment,
             "resources": pods.resources.as_ref().map_or(resources, |own| json!(own)),
             "securityContext": {
@@ -246,15 +244,10 @@ impl Wanted<'_> {
             merge(&mut spec, json!({ "terminationGracePeriodSeconds": grace }));
         }
         self.place(&mut spec, part, pods);
-        let secrets = &self.mailbell.spec.image_pull_secrets;
-        if !secrets.is_empty() {
-            let secrets: Vec<Value> = secrets.iter().map(|name| json!({ "name": name })).collect();
-            merge(&mut spec, json!({ "imagePullSecrets": secrets }));
-        }
         self.template(part, pods, spec)
     }
 
-    /// Where pods run: over nodes and zones, as far as there are any, and where the user wants.
+    /// Where pods run, and by which Secrets their image is pulled: over nodes and zones, as far as there are any, and where the user wants.
     pub(super) fn place(&self, spec: &mut Value, part: Part, pods: &Pods) {
         // Each release of a Deployment by itself: else the pods of the one before weigh in, and both new ones may end on one node.
         let hash = match part {
@@ -272,6 +265,11 @@ impl Wanted<'_> {
         };
         let zones = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"].map(spread);
         merge(spec, json!({ "topologySpreadConstraints": zones }));
+        let secrets = &self.mailbell.spec.image_pull_secrets;
+        if !secrets.is_empty() {
+            let secrets: Vec<Value> = secrets.iter().map(|name| json!({ "name": name })).collect();
+            merge(spec, json!({ "imagePullSecrets": secrets }));
+        }
         if !pods.node_selector.is_empty() {
             merge(spec, json!({ "nodeSelector": pods.node_selector }));
         }

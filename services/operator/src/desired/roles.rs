@@ -1,5 +1,7 @@
 //! The processes of Mailbell: the setup of what is stored, gateways, admin API and watchers.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -48,14 +50,21 @@ fn setup_job(wanted: &Wanted<'_>, name: &str, finishes: bool) -> Value {
         (None, Some(managed)) => managed.nodes,
         (None, None) => 1,
     };
-    let mut settings = vec![("MAILBELL_REPLICAS", replicas.to_string())];
-    if finishes {
-        settings.push(("MAILBELL_FINISH_UPGRADE", true.to_string()));
-    }
-    let pods = Pods::default();
+    let settings = vec![("MAILBELL_REPLICAS", replicas.to_string())];
+    // Where watchers may run it may too.
+    let pods = Pods {
+        resources: None,
+        annotations: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        ..spec.watchers.pods.clone()
+    };
     let mut template = wanted.pod(Pod {
         part: Part::Setup,
-        command: "setup",
+        command: if finishes {
+            &["setup", "--finish-upgrade"]
+        } else {
+            &["setup"]
+        },
         settings,
         files: Vec::new(),
         port: None,
@@ -64,13 +73,14 @@ fn setup_job(wanted: &Wanted<'_>, name: &str, finishes: bool) -> Value {
         resources: resources("50m", "128Mi"),
     });
     if let Some(spec) = template.pointer_mut("/spec") {
-        merge(spec, json!({ "restartPolicy": "OnFailure" }));
+        // Each attempt is a pod of its own, whose log stays: of one that is started again only the last word would.
+        merge(spec, json!({ "restartPolicy": "Never" }));
     }
     let name = format!("{}-{name}-{}", wanted.installation(), digest(&template));
     let content = json!({
         "spec": {
-            "backoffLimit": 20,
-            "activeDeadlineSeconds": 1800,
+            // Some two hours: NATS may be away for a while.
+            "backoffLimit": 30,
             "template": template,
         },
     });
@@ -85,7 +95,7 @@ pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
     let drain = gateways.drain_seconds.unwrap_or(DRAIN_SECONDS);
     let template = wanted.pod(Pod {
         part,
-        command: "gateway",
+        command: &["gateway"],
         settings,
         files: certificate.into_iter().collect(),
         port: Some(("push", PUSH_PORT)),
@@ -161,7 +171,7 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
     }
     let template = wanted.pod(Pod {
         part,
-        command: "admin",
+        command: &["admin"],
         settings,
         files: certificate.into_iter().chain([tokens, signing]).collect(),
         port: Some(("admin", ADMIN_PORT)),
@@ -214,7 +224,7 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     }
     let template = wanted.pod(Pod {
         part,
-        command: "watcher",
+        command: &["watcher"],
         settings,
         files,
         port: None,
@@ -274,11 +284,21 @@ fn deployment(wanted: &Wanted<'_>, part: Part, replicas: i32, template: Value) -
 
 fn service_of(wanted: &Wanted<'_>, part: Part, service: &Service, port: (&str, i32)) -> Value {
     let (name, number) = port;
+    let tls = match part {
+        Part::Gateway => &wanted.mailbell.spec.gateways.tls,
+        _ => &wanted.mailbell.spec.admin.tls,
+    };
+    // What it says is in the clear; with TLS whatever is in front sees a stream of bytes.
+    let protocol = if tls.secret_name.is_some() {
+        "tls"
+    } else {
+        "grpc"
+    };
     let kind = service.type_.unwrap_or(ServiceType::ClusterIp);
     let mut spec = json!({
         "type": kind,
         "selector": wanted.selector(part),
-        "ports": [{ "name": name, "port": number, "targetPort": name, "appProtocol": "grpc" }],
+        "ports": [{ "name": name, "port": number, "targetPort": name, "appProtocol": protocol }],
     });
     let ranges = &service.load_balancer_source_ranges;
     let extra = present([

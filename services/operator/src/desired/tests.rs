@@ -62,7 +62,7 @@ fn installations() -> [(&'static str, Value); 3] {
                 },
                 "gateways": {
                     "drainSeconds": 300,
-                    "tls": tls,
+                    "tls": plain,
                     "service": { "annotations": { "cloud": "internal" } },
                     "gatewayApi": { "parentRefs": [{ "name": "edge", "namespace": "infra" }], "hostnames": ["push.example.org"] },
                     "pods": pods,

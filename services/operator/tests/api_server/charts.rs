@@ -5,7 +5,7 @@ use kube::Api;
 use mailbell_operator::crds;
 
 use crate::{
-    operator::{IMAGE, Operator},
+    actors::{IMAGE, Operator},
     world::{World, mailbell},
 };
 
@@ -52,8 +52,7 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
         installed && said.contains("kubectl explain mailbell.spec"),
         "{said}"
     );
-    let client = world.client_of("mailbell-operator").await;
-    let operator = Operator::start_as(&world, "one", client);
+    let operator = Operator::start_as(&world, "one", Some("mailbell-operator"));
     world.create(&mailbell()).await;
     world.is_installed(IMAGE).await;
     world.until_ready_says("True Running").await;

@@ -1,6 +1,7 @@
 //! The custom resources on a real Kubernetes API server.
 
 #![cfg(test)]
+mod actors;
 mod charts;
 mod definitions;
 mod installation;

@@ -3,218 +3,23 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::{Deployment, StatefulSet},
-        batch::v1::Job,
-        core::v1::{ConfigMap, Event, Service},
-    },
+use k8s_openapi::api::{
+    apps::v1::{Deployment, StatefulSet},
+    batch::v1::Job,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Event, Service},
 };
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Resource as _, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
-use mailbell_operator::{
-    api::Mailbell,
-    controller::{Options, run},
-};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::{task::JoinHandle, time::sleep};
-use tokio_util::sync::CancellationToken;
+use tokio::time::sleep;
 
-use crate::world::{World, mailbell, soon, with};
-
-/// How often is looked whether something has come.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// One replica.
-pub(crate) struct Operator {
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Operator {
-    fn start(world: &World, identity: &str) -> Self {
-        Self::start_as(world, identity, world.client.clone())
-    }
-
-    /// With the rights of this client.
-    pub(crate) fn start_as(world: &World, identity: &str, client: Client) -> Self {
-        let options = Options {
-            namespace: Some(world.namespace.clone()),
-            own_namespace: world.namespace.clone(),
-            identity: identity.to_owned(),
-            image: "mailbell.dev/mailbell:0.1.0".to_owned(),
-        };
-        let stop = CancellationToken::new();
-        let run = run(client, options, stop.clone());
-        Self {
-            stop,
-            task: tokio::spawn(async move { run.await.unwrap() }),
-        }
-    }
-
-    pub(crate) async fn stop(self) {
-        self.stop.cancel();
-        soon(self.task).await.unwrap();
-    }
-
-    /// As by SIGKILL: wherever it is, and its lease stays.
-    async fn kill(self) {
-        self.task.abort();
-        let _ = self.task.await;
-    }
-}
-
-impl World {
-    fn api<K>(&self) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-    {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    pub(crate) async fn create(&self, object: &Value) {
-        let object: Mailbell = serde_json::from_value(object.clone()).unwrap();
-        let params = PostParams::default();
-        self.mailbells().create(&params, &object).await.unwrap();
-    }
-
-    async fn change(&self, change: Value) {
-        let (params, patch) = (PatchParams::default(), Patch::Merge(change));
-        self.mailbells()
-            .patch("main", &params, &patch)
-            .await
-            .unwrap();
-    }
-
-    /// Once it is there.
-    async fn there<K>(&self, name: &str) -> K
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug,
-    {
-        self.once(
-            || async { self.api::<K>().get_opt(name).await.unwrap() },
-            name,
-        )
-        .await
-    }
-
-    async fn once<T, F: Future<Output = Option<T>>>(&self, look: impl Fn() -> F, what: &str) -> T {
-        let waiting = async {
-            loop {
-                if let Some(found) = look().await {
-                    return found;
-                }
-                sleep(LOOK_EVERY).await;
-            }
-        };
-        let limit = Duration::from_secs(60);
-        let Ok(found) = tokio::time::timeout(limit, waiting).await else {
-            let state = self.mailbells().get_opt("main").await;
-            panic!(
-                "{what} does not come: {:?}",
-                state.map(|it| it.map(|it| it.status))
-            );
-        };
-        found
-    }
-
-    /// The setup, which has a name of its own for each image.
-    async fn setup(&self, image: &str) -> Job {
-        let of = |job: &Job| {
-            let pod = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
-            pod.containers[0].image.as_deref() == Some(image)
-        };
-        let look = || async {
-            let jobs = self
-                .api::<Job>()
-                .list(&ListParams::default())
-                .await
-                .unwrap();
-            jobs.items.into_iter().find(of)
-        };
-        self.once(look, "the setup").await
-    }
-
-    async fn says<K>(&self, object: &K, status: Value)
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug,
-    {
-        let patch = Patch::Merge(json!({ "status": status }));
-        let params = PatchParams::default();
-        let (api, name) = (self.api::<K>(), object.name_any());
-        api.patch_status(&name, &params, &patch).await.unwrap();
-    }
-
-    async fn set_is_ready(&self, name: &str) {
-        let set: StatefulSet = self.there(name).await;
-        let count = set.spec.as_ref().unwrap().replicas;
-        let status = json!({ "observedGeneration": set.metadata.generation, "replicas": count,
-            "readyReplicas": count, "currentRevision": "a", "updateRevision": "a" });
-        self.says(&set, status).await;
-    }
-
-    async fn deployment_is_ready(&self, name: &str) {
-        let deployment: Deployment = self.there(name).await;
-        let count = deployment.spec.as_ref().unwrap().replicas;
-        let status = json!({ "observedGeneration": deployment.metadata.generation, "replicas": count,
-            "updatedReplicas": count, "readyReplicas": count, "availableReplicas": count });
-        self.says(&deployment, status).await;
-    }
-
-    async fn job_is_done(&self, job: &Job, kind: &str) {
-        let condition = |kind: &str| json!({ "type": kind, "status": "True" });
-        let mut status = json!({
-            "startTime": "2026-01-01T00:00:00Z",
-            "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
-            "completionTime": "2026-01-01T00:01:00Z",
-            "succeeded": 1,
-        });
-        if kind == "Failed" {
-            status = json!({
-                "startTime": "2026-01-01T00:00:00Z",
-                "conditions": [condition("FailureTarget"), condition("Failed")],
-            });
-        }
-        self.says(job, status).await;
-    }
-
-    /// What `kubectl get` shows of it.
-    pub(crate) async fn until_ready_says(&self, expected: &str) {
-        let look = || async {
-            let status = self.mailbells().get("main").await.unwrap().status?;
-            let ready = status
-                .conditions
-                .into_iter()
-                .find(|it| it.type_ == "Ready")?;
-            let said = format!("{} {} {}", ready.status, ready.reason, ready.message);
-            said.contains(expected).then_some(())
-        };
-        self.once(look, expected).await;
-    }
-
-    /// All that there is to wait for.
-    pub(crate) async fn is_installed(&self, image: &str) {
-        self.set_is_ready("main-nats").await;
-        let job = self.setup(image).await;
-        self.job_is_done(&job, "Complete").await;
-        self.deployment_is_ready("main-gateway").await;
-        self.set_is_ready("main-watcher").await;
-        self.deployment_is_ready("main-admin").await;
-    }
-}
-
-pub(crate) const IMAGE: &str = "mailbell.dev/mailbell:0.1.0";
-const NEXT: &str = "mailbell.dev/mailbell:0.2.0";
+use crate::{
+    actors::{IMAGE, NEXT, Operator},
+    world::{World, mailbell, with},
+};
 
 /// Nothing is begun before what it stands on is there, and each step is said in words.
 #[tokio::test]
@@ -288,7 +93,9 @@ async fn an_upgrade_waits_for_the_setup_and_goes_on_part_by_part() {
     world.is_installed(IMAGE).await;
     world.until_ready_says("True Running").await;
     let first = world.setup(IMAGE).await;
-    world.change(json!({ "spec": { "image": NEXT } })).await;
+    world
+        .change(json!({ "spec": { "image": NEXT, "finishUpgrade": true } }))
+        .await;
     let second = world.setup(NEXT).await;
     world
         .until_ready_says("True Changing The setup of what is stored: the job main-setup-")
@@ -304,7 +111,7 @@ async fn an_upgrade_waits_for_the_setup_and_goes_on_part_by_part() {
     // One that has failed says what to do, and what runs goes on.
     world.job_is_done(&second, "Failed").await;
     world
-        .until_ready_says("False Failed The setup of what is stored: the job main-setup-")
+        .until_ready_says("True Impaired The setup of what is stored: the job main-setup-")
         .await;
     assert_eq!(image("main-gateway").await, IMAGE);
     let name = second.name_any();
@@ -328,12 +135,14 @@ async fn an_upgrade_waits_for_the_setup_and_goes_on_part_by_part() {
         let pod = set.spec.unwrap().template.spec.unwrap();
         pod.containers[0].image.clone().unwrap()
     };
+    world.until_ready_says("True Changing The gateways: ").await;
     assert_eq!(watchers().await, IMAGE);
     world.deployment_is_ready("main-gateway").await;
     let upgraded = || async { (watchers().await == NEXT).then_some(()) };
     world
         .once(upgraded, "the watchers of the next release")
         .await;
+    world.until_ready_says("True Changing The watchers: ").await;
     assert_eq!(image("main-admin").await, IMAGE);
     world.set_is_ready("main-watcher").await;
     let upgraded = || async { (image("main-admin").await == NEXT).then_some(()) };
@@ -341,21 +150,7 @@ async fn an_upgrade_waits_for_the_setup_and_goes_on_part_by_part() {
         .once(upgraded, "the admin API of the next release")
         .await;
     world.deployment_is_ready("main-admin").await;
-    world.until_ready_says("True Running").await;
-    let gone = || async {
-        world
-            .api::<Job>()
-            .get_opt(&first.name_any())
-            .await
-            .unwrap()
-            .is_none()
-            .then_some(())
-    };
-    world.once(gone, "the setup before to be removed").await;
-    // Only now, and only since it is asked for, there is no way back.
-    world
-        .change(json!({ "spec": { "finishUpgrade": true } }))
-        .await;
+    // Only now there is no way back.
     let finish = || async {
         let jobs = world
             .api::<Job>()
@@ -372,6 +167,16 @@ async fn an_upgrade_waits_for_the_setup_and_goes_on_part_by_part() {
         .await;
     world.job_is_done(&finish, "Complete").await;
     world.until_ready_says("True Running").await;
+    let gone = || async {
+        world
+            .api::<Job>()
+            .get_opt(&first.name_any())
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    };
+    world.once(gone, "the setup before to be removed").await;
     operator.stop().await;
 }
 
@@ -456,7 +261,7 @@ async fn what_is_wanted_no_longer_is_removed_and_nothing_else() {
             .await
             .unwrap();
     };
-    make("not-ours", json!([])).await;
+    make("a-not-ours", json!([])).await;
     // Of a release before, which had one more.
     make("main-before", json!([owner])).await;
     let gone = || async {
@@ -468,7 +273,7 @@ async fn what_is_wanted_no_longer_is_removed_and_nothing_else() {
             .then_some(())
     };
     world.once(gone, "the orphan to be removed").await;
-    assert!(configs.get_opt("not-ours").await.unwrap().is_some());
+    assert!(configs.get_opt("a-not-ours").await.unwrap().is_some());
     operator.stop().await;
 }
 
@@ -483,12 +288,11 @@ async fn one_of_two_leads_and_the_other_takes_over() {
     let _: StatefulSet = world.there("main-nats").await;
     let two = Operator::start(&world, "two");
     let leader = async |world: &World| {
-        let lease: k8s_openapi::api::coordination::v1::Lease =
-            world.there("mailbell-operator").await;
+        let lease: Lease = world.there("mailbell-operator").await;
         lease.spec.unwrap().holder_identity
     };
     assert_eq!(leader(&world).await.as_deref(), Some("one"));
-    one.kill().await;
+    one.kill();
     let led = || async { (leader(&world).await.as_deref() == Some("two")).then_some(()) };
     world.once(led, "the other one to lead").await;
     world.set_is_ready("main-nats").await;
@@ -530,8 +334,8 @@ async fn one_that_is_killed_at_any_step_leaves_nothing_half_done() {
     // Each lives a little longer than the one before: from the first request to the last.
     for step in 0..40_u64 {
         let operator = Operator::start(&world, "one");
-        sleep(Duration::from_millis(step * 20)).await;
-        operator.kill().await;
+        sleep(Duration::from_millis(step * 10)).await;
+        operator.kill();
         let there = world
             .api::<StatefulSet>()
             .get_opt("main-nats")
@@ -544,5 +348,62 @@ async fn one_that_is_killed_at_any_step_leaves_nothing_half_done() {
     let operator = Operator::start(&world, "one");
     world.is_installed(IMAGE).await;
     world.once(ready, "all of it").await;
+    operator.stop().await;
+}
+
+/// What the API server refuses is said where people look, and holds only what comes after it.
+#[tokio::test]
+async fn what_is_refused_is_said_in_the_status() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    // Somebody has a service of this name, with an address, which cannot be taken from it.
+    let theirs =
+        json!({ "metadata": { "name": "main-watcher" }, "spec": { "ports": [{ "port": 80 }] } });
+    let theirs: Service = serde_json::from_value(theirs).unwrap();
+    let services = world.api::<Service>();
+    services
+        .create(&PostParams::default(), &theirs)
+        .await
+        .unwrap();
+    let operator = Operator::start(&world, "one");
+    world.create(&mailbell()).await;
+    world.set_is_ready("main-nats").await;
+    let job = world.setup(IMAGE).await;
+    world.job_is_done(&job, "Complete").await;
+    world.deployment_is_ready("main-gateway").await;
+    world
+        .until_ready_says("False Failed The watchers: Service main-watcher: ")
+        .await;
+    services
+        .delete("main-watcher", &DeleteParams::default())
+        .await
+        .unwrap();
+    world.set_is_ready("main-watcher").await;
+    world.deployment_is_ready("main-admin").await;
+    world.until_ready_says("True Running").await;
+    operator.stop().await;
+}
+
+/// A cluster without the Gateway API serves all the same, and says what it lacks.
+#[tokio::test]
+async fn a_cluster_without_the_gateway_api_says_so() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let operator = Operator::start(&world, "one");
+    let routes = json!({ "parentRefs": [{ "name": "edge" }] });
+    let plain = with(
+        &mailbell(),
+        "/spec/gateways/tls",
+        json!({ "insecurePlaintext": true }),
+    );
+    world
+        .create(&with(&plain, "/spec/gateways/gatewayApi", routes))
+        .await;
+    world.is_installed(IMAGE).await;
+    world
+        .until_ready_says("True Impaired The gateways: there is no Gateway API on this cluster")
+        .await;
     operator.stop().await;
 }

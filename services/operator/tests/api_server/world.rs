@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -23,17 +23,18 @@ use mailbell_operator::{
 };
 use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 /// How long a test waits for what must come.
 const SOON: Duration = Duration::from_secs(60);
 
-static SERVER: OnceCell<Option<Arc<ApiServer>>> = OnceCell::const_new();
+/// Goes with the last test that has it: what is static is never dropped.
+static SERVER: Mutex<Weak<ApiServer>> = Mutex::const_new(Weak::new());
 static NAMESPACES: AtomicU32 = AtomicU32::new(0);
 
 /// What one test has for itself.
 pub(crate) struct World {
-    server: Arc<ApiServer>,
+    pub(crate) server: Arc<ApiServer>,
     pub(crate) client: Client,
     pub(crate) namespace: String,
 }
@@ -41,7 +42,13 @@ pub(crate) struct World {
 impl World {
     /// `None`, and a line on standard error: there is no Kubernetes here. With `CI` set that is a failure.
     pub(crate) async fn new() -> Option<Self> {
-        let server = SERVER.get_or_init(with_definitions).await.clone()?;
+        let mut shared = SERVER.lock().await;
+        let server = match shared.upgrade() {
+            Some(server) => server,
+            None => with_definitions().await?,
+        };
+        *shared = Arc::downgrade(&server);
+        drop(shared);
         Some(Self::on(server).await)
     }
 
@@ -74,12 +81,6 @@ impl World {
             client,
             namespace,
         }
-    }
-
-    /// A client of a service account of this namespace.
-    pub(crate) async fn client_of(&self, account: &str) -> Client {
-        let user = format!("system:serviceaccount:{}:{account}", self.namespace);
-        self.server.client_of(&user).await.unwrap()
     }
 
     pub(crate) fn mailbells(&self) -> Api<Mailbell> {

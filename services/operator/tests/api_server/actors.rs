@@ -1,0 +1,240 @@
+//! An operator, and the parts that others play on a cluster: the user, and the controllers and nodes that are not here.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        batch::v1::Job,
+    },
+};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use mailbell_operator::{
+    api::Mailbell,
+    controller::{Options, run},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::{runtime::Runtime, task::JoinHandle, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::{World, soon};
+
+/// How often is looked whether something has come.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// One replica, with threads and connections of its own, as a process has them.
+pub(crate) struct Operator {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    runtime: Option<Runtime>,
+}
+
+impl Operator {
+    pub(crate) fn start(world: &World, identity: &str) -> Self {
+        Self::start_as(world, identity, None)
+    }
+
+    /// With the rights of a service account.
+    pub(crate) fn start_as(world: &World, identity: &str, account: Option<&str>) -> Self {
+        let options = Options {
+            namespace: Some(world.namespace.clone()),
+            own_namespace: world.namespace.clone(),
+            identity: identity.to_owned(),
+            image: IMAGE.to_owned(),
+        };
+        let user =
+            account.map(|account| format!("system:serviceaccount:{}:{account}", world.namespace));
+        let (server, stop) = (Arc::clone(&world.server), CancellationToken::new());
+        let stopped = stop.clone();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+        let task = runtime.spawn(async move {
+            let client = match user {
+                Some(user) => server.client_of(&user).await.unwrap(),
+                None => server.client().await.unwrap(),
+            };
+            drop(server);
+            run(client, options, stopped).await.unwrap();
+        });
+        Self {
+            stop,
+            task,
+            runtime: Some(runtime),
+        }
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        soon(&mut self.task).await.unwrap();
+    }
+
+    /// As by SIGKILL: wherever it is, and its lease stays.
+    pub(crate) fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub(crate) async fn create(&self, object: &Value) {
+        let object: Mailbell = serde_json::from_value(object.clone()).unwrap();
+        let params = PostParams::default();
+        self.mailbells().create(&params, &object).await.unwrap();
+    }
+
+    pub(crate) async fn change(&self, change: Value) {
+        let (params, patch) = (PatchParams::default(), Patch::Merge(change));
+        self.mailbells()
+            .patch("main", &params, &patch)
+            .await
+            .unwrap();
+    }
+
+    /// Once it is there.
+    pub(crate) async fn there<K>(&self, name: &str) -> K
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        self.once(
+            || async { self.api::<K>().get_opt(name).await.unwrap() },
+            name,
+        )
+        .await
+    }
+
+    pub(crate) async fn once<T, F: Future<Output = Option<T>>>(
+        &self,
+        look: impl Fn() -> F,
+        what: &str,
+    ) -> T {
+        let waiting = async {
+            loop {
+                if let Some(found) = look().await {
+                    return found;
+                }
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        let limit = Duration::from_secs(60);
+        let Ok(found) = tokio::time::timeout(limit, waiting).await else {
+            let state = self.mailbells().get_opt("main").await;
+            panic!(
+                "{what} does not come: {:?}",
+                state.map(|it| it.map(|it| it.status))
+            );
+        };
+        found
+    }
+
+    /// The setup, which has a name of its own for each image.
+    pub(crate) async fn setup(&self, image: &str) -> Job {
+        let of = |job: &Job| {
+            let pod = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+            pod.containers[0].image.as_deref() == Some(image)
+        };
+        let look = || async {
+            let jobs = self
+                .api::<Job>()
+                .list(&ListParams::default())
+                .await
+                .unwrap();
+            jobs.items.into_iter().find(of)
+        };
+        self.once(look, "the setup").await
+    }
+
+    async fn says<K>(&self, object: &K, status: Value)
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let patch = Patch::Merge(json!({ "status": status }));
+        let params = PatchParams::default();
+        let (api, name) = (self.api::<K>(), object.name_any());
+        api.patch_status(&name, &params, &patch).await.unwrap();
+    }
+
+    pub(crate) async fn set_is_ready(&self, name: &str) {
+        let set: StatefulSet = self.there(name).await;
+        let count = set.spec.as_ref().unwrap().replicas;
+        let status = json!({ "observedGeneration": set.metadata.generation, "replicas": count,
+            "readyReplicas": count, "currentRevision": "a", "updateRevision": "a" });
+        self.says(&set, status).await;
+    }
+
+    pub(crate) async fn deployment_is_ready(&self, name: &str) {
+        let deployment: Deployment = self.there(name).await;
+        let count = deployment.spec.as_ref().unwrap().replicas;
+        let status = json!({ "observedGeneration": deployment.metadata.generation, "replicas": count,
+            "updatedReplicas": count, "readyReplicas": count, "availableReplicas": count });
+        self.says(&deployment, status).await;
+    }
+
+    pub(crate) async fn job_is_done(&self, job: &Job, kind: &str) {
+        let condition = |kind: &str| json!({ "type": kind, "status": "True" });
+        let mut status = json!({
+            "startTime": "2026-01-01T00:00:00Z",
+            "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
+            "completionTime": "2026-01-01T00:01:00Z",
+            "succeeded": 1,
+        });
+        if kind == "Failed" {
+            status = json!({
+                "startTime": "2026-01-01T00:00:00Z",
+                "conditions": [condition("FailureTarget"), condition("Failed")],
+            });
+        }
+        self.says(job, status).await;
+    }
+
+    /// What `kubectl get` shows of it.
+    pub(crate) async fn until_ready_says(&self, expected: &str) {
+        let look = || async {
+            let status = self.mailbells().get("main").await.unwrap().status?;
+            let ready = status
+                .conditions
+                .into_iter()
+                .find(|it| it.type_ == "Ready")?;
+            let said = format!("{} {} {}", ready.status, ready.reason, ready.message);
+            said.contains(expected).then_some(())
+        };
+        self.once(look, expected).await;
+    }
+
+    /// All that there is to wait for.
+    pub(crate) async fn is_installed(&self, image: &str) {
+        self.set_is_ready("main-nats").await;
+        let job = self.setup(image).await;
+        self.job_is_done(&job, "Complete").await;
+        self.deployment_is_ready("main-gateway").await;
+        self.set_is_ready("main-watcher").await;
+        self.deployment_is_ready("main-admin").await;
+    }
+}
+
+pub(crate) const IMAGE: &str = "mailbell.dev/mailbell:0.1.0";
+pub(crate) const NEXT: &str = "mailbell.dev/mailbell:0.2.0";
