@@ -144,7 +144,6 @@ async fn apply(
                         Progress::Waiting(format!("waiting for {before}"))
                     }
                     Ok(None) => Progress::Changing(format!("waiting for {before}")),
-                    Err(error) if error.is_missing_kind() => Progress::Done,
                     Err(error) => return Err(error),
                 },
             };

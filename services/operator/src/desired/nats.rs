@@ -10,7 +10,11 @@ use mailbell_bus::{
 use mailbell_core::ids::Installation;
 use serde_json::{Value, json};
 
-use super::{Part, Wanted, digest, merge, roles::resources};
+use super::{
+    Part, Wanted, digest, merge,
+    pod::{container_security, pod_security, probe},
+    roles::resources,
+};
 use crate::api::{ManagedNats, Nats};
 
 /// Where clients connect.
@@ -24,8 +28,6 @@ pub(super) const MONITOR_PORT: i32 = 8222;
 const KEPT_BACK_MIB: u64 = 512;
 /// A server ends within seconds; a long queue to its disk may take longer.
 const GRACE_SECONDS: i64 = 60;
-/// As Mailbell's own pods. Official images have no user of their own, and need none.
-const USER: i64 = 65532;
 
 pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
     let Nats { managed, .. } = &wanted.mailbell.spec.nats;
@@ -176,13 +178,8 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
         }),
         None => json!({ "name": "GOMEMLIMIT", "value": "900MiB" }),
     });
-    let healthy = |query: &str, seconds: i32, failures: i32| {
-        json!({
-            "httpGet": { "path": format!("/healthz{query}"), "port": "monitor" },
-            "periodSeconds": seconds,
-            "timeoutSeconds": 5,
-            "failureThreshold": failures,
-        })
+    let healthy = |query: &str, period, failures| {
+        probe("monitor", &format!("/healthz{query}"), period, failures)
     };
     let port = |(name, number): (&str, i32)| json!({ "name": name, "containerPort": number });
     let ports = [
@@ -198,11 +195,7 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
         "env": environment,
         "ports": ports.map(port),
         "resources": own_resources(managed).map_or(resources("500m", "1Gi"), |own| json!(own)),
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": { "drop": ["ALL"] },
-            "readOnlyRootFilesystem": true,
-        },
+        "securityContext": container_security(),
         // It reads what is on its disk, and takes over what it missed, before the next server may be stopped in a rolling restart.
         "startupProbe": healthy("", 5, 360),
         // A server that waits for the others is not ready, and must not be killed for it.
@@ -219,14 +212,7 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "securityContext": {
-            "runAsNonRoot": true,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": { "type": "RuntimeDefault" },
-        },
+        "securityContext": pod_security(),
         "containers": [container],
         "volumes": [
             { "name": "config", "configMap": { "name": name } },

@@ -98,6 +98,36 @@ pub(super) fn tls(tls: &ListenerTls) -> (Option<Mount>, Vec<(&'static str, Strin
     (Some(mount), settings)
 }
 
+/// Of each pod, those of NATS servers too: official images of theirs have no user of their own, and need none.
+pub(super) fn pod_security() -> Value {
+    json!({
+        "runAsNonRoot": true,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": { "type": "RuntimeDefault" },
+    })
+}
+
+pub(super) fn container_security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"] },
+        "readOnlyRootFilesystem": true,
+    })
+}
+
+/// What the kubelet asks of a port with a name, how often, and after how many failures it acts.
+pub(super) fn probe(port: &str, path: &str, period: i32, failures: i32) -> Value {
+    json!({
+        "httpGet": { "path": path, "port": port },
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    })
+}
+
 /// A key whose file has its name.
 pub(super) fn as_it_is(key: &str) -> (String, String) {
     (key.to_owned(), key.to_owned())
@@ -188,38 +218,23 @@ impl Wanted<'_> {
             .collect();
         let port = port.map(|(name, number)| json!({ "name": name, "containerPort": number }));
         let http = serves.then(|| json!({ "name": "http", "containerPort": HTTP_PORT }));
-        let probe = |path: &str| json!({ "httpGet": { "path": path, "port": "http" } });
         let mut container = json!({
             "name": part.as_str(),
             "image": self.image(),
             "args": command,
             "env": environment,
             "resources": pods.resources.as_ref().map_or(resources, |own| json!(own)),
-            "securityContext": {
-                "allowPrivilegeEscalation": false,
-                "capabilities": { "drop": ["ALL"] },
-                "readOnlyRootFilesystem": true,
-            },
+            "securityContext": container_security(),
             "volumeMounts": mounts.iter().map(Mount::mount).collect::<Vec<_>>(),
         });
         if serves {
-            let mut liveness = probe("/healthz");
-            // Three minutes: a process that hangs is started anew, and one that is busy is not.
-            merge(
-                &mut liveness,
-                json!({ "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 9 }),
-            );
-            let mut readiness = probe("/readyz");
-            merge(
-                &mut readiness,
-                json!({ "periodSeconds": 5, "timeoutSeconds": 5 }),
-            );
             merge(
                 &mut container,
                 json!({
                     "ports": present([port, http]),
-                    "livenessProbe": liveness,
-                    "readinessProbe": readiness,
+                    // Three minutes: a process that hangs is started anew, and one that is busy is not.
+                    "livenessProbe": probe("http", "/healthz", 20, 9),
+                    "readinessProbe": probe("http", "/readyz", 5, 3),
                     "lifecycle": { "preStop": { "sleep": { "seconds": LEAVE_SECONDS } } },
                 }),
             );
@@ -228,14 +243,7 @@ impl Wanted<'_> {
             "serviceAccountName": self.name(part),
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "securityContext": {
-                "runAsNonRoot": true,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": { "type": "RuntimeDefault" },
-            },
+            "securityContext": pod_security(),
             "containers": [container],
             "volumes": mounts.iter().map(Mount::volume).collect::<Vec<_>>(),
         });
