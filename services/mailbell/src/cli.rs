@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use mailbell_runtime::telemetry::TelemetryArgs;
 
-use crate::{account, bench, doctor, listen, roles, shards, standalone, token};
+use crate::{account, bench, doctor, listen, roles, secrets, shards, standalone, token};
 
 /// Push e-mail for ordinary IMAP mailboxes
 #[derive(Debug, Parser)]
@@ -71,6 +71,8 @@ What the chart mailbell-crds installs. Server-side apply takes it as it is; the 
 Example:
   mailbell crds | kubectl apply --server-side -f -")]
     Crds,
+    /// Make the Secrets that an installation on Kubernetes needs
+    Secrets(secrets::Args),
     /// Print the completion script of a shell
     #[command(after_long_help = "\
 Examples:
@@ -161,6 +163,7 @@ mod tests {
             "mailbell setup --print-permissions --installation test",
             "mailbell completions zsh",
             "mailbell crds",
+            "mailbell secrets --installation main -n mail nats-users nats-tls admin-token operator-token signing-key key-ring",
             "mailbell operator --image mailbell.dev/mailbell:0.1.0 --namespace mail --identity pod-1",
             "mailbell nats-server-guard 1 /bin/nats-server --config /c",
         ] {
@@ -185,6 +188,9 @@ mod tests {
             "mailbell watcher --key-ring-file /k --member pod.1",
             "mailbell gateway --tls-cert /c",
             "mailbell operator",
+            "mailbell secrets",
+            "mailbell secrets passwords",
+            "mailbell secrets --installation A.B key-ring",
             "mailbell standalone --push-listen here",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -4,7 +4,7 @@
 //!
 //! * [`standalone`]: everything on one machine; [`roles`]: one role a process, for a cluster;
 //! * [`account`], [`token`], [`shards`]: the admin API for people; [`listen`]: what a device sees; [`doctor`]: what is wrong and what to do;
-//! * [`mailbell_operator`]: the custom resources of Kubernetes, which `crds` prints;
+//! * [`mailbell_operator`]: the custom resources of Kubernetes, which `crds` prints; [`secrets`]: what an installation there needs;
 //! * [`reference`](mod@reference): `docs/reference.md`, generated from [`cli`].
 
 pub mod account;
@@ -17,6 +17,7 @@ pub mod failure;
 pub mod listen;
 pub mod reference;
 pub mod roles;
+pub mod secrets;
 pub mod shards;
 pub mod standalone;
 pub mod terminal;
@@ -114,6 +115,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Shards(args) => Box::pin(shards::run(args)).await,
             Command::Listen(args) => Box::pin(listen::run(*args, &telemetry)).await,
             Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
+            Command::Secrets(args) => Box::pin(secrets::run(args)).await,
             Command::Bench(args) => Box::pin(bench::run(args)).await,
             Command::Completions { .. }
             | Command::Crds

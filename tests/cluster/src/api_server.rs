@@ -213,6 +213,16 @@ impl ApiServer {
         self.path("kubeconfig-nobody")
     }
 
+    /// The same, as whoever has this token, such as a service account.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn kubeconfig_with(&self, name: &str, token: &str) -> io::Result<PathBuf> {
+        let path = self.path(&format!("kubeconfig-{name}"));
+        std::fs::write(&path, self.config_of(token))?;
+        Ok(path)
+    }
+
     /// What a person types, as the user who may everything: `kubectl` or `helm`.
     #[must_use]
     pub fn tool(&self, name: &str) -> Tool {

@@ -12,3 +12,4 @@ mod machine;
 mod operator;
 mod pods;
 mod roles;
+mod secrets;

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
 
-use crate::machine::{Machine, text};
+use crate::machine::{LIMIT, Machine, text};
 
 const OPERATOR: [&str; 5] = [
     "operator",
@@ -54,17 +54,17 @@ async fn an_operator_that_cannot_work_says_why_and_one_that_can_ends_in_order() 
         &text(&crds.stdout),
     )
     .await;
-    kubectl(
-        &server,
-        &[
-            "wait",
-            "--for=condition=Established",
-            "crd/mailbells.mailbell.dev",
-            "--timeout=60s",
-        ],
-        "",
-    )
-    .await;
+    let wait = [
+        "wait",
+        "--for=condition=Established",
+        "crd/mailbells.mailbell.dev",
+        "--timeout=60s",
+    ];
+    let kubectl_tool = server.tool("kubectl");
+    let waited = || kubectl_tool.run(&wait, "");
+    // It fails where no condition is there yet.
+    let established = async { while !waited().await.unwrap().status.success() {} };
+    tokio::time::timeout(LIMIT, established).await.unwrap();
     let (code, said) = refused(&Machine::on_cluster(server.kubeconfig_of_nobody()));
     assert!(
         code == Some(77) && said.contains("cannot list resource"),
@@ -89,7 +89,7 @@ async fn an_operator_that_cannot_work_says_why_and_one_that_can_ends_in_order() 
     kubectl(&server, &wait, "").await;
     let shown = kubectl(&server, &["get", "mailbells"], "").await;
     assert!(
-        shown.contains("0 of 3 pods of main-nats are ready"),
+        shown.contains("The NATS servers: waiting for the Secrets."),
         "{shown}"
     );
     let holder = [

@@ -10,9 +10,10 @@ use std::{
 };
 
 use clap::CommandFactory as _;
-use mailbell::cli::Cli;
-use mailbell_admin::SigningKey;
-use mailbell_core::seal::KeyRing;
+use mailbell::{
+    cli::Cli,
+    secrets::{Names, What, missing},
+};
 use mailbell_operator::desired::{Wanted, desired};
 use mailbell_test_servers::{Certificate, NatsOptions, NatsServer, free_port};
 use serde_json::{Value, json};
@@ -20,8 +21,14 @@ use tempfile::TempDir;
 
 use crate::machine::{Machine, text};
 
-/// The users of NATS.
-const ROLES: [&str; 4] = ["setup", "gateway", "watcher", "admin"];
+/// What is made for an installation. The certificate of NATS is another one here: it is one for names of a cluster.
+const MADE: [What; 5] = [
+    What::NatsUsers,
+    What::AdminToken,
+    What::OperatorToken,
+    What::SigningKey,
+    What::KeyRing,
+];
 
 /// All said that a role can be told, but of what is in the clear.
 fn installation() -> Value {
@@ -58,8 +65,10 @@ fn pods() -> Vec<(String, Value, Value)> {
         let name = object.pointer("/metadata/name")?.as_str()?.to_owned();
         Some((name, pod, container))
     });
-    // Of ours: NATS servers are another program.
-    pods.filter(|(name, ..)| name != "main-nats").collect()
+    // Of ours, and of NATS: what makes Secrets is told what to make, and tried in `secrets`.
+    let others = ["main-nats", "main-secrets-", "main-key-ring-"];
+    let is_other = |name: &str| others.iter().any(|other| name.starts_with(other));
+    pods.filter(|(name, ..)| !is_other(name)).collect()
 }
 
 /// Variables that a command takes; it passes over others without a word.
@@ -75,8 +84,29 @@ fn known(command: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// By name and key.
+type Secrets = BTreeMap<(String, String), String>;
+
+/// What the jobs make.
+fn secrets() -> Secrets {
+    let installation = "main".parse().unwrap();
+    let names = Names {
+        installation: &installation,
+        namespace: "mail",
+    };
+    let mut all = Secrets::new();
+    for what in MADE {
+        let name = format!("main-{}", what.as_str());
+        for (key, value) in missing(what, names, &BTreeMap::new()).unwrap() {
+            let value = String::from_utf8(value.to_vec()).unwrap();
+            all.insert((name.clone(), key.to_owned()), value);
+        }
+    }
+    all
+}
+
 /// As the kubelet mounts them, where `/run/mailbell` is this folder.
-fn mount(pod: &Value, folder: &Path, secrets: &BTreeMap<(&str, &str), String>) {
+fn mount(pod: &Value, folder: &Path, secrets: &Secrets) {
     for volume in pod.get("volumes").unwrap().as_array().unwrap() {
         let name = volume.get("name").unwrap().as_str().unwrap();
         let secret = volume.pointer("/secret/secretName");
@@ -92,7 +122,7 @@ fn mount(pod: &Value, folder: &Path, secrets: &BTreeMap<(&str, &str), String>) {
         fs::create_dir_all(&folder).unwrap();
         for item in items.unwrap().as_array().unwrap() {
             let field = |field: &str| item.get(field).unwrap().as_str().unwrap();
-            let content = secrets.get(&(source, field("key")));
+            let content = secrets.get(&(source.to_owned(), field("key").to_owned()));
             let content = content.unwrap_or_else(|| panic!("{source} has no {}", field("key")));
             let path = folder.join(field("path"));
             fs::write(&path, content).unwrap();
@@ -107,11 +137,14 @@ fn mount(pod: &Value, folder: &Path, secrets: &BTreeMap<(&str, &str), String>) {
 async fn what_a_pod_is_told_is_what_the_binary_takes() {
     let tool = Machine::new();
     let printed = tool.run(&["setup", "--print-permissions"]);
-    let password = |role: &str| format!("password-of-{role}");
+    let mut secrets = secrets();
     let mut config = String::new();
-    for role in ROLES {
-        let name = role.to_uppercase();
-        config.push_str(&format!("MAILBELL_{name}_PASSWORD: {:?}\n", password(role)));
+    for ((name, role), password) in &secrets {
+        if name == "main-nats-users" {
+            let role = role.to_uppercase();
+            // As the server finds it in its environment.
+            config.push_str(&format!("MAILBELL_{role}_PASSWORD: {password}\n"));
+        }
     }
     config.push_str(&text(&printed.stdout));
     let certificate = Certificate::localhost();
@@ -122,28 +155,13 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
         ..NatsOptions::default()
     });
     let nats = nats.await.unwrap();
-    let token = "mba_q83vEjRWeJC6mHZUMhD3LqYdlQyEP7cupiHZUMhD0AbCxYz1";
-    let mut ring = KeyRing::default();
-    ring.add(0, &mut rand::rng()).unwrap();
-    let signing = SigningKey::generate(&mut rand::rng()).unwrap();
-    let mut secrets = BTreeMap::from([
-        (
-            ("main-nats-tls", "ca.crt"),
-            certificate.authority_pem.clone(),
-        ),
-        (("imap-ca", "ca.crt"), certificate.authority_pem.clone()),
-        (("tls", "tls.crt"), certificate.certificate_pem.clone()),
-        (("tls", "tls.key"), certificate.key_pem.clone()),
-        (("main-admin-token", "tokens"), token.to_owned()),
-        (
-            ("main-signing-key", "signing.pem"),
-            signing.to_pem().to_string(),
-        ),
-        (("main-key-ring", "key.ring"), ring.to_text().to_string()),
-    ]);
-    let passwords = ROLES.map(password);
-    for (role, password) in ROLES.iter().zip(&passwords) {
-        secrets.insert(("main-nats-users", role), password.clone());
+    for (name, key, content) in [
+        ("main-nats-tls", "ca.crt", &certificate.authority_pem),
+        ("imap-ca", "ca.crt", &certificate.authority_pem),
+        ("tls", "tls.crt", &certificate.certificate_pem),
+        ("tls", "tls.key", &certificate.key_pem),
+    ] {
+        secrets.insert((name.to_owned(), key.to_owned()), content.clone());
     }
     let all = pods();
     let started: Vec<&str> = all.iter().map(|(name, ..)| name.split_at(9).0).collect();

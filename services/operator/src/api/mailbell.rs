@@ -86,6 +86,10 @@ pub struct MailbellSpec {
     pub admin: Admin,
     /// Where everything is stored.
     pub nats: Nats,
+    /// Whether Secrets that are missing are made. The chart mailbell has to know the installation's name for that (`installations`);
+    /// without it they have to be there: `<name>-key-ring`, `<name>-operator-token`, and those that the other fields speak of.
+    #[serde(default = "yes")]
+    pub generate_secrets: bool,
     /// Logs, traces and metrics.
     #[serde(default)]
     pub telemetry: Telemetry,
@@ -307,6 +311,10 @@ pub struct ExternalNats {
     #[x_kube(validation = Rule::new("self in [1, 3, 5]").message("replicas must be 1, 3 or 5"))]
     #[serde(default = "one")]
     pub replicas: i32,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one() -> i32 {

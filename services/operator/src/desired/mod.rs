@@ -9,6 +9,7 @@ mod nats;
 mod network;
 mod pod;
 mod roles;
+mod secrets;
 
 use std::hash::Hasher;
 
@@ -48,6 +49,7 @@ pub fn desired(wanted: &Wanted<'_>) -> Vec<Stage> {
     let stage = |name, objects| Stage { name, objects };
     vec![
         stage("the network", network::objects(wanted)),
+        stage("the Secrets", secrets::objects(wanted)),
         stage("the NATS servers", nats::objects(wanted)),
         stage("the setup of what is stored", roles::setup(wanted)),
         stage("the gateways", roles::gateway(wanted)),
@@ -64,6 +66,7 @@ enum Part {
     Gateway,
     Admin,
     Setup,
+    Secrets,
     Nats,
 }
 
@@ -74,6 +77,7 @@ impl Part {
             Self::Gateway => "gateway",
             Self::Admin => "admin",
             Self::Setup => "setup",
+            Self::Secrets => "secrets",
             Self::Nats => "nats",
         }
     }
@@ -137,7 +141,7 @@ impl Wanted<'_> {
             // Not ready for want of one another, or of NATS, all of them hold what would be lost: votes, and sessions.
             Part::Nats | Part::Watcher => "IfHealthyBudget",
             // One that is not ready serves nobody, and must not keep a node from being drained.
-            Part::Gateway | Part::Admin | Part::Setup => "AlwaysAllow",
+            Part::Gateway | Part::Admin | Part::Setup | Part::Secrets => "AlwaysAllow",
         };
         let content = json!({
             "spec": {
@@ -155,7 +159,7 @@ impl Wanted<'_> {
         )
     }
 
-    /// Whoever it is, it has no rights: pods of these do not speak to the API server.
+    /// Pods get no token of it, but for those that say so: the others do not speak to the API server.
     fn service_account(&self, part: Part) -> Value {
         let content = json!({ "automountServiceAccountToken": false });
         self.object("v1", "ServiceAccount", &self.name(part), part, content)

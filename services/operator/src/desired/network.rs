@@ -11,6 +11,8 @@ use super::{
 
 /// Names: of the service, and of the pods behind it on some clusters, since most networks judge what a service has become.
 const DNS_PORTS: [i32; 2] = [53, 5353];
+/// The API server: of its service, and of the servers behind it.
+const API_SERVER_PORTS: [i32; 2] = [443, 6443];
 /// Mail servers, with TLS from the first byte and without.
 const IMAP_PORTS: [i32; 2] = [993, 143];
 
@@ -34,6 +36,10 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
         policy(wanted, Part::Watcher, &[], &[to_mail_servers(wanted)]),
         policy(wanted, Part::Setup, &[], &[]),
     ];
+    if wanted.mailbell.spec.generate_secrets {
+        let egress = [to_names(), to_api_server()];
+        objects.push(one(wanted, Part::Secrets, &[], &egress));
+    }
     if wanted.mailbell.spec.nats.managed.is_some() {
         objects.push(nats(wanted));
     }
@@ -117,6 +123,11 @@ fn to_nats(wanted: &Wanted<'_>) -> Value {
             "ports": [tcp(CLIENT_PORT)],
         }),
     }
+}
+
+/// Wherever it is: it is no pod, and its address is another one on each cluster.
+fn to_api_server() -> Value {
+    json!({ "ports": API_SERVER_PORTS.map(tcp) })
 }
 
 fn to_collector(wanted: &Wanted<'_>) -> Value {

@@ -17,8 +17,10 @@ const SPARE_SECONDS: i64 = 10;
 /// What differs from part to part.
 pub(super) struct Pod<'a> {
     pub(super) part: Part,
+    /// It speaks to the API server, with the rights of this part, and to nothing else. `None`: it speaks to NATS, and has no rights.
+    pub(super) acts_as: Option<Part>,
     /// The subcommand, and what it has no variable for.
-    pub(super) command: &'static [&'static str],
+    pub(super) command: Vec<&'static str>,
     /// Beyond what all parts have: name and value.
     pub(super) settings: Vec<(&'static str, String)>,
     /// Secrets and ConfigMaps that it reads.
@@ -193,6 +195,7 @@ impl Wanted<'_> {
     pub(super) fn pod(&self, pod: Pod<'_>) -> Value {
         let Pod {
             part,
+            acts_as,
             command,
             settings,
             files,
@@ -201,7 +204,10 @@ impl Wanted<'_> {
             pods,
             resources,
         } = pod;
-        let (mut mounts, login) = self.nats_login(part);
+        let (mut mounts, login) = match acts_as {
+            Some(_) => (Vec::new(), Vec::new()),
+            None => self.nats_login(part),
+        };
         mounts.extend(files);
         let serves = drain_seconds.is_some();
         let mut all = vec![("MAILBELL_INSTALLATION", self.installation())];
@@ -240,8 +246,8 @@ impl Wanted<'_> {
             );
         }
         let mut spec = json!({
-            "serviceAccountName": self.name(part),
-            "automountServiceAccountToken": false,
+            "serviceAccountName": self.name(acts_as.unwrap_or(part)),
+            "automountServiceAccountToken": acts_as.is_some(),
             "enableServiceLinks": false,
             "securityContext": pod_security(),
             "containers": [container],
@@ -260,7 +266,7 @@ impl Wanted<'_> {
         // Each release of a Deployment by itself: else the pods of the one before weigh in, and both new ones may end on one node.
         let hash = match part {
             Part::Gateway | Part::Admin => vec!["pod-template-hash"],
-            Part::Watcher | Part::Setup | Part::Nats => Vec::new(),
+            Part::Watcher | Part::Setup | Part::Secrets | Part::Nats => Vec::new(),
         };
         let spread = |key: &str| {
             json!({

@@ -42,7 +42,6 @@ pub(super) fn finish(wanted: &Wanted<'_>) -> Vec<Value> {
     job.into_iter().collect()
 }
 
-/// A job cannot be changed, so each image and each setting makes another one; those before are removed at the end.
 fn setup_job(wanted: &Wanted<'_>, name: &str, finishes: bool) -> Value {
     let spec = &wanted.mailbell.spec;
     let replicas = match (&spec.nats.external, &spec.nats.managed) {
@@ -51,27 +50,34 @@ fn setup_job(wanted: &Wanted<'_>, name: &str, finishes: bool) -> Value {
         (None, None) => 1,
     };
     let settings = vec![("MAILBELL_REPLICAS", replicas.to_string())];
-    // Where watchers may run it may too.
-    let pods = Pods {
-        resources: None,
-        annotations: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        ..spec.watchers.pods.clone()
-    };
-    let mut template = wanted.pod(Pod {
+    let mut command = vec!["setup"];
+    command.extend(finishes.then_some("--finish-upgrade"));
+    let template = wanted.pod(Pod {
         part: Part::Setup,
-        command: if finishes {
-            &["setup", "--finish-upgrade"]
-        } else {
-            &["setup"]
-        },
+        acts_as: None,
+        command,
         settings,
         files: Vec::new(),
         port: None,
         drain_seconds: None,
-        pods: &pods,
+        pods: &wherever_watchers_run(wanted),
         resources: resources("50m", "128Mi"),
     });
+    job(wanted, Part::Setup, name, template)
+}
+
+/// For jobs, which are small.
+pub(super) fn wherever_watchers_run(wanted: &Wanted<'_>) -> Pods {
+    Pods {
+        resources: None,
+        annotations: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        ..wanted.mailbell.spec.watchers.pods.clone()
+    }
+}
+
+/// A job cannot be changed, so each image and each setting makes another one; those before are removed at the end.
+pub(super) fn job(wanted: &Wanted<'_>, part: Part, name: &str, mut template: Value) -> Value {
     if let Some(spec) = template.pointer_mut("/spec") {
         // Each attempt is a pod of its own, whose log stays: of one that is started again only the last word would.
         merge(spec, json!({ "restartPolicy": "Never" }));
@@ -79,12 +85,12 @@ fn setup_job(wanted: &Wanted<'_>, name: &str, finishes: bool) -> Value {
     let name = format!("{}-{name}-{}", wanted.installation(), digest(&template));
     let content = json!({
         "spec": {
-            // Some two hours: NATS may be away for a while.
+            // Some two hours: what it needs may be away for a while.
             "backoffLimit": 30,
             "template": template,
         },
     });
-    wanted.object("batch/v1", "Job", &name, Part::Setup, content)
+    wanted.object("batch/v1", "Job", &name, part, content)
 }
 
 pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
@@ -95,7 +101,8 @@ pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
     let drain = gateways.drain_seconds.unwrap_or(DRAIN_SECONDS);
     let template = wanted.pod(Pod {
         part,
-        command: &["gateway"],
+        acts_as: None,
+        command: vec!["gateway"],
         settings,
         files: certificate.into_iter().collect(),
         port: Some(("push", PUSH_PORT)),
@@ -171,7 +178,8 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
     }
     let template = wanted.pod(Pod {
         part,
-        command: &["admin"],
+        acts_as: None,
+        command: vec!["admin"],
         settings,
         files: certificate.into_iter().chain([tokens, signing]).collect(),
         port: Some(("admin", ADMIN_PORT)),
@@ -224,7 +232,8 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     }
     let template = wanted.pod(Pod {
         part,
-        command: &["watcher"],
+        acts_as: None,
+        command: vec!["watcher"],
         settings,
         files,
         port: None,
@@ -252,7 +261,6 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
         },
     });
     vec![
-        wanted.service_account(part),
         wanted.disruption_budget(part),
         wanted.object("v1", "Service", &name, part, headless),
         wanted.object("apps/v1", "StatefulSet", &name, part, set),

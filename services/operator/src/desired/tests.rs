@@ -34,6 +34,7 @@ fn installations() -> [(&'static str, Value); 3] {
             "external",
             json!({
                 "paused": true,
+                "generateSecrets": false,
                 "gateways": { "tls": plain },
                 "admin": { "tls": plain, "tokenSecret": "tokens", "signingKeySecret": "signing" },
                 "nats": { "external": {
@@ -103,6 +104,15 @@ fn wanted(mailbell: &Mailbell) -> Wanted<'_> {
         watchers: 2,
         gateways: 2,
     }
+}
+
+fn name(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap().to_owned()
+}
+
+fn jobs(spec: &Value) -> Vec<Value> {
+    let all = objects(spec).into_iter();
+    all.filter(|object| object["kind"] == "Job").collect()
 }
 
 fn objects(spec: &Value) -> Vec<Value> {
@@ -209,7 +219,9 @@ fn a_pod_may_nothing_that_it_need_not() {
     for (_, spec) in installations() {
         for (name, template) in templates(&spec) {
             let spec = &template["spec"];
-            assert_eq!(spec["automountServiceAccountToken"], false, "{name}");
+            // But for what makes Secrets.
+            let speaks = name.starts_with("main-secrets-") || name.starts_with("main-key-ring-");
+            assert_eq!(spec["automountServiceAccountToken"], speaks, "{name}");
             assert_eq!(spec["securityContext"]["runAsNonRoot"], true, "{name}");
             assert_eq!(
                 spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
@@ -274,13 +286,8 @@ fn what_is_paused_has_no_pods_and_keeps_its_store() {
 #[test]
 fn a_setup_is_run_for_each_image_and_only_then() {
     let job = |spec: &Value| {
-        let job = objects(spec)
-            .into_iter()
-            .find(|object| object["kind"] == "Job");
-        job.unwrap()["metadata"]["name"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        let mut names = jobs(spec).into_iter().map(|job| name(&job));
+        names.find(|name| name.starts_with("main-setup-")).unwrap()
     };
     let (_, spec) = installations()[0].clone();
     let first = job(&spec);
@@ -302,6 +309,48 @@ fn a_setup_is_run_for_each_image_and_only_then() {
             .unwrap()
             .starts_with("main-finish-")
     );
+}
+
+/// What somebody has brought is not asked for, the keys to passwords are the watchers' alone, and no such job reaches anything else.
+#[test]
+fn secrets_that_are_missing_are_made_by_those_who_may() {
+    let made = |spec: &Value| -> Vec<(String, Vec<String>)> {
+        let of = |job: &Value| {
+            let pod = job.pointer("/spec/template/spec")?;
+            let arguments = pod.pointer("/containers/0/args")?.as_array()?;
+            let mut words = arguments
+                .iter()
+                .map(|word| word.as_str().unwrap().to_owned());
+            if words.next()? != "secrets" {
+                return None;
+            }
+            assert_eq!(pod["volumes"], json!([]));
+            Some((
+                pod["serviceAccountName"].as_str()?.to_owned(),
+                words.collect(),
+            ))
+        };
+        jobs(spec).iter().filter_map(of).collect()
+    };
+    let [(_, mut usual), (_, external), _] = installations();
+    let ring = || ("main-watcher".to_owned(), vec!["key-ring".to_owned()]);
+    let all = [
+        "operator-token",
+        "nats-users",
+        "nats-tls",
+        "admin-token",
+        "signing-key",
+    ];
+    let others = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned());
+        ("main-secrets".to_owned(), names.collect())
+    };
+    assert_eq!(made(&usual), [others(&all), ring()]);
+    usual["admin"]["tokenSecret"] = "mine".into();
+    usual["admin"]["signingKeySecret"] = "mine".into();
+    usual["nats"] = external["nats"].clone();
+    assert_eq!(made(&usual), [others(&["operator-token"]), ring()]);
+    assert_eq!(made(&external), []);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::{runtime::Runtime, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{World, soon};
+use crate::world::{World, mailbell, soon};
 
 /// How often is looked whether something has come.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -150,9 +150,22 @@ impl World {
 
     /// The setup, which has a name of its own for each image.
     pub(crate) async fn setup(&self, image: &str) -> Job {
+        self.job("main-setup-", image).await
+    }
+
+    /// The jobs that make Secrets.
+    pub(crate) async fn secrets_are_made(&self, image: &str) {
+        for begin in ["main-secrets-", "main-key-ring-"] {
+            let job = self.job(begin, image).await;
+            self.job_is_done(&job, "Complete").await;
+        }
+    }
+
+    async fn job(&self, begin: &str, image: &str) -> Job {
         let of = |job: &Job| {
             let pod = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
-            pod.containers[0].image.as_deref() == Some(image)
+            let is_of = pod.containers[0].image.as_deref() == Some(image);
+            is_of && job.name_any().starts_with(begin)
         };
         let look = || async {
             let jobs = self
@@ -162,7 +175,7 @@ impl World {
                 .unwrap();
             jobs.items.into_iter().find(of)
         };
-        self.once(look, "the setup").await
+        self.once(look, begin).await
     }
 
     async fn says<K>(&self, object: &K, status: Value)
@@ -225,8 +238,18 @@ impl World {
         self.once(look, expected).await;
     }
 
+    /// An operator that leads, and an installation of it that runs.
+    pub(crate) async fn with_installation(&self) -> Operator {
+        let operator = Operator::start(self, "one");
+        self.create(&mailbell()).await;
+        self.is_installed(IMAGE).await;
+        self.until_ready_says("True Running").await;
+        operator
+    }
+
     /// All that there is to wait for.
     pub(crate) async fn is_installed(&self, image: &str) {
+        self.secrets_are_made(image).await;
         self.set_is_ready("main-nats").await;
         let job = self.setup(image).await;
         self.job_is_done(&job, "Complete").await;

@@ -63,10 +63,9 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
         "--as=system:serviceaccount:{}:mailbell-operator",
         world.namespace
     );
-    let secret =
-        r#"{ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "main-key-ring" } }"#;
-    let (made, said) = world.kubectl(&["create", "-f", "-"], secret).await;
-    assert!(made, "{said}");
+    let token = ["get", "secret", "main-operator-token", &user];
+    let (read, said) = world.kubectl(&token, "").await;
+    assert!(read, "{said}");
     let role = r#"{ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": { "name": "more" },
         "rules": [{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["get"] }] }"#;
     let binding = [
@@ -78,6 +77,9 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
     ];
     for (arguments, input) in [
         (&["get", "secret", "main-key-ring"][..], ""),
+        (&["get", "secret", "main-nats-users"], ""),
+        (&["patch", "secret", "main-operator-token", "-p", "{}"], ""),
+        (&["create", "secret", "generic", "mine"], ""),
         (&["get", "secrets"], ""),
         (&["delete", "secret", "main-key-ring"], ""),
         (&["get", "pods"], ""),
@@ -119,6 +121,19 @@ async fn values_that_make_no_sense_are_refused_with_a_sentence() {
         ),
         ("replicas=0", "minimum"),
         ("mailbell.name=A.B", "does not match pattern"),
+        (
+            "installations={mail/main}",
+            "needs watchAllNamespaces: true",
+        ),
+        (
+            "mailAccounts.passwordSecrets={main-key-ring}",
+            "must not read main-key-ring",
+        ),
+        ("installations={a,A}", "does not match pattern"),
+        (
+            "mailbell.create=true,mailbell.spec.paused=true,mailbell.name=other",
+            "add other to installations",
+        ),
     ] {
         let (rendered, said) = world
             .helm(&["template", "mailbell", MAILBELL, "--set", values])
@@ -139,9 +154,17 @@ async fn what_the_chart_makes_is_taken_by_the_server() {
         .await;
     assert!(labelled, "{said}");
     let spec = format!("mailbell.spec={}", mailbell()["spec"]);
+    let named = format!("{}/one", world.namespace);
+    let everywhere = format!("watchAllNamespaces=true,installations={{{named},two}}");
     for values in [
         &["--set", "replicas=1"][..],
         &["--set", "watchAllNamespaces=true"],
+        &[
+            "--set",
+            &everywhere,
+            "--set-json",
+            "mailAccounts.passwordSecrets=[]",
+        ],
         &["--set", "mailbell.create=true", "--set-json", &spec],
         &[
             "--set",

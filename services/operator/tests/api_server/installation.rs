@@ -91,7 +91,7 @@ async fn every_object_is_taken_by_the_server_and_every_pod_by_the_strictest_leve
             pods += 1;
         }
     }
-    assert_eq!(pods, 5 + 4 + 6);
+    assert_eq!(pods, 7 + 4 + 8);
     // That the level is in force.
     let root = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "root" },
