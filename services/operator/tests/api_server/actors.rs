@@ -10,7 +10,7 @@ use k8s_openapi::{
     },
 };
 use kube::{
-    Api, Resource, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use mailbell_operator::{
@@ -41,25 +41,35 @@ impl Operator {
 
     /// With the rights of a service account.
     pub(crate) fn start_as(world: &World, identity: &str, account: Option<&str>) -> Self {
+        let user =
+            account.map(|account| format!("system:serviceaccount:{}:{account}", world.namespace));
+        let server = Arc::clone(&world.server);
+        Self::start_by(world, identity, async move {
+            match user {
+                Some(user) => server.client_of(&user).await.unwrap(),
+                None => server.client().await.unwrap(),
+            }
+        })
+    }
+
+    /// By this client. It is made on the operator's own runtime, where its connections live.
+    pub(crate) fn start_by(
+        world: &World,
+        identity: &str,
+        client: impl Future<Output = Client> + Send + 'static,
+    ) -> Self {
         let options = Options {
             namespace: Some(world.namespace.clone()),
             own_namespace: world.namespace.clone(),
             identity: identity.to_owned(),
             image: IMAGE.to_owned(),
         };
-        let user =
-            account.map(|account| format!("system:serviceaccount:{}:{account}", world.namespace));
-        let (server, stop) = (Arc::clone(&world.server), CancellationToken::new());
+        let stop = CancellationToken::new();
         let stopped = stop.clone();
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
         let task = runtime.spawn(async move {
-            let client = match user {
-                Some(user) => server.client_of(&user).await.unwrap(),
-                None => server.client().await.unwrap(),
-            };
-            drop(server);
-            run(client, options, stopped).await.unwrap();
+            run(client.await, options, stopped).await.unwrap();
         });
         Self {
             stop,
@@ -236,6 +246,23 @@ impl World {
             said.contains(expected).then_some(())
         };
         self.once(look, expected).await;
+    }
+
+    /// Whatever there is does its work.
+    pub(crate) async fn all_is_ready(&self) {
+        let params = ListParams::default();
+        for job in self.api::<Job>().list(&params).await.unwrap() {
+            let status = job.status.as_ref();
+            if status.is_none_or(|status| status.succeeded.is_none()) {
+                self.job_is_done(&job, "Complete").await;
+            }
+        }
+        for set in self.api::<StatefulSet>().list(&params).await.unwrap() {
+            self.set_is_ready(&set.name_any()).await;
+        }
+        for deployment in self.api::<Deployment>().list(&params).await.unwrap() {
+            self.deployment_is_ready(&deployment.name_any()).await;
+        }
     }
 
     /// An operator that leads, and an installation of it that runs.

@@ -6,4 +6,5 @@ mod charts;
 mod definitions;
 mod installation;
 mod operator;
+mod requests;
 mod world;
