@@ -8,3 +8,4 @@ pub mod controller;
 pub mod crds;
 pub mod desired;
 pub mod progress;
+pub mod sizing;
