@@ -28,6 +28,7 @@ impl fmt::Debug for CreateAccountRequest {
             folders,
             no_check,
             paused,
+            managed_by,
         } = self;
         f.debug_struct("CreateAccountRequest")
             .field("tenant", tenant)
@@ -37,6 +38,7 @@ impl fmt::Debug for CreateAccountRequest {
             .field("folders", folders)
             .field("no_check", no_check)
             .field("paused", paused)
+            .field("managed_by", managed_by)
             .finish()
     }
 }
@@ -51,6 +53,7 @@ impl fmt::Debug for UpdateAccountRequest {
             paused,
             no_check,
             revision,
+            managed_by,
         } = self;
         f.debug_struct("UpdateAccountRequest")
             .field("id", id)
@@ -60,6 +63,7 @@ impl fmt::Debug for UpdateAccountRequest {
             .field("paused", paused)
             .field("no_check", no_check)
             .field("revision", revision)
+            .field("managed_by", managed_by)
             .finish()
     }
 }

@@ -43,6 +43,10 @@ pub struct Account {
     /// Grows with each change of the account.
     #[prost(uint64, tag = "10")]
     pub revision: u64,
+    /// Where it is declared, and so who alone changes and deletes it: `mailaccount/<namespace>/<name>`, a custom resource on
+    /// Kubernetes, by the operator's token. Empty: nobody but who holds an admin token.
+    #[prost(string, tag = "11")]
+    pub managed_by: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -66,6 +70,9 @@ pub struct CreateAccountRequest {
     pub no_check: bool,
     #[prost(bool, tag = "7")]
     pub paused: bool,
+    /// As Account has it. The operator's token sets it, and no other; its accounts all have it, and as their `external_id` the same.
+    #[prost(string, tag = "8")]
+    pub managed_by: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateAccountResponse {
@@ -139,6 +146,10 @@ pub struct UpdateAccountRequest {
     /// If set, the account must still have this revision: ABORTED otherwise.
     #[prost(uint64, tag = "7")]
     pub revision: u64,
+    /// Empty: stays. The operator's token sets it, and no other. An account that nobody manages becomes managed if this is its
+    /// `external_id`, since then it was meant to be; another is never taken from whoever has it.
+    #[prost(string, tag = "8")]
+    pub managed_by: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteAccountRequest {
@@ -606,7 +617,8 @@ pub mod accounts_client {
         /// what to do, and in the metadata `mailbell-check-code` a stable word as CheckAccountResponse.code has it; nothing is stored
         /// then. UNAVAILABLE if no watcher is there to try it. Idempotent by `external_id`: the same id with the same settings answers
         /// the account that exists (`created` false), with other settings ALREADY_EXISTS. ABORTED: several calls with this external id
-        /// are at work; try again.
+        /// are at work; try again. With `managed_by`, FAILED_PRECONDITION also while an upgrade is not finished, as older processes would
+        /// not keep it. An account that exists keeps what manages it, or that nobody does: see UpdateAccountRequest.managed_by.
         pub async fn create_account(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateAccountRequest>,
@@ -680,7 +692,8 @@ pub mod accounts_client {
         }
         /// Changes the fields that are set. A change of host, port, TLS mode or user needs the password anew, since the stored one is
         /// bound to them: INVALID_ARGUMENT otherwise. The login is tried first, as for a new account. NOT_FOUND if there is no such
-        /// account; ABORTED if somebody else changed it meanwhile, with or without `revision`: read it and try again.
+        /// account; ABORTED if somebody else changed it meanwhile, with or without `revision`: read it and try again. FAILED_PRECONDITION,
+        /// without `mailbell-check-code`, if it is somebody else's to change (Account.managed_by).
         pub async fn update_account(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateAccountRequest>,
@@ -703,7 +716,8 @@ pub mod accounts_client {
             self.inner.unary(req, path, codec).await
         }
         /// Ends the watching, tells subscribed devices, and removes credential, checkpoint and log. Deleting again answers OK, and
-        /// so does deleting what never was. ABORTED if somebody else changed it meanwhile: try again.
+        /// so does deleting what never was. ABORTED if somebody else changed it meanwhile: try again. FAILED_PRECONDITION if it is
+        /// somebody else's to delete (Account.managed_by).
         pub async fn delete_account(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteAccountRequest>,
@@ -775,7 +789,8 @@ pub mod accounts_server {
         /// what to do, and in the metadata `mailbell-check-code` a stable word as CheckAccountResponse.code has it; nothing is stored
         /// then. UNAVAILABLE if no watcher is there to try it. Idempotent by `external_id`: the same id with the same settings answers
         /// the account that exists (`created` false), with other settings ALREADY_EXISTS. ABORTED: several calls with this external id
-        /// are at work; try again.
+        /// are at work; try again. With `managed_by`, FAILED_PRECONDITION also while an upgrade is not finished, as older processes would
+        /// not keep it. An account that exists keeps what manages it, or that nobody does: see UpdateAccountRequest.managed_by.
         async fn create_account(
             &self,
             request: tonic::Request<super::CreateAccountRequest>,
@@ -798,13 +813,15 @@ pub mod accounts_server {
         >;
         /// Changes the fields that are set. A change of host, port, TLS mode or user needs the password anew, since the stored one is
         /// bound to them: INVALID_ARGUMENT otherwise. The login is tried first, as for a new account. NOT_FOUND if there is no such
-        /// account; ABORTED if somebody else changed it meanwhile, with or without `revision`: read it and try again.
+        /// account; ABORTED if somebody else changed it meanwhile, with or without `revision`: read it and try again. FAILED_PRECONDITION,
+        /// without `mailbell-check-code`, if it is somebody else's to change (Account.managed_by).
         async fn update_account(
             &self,
             request: tonic::Request<super::UpdateAccountRequest>,
         ) -> std::result::Result<tonic::Response<super::Account>, tonic::Status>;
         /// Ends the watching, tells subscribed devices, and removes credential, checkpoint and log. Deleting again answers OK, and
-        /// so does deleting what never was. ABORTED if somebody else changed it meanwhile: try again.
+        /// so does deleting what never was. ABORTED if somebody else changed it meanwhile: try again. FAILED_PRECONDITION if it is
+        /// somebody else's to delete (Account.managed_by).
         async fn delete_account(
             &self,
             request: tonic::Request<super::DeleteAccountRequest>,

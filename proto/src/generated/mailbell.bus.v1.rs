@@ -138,6 +138,9 @@ pub struct AccountRecord {
     /// Changes with each new credential, so that a session logs in anew.
     #[prost(uint64, tag = "12")]
     pub credential_version: u64,
+    /// Whose account it is to change, such as `mailaccount/<namespace>/<name>`; empty: any admin token's. Schema 2.
+    #[prost(string, tag = "13")]
+    pub managed_by: ::prost::alloc::string::String,
 }
 /// Bucket `CRED_<g>`: the password, sealed for the watchers (HPKE).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -11,6 +11,7 @@
 //!   of an admin process (see `sweep`).
 
 mod create;
+mod managed;
 mod update;
 
 use std::{
@@ -32,7 +33,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    Error, convert,
+    Error,
+    auth::Caller,
+    convert,
     metrics::Metrics,
     mirror::Mirror,
     owner::Owners,
@@ -197,6 +200,7 @@ impl Accounts {
 
     async fn delete(
         &self,
+        caller: Caller,
         request: api::DeleteAccountRequest,
     ) -> Result<api::DeleteAccountResponse, Error> {
         let id = validate::account(&request.id)?;
@@ -206,16 +210,17 @@ impl Accounts {
         };
         let external_id = record.value.external_id.clone();
         if record.value.removed_at_ms == 0 {
+            managed::may_step(caller, &self.bus, &record.value, managed::Step::Delete)?;
             let now = convert::now_ms();
             // What a person is known by goes at once; the external id stays, so that a repetition can free it.
-            let tombstone = AccountRecord {
-                schema: convert::SCHEMA,
+            let mut tombstone = AccountRecord {
                 external_id: external_id.clone(),
                 created_at_ms: record.value.created_at_ms,
                 updated_at_ms: now,
                 removed_at_ms: now,
                 ..AccountRecord::default()
             };
+            tombstone.schema = convert::schema(&tombstone, record.value.schema);
             let stored = self
                 .bus
                 .accounts()
@@ -267,7 +272,7 @@ impl accounts_server::Accounts for Accounts {
         &self,
         request: Request<api::CreateAccountRequest>,
     ) -> Result<Response<api::CreateAccountResponse>, Status> {
-        let work = self.create(request.into_inner());
+        let work = self.create(Caller::of(&request), request.into_inner());
         self.metrics.call("CreateAccount", work).await
     }
 
@@ -291,7 +296,7 @@ impl accounts_server::Accounts for Accounts {
         &self,
         request: Request<api::UpdateAccountRequest>,
     ) -> Result<Response<api::Account>, Status> {
-        let work = self.update(request.into_inner());
+        let work = self.update(Caller::of(&request), request.into_inner());
         self.metrics.call("UpdateAccount", work).await
     }
 
@@ -299,7 +304,7 @@ impl accounts_server::Accounts for Accounts {
         &self,
         request: Request<api::DeleteAccountRequest>,
     ) -> Result<Response<api::DeleteAccountResponse>, Status> {
-        let work = self.delete(request.into_inner());
+        let work = self.delete(Caller::of(&request), request.into_inner());
         self.metrics.call("DeleteAccount", work).await
     }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -79,6 +79,11 @@ impl TokenHash {
             .fold(0, |all, (a, b)| all | (a ^ b));
         std::hint::black_box(differing) == 0
     }
+
+    fn is_in(&self, tokens: &[Self]) -> bool {
+        let all = tokens.iter();
+        all.fold(false, |found, token| found | token.equals(self))
+    }
 }
 
 /// Makes an admin token.
@@ -92,6 +97,65 @@ pub fn new_token(rng: &mut impl CryptoRng) -> Zeroizing<String> {
     token
 }
 
+/// Whose token a call has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Whoever holds an admin token: a person, or an app's back end.
+    Admin,
+    /// The operator, who keeps accounts as they are declared elsewhere.
+    Operator,
+}
+
+impl Caller {
+    /// Of a call that the [`Authenticator`] has let through.
+    pub(crate) fn of<T>(request: &Request<T>) -> Self {
+        // Whoever is not known to be the operator is not.
+        let known = request.extensions().get::<Self>();
+        known.copied().unwrap_or(Self::Admin)
+    }
+}
+
+/// Every token that lets somebody in. They can be replaced while calls are made, by whoever has a clone.
+#[derive(Debug, Clone, Default)]
+pub struct Callers(Arc<RwLock<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    admins: Vec<TokenHash>,
+    operators: Vec<TokenHash>,
+}
+
+impl Callers {
+    /// The admin tokens, from the next call on; whether they are others than before.
+    pub fn set_admins(&self, tokens: Vec<TokenHash>) -> bool {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        replace(&mut known.admins, tokens)
+    }
+
+    /// As [`Callers::set_admins`], of the operator. With several one can be replaced by another without a gap.
+    pub fn set_operators(&self, tokens: Vec<TokenHash>) -> bool {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        replace(&mut known.operators, tokens)
+    }
+
+    fn find(&self, given: &TokenHash) -> Option<Caller> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        // All of them, also after one fits.
+        let (admin, operator) = (given.is_in(&known.admins), given.is_in(&known.operators));
+        match (admin, operator) {
+            (true, _) => Some(Caller::Admin),
+            (false, true) => Some(Caller::Operator),
+            (false, false) => None,
+        }
+    }
+}
+
+fn replace(before: &mut Vec<TokenHash>, now: Vec<TokenHash>) -> bool {
+    let differs = *before != now;
+    *before = now;
+    differs
+}
+
 /// Lets calls with a good token through. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Authenticator {
@@ -100,7 +164,7 @@ pub(crate) struct Authenticator {
 
 #[derive(Debug)]
 struct Inner {
-    tokens: Vec<TokenHash>,
+    callers: Callers,
     failures: Mutex<Failures>,
     refused: Counter,
 }
@@ -112,36 +176,29 @@ struct Failures {
 }
 
 impl Authenticator {
-    pub(crate) fn new(tokens: Vec<TokenHash>, refused: Counter) -> Self {
+    pub(crate) fn new(callers: Callers, refused: Counter) -> Self {
         let failures = Mutex::new(Failures {
             left: FAILURES,
             since: Instant::now(),
         });
         Self {
             inner: Arc::new(Inner {
-                tokens,
+                callers,
                 failures,
                 refused,
             }),
         }
     }
 
-    fn check(&self, metadata: &MetadataMap) -> Result<(), Error> {
+    fn check(&self, metadata: &MetadataMap) -> Result<Caller, Error> {
         let given = metadata
             .get("authorization")
             .and_then(|value| value.to_str().ok())
             .filter(|value| value.len() <= MAX_HEADER)
             .and_then(bearer)
             .map(TokenHash::of);
-        // All of them, also after one fits.
-        let known = given.is_some_and(|given| {
-            self.inner
-                .tokens
-                .iter()
-                .fold(false, |found, token| found | token.equals(&given))
-        });
-        if known {
-            return Ok(());
+        if let Some(caller) = given.and_then(|given| self.inner.callers.find(&given)) {
+            return Ok(caller);
         }
         self.inner.refused.inc();
         let mut failures = self
@@ -180,9 +237,12 @@ fn bearer(header: &str) -> Option<&str> {
 }
 
 impl Interceptor for Authenticator {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         match self.check(request.metadata()) {
-            Ok(()) => Ok(request),
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Ok(request)
+            }
             Err(error) => Err(error.into_status()),
         }
     }
@@ -194,6 +254,12 @@ mod tests {
     use tonic::Code;
 
     use super::*;
+
+    fn admins(tokens: &[&str]) -> Callers {
+        let callers = Callers::default();
+        callers.set_admins(tokens.iter().map(|token| TokenHash::of(token)).collect());
+        callers
+    }
 
     fn with(header: Option<&str>) -> MetadataMap {
         let mut metadata = MetadataMap::new();
@@ -210,10 +276,7 @@ mod tests {
         assert_ne!(*good, *other);
         assert_eq!(good.len(), TOKEN_PREFIX.len() + 43);
         let refused = Counter::default();
-        let auth = Authenticator::new(
-            vec![TokenHash::of(&other), TokenHash::of(&good)],
-            refused.clone(),
-        );
+        let auth = Authenticator::new(admins(&[&other, &good]), refused.clone());
         for header in [format!("Bearer {}", *good), format!("bearer {}\t", *other)] {
             assert!(auth.check(&with(Some(&header))).is_ok(), "{header}");
         }
@@ -234,7 +297,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn many_wrong_tokens_are_refused_shortly_and_good_ones_still_pass() {
-        let auth = Authenticator::new(vec![TokenHash::of("good")], Counter::default());
+        let auth = Authenticator::new(admins(&["good"]), Counter::default());
         let wrong = || auth.check(&with(Some("Bearer wrong"))).unwrap_err().code();
         for _ in 0..FAILURES {
             assert_eq!(wrong(), Code::Unauthenticated);
@@ -275,7 +338,24 @@ mod tests {
 
     #[test]
     fn no_token_at_all_lets_nobody_in() {
-        let auth = Authenticator::new(Vec::new(), Counter::default());
+        let auth = Authenticator::new(Callers::default(), Counter::default());
         assert!(auth.check(&with(Some("Bearer x"))).is_err());
+    }
+
+    #[test]
+    fn the_operator_is_told_from_an_admin_and_tokens_can_be_replaced() {
+        let callers = admins(&["admin", "both"]);
+        callers.set_operators(vec![TokenHash::of("operator"), TokenHash::of("both")]);
+        let auth = Authenticator::new(callers.clone(), Counter::default());
+        let who = |token: &str| auth.check(&with(Some(&format!("Bearer {token}")))).ok();
+        assert_eq!(who("admin"), Some(Caller::Admin));
+        assert_eq!(who("operator"), Some(Caller::Operator));
+        assert_eq!(who("both"), Some(Caller::Admin));
+        assert!(!callers.set_admins(vec![TokenHash::of("admin"), TokenHash::of("both")]));
+        assert!(callers.set_operators(vec![TokenHash::of("next")]));
+        assert_eq!(who("operator"), None);
+        assert_eq!(who("next"), Some(Caller::Operator));
+        // What nobody has marked is an admin's, who may change less.
+        assert_eq!(Caller::of(&Request::new(())), Caller::Admin);
     }
 }

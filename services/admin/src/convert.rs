@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mailbell_core::{
     ids::AccountId,
+    schema::{may_rewrite, of_account},
     sharding::{
         Waiting,
         board::{Board, MemberState, Row},
@@ -17,8 +18,17 @@ use mailbell_proto::{
 
 use crate::validate::Server;
 
-/// The schema of account and token records that this release writes.
-pub(crate) const SCHEMA: u32 = 1;
+/// The schema of token records.
+pub(crate) const TOKEN_SCHEMA: u32 = 1;
+
+/// The schema of an account's record in place of one of schema `before` (0: of none): the lowest that knows all that it says. One that is
+/// too new for this release keeps its own, and the store does not take it: written in another it would lose what is not known here.
+pub(crate) fn schema(record: &AccountRecord, before: u32) -> u32 {
+    match may_rewrite(before) {
+        true => of_account(record),
+        false => before,
+    }
+}
 
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> i64 {
@@ -71,6 +81,7 @@ pub(crate) fn account(
         state: Some(state),
         last_arrival_ms,
         revision,
+        managed_by: record.managed_by,
     }
 }
 
@@ -231,7 +242,18 @@ pub(crate) fn token(record: TokenRecord, revoked: bool) -> api::Token {
 
 #[cfg(test)]
 mod tests {
+    use mailbell_core::schema::NEWEST;
+
     use super::*;
+
+    /// The store refuses to have it written, in this schema and no other.
+    #[test]
+    fn a_record_that_is_too_new_keeps_its_schema() {
+        let record = AccountRecord::default();
+        assert_eq!(schema(&record, NEWEST + 1), NEWEST + 1);
+        assert_eq!(schema(&record, NEWEST), 1);
+        assert_eq!(schema(&record, 0), 1);
+    }
 
     #[test]
     fn what_waits_for_a_person_is_not_covered_up() {

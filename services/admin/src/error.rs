@@ -37,6 +37,12 @@ pub enum Error {
         /// What is wrong and what to do.
         sentence: String,
     },
+    /// It is somebody else's to change.
+    #[error("{0}")]
+    Managed(String),
+    /// This kind of token does not make this call.
+    #[error("{0}")]
+    Denied(String),
     /// Not now; nothing was done.
     #[error("{0}")]
     Unavailable(String),
@@ -68,7 +74,8 @@ impl Error {
             Self::NotFound(_) => Code::NotFound,
             Self::AlreadyExists(_) => Code::AlreadyExists,
             Self::Changed(_) => Code::Aborted,
-            Self::CheckFailed { .. } => Code::FailedPrecondition,
+            Self::CheckFailed { .. } | Self::Managed(_) => Code::FailedPrecondition,
+            Self::Denied(_) => Code::PermissionDenied,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Unauthenticated => Code::Unauthenticated,
             Self::TooManyFailures => Code::ResourceExhausted,

@@ -34,7 +34,7 @@ mod sweep;
 mod tokens;
 mod validate;
 
-pub use auth::{TOKEN_PREFIX, TokenHash, new_token};
+pub use auth::{Callers, TOKEN_PREFIX, TokenHash, new_token};
 pub use error::{CHECK_CODE, Error, PUSHBACK};
 pub use gauges::{
     SHARDS_ACCOUNTS_UNOWNED, SHARDS_MEMBER_ACCOUNTS, SHARDS_MEMBER_PARTITIONS,

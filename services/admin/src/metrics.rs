@@ -125,6 +125,7 @@ fn word(code: tonic::Code) -> &'static str {
         Code::AlreadyExists => "already-exists",
         Code::Aborted => "aborted",
         Code::FailedPrecondition => "failed-precondition",
+        Code::PermissionDenied => "permission-denied",
         Code::Unavailable => "unavailable",
         _ => "internal",
     }

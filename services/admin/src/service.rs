@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tonic::transport::Server;
 
 use crate::{
-    Error, Policy, SigningKey, TokenHash,
+    Callers, Error, Policy, SigningKey, TokenHash,
     accounts::Accounts,
     auth::Authenticator,
     metrics::Metrics,
@@ -51,7 +51,7 @@ pub struct Options {
     /// TLS of the listener; `None` is plain, for loopback and for networks that encrypt by themselves.
     pub tls: Option<Arc<ServerConfig>>,
     /// Who may call.
-    pub tokens: Vec<TokenHash>,
+    pub callers: Callers,
     /// What device tokens are signed with.
     pub signing: SigningKey,
     /// Which mail servers accounts may name.
@@ -64,13 +64,15 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: no TLS, mail servers with TLS only, on any address.
+    /// The defaults: no TLS, mail servers with TLS only, on any address; these admin tokens, and no operator.
     #[must_use]
-    pub fn new(listener: Bound, tokens: Vec<TokenHash>, signing: SigningKey) -> Self {
+    pub fn new(listener: Bound, admins: Vec<TokenHash>, signing: SigningKey) -> Self {
+        let callers = Callers::default();
+        callers.set_admins(admins);
         Self {
             listener,
             tls: None,
-            tokens,
+            callers,
             signing,
             policy: Policy {
                 plaintext: false,
@@ -154,7 +156,7 @@ impl Service {
             _ = stop.signaled() => return Ok(()),
             begun = begin => begun?,
         };
-        let auth = Authenticator::new(options.tokens, metrics.refused.clone());
+        let auth = Authenticator::new(options.callers, metrics.refused.clone());
         let owners = Arc::new(Owners::new(
             bus.clone(),
             options.check_timeout,

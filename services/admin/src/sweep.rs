@@ -166,7 +166,7 @@ mod tests {
             };
             logs.append(&event).await;
             let tombstone = AccountRecord {
-                schema: convert::SCHEMA,
+                schema: 1,
                 external_id: name.to_owned(),
                 removed_at_ms,
                 ..AccountRecord::default()

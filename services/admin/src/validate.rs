@@ -82,6 +82,38 @@ pub(crate) fn external_id(text: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// A custom resource on Kubernetes that declares an account.
+pub(crate) struct MailAccount<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+}
+
+impl<'a> MailAccount<'a> {
+    /// How it is written.
+    pub(crate) const FORM: &'static str = "it is `mailaccount/<namespace>/<name>`, of names as Kubernetes has them, and at most 256 bytes";
+
+    /// From how it is written. It is an external id too, so it has no more bytes.
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let (kind, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
+        let good = kind == "mailaccount"
+            && parts.next().is_none()
+            && text.len() <= MAX_EXTERNAL_ID
+            && is_label(namespace)
+            && name.split('.').all(is_label);
+        good.then_some(Self { namespace, name })
+    }
+}
+
+/// RFC 1123, in small letters: of such is a name in Kubernetes.
+fn is_label(text: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(known)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
 pub(crate) fn server(given: Option<ImapServer>, policy: Policy) -> Result<Server, Error> {
     let Some(given) = given else {
         return invalid("server: name the mail server's host and user.");
@@ -399,6 +431,39 @@ mod tests {
         assert_eq!(names(&["inbox", "Work"]).ok().unwrap(), ["INBOX", "Work"]);
         assert!(sentence(names(&["INBOX", "inbox"])).contains("once"));
         assert!(names(&[""]).is_err() && names(&["a\r\nb"]).is_err() && names(&["a"; 17]).is_err());
+    }
+
+    #[test]
+    fn who_manages_an_account_is_named_as_on_kubernetes() {
+        let parsed = MailAccount::parse("mailaccount/mail/alice.example-org").unwrap();
+        assert_eq!(
+            (parsed.namespace, parsed.name),
+            ("mail", "alice.example-org")
+        );
+        let long = |bytes: usize| {
+            let name = format!("{}.{}.", "a".repeat(63), "b".repeat(63));
+            let text = format!("mailaccount/{}/{name}", "n".repeat(60));
+            let rest = "c".repeat(bytes - text.len());
+            MailAccount::parse(&(text + &rest)).is_some()
+        };
+        assert!(long(256) && !long(257));
+        for bad in [
+            "",
+            "mailaccount",
+            "mailaccount/mail",
+            "mailaccount/mail/",
+            "mailaccount//alice",
+            "mailaccount/mail/alice/more",
+            "other/mail/alice",
+            "mailaccount/mail/Alice",
+            "mailaccount/mail/a b",
+            "mailaccount/mail/a..b",
+            "mailaccount/mail/-a",
+            "mailaccount/ma.il/a",
+            "mailaccount/mail/a\n",
+        ] {
+            assert!(MailAccount::parse(bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! | a kind of schema N | the same; who does not know a kind of event moves on behind it, and refuses a kind of request |
 //! | the write version | only grows, by a person's word; who does not know it does not run |
 //!
-//! What came with schema 2: `Checkpoint.last_arrival_us`, the request `LoginNow`, and `OwnerRequest.signs`.
+//! What came with schema 2: `Checkpoint.last_arrival_us`, the request `LoginNow`, `OwnerRequest.signs`, and
+//! `AccountRecord.managed_by`.
 
 use mailbell_proto::bus::v1::{self as bus, owner_request::Request};
 
@@ -23,6 +24,8 @@ pub(crate) const LAST_ARRIVAL: WriteVersion = WriteVersion(2);
 const LOGIN_NOW: WriteVersion = WriteVersion(2);
 /// The first schema whose owners say that they work on a request.
 const SIGNS: WriteVersion = WriteVersion(2);
+/// The first schema of which an account says who manages it.
+const MANAGERS: WriteVersion = WriteVersion(2);
 
 /// The newest schema that may be written now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +87,21 @@ impl WriteVersion {
     pub fn has_signs(self) -> bool {
         self >= SIGNS
     }
+
+    /// Whether an account may say who manages it. Who does not know that would drop it with the next change of the account.
+    #[must_use]
+    pub fn has_managers(self) -> bool {
+        self >= MANAGERS
+    }
+}
+
+/// The lowest schema that knows all that an account's record says.
+#[must_use]
+pub fn of_account(record: &bus::AccountRecord) -> u32 {
+    match record.managed_by.is_empty() {
+        true => WriteVersion::FIRST.number(),
+        false => MANAGERS.number(),
+    }
 }
 
 /// A request as this release knows it; `None` for a kind that came later.
@@ -124,5 +142,14 @@ mod tests {
         let list = Some(Request::List(bus::ListPage::default()));
         assert_eq!(known_request(list.clone()), list);
         assert!(!WriteVersion::FIRST.has_login_now());
+    }
+
+    #[test]
+    fn an_account_says_the_lowest_schema_that_knows_it_whole() {
+        let mut record = bus::AccountRecord::default();
+        assert_eq!(of_account(&record), WriteVersion::FIRST.number());
+        record.managed_by = "mailaccount/mail/alice".to_owned();
+        assert_eq!(of_account(&record), 2);
+        assert!(!WriteVersion::FIRST.has_managers());
     }
 }

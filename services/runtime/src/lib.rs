@@ -23,6 +23,7 @@ pub mod limits;
 pub mod listen;
 pub mod metrics;
 mod process;
+pub mod reload;
 pub mod secretfile;
 pub mod signals;
 pub mod telemetry;

@@ -12,9 +12,11 @@ use mailbell_proto::{
 use ulid::Ulid;
 use zeroize::Zeroizing;
 
-use super::Accounts;
+use super::{Accounts, managed::may_create};
 use crate::{
-    Error, convert,
+    Error,
+    auth::Caller,
+    convert,
     owner::passed,
     validate::{self, Server},
 };
@@ -34,8 +36,10 @@ struct Wanted {
 impl Accounts {
     pub(super) async fn create(
         &self,
+        caller: Caller,
         request: api::CreateAccountRequest,
     ) -> Result<api::CreateAccountResponse, Error> {
+        may_create(caller, &self.bus, &request.managed_by, &request.external_id)?;
         let wanted = self.wanted(request)?;
         for _ in 0..TRIES {
             let id = self.id_for(&wanted).await?;
@@ -81,16 +85,17 @@ impl Accounts {
         validate::password(&password)?;
         let now = convert::now_ms();
         let mut record = AccountRecord {
-            schema: convert::SCHEMA,
             external_id: request.external_id.clone(),
             folders: validate::folders(request.folders)?,
             paused: request.paused,
             created_at_ms: now,
             updated_at_ms: now,
             credential_version: 1,
+            managed_by: request.managed_by,
             ..AccountRecord::default()
         };
         convert::put_server(&mut record, server);
+        record.schema = convert::schema(&record, 0);
         Ok(Wanted {
             tenant,
             external_id: request.external_id,

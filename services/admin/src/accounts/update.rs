@@ -8,12 +8,16 @@ use mailbell_proto::{
 };
 use zeroize::Zeroizing;
 
-use super::{Accounts, changed};
-use crate::{Error, convert, owner::passed, validate};
+use super::{
+    Accounts, changed,
+    managed::{Step, may_step},
+};
+use crate::{Error, auth::Caller, convert, owner::passed, validate};
 
 impl Accounts {
     pub(super) async fn update(
         &self,
+        caller: Caller,
         mut request: api::UpdateAccountRequest,
     ) -> Result<api::Account, Error> {
         let password = request.password.take().map(Zeroizing::new);
@@ -22,6 +26,8 @@ impl Accounts {
             validate::password(password)?;
         }
         let before = self.existing(&id).await?;
+        let step = Step::Change(&request.managed_by);
+        may_step(caller, &self.bus, &before.value, step)?;
         if request.revision != 0 && request.revision != before.revision {
             return Err(changed());
         }
@@ -63,10 +69,12 @@ impl Accounts {
         request: api::UpdateAccountRequest,
     ) -> Result<AccountRecord, Error> {
         let mut record = AccountRecord {
-            schema: convert::SCHEMA,
             updated_at_ms: convert::now_ms(),
             ..before.clone()
         };
+        if !request.managed_by.is_empty() {
+            record.managed_by = request.managed_by;
+        }
         if request.server.is_some() {
             let server = validate::server(request.server, self.policy)?;
             convert::put_server(&mut record, server);
@@ -77,6 +85,7 @@ impl Accounts {
         if let Some(paused) = request.paused {
             record.paused = paused;
         }
+        record.schema = convert::schema(&record, before.schema);
         Ok(record)
     }
 

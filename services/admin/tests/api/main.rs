@@ -6,6 +6,7 @@
 )]
 
 mod accounts;
+mod managed;
 mod shards;
 mod start;
 mod tokens;

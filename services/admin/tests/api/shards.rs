@@ -23,7 +23,7 @@ use mailbell_test_servers::{NatsOptions, NatsServer};
 use prost::Message as _;
 use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 
-use crate::world::{Bearer, request, service, until_ready};
+use crate::world::{Bearer, TOKEN, request, service, until_ready};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -88,8 +88,8 @@ impl Shared {
             nats,
             raw,
             watcher,
-            shards: ShardsClient::with_interceptor(channel.clone(), Bearer),
-            accounts: AccountsClient::with_interceptor(channel, Bearer),
+            shards: ShardsClient::with_interceptor(channel.clone(), Bearer(TOKEN)),
+            accounts: AccountsClient::with_interceptor(channel, Bearer(TOKEN)),
             alive: BTreeMap::new(),
             drain,
             run,

@@ -33,6 +33,7 @@ use tonic::{
 };
 
 pub(crate) const TOKEN: &str = "mba_test";
+const OPERATOR: &str = "mba_operator";
 
 /// What the owner was asked, and how it answers.
 #[derive(Clone)]
@@ -51,18 +52,26 @@ pub(crate) struct World {
     pub(crate) addr: SocketAddr,
     pub(crate) accounts: AccountsClient<InterceptedService<Channel, Bearer>>,
     pub(crate) tokens: TokensClient<InterceptedService<Channel, Bearer>>,
+    /// With the operator's token.
+    pub(crate) operator: Operator,
     pub(crate) service: Option<OwnerService>,
     drain: Drain,
     run: Run,
     _nats: NatsServer,
 }
 
+/// The operator's clients.
+pub(crate) struct Operator {
+    pub(crate) accounts: AccountsClient<InterceptedService<Channel, Bearer>>,
+    pub(crate) tokens: TokensClient<InterceptedService<Channel, Bearer>>,
+}
+
 #[derive(Clone)]
-pub(crate) struct Bearer;
+pub(crate) struct Bearer(pub(crate) &'static str);
 
 impl tonic::service::Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let value = format!("Bearer {TOKEN}").parse().unwrap();
+        let value = format!("Bearer {}", self.0).parse().unwrap();
         request.metadata_mut().insert("authorization", value);
         Ok(request)
     }
@@ -98,6 +107,7 @@ pub(crate) fn service(bus: Bus, owner_timeout: Duration) -> (Service, Health) {
     let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
     let signing = SigningKey::generate(&mut rand::rng()).unwrap();
     let mut options = Options::new(listener, vec![TokenHash::of(TOKEN)], signing);
+    options.callers.set_operators(vec![TokenHash::of(OPERATOR)]);
     options.owner_timeout = owner_timeout;
     options.policy = Policy {
         plaintext: true,
@@ -183,8 +193,12 @@ impl World {
             owner,
             ring,
             addr,
-            accounts: AccountsClient::with_interceptor(channel.clone(), Bearer),
-            tokens: TokensClient::with_interceptor(channel, Bearer),
+            accounts: AccountsClient::with_interceptor(channel.clone(), Bearer(TOKEN)),
+            tokens: TokensClient::with_interceptor(channel.clone(), Bearer(TOKEN)),
+            operator: Operator {
+                accounts: AccountsClient::with_interceptor(channel.clone(), Bearer(OPERATOR)),
+                tokens: TokensClient::with_interceptor(channel, Bearer(OPERATOR)),
+            },
             service: Some(service),
             drain,
             run,
@@ -207,7 +221,7 @@ impl World {
 
     /// Ends the service in order.
     pub(crate) async fn stop(self) {
-        drop((self.accounts, self.tokens));
+        drop((self.accounts, self.tokens, self.operator));
         self.drain
             .drain_with_timeout(Duration::from_secs(10))
             .await

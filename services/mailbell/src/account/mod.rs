@@ -208,6 +208,7 @@ async fn add(args: Add) -> Result<ExitCode, Failure> {
         folders: args.folders,
         no_check: args.no_check,
         paused: args.paused,
+        managed_by: String::new(),
     };
     let answer = patiently(async || client.accounts.create_account(request.clone()).await).await?;
     let account = answer.account.unwrap_or_default();
@@ -323,6 +324,7 @@ async fn update(args: Update) -> Result<ExitCode, Failure> {
         },
         no_check: args.no_check,
         revision: 0,
+        managed_by: String::new(),
     };
     let account = patiently(async || client.accounts.update_account(request.clone()).await).await?;
     shown(&account, &args.output)

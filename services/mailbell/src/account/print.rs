@@ -54,6 +54,7 @@ pub(super) fn account_json(account: &Account, created: Option<bool>) -> Value {
     let mut value = json!({
         "id": account.id,
         "external_id": account.external_id,
+        "managed_by": account.managed_by,
         "host": server.host,
         "port": server.port,
         "tls": tls_word(server.tls),
@@ -85,8 +86,16 @@ pub(super) fn account_table(out: &mut impl Write, accounts: &[Account]) -> io::R
             "no accounts yet: add one with `mailbell account add imaps://user@host`"
         );
     }
-    let heading = ["ID", "USER", "HOST", "STATE", "LAST MAIL", "DETAIL"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let mut heading = vec!["ID", "USER", "HOST", "STATE", "LAST MAIL"];
+    // Where nobody declares accounts elsewhere, nobody has to ask what the column is.
+    let managed = accounts
+        .iter()
+        .any(|account| !account.managed_by.is_empty());
+    if managed {
+        heading.push("MANAGED BY");
+    }
+    heading.push("DETAIL");
+    let mut rows = vec![heading.into_iter().map(str::to_owned).collect()];
     for account in accounts {
         let server = account.server.clone().unwrap_or_default();
         let state = account.state.clone().unwrap_or_default();
@@ -96,14 +105,18 @@ pub(super) fn account_table(out: &mut impl Write, accounts: &[Account]) -> io::R
         } else {
             shorten(&state.sentence, MAX_CELL)
         };
-        rows.push(vec![
+        let mut row = vec![
             account.id.clone(),
             server.user,
             server.host,
             health.to_owned(),
             time(account.last_arrival_ms),
-            detail,
-        ]);
+        ];
+        if managed {
+            row.push(account.managed_by.clone());
+        }
+        row.push(detail);
+        rows.push(row);
     }
     table(out, Paint::stdout(), &rows)
 }
@@ -127,6 +140,7 @@ pub(super) fn account_page(out: &mut impl Write, account: &Account) -> io::Resul
     let fields = [
         ("account", account.id.clone()),
         ("external id", account.external_id.clone()),
+        ("managed by", account.managed_by.clone()),
         ("server", address),
         ("user", server.user),
         ("folders", account.folders.join(", ")),
@@ -231,6 +245,36 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{7}']), "{text:?}");
         assert_eq!(account_json(&account, Some(true))["created"], true);
+    }
+
+    #[test]
+    fn who_manages_an_account_is_shown_where_somebody_does() {
+        let own = Account {
+            id: "default.own".to_owned(),
+            ..Account::default()
+        };
+        let manager = "mailaccount/mail/alice";
+        let declared = Account {
+            id: "default.declared".to_owned(),
+            managed_by: manager.to_owned(),
+            ..Account::default()
+        };
+        let shown = |accounts: &[Account]| {
+            let mut out = Vec::new();
+            account_table(&mut out, accounts).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let text = shown(&[own.clone(), declared.clone()]);
+        assert!(
+            text.contains("MANAGED BY") && text.contains(manager),
+            "{text}"
+        );
+        assert!(!shown(&[own]).contains("MANAGED BY"));
+        let mut out = Vec::new();
+        account_page(&mut out, &declared).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains(manager), "{text}");
+        assert_eq!(account_json(&declared, None)["managed_by"], manager);
     }
 
     #[test]

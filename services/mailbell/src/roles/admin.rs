@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use mailbell_admin::{Options, Policy, Service, SigningKey, TokenHash};
+use mailbell_admin::{Callers, Options, Policy, Service, SigningKey, TokenHash};
 use mailbell_bus::{Bus, Role};
 use mailbell_runtime::{
-    ExitCode as Code, listen, secretfile,
+    ExitCode as Code, listen, reload, secretfile,
     telemetry::TelemetryArgs,
     tls::{ALPN_H2, server_config},
 };
@@ -18,7 +18,7 @@ use mailbell_runtime::{
 use super::{
     nats::NatsArgs,
     process::{Process, ProcessArgs, Work, end_when_outdated},
-    tls::TlsArgs,
+    tls::{RELOAD_EVERY, TlsArgs},
 };
 use crate::failure::Failure;
 
@@ -29,8 +29,11 @@ const WINDOW: Duration = Duration::from_secs(25);
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 Serves mailbell.admin.v1 (gRPC). Callers send `authorization: Bearer <admin token>`; the file holds one token a line, made for
-instance by `echo mba_$(openssl rand -base64 32)`; what is shorter, or not random, is refused. The signing key is made if its file
-does not exist.
+instance by `echo mba_$(openssl rand -base64 32)`; what is shorter, or not random, is refused. Both files of tokens are looked at every
+minute and on SIGHUP. The signing key is made if its file does not exist.
+
+With a token of the operator accounts are kept as they are declared elsewhere, by MailAccount objects on Kubernetes: those are changed
+and deleted with it only. It sees accounts and how watchers share them, and makes no device tokens.
 
 Accounts name mail servers, and watchers connect to them: whoever holds an admin token can make watchers reach any address that
 they can reach. Where strangers add accounts, leave --allow-private-hosts out and bound the watchers by a network policy too.
@@ -51,6 +54,10 @@ pub struct Args {
     /// File with the admin tokens, one a line, mode 0600
     #[arg(long, env = "MAILBELL_ADMIN_TOKEN_FILE", value_name = "FILE")]
     pub admin_token_file: PathBuf,
+
+    /// File with the tokens of the operator, made as admin tokens are, one a line, mode 0600
+    #[arg(long, env = "MAILBELL_OPERATOR_TOKEN_FILE", value_name = "FILE")]
+    pub operator_token_file: Option<PathBuf>,
 
     /// File with the Ed25519 key (PKCS#8, PEM, mode 0600) that signs device tokens; made if it does not exist
     #[arg(long, env = "MAILBELL_SIGNING_KEY_FILE", value_name = "FILE")]
@@ -87,13 +94,17 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let tls = args
         .tls
         .load(listener.addr(), "--admin-listen", process.drain())?;
-    let tokens = tokens(&args.admin_token_file)?;
+    let files = TokenFiles {
+        admins: args.admin_token_file,
+        operators: args.operator_token_file,
+    };
     let signing = signing_key(&args.signing_key_file)?;
     let policy = Policy {
         plaintext: args.allow_plaintext_imap,
         private_hosts: args.allow_private_hosts,
     };
-    let mut options = Options::new(listener, tokens, signing);
+    let mut options = Options::new(listener, Vec::new(), signing);
+    files.read_into(&options.callers)?;
     options.tls = tls
         .map(|cert| server_config(cert, &[ALPN_H2]))
         .transpose()?;
@@ -106,13 +117,36 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         return Ok(ExitCode::SUCCESS);
     };
     let mut work = Work::new();
+    let (callers, drain) = (options.callers.clone(), process.drain());
+    work.spawn(async move {
+        let look = move || files.read_into(&callers);
+        reload::watch("admin tokens", RELOAD_EVERY, drain, look).await;
+        Ok(())
+    });
     start(&mut process, &mut work, options, bus.clone());
     process
         .run(work, |_| {}, async move { bus.close().await })
         .await
 }
 
-/// Reads the admin tokens, one a line.
+/// Where the tokens of callers are.
+#[derive(Debug)]
+struct TokenFiles {
+    admins: PathBuf,
+    operators: Option<PathBuf>,
+}
+
+impl TokenFiles {
+    /// Whether they are others than before. With a file that is no good all stay as they were.
+    fn read_into(&self, callers: &Callers) -> Result<bool, Failure> {
+        let admins = tokens(&self.admins)?;
+        let operators = self.operators.as_deref().map(tokens).transpose()?;
+        let others = callers.set_admins(admins);
+        Ok(callers.set_operators(operators.unwrap_or_default()) || others)
+    }
+}
+
+/// Reads tokens, one a line.
 fn tokens(file: &Path) -> Result<Vec<TokenHash>, Failure> {
     let text = secretfile::read_text(file)?;
     let mut tokens = Vec::new();
@@ -127,10 +161,7 @@ fn tokens(file: &Path) -> Result<Vec<TokenHash>, Failure> {
         tokens.push(token);
     }
     match tokens.is_empty() {
-        true => Err(Failure::usage(format!(
-            "{} holds no admin token",
-            file.display()
-        ))),
+        true => Err(Failure::usage(format!("{} holds no token", file.display()))),
         false => Ok(tokens),
     }
 }
@@ -183,6 +214,36 @@ mod tests {
         assert!(error.message.contains("line 2"), "{}", error.message);
         assert!(!error.message.contains("hunter2"));
         assert_eq!(read("\n").unwrap_err().code, Code::Usage);
+    }
+
+    /// As the kubelet replaces a mounted Secret: by turning a link.
+    #[test]
+    fn tokens_that_are_replaced_are_seen_and_bad_ones_change_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let mount = |version: &str, admins: &str, operators: &str| {
+            std::fs::create_dir(path(version)).unwrap();
+            secretfile::write(&path(version).join("admins"), admins.as_bytes()).unwrap();
+            secretfile::write(&path(version).join("operators"), operators.as_bytes()).unwrap();
+            std::os::unix::fs::symlink(version, path("next")).unwrap();
+            std::fs::rename(path("next"), path("data")).unwrap();
+        };
+        let [one, two, three] = [(); 3].map(|()| mailbell_admin::new_token(&mut rand::rng()));
+        let files = TokenFiles {
+            admins: path("data/admins"),
+            operators: Some(path("data/operators")),
+        };
+        let callers = Callers::default();
+        mount("1", &one, &two);
+        assert!(files.read_into(&callers).unwrap());
+        assert!(!files.read_into(&callers).unwrap());
+        mount("2", &one, &three);
+        assert!(files.read_into(&callers).unwrap());
+        mount("3", &two, "hunter2");
+        assert_eq!(files.read_into(&callers).unwrap_err().code, Code::Data);
+        // As it was before the bad one: the next good one differs in the operator's only.
+        mount("4", &one, &three);
+        assert!(!files.read_into(&callers).unwrap());
     }
 
     #[test]

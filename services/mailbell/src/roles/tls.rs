@@ -6,8 +6,8 @@ use mailbell_runtime::{drain::DrainHandle, tls::ReloadingCert};
 
 use crate::failure::Failure;
 
-/// How often the files are looked at, and on SIGHUP.
-const RELOAD_EVERY: Duration = Duration::from_secs(60);
+/// How often files of secrets are looked at, and on SIGHUP.
+pub const RELOAD_EVERY: Duration = Duration::from_secs(60);
 
 /// TLS of the listener for devices.
 #[derive(Debug, Clone, Default, clap::Args)]

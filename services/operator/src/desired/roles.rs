@@ -153,6 +153,11 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
         source: secret(&admin.token_secret, "admin-token"),
         items: vec![as_it_is("tokens")],
     };
+    let operator = Mount {
+        name: "operator-token",
+        source: secret(&None, "operator-token"),
+        items: vec![as_it_is("token")],
+    };
     let signing = Mount {
         name: "signing-key",
         source: secret(&admin.signing_key_secret, "signing-key"),
@@ -162,6 +167,7 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
     settings.extend([
         ("MAILBELL_ADMIN_LISTEN", format!("0.0.0.0:{ADMIN_PORT}")),
         ("MAILBELL_ADMIN_TOKEN_FILE", tokens.path("tokens")),
+        ("MAILBELL_OPERATOR_TOKEN_FILE", operator.path("token")),
         ("MAILBELL_SIGNING_KEY_FILE", signing.path("signing.pem")),
     ]);
     let watchers = &wanted.mailbell.spec.watchers;
@@ -181,7 +187,10 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
         acts_as: None,
         command: vec!["admin"],
         settings,
-        files: certificate.into_iter().chain([tokens, signing]).collect(),
+        files: certificate
+            .into_iter()
+            .chain([tokens, operator, signing])
+            .collect(),
         port: Some(("admin", ADMIN_PORT)),
         drain_seconds: Some(ADMIN_DRAIN_SECONDS),
         pods: &admin.pods,

@@ -13,19 +13,12 @@ use rustls::{
     sign::CertifiedKey,
 };
 use rustls_pki_types::{PrivateKeyDer, ServerName, pem::PemObject as _};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::MissedTickBehavior,
-};
 
 use super::{parse_certificates, provider, read_bounded};
-use crate::{Error, drain::DrainHandle, secretfile};
+use crate::{Error, drain::DrainHandle, reload, secretfile};
 
 /// A certificate chain and its key in two PEM files. Every handshake takes the pair in force; a pair that is broken, or half
 /// replaced (the chain is new, the key still old), leaves the former one in force.
-///
-/// The content is compared, not the time of the files: Kubernetes replaces a mounted Secret by turning a link, and the
-/// times of what lies behind it say nothing.
 #[derive(Debug)]
 pub struct ReloadingCert {
     cert_path: PathBuf,
@@ -40,8 +33,6 @@ pub struct ReloadingCert {
 struct Seen {
     hasher: RandomState,
     digest: Option<u64>,
-    /// The error of that look, so that it is logged once and not at every look.
-    problem: Option<String>,
 }
 
 impl ReloadingCert {
@@ -57,7 +48,6 @@ impl ReloadingCert {
         let mut seen = Seen {
             hasher: RandomState::new(),
             digest: None,
-            problem: None,
         };
         let files = Files::read(&cert_path, &key_path)?;
         seen.digest = Some(files.digest(&seen.hasher));
@@ -112,54 +102,10 @@ impl ReloadingCert {
     }
 
     /// Looks at the files every `period` and on SIGHUP, until the drain begins.
-    pub async fn watch(self: Arc<Self>, period: Duration, mut drain: DrainHandle) {
-        let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Without it the period still holds, so it is no reason to fail.
-        let mut hangup = signal(SignalKind::hangup()).ok();
-        loop {
-            tokio::select! {
-                biased;
-                // First: a drain makes no new handshakes, and somebody waits for this handle.
-                _ = drain.signaled() => return,
-                () = next(&mut hangup) => {}
-                _ = ticks.tick() => {}
-            }
-            let this = Arc::clone(&self);
-            // Not cancelled by anything: a reload is two small reads.
-            let _ = tokio::task::spawn_blocking(move || this.reload_and_tell()).await;
-        }
+    pub async fn watch(self: Arc<Self>, period: Duration, drain: DrainHandle) {
+        let look = move || self.reload();
+        reload::watch("certificate", period, drain, look).await;
     }
-
-    fn reload_and_tell(&self) {
-        let problem = match self.reload() {
-            Ok(true) => {
-                tracing::info!(file = %self.cert_path.display(), "the certificate was replaced");
-                None
-            }
-            Ok(false) => None,
-            Err(error) => Some(error.to_string()),
-        };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.problem != problem {
-            if let Some(problem) = &problem {
-                tracing::warn!(
-                    problem,
-                    "a new certificate cannot be used, the former one stays in force"
-                );
-            }
-            seen.problem = problem;
-        }
-    }
-}
-
-async fn next(hangup: &mut Option<tokio::signal::unix::Signal>) {
-    if let Some(signal) = hangup
-        && signal.recv().await.is_some()
-    {
-        return;
-    }
-    std::future::pending().await
 }
 
 impl ResolvesServerCert for ReloadingCert {
