@@ -1,6 +1,6 @@
 //! One API server with its etcd.
 
-use std::{io, path::PathBuf, process::Output, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
@@ -13,7 +13,7 @@ use mailbell_test_servers::{
 use rcgen::KeyPair;
 use tempfile::TempDir;
 
-use crate::binaries::Binaries;
+use crate::{binaries::Binaries, tool::Tool};
 
 /// How long it may take to be ready. Generous: tests share two cores.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -226,11 +226,8 @@ impl ApiServer {
     /// What a person types, as the user who may everything: `kubectl` or `helm`.
     #[must_use]
     pub fn tool(&self, name: &str) -> Tool {
-        Tool {
-            binary: self.binaries.path(name),
-            kubeconfig: self.path("kubeconfig"),
-            home: self.directory.path().to_owned(),
-        }
+        let home = self.directory.path().to_owned();
+        Tool::new(self.binaries.path(name), self.path("kubeconfig"), home)
     }
 }
 
@@ -251,36 +248,4 @@ fn http_get(path: &str) -> io::Result<http::Request<Vec<u8>>> {
     http::Request::get(path)
         .body(Vec::new())
         .map_err(io::Error::other)
-}
-
-/// See [`ApiServer::tool`].
-#[derive(Debug, Clone)]
-pub struct Tool {
-    binary: PathBuf,
-    kubeconfig: PathBuf,
-    home: PathBuf,
-}
-
-impl Tool {
-    /// Runs it with this on its standard input.
-    ///
-    /// # Errors
-    /// When it cannot be started. That it failed stands in the output.
-    pub async fn run(&self, arguments: &[&str], input: &str) -> io::Result<Output> {
-        use tokio::io::AsyncWriteExt as _;
-        let mut child = tokio::process::Command::new(&self.binary)
-            .args(arguments)
-            .env_clear()
-            .env("HOME", &self.home)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    }
 }

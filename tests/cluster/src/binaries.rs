@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::Tool;
+
 /// What a developer is told who has not got them.
 pub const MISSING: &str = "no kube-apiserver, etcd, kubectl and helm: `make kube` builds them, it needs Go (tests/cluster/README.md)";
 
@@ -33,6 +35,12 @@ impl Binaries {
             "{MISSING}"
         );
         found
+    }
+
+    /// Helm without a server, for what it does with files alone. What it keeps, it keeps in `home`.
+    #[must_use]
+    pub fn helm(&self, home: &Path) -> Tool {
+        Tool::new(self.path("helm"), home.join("kubeconfig"), home.to_owned())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -5,6 +5,8 @@
 
 mod api_server;
 mod binaries;
+mod tool;
 
-pub use api_server::{ApiServer, Tool};
+pub use api_server::ApiServer;
 pub use binaries::{Binaries, MISSING};
+pub use tool::Tool;

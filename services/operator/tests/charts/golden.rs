@@ -1,0 +1,113 @@
+//! What the chart `mailbell` makes of its values, as files. `api_server` gives them to a real server.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::{
+    Helm, chart,
+    values::{documented, file},
+};
+
+/// Each way to install it, with its values.
+fn modes() -> [(&'static str, Value); 4] {
+    let installation = json!({
+        "gateways": { "tls": { "secretName": "push-tls" } },
+        "admin": { "tls": { "secretName": "admin-tls" } },
+        "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } },
+    });
+    [
+        ("default", json!({})),
+        ("all-namespaces", json!({ "watchAllNamespaces": true })),
+        (
+            "installation",
+            json!({ "mailbell": { "create": true, "spec": installation } }),
+        ),
+        (
+            "everything",
+            json!({
+                "image": {
+                    "repository": "registry.example.org/mailbell",
+                    "tag": "1.2.3",
+                    "pullPolicy": "Always",
+                    "pullSecrets": ["registry"],
+                },
+                "replicas": 1,
+                "watchAllNamespaces": true,
+                "installations": ["other", "mail/two"],
+                "mailAccounts": { "passwordSecrets": [] },
+                "log": "info,mailbell_operator=debug",
+                "serviceAccount": { "name": "keeper", "annotations": { "cloud": "role" } },
+                "resources": { "requests": { "cpu": "1" }, "limits": { "memory": "1Gi" } },
+                "nodeSelector": { "pool": "mail" },
+                "tolerations": [{ "key": "mail", "operator": "Exists" }],
+                "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "gpu", "operator": "DoesNotExist" }] }],
+                } } },
+                "priorityClassName": "high",
+                "podLabels": { "team": "mail" },
+                "podAnnotations": { "note": "mail" },
+                "mailbell": { "create": true, "name": "other", "spec": installation },
+            }),
+        ),
+    ]
+}
+
+/// What a change of the chart changes on a cluster is seen here. `MAILBELL_UPDATE_GOLDEN=1` writes them anew.
+#[tokio::test]
+async fn every_mode_is_rendered_as_it_was() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (name, values) in modes() {
+        let (rendered, text) = helm.render(&values).await;
+        assert!(rendered, "{name}: {text}");
+        let file = folder.join(format!("{name}.yaml"));
+        if std::env::var_os("MAILBELL_UPDATE_GOLDEN").is_some() {
+            std::fs::write(&file, &text).unwrap();
+        }
+        let stored = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            stored == text,
+            "{} is not what the chart makes of it: look at the difference, then write it with MAILBELL_UPDATE_GOLDEN=1",
+            file.display()
+        );
+    }
+    let modes = modes().map(|(name, _)| format!("{name}.yaml"));
+    for file in std::fs::read_dir(&folder).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        assert!(modes.contains(&name), "no mode makes {name}: remove it");
+    }
+}
+
+/// So that what a value does is in one of the files at least.
+#[test]
+fn the_mode_everything_says_each_value_and_another_than_the_usual_one() {
+    let modes = modes();
+    let (_, everything) = modes
+        .iter()
+        .find(|(name, _)| *name == "everything")
+        .unwrap();
+    for value in documented(&file("values.yaml")) {
+        let said = everything.pointer(&format!("/{}", value.path.join("/")));
+        assert!(
+            said.is_some_and(|said| *said != value.default),
+            "the mode `everything` says nothing of {}",
+            value.name()
+        );
+    }
+}
+
+#[tokio::test]
+async fn both_charts_are_without_fault_for_helm() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    for name in ["mailbell-crds", "mailbell"] {
+        let chart = chart(name);
+        let lint = ["lint", "--strict", chart.to_str().unwrap()];
+        let (linted, said) = helm.run(&lint, "").await;
+        assert!(linted && !said.contains("WARNING"), "{said}");
+    }
+}

@@ -1,0 +1,150 @@
+//! Values that make no sense are refused before anything is installed.
+
+use serde_json::{Value, json};
+
+use crate::{
+    Helm,
+    values::{documented, file, names, only, parsed},
+};
+
+/// What may have any names in it, since somebody else says which: Kubernetes, clouds, or the definition of a `Mailbell`.
+const OPEN: [&str; 10] = [
+    "affinity",
+    "mailbell.spec",
+    "nodeSelector",
+    "podAnnotations",
+    "podLabels",
+    "resources.limits",
+    "resources.requests",
+    "serviceAccount.annotations",
+    "global",
+    "tolerations",
+];
+
+/// With a sentence that says what to do.
+#[tokio::test]
+async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    for (values, sentence) in [
+        (
+            json!({ "mailbell": { "create": true } }),
+            "mailbell.create needs mailbell.spec: what is wanted of the installation",
+        ),
+        (
+            json!({ "mailbell": { "spec": { "paused": true } } }),
+            "mailbell.spec is of use only with mailbell.create: true",
+        ),
+        (
+            json!({ "mailbell": { "name": "other" } }),
+            "mailbell.name is of use only with mailbell.create: true",
+        ),
+        (
+            json!({ "mailbell": { "create": true, "name": "other", "spec": { "paused": true } } }),
+            "mailbell.name: add other to installations, or bring its Secrets",
+        ),
+        (
+            json!({ "installations": ["mail/main"] }),
+            "installations: mail/main is in another namespace than the operator, which needs watchAllNamespaces: true",
+        ),
+        (
+            json!({ "mailAccounts": { "passwordSecrets": ["main-key-ring"] } }),
+            "mailAccounts.passwordSecrets: the operator must not read main-key-ring",
+        ),
+    ] {
+        let (rendered, said) = helm.render(&values).await;
+        assert!(!rendered && said.contains(sentence), "{values}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn values_out_of_their_bounds_are_refused() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    for (values, sentence) in [
+        (json!({ "replicas": 0 }), "minimum"),
+        (json!({ "replicas": 6 }), "maximum"),
+        (json!({ "log": "" }), "minLength"),
+        (json!({ "image": { "repository": "" } }), "minLength"),
+        (
+            json!({ "image": { "pullPolicy": "Sometimes" } }),
+            "value must be one of",
+        ),
+        (
+            json!({ "mailbell": { "name": "A.B" } }),
+            "does not match pattern",
+        ),
+        (
+            json!({ "installations": ["a", "A"] }),
+            "does not match pattern",
+        ),
+        (json!({ "tolerations": [1] }), "want object"),
+        (json!({ "podLabels": { "a": 1 } }), "want string"),
+    ] {
+        let (rendered, said) = helm.render(&values).await;
+        assert!(!rendered && said.contains(sentence), "{values}: {said}");
+    }
+}
+
+/// One letter more, and another type, for every value that there is.
+#[tokio::test]
+async fn every_value_that_is_misspelled_or_of_another_type_is_refused() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    for value in documented(&file("values.yaml")) {
+        for depth in 0..value.path.len() {
+            let mut misspelled = value.path.clone();
+            misspelled[depth].push('x');
+            let (name, values) = (&misspelled[depth], only(&misspelled, value.default.clone()));
+            let (rendered, said) = helm.render(&values).await;
+            let sentence = format!("additional properties '{name}' not allowed");
+            assert!(!rendered && said.contains(&sentence), "{values}: {said}");
+        }
+        // Nothing takes a list of lists.
+        let values = only(&value.path, json!([[]]));
+        let (rendered, said) = helm.render(&values).await;
+        let place = format!("at '/{}", value.path.join("/"));
+        assert!(!rendered && said.contains(&place), "{values}: {said}");
+    }
+}
+
+/// A value that is in one of both only is refused, or has no effect.
+#[test]
+fn the_schema_and_the_values_know_the_same_names() {
+    let schema: Value = serde_json::from_str(&file("values.schema.json")).unwrap();
+    same_names("", &schema, &parsed(&file("values.yaml")));
+}
+
+fn same_names(place: &str, schema: &Value, values: &Value) {
+    let name = |name: &str| format!("{place}.{name}").trim_start_matches('.').to_owned();
+    if OPEN.contains(&place) {
+        return;
+    }
+    let Some(values) = values.as_object() else {
+        return;
+    };
+    assert_eq!(
+        schema["additionalProperties"], false,
+        "{place}: the schema lets names pass that nobody knows"
+    );
+    let known = schema["properties"].as_object().unwrap();
+    for one in names(values) {
+        assert!(
+            known.contains_key(one),
+            "{} is not in the schema",
+            name(one)
+        );
+        same_names(&name(one), &known[one], &values[one]);
+    }
+    for one in names(known) {
+        // Those that are open need not be there.
+        assert!(
+            values.contains_key(one) || OPEN.contains(&name(one).as_str()),
+            "{} is in the schema only",
+            name(one)
+        );
+    }
+}
