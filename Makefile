@@ -102,6 +102,7 @@ drift: ## Whether the generated files are what the sources say
 	  || { echo "docs/reference.md is stale: make reference" >&2; exit 1; }
 	$(TARGET)/debug/mailbell crds | diff -u $(CRDS) - \
 	  || { echo "$(CRDS) is stale: make crds" >&2; exit 1; }
+	$(CHART) readme
 
 .PHONY: proto
 proto: ## Generate the Rust code of the .proto files
@@ -118,6 +119,13 @@ crds: ## Generate the chart of the custom resource definitions
 	$(DEBUG) --quiet
 	$(TARGET)/debug/mailbell crds > $(CRDS).new
 	mv $(CRDS).new $(CRDS)
+
+# Like DEBUG: all members, so that nothing is built a second time.
+CHART := cargo test --quiet --workspace --features mailbell/failpoints --test charts
+
+.PHONY: chart-readme
+chart-readme: ## Generate the list of values in charts/mailbell/README.md
+	MAILBELL_UPDATE_GOLDEN=1 $(CHART) readme
 
 .PHONY: bench
 bench: tools ## Latency beside a bare IDLE client, CPU and memory of each role (docs/performance.md)

@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 mod golden;
+mod readme;
 mod refusals;
 mod values;
 
