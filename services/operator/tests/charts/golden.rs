@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
+use mailbell_operator::{
+    api::Mailbell,
+    desired::{Wanted, desired},
+};
 use serde_json::{Value, json};
 
 use crate::{
     Helm, chart,
-    values::{documented, file},
+    values::{documented, file, parsed},
 };
 
 /// Each way to install it, with its values.
-fn modes() -> [(&'static str, Value); 4] {
+fn modes() -> [(&'static str, Value); 5] {
     let installation = json!({
         "gateways": { "tls": { "secretName": "push-tls" } },
         "admin": { "tls": { "secretName": "admin-tls" } },
@@ -23,6 +27,7 @@ fn modes() -> [(&'static str, Value); 4] {
             "installation",
             json!({ "mailbell": { "create": true, "spec": installation } }),
         ),
+        ("ha", parsed(&file("values-ha.yaml"))),
         (
             "everything",
             json!({
@@ -96,6 +101,55 @@ fn the_mode_everything_says_each_value_and_another_than_the_usual_one() {
             "the mode `everything` says nothing of {}",
             value.name()
         );
+    }
+}
+
+/// The operator finds three NATS servers asked for, and their rule of placement finds them: a label that none of them has would keep
+/// none from another's node.
+#[test]
+fn the_values_for_high_availability_keep_nats_servers_on_nodes_of_their_own() {
+    let values = parsed(&file("values-ha.yaml"));
+    let mailbell = json!({
+        "apiVersion": "mailbell.dev/v1alpha1",
+        "kind": "Mailbell",
+        "metadata": { "name": values["mailbell"]["name"], "namespace": "mail" },
+        "spec": values["mailbell"]["spec"],
+    });
+    let mailbell: Mailbell = serde_json::from_value(mailbell).unwrap();
+    let wanted = Wanted {
+        mailbell: &mailbell,
+        image: "mailbell.dev/mailbell:0.1.0",
+        watchers: mailbell.spec.watchers.scale.min,
+        gateways: mailbell.spec.gateways.scale.min,
+    };
+    let objects: Vec<Value> = desired(&wanted)
+        .into_iter()
+        .flat_map(|stage| stage.objects)
+        .collect();
+    let of = |kind: &str, name: &str| {
+        let found = objects
+            .iter()
+            .find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
+        found.unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    for (kind, name, replicas) in [
+        ("StatefulSet", "main-nats", 3),
+        ("StatefulSet", "main-watcher", 3),
+        ("Deployment", "main-gateway", 3),
+        ("Deployment", "main-admin", 2),
+    ] {
+        assert_eq!(of(kind, name)["spec"]["replicas"], replicas, "{name}");
+        of("PodDisruptionBudget", name);
+    }
+    let template = &of("StatefulSet", "main-nats")["spec"]["template"];
+    let rules = "/spec/affinity/podAntiAffinity/requiredDuringSchedulingIgnoredDuringExecution";
+    let rules = template.pointer(rules).and_then(Value::as_array).unwrap();
+    let [rule] = rules.as_slice() else {
+        panic!("{rules:?}");
+    };
+    assert_eq!(rule["topologyKey"], "kubernetes.io/hostname");
+    for (name, value) in rule["labelSelector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(template["metadata"]["labels"][name], *value, "{name}");
     }
 }
 
