@@ -24,6 +24,9 @@ and watchers. Of several only one works at a time; the others wait for its lease
 
 The custom resource definitions must be there before (`mailbell crds`). Outside a cluster it goes by the current context of kubectl.
 
+It calls the admin API of each installation under the name of its service, with the token in the Secret `<name>-operator-token`. Outside
+a cluster that of one installation can be forwarded (--admin-url); the certificate is that of the service also then.
+
 Examples:
   mailbell operator --image registry.example.org/mailbell:0.1.0
   mailbell operator --image mailbell.dev/mailbell:0.1.0 --namespace mail")]
@@ -44,9 +47,17 @@ pub struct Args {
     #[arg(long, env = "MAILBELL_IDENTITY", value_name = "NAME")]
     pub identity: Option<String>,
 
+    /// Address of every admin API, such as a forwarded port [default: `<name>-admin.<namespace>.svc:7444` of each]
+    #[arg(long, env = "MAILBELL_ADMIN_URL", value_name = "URL", value_parser = admin_url)]
+    pub admin_url: Option<String>,
+
     /// Metrics, health and the end.
     #[command(flatten)]
     pub process: ProcessArgs,
+}
+
+fn admin_url(text: &str) -> Result<String, String> {
+    controller::admin::check_url(text).map(|()| text.to_owned())
 }
 
 /// Runs the role.
@@ -69,6 +80,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
             None => host_name()?,
         },
         image: args.image,
+        admin_url: args.admin_url,
     };
     let mut config = config;
     // Above the time for which the API server keeps a watch open: an answer that is lost is not waited for.

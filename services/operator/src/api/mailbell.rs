@@ -167,13 +167,19 @@ pub struct Gateways {
 /// The pods that serve the admin API.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.caConfigMap) || has(self.tls.secretName)")
+    .message("caConfigMap is of use with a certificate only: name its secret in tls.secretName"))]
 pub struct Admin {
     /// How many there are. Unset: 2.
     #[schemars(range(min = 1, max = 100))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
-    /// How connections to it are encrypted.
+    /// How connections to it are encrypted. A certificate has the name `<name>-admin.<namespace>.svc`, under which the operator calls it.
     pub tls: ListenerTls,
+    /// ConfigMap of this namespace whose `ca.crt` has the root certificates of that certificate, for the operator. Unset: the usual ones.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map: Option<String>,
     /// Secret of this namespace whose `tokens` has the admin tokens, one a line. Unset: one is made, in `<name>-admin-token`.
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

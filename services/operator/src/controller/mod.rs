@@ -2,6 +2,7 @@
 //!
 //! It is never on the way of a message: while nobody leads, or the API server is away, everything that runs goes on.
 
+pub mod admin;
 mod cluster;
 mod election;
 mod error;
@@ -62,6 +63,8 @@ pub struct Options {
     pub identity: String,
     /// The image of installations that name none.
     pub image: String,
+    /// The address of every admin API, in place of its service's: see [`admin::check_url`].
+    pub admin_url: Option<String>,
 }
 
 /// What every reconciliation needs.

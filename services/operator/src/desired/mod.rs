@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 
 use crate::api::Mailbell;
 
+pub(crate) use self::roles::ADMIN_PORT;
+
 /// By whom objects are applied, and by which label they are found.
 pub const MANAGER: &str = "mailbell-operator";
 

@@ -14,7 +14,7 @@ use crate::api::{Pods, Service, ServiceType};
 /// Where devices connect.
 pub(super) const PUSH_PORT: i32 = 7443;
 /// Where the admin API is served.
-pub(super) const ADMIN_PORT: i32 = 7444;
+pub(crate) const ADMIN_PORT: i32 = 7444;
 
 /// Mailboxes of a pod where the user says nothing: with them, and a tenth more, a watcher stays below its memory.
 const MAILBOXES_PER_POD: i32 = 10_000;

@@ -63,6 +63,7 @@ impl Operator {
             own_namespace: world.namespace.clone(),
             identity: identity.to_owned(),
             image: IMAGE.to_owned(),
+            admin_url: None,
         };
         let stop = CancellationToken::new();
         let stopped = stop.clone();

@@ -153,6 +153,14 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
         json!({ "external": { "urls": ["tls://a:4222,tls://b:4222"], "usersSecret": "nats" } });
     let bad = [
         (
+            with(
+                &with(&good, "/spec/admin/tls", plain.clone()),
+                "/spec/admin/caConfigMap",
+                json!("roots"),
+            ),
+            "caConfigMap is of use with a certificate only",
+        ),
+        (
             with(&good, "/metadata/name", json!(long)),
             "at most 31 letters",
         ),

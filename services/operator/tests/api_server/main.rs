@@ -2,8 +2,10 @@
 
 #![cfg(test)]
 mod actors;
+mod admin;
 mod charts;
 mod definitions;
+mod fake_admin;
 mod installation;
 mod operator;
 mod requests;

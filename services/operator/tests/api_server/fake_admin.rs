@@ -1,0 +1,268 @@
+//! An admin API that keeps accounts in memory, and does what a test tells it: answers, or is silent. What the real one does is tested in
+//! `services/mailbell`.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use mailbell_proto::{
+    admin::v1::{
+        Account, CheckAccountRequest, CheckAccountResponse, CreateAccountRequest,
+        CreateAccountResponse, DeleteAccountRequest, DeleteAccountResponse, DrainMemberRequest,
+        DrainMemberResponse, GetAccountRequest, GetShardsRequest, GetShardsResponse,
+        ListAccountsRequest, ListAccountsResponse, ShardTotals, UpdateAccountRequest,
+        accounts_server::{Accounts, AccountsServer},
+        get_account_request::By,
+        shards_server::{Shards, ShardsServer},
+    },
+    push::v1::{AccountState, Health},
+};
+use mailbell_test_servers::Certificate;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::{
+    Request, Response, Status,
+    codegen::tokio_stream::wrappers::TcpListenerStream,
+    transport::{Identity, Server, ServerTlsConfig},
+};
+
+pub(crate) const TOKEN: &str = "mba_Kq7xVt2LhYd9RwZ4nPfJ6cBs8mGu3eAo5iTy1DkQ0XvN";
+/// Small, so that there are several.
+const PAGE: usize = 2;
+
+/// It ends with the value.
+pub(crate) struct FakeAdmin {
+    pub(crate) addr: SocketAddr,
+    state: Arc<Mutex<State>>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    accounts: BTreeMap<String, Account>,
+    calls: Vec<&'static str>,
+    silent: bool,
+    token: String,
+    made: u64,
+}
+
+impl FakeAdmin {
+    pub(crate) async fn start(certificate: Option<&Certificate>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State {
+            token: TOKEN.to_owned(),
+            ..State::default()
+        }));
+        let mut server = Server::builder();
+        if let Some(certificate) = certificate {
+            let pair = Identity::from_pem(&certificate.certificate_pem, &certificate.key_pem);
+            let tls = ServerTlsConfig::new().identity(pair);
+            server = server.tls_config(tls).unwrap();
+        }
+        let router = server
+            .add_service(AccountsServer::new(Service(Arc::clone(&state))))
+            .add_service(ShardsServer::new(Service(Arc::clone(&state))));
+        let task = tokio::spawn(async move {
+            let connections = TcpListenerStream::new(listener);
+            router.serve_with_incoming(connections).await.unwrap();
+        });
+        Self { addr, state, task }
+    }
+
+    pub(crate) fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://{}", self.addr)
+    }
+
+    /// Takes calls and never answers, or answers again.
+    pub(crate) fn is_silent(&self, silent: bool) {
+        self.state().silent = silent;
+    }
+
+    pub(crate) fn takes_token(&self, token: &str) {
+        self.state().token = token.to_owned();
+    }
+
+    /// Names of the calls since the last time that this was asked.
+    pub(crate) fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Drop for FakeAdmin {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Service(Arc<Mutex<State>>);
+
+impl Service {
+    async fn begin<T>(&self, call: &'static str, request: Request<T>) -> Result<T, Status> {
+        let silent = {
+            let mut state = self.0.lock().unwrap();
+            state.calls.push(call);
+            let given = request.metadata().get("authorization").unwrap();
+            if given.to_str().unwrap() != format!("Bearer {}", state.token) {
+                return Err(Status::unauthenticated("this is not my operator"));
+            }
+            state.silent
+        };
+        if silent {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        Ok(request.into_inner())
+    }
+}
+
+fn watching(account: &mut Account) {
+    account.state = Some(AccountState {
+        health: Health::Watching.into(),
+        code: "ok".to_owned(),
+        sentence: "New mail is told at once.".to_owned(),
+        mode: "idle".to_owned(),
+        ..AccountState::default()
+    });
+    account.revision += 1;
+}
+
+fn not_found() -> Status {
+    Status::not_found("there is no such account")
+}
+
+#[tonic::async_trait]
+impl Accounts for Service {
+    async fn create_account(
+        &self,
+        request: Request<CreateAccountRequest>,
+    ) -> Result<Response<CreateAccountResponse>, Status> {
+        let asked = self.begin("create", request).await?;
+        let mut state = self.0.lock().unwrap();
+        if let Some(there) = state.accounts.get(&asked.external_id) {
+            if there.server != asked.server || there.folders != asked.folders {
+                return Err(Status::already_exists("with other settings"));
+            }
+            let account = Some(there.clone());
+            return Ok(Response::new(CreateAccountResponse {
+                account,
+                created: false,
+            }));
+        }
+        state.made += 1;
+        let mut account = Account {
+            id: format!("{}.{:026}", asked.tenant, state.made),
+            external_id: asked.external_id.clone(),
+            server: asked.server,
+            folders: asked.folders,
+            paused: asked.paused,
+            managed_by: asked.managed_by,
+            ..Account::default()
+        };
+        watching(&mut account);
+        state.accounts.insert(asked.external_id, account.clone());
+        Ok(Response::new(CreateAccountResponse {
+            account: Some(account),
+            created: true,
+        }))
+    }
+
+    async fn get_account(
+        &self,
+        request: Request<GetAccountRequest>,
+    ) -> Result<Response<Account>, Status> {
+        let Some(By::ExternalId(by)) = self.begin("get", request).await?.by else {
+            panic!("by its external id");
+        };
+        let state = self.0.lock().unwrap();
+        let found = state.accounts.get(&by.id).cloned();
+        found.map(Response::new).ok_or_else(not_found)
+    }
+
+    async fn list_accounts(
+        &self,
+        request: Request<ListAccountsRequest>,
+    ) -> Result<Response<ListAccountsResponse>, Status> {
+        let asked = self.begin("list", request).await?;
+        let state = self.0.lock().unwrap();
+        let first: usize = asked.page_token.parse().unwrap_or(0);
+        let all = state.accounts.values().cloned();
+        let accounts: Vec<_> = all.skip(first).take(PAGE).collect();
+        let next = first + accounts.len();
+        let more = next < state.accounts.len();
+        Ok(Response::new(ListAccountsResponse {
+            accounts,
+            next_page_token: if more {
+                next.to_string()
+            } else {
+                String::new()
+            },
+        }))
+    }
+
+    async fn update_account(
+        &self,
+        request: Request<UpdateAccountRequest>,
+    ) -> Result<Response<Account>, Status> {
+        let asked = self.begin("update", request).await?;
+        let mut state = self.0.lock().unwrap();
+        let mut all = state.accounts.values_mut();
+        let account = all.find(|it| it.id == asked.id).ok_or_else(not_found)?;
+        if account.server != asked.server && asked.password.is_none() {
+            return Err(Status::invalid_argument("the password is needed anew"));
+        }
+        account.server = asked.server;
+        account.folders = asked.folders;
+        account.paused = asked.paused.unwrap();
+        account.managed_by = asked.managed_by;
+        watching(account);
+        Ok(Response::new(account.clone()))
+    }
+
+    async fn delete_account(
+        &self,
+        request: Request<DeleteAccountRequest>,
+    ) -> Result<Response<DeleteAccountResponse>, Status> {
+        let asked = self.begin("delete", request).await?;
+        let mut state = self.0.lock().unwrap();
+        state.accounts.retain(|_, account| account.id != asked.id);
+        Ok(Response::new(DeleteAccountResponse {}))
+    }
+
+    async fn check_account(
+        &self,
+        _request: Request<CheckAccountRequest>,
+    ) -> Result<Response<CheckAccountResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+}
+
+#[tonic::async_trait]
+impl Shards for Service {
+    async fn get_shards(
+        &self,
+        request: Request<GetShardsRequest>,
+    ) -> Result<Response<GetShardsResponse>, Status> {
+        self.begin("shards", request).await?;
+        Ok(Response::new(GetShardsResponse {
+            totals: Some(ShardTotals {
+                accounts: 7,
+                ..ShardTotals::default()
+            }),
+            steady: true,
+            ..GetShardsResponse::default()
+        }))
+    }
+
+    async fn drain_member(
+        &self,
+        _request: Request<DrainMemberRequest>,
+    ) -> Result<Response<DrainMemberResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+}
