@@ -123,7 +123,8 @@ struct Pods {
 
 impl Pods {
     fn progress(&self, object: &Value) -> Progress {
-        let is_settled = is_seen(object) && self.is_rolled_out && self.all == self.wanted;
+        // Of one that is given more pods none changes, and there may be no room for them for a long time.
+        let is_settled = is_seen(object) && self.is_rolled_out && self.all <= self.wanted;
         if is_settled && self.ready == self.wanted {
             return Progress::Done;
         }

@@ -37,8 +37,9 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// The API server lets no minimum be larger than the maximum, but not within one write of each.
-    fn hold(self, pods: i32) -> i32 {
+    /// So many, or as many as there may be.
+    #[must_use]
+    pub fn hold(self, pods: i32) -> i32 {
         pods.min(self.scale.max).max(self.scale.min)
     }
 

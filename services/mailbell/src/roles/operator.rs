@@ -1,9 +1,9 @@
 //! `mailbell operator`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use kube::{Client, Config};
-use mailbell_operator::controller::{self, Error, Options};
+use mailbell_operator::controller::{self, Error, LOAD_EVERY, Options};
 use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,16 @@ pub struct Args {
     #[arg(long, env = "MAILBELL_ADMIN_URL", value_name = "URL", value_parser = admin_url)]
     pub admin_url: Option<String>,
 
+    /// Health and metrics of every gateway, such as forwarded ports, separated by commas [default: all addresses of
+    /// `<name>-gateway-pods.<namespace>.svc`, port 7445]
+    #[arg(
+        long,
+        env = "MAILBELL_GATEWAY_HTTP",
+        value_name = "ADDRESSES",
+        value_delimiter = ','
+    )]
+    pub gateway_http: Vec<SocketAddr>,
+
     /// Metrics, health and the end.
     #[command(flatten)]
     pub process: ProcessArgs,
@@ -81,6 +91,8 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         },
         image: args.image,
         admin_url: args.admin_url,
+        gateways: (!args.gateway_http.is_empty()).then_some(args.gateway_http),
+        look_every: LOAD_EVERY,
     };
     let mut config = config;
     // Above the time for which the API server keeps a watch open: an answer that is lost is not waited for.

@@ -30,7 +30,7 @@ use super::pods::{Pods, Scale, of_kubernetes};
         name = "Mailboxes",
         type_ = "integer",
         json_path = ".status.counts.mailboxes",
-        description = "Mailboxes that are registered and not paused"
+        description = "Mailboxes that are registered"
     ),
     printcolumn(
         name = "Watched",
@@ -105,7 +105,7 @@ pub struct Watchers {
     /// How many there may be.
     #[serde(default)]
     pub scale: Scale,
-    /// So many mailboxes are given to a pod; more mailboxes make more pods. A pod takes a tenth more while others are away.
+    /// So many mailboxes are given to a pod; more mailboxes make more pods. A pod takes a tenth more while others are away. Unset: 10,000.
     #[schemars(range(min = 1, max = 100_000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mailboxes_per_pod: Option<i32>,
@@ -143,7 +143,7 @@ pub struct Gateways {
     /// How many there may be.
     #[serde(default)]
     pub scale: Scale,
-    /// So many devices are meant for a pod; more devices make more pods.
+    /// So many devices are meant for a pod; more devices make more pods. Unset: 20,000.
     #[schemars(range(min = 1, max = 200_000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices_per_pod: Option<i32>,
@@ -419,22 +419,21 @@ pub struct MailbellStatus {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
-    /// Mailboxes that are registered and not paused.
-    pub mailboxes: i64,
+    /// Mailboxes that are registered. Unset: not known now, as of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mailboxes: Option<i64>,
     /// Mailboxes that are watched.
-    pub watched: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watched: Option<i64>,
     /// Devices with an open stream.
-    pub devices: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<i64>,
 }
 
 /// What runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Versions {
-    /// The release of all pods, or several with commas during an upgrade.
+    /// The release of watchers and gateways, or several with commas during an upgrade.
     pub running: String,
-    /// The newest schema that may be stored.
-    pub write_version: i32,
-    /// The release of the NATS servers.
-    pub nats: String,
 }

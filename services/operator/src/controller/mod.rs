@@ -6,16 +6,19 @@ pub mod admin;
 mod cluster;
 mod election;
 mod error;
+mod load;
+mod metrics;
 mod reconcile;
 
 use std::{
     collections::HashMap,
     fmt::Debug,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -44,6 +47,9 @@ use crate::{api::Mailbell, desired::MANAGER};
 
 use election::Election;
 pub use error::Error;
+use load::Loads;
+
+use admin::Admins;
 
 /// No look at an installation takes longer: an answer that is lost is not waited for.
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
@@ -51,6 +57,9 @@ const LOOK_LIMIT: Duration = Duration::from_secs(120);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Everything is looked at anyway, also if nothing was heard of it: what a watch has missed is found then.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
+
+/// How often is looked how many mailboxes and devices there are.
+pub const LOAD_EVERY: Duration = Duration::from_secs(30);
 
 /// How an operator is set up.
 #[derive(Debug, Clone)]
@@ -65,6 +74,10 @@ pub struct Options {
     pub image: String,
     /// The address of every admin API, in place of its service's: see [`admin::check_url`].
     pub admin_url: Option<String>,
+    /// Where the health and metrics of every gateway are, in place of their names, which are known inside the cluster only.
+    pub gateways: Option<Vec<SocketAddr>>,
+    /// How often is looked how much there is to do: [`LOAD_EVERY`], but in tests.
+    pub look_every: Duration,
 }
 
 /// What every reconciliation needs.
@@ -72,6 +85,10 @@ struct Context {
     client: Client,
     events: Recorder,
     image: String,
+    admins: Admins,
+    gateways: Option<Vec<SocketAddr>>,
+    /// How much there is to do in each.
+    loads: Loads,
     /// How often in a row the look at an installation has failed.
     failures: Mutex<HashMap<ObjectRef<Mailbell>, u32>>,
 }
@@ -131,10 +148,18 @@ async fn look_after(client: &Client, options: &Options) {
         client: client.clone(),
         events: Recorder::new(client.clone(), reporter),
         image: options.image.clone(),
+        admins: Admins::new(client.clone(), options.admin_url.clone()),
+        gateways: options.gateways.clone(),
+        loads: Loads::default(),
         failures: Mutex::default(),
     };
+    let context = Arc::new(context);
     let children = Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let children = || children.clone();
+    let news = stream::unfold(Arc::clone(&context), |context| async {
+        context.loads.news().await;
+        Some(((), context))
+    });
     let controller = Controller::new(api::<Mailbell>(client, options), Config::default())
         .owns(api::<Deployment>(client, options), children())
         .owns(api::<StatefulSet>(client, options), children())
@@ -143,16 +168,19 @@ async fn look_after(client: &Client, options: &Options) {
         .owns(api::<ServiceAccount>(client, options), children())
         .owns(api::<ConfigMap>(client, options), children())
         .owns(api::<PodDisruptionBudget>(client, options), children())
-        .owns(api::<NetworkPolicy>(client, options), children());
-    controller
-        .run(reconcile, on_error, Arc::new(context))
+        .owns(api::<NetworkPolicy>(client, options), children())
+        .reconcile_all_on(news);
+    let store = controller.store();
+    let work = controller
+        .run(reconcile, on_error, Arc::clone(&context))
         .for_each(|result| async move {
             // Of a reconciliation it is told below, of its watches here.
             if let Err(error @ kube::runtime::controller::Error::QueueError(_)) = result {
                 tracing::warn!(%error, "the API server cannot be watched; it is tried again");
             }
-        })
-        .await;
+        });
+    let look = load::watch(&context, store, options.look_every);
+    tokio::join!(work, look);
 }
 
 fn api<K>(client: &Client, options: &Options) -> Api<K>

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use super::{
     Context, Error,
     cluster::{Cluster, Key, event},
+    load::{Pods, Sized},
 };
 use crate::{
-    api::{Mailbell, MailbellStatus, Scale},
+    api::{Mailbell, MailbellStatus},
     desired::{MANAGER, Stage, Wanted, desired},
     progress::{self, Found, Progress, conditions},
 };
@@ -51,22 +52,8 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     let wanted = Wanted {
         mailbell,
         image: &context.image,
-        watchers: size(
-            &cluster,
-            mailbell,
-            "StatefulSet",
-            "watcher",
-            mailbell.spec.watchers.scale,
-        )
-        .await?,
-        gateways: size(
-            &cluster,
-            mailbell,
-            "Deployment",
-            "gateway",
-            mailbell.spec.gateways.scale,
-        )
-        .await?,
+        watchers: size(&cluster, mailbell, context, Sized::Watchers).await?,
+        gateways: size(&cluster, mailbell, context, Sized::Gateways).await?,
     };
     let stages = desired(&wanted);
     let (found, mut refused) = apply(&cluster, &stages, mailbell.spec.paused).await?;
@@ -84,28 +71,42 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     refused.map_or(Ok(()), Err)
 }
 
-/// How many pods there are to be: as many as there are, within the bounds.
+/// How many pods of a part there are to be.
 async fn size(
     cluster: &Cluster<'_>,
     mailbell: &Mailbell,
-    kind: &str,
-    part: &str,
-    scale: Scale,
+    context: &Context,
+    part: Sized,
 ) -> Result<i32, Error> {
+    let (kind, part_name) = match part {
+        Sized::Watchers => ("StatefulSet", "watcher"),
+        Sized::Gateways => ("Deployment", "gateway"),
+    };
     let key = Key {
         api: "apps/v1".to_owned(),
         kind: kind.to_owned(),
-        name: format!("{}-{part}", mailbell.name_any()),
+        name: format!("{}-{part_name}", mailbell.name_any()),
     };
-    let there = cluster.get(&key).await?;
-    let replicas = there
-        .as_ref()
-        .and_then(|object| object.pointer("/spec/replicas"));
-    let replicas = replicas
-        .and_then(Value::as_i64)
-        .and_then(|count| i32::try_from(count).ok());
-    // The API server lets no minimum be larger than the maximum; somebody may have lowered that meanwhile.
-    Ok(replicas.unwrap_or(scale.min).min(scale.max).max(scale.min))
+    let object = cluster.get(&key).await?.unwrap_or_default();
+    let number = |place: &str| {
+        let number = object.pointer(place).and_then(Value::as_i64);
+        number.and_then(|count| i32::try_from(count).ok())
+    };
+    let pods = Pods {
+        there: number("/spec/replicas").unwrap_or_default(),
+        ready: number("/status/readyReplicas").unwrap_or_default(),
+        settled: progress::of(&object) == Progress::Done,
+    };
+    let wanted = context.loads.wanted(mailbell, part, pods);
+    if wanted != pods.there && pods.there > 0 {
+        tracing::info!(
+            name = key.name,
+            from = pods.there,
+            to = wanted,
+            "the number of pods changes"
+        );
+    }
+    Ok(wanted)
 }
 
 /// Applies stage after stage, up to one that is not usable yet; of those after it, looks how they stand. Answers also the first object
@@ -188,14 +189,19 @@ async fn remove_orphans(
 
 /// Writes the status, last, and only if it says something else than before; an event tells of a change of what a person cares about.
 async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(), Error> {
-    let before = mailbell.status.clone().unwrap_or_default();
+    let read = mailbell.status.clone().unwrap_or_default();
+    // What was read may be older than what was last written, and each change is told once.
+    let said = context.loads.status(mailbell);
+    let before = said.unwrap_or_else(|| read.clone());
     let generation = mailbell.metadata.generation;
+    let seen = context.loads.tell(mailbell);
     let status = MailbellStatus {
         observed_generation: generation,
         conditions: conditions(found, &before.conditions, generation, Timestamp::now()),
-        ..before.clone()
+        counts: seen.counts,
+        versions: seen.versions,
     };
-    if status == before {
+    if status == before && status == read {
         return Ok(());
     }
     let name = mailbell.name_any();
@@ -212,6 +218,7 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         .patch_status(&name, &params, &Patch::Apply(&patch))
         .await;
     patched.map_err(|source| Error::of(&key, source))?;
+    context.loads.is_said(mailbell, status.clone());
     let ready = |all: &[Condition]| all.iter().find(|it| it.type_ == "Ready").cloned();
     let (old, new) = (ready(&before.conditions), ready(&status.conditions));
     let said = |condition: &Option<Condition>| {

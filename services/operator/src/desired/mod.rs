@@ -11,6 +11,8 @@ mod pod;
 mod roles;
 mod secrets;
 
+pub use roles::{Sizes, gateway_pods, sizes};
+
 use std::hash::Hasher;
 
 use kube::{Resource as _, ResourceExt as _};

@@ -9,7 +9,12 @@ use super::{
     pod::{HTTP_PORT, Mount, Pod, Source, as_it_is, tls},
     present,
 };
-use crate::api::{Pods, Service, ServiceType};
+use kube::ResourceExt as _;
+
+use crate::{
+    api::{Mailbell, MailbellSpec, Pods, Service, ServiceType},
+    sizing::Bounds,
+};
 
 /// Where devices connect.
 pub(super) const PUSH_PORT: i32 = 7443;
@@ -18,6 +23,8 @@ pub(crate) const ADMIN_PORT: i32 = 7444;
 
 /// Mailboxes of a pod where the user says nothing: with them, and a tenth more, a watcher stays below its memory.
 const MAILBOXES_PER_POD: i32 = 10_000;
+/// Devices of a pod where the user says nothing: some 50 KB of its memory for each.
+const DEVICES_PER_POD: i32 = 20_000;
 /// Seconds over which a gateway's devices are sent elsewhere where the user says nothing.
 const DRAIN_SECONDS: i32 = 60;
 /// What a watcher needs to give its partitions away: a few at a time, each within a second.
@@ -116,10 +123,63 @@ pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
         wanted.service_account(part),
         wanted.disruption_budget(part),
         service_of(wanted, part, &service, ports),
+        // By which the operator finds them all.
+        headless(wanted, part, &format!("{}-pods", wanted.name(part)), false),
         deployment(wanted, part, wanted.gateways, template),
     ];
     objects.extend(route(wanted));
     objects
+}
+
+/// How many pods of each kind there may be, and what each is meant for.
+#[must_use]
+pub fn sizes(spec: &MailbellSpec) -> Sizes {
+    let bounds = |scale, per_pod: i32| Bounds {
+        scale,
+        per_pod: per_pod.unsigned_abs(),
+    };
+    let devices = spec.gateways.devices_per_pod;
+    Sizes {
+        watchers: bounds(spec.watchers.scale, mailboxes_per_pod(spec)),
+        gateways: bounds(spec.gateways.scale, devices.unwrap_or(DEVICES_PER_POD)),
+    }
+}
+
+/// See [`sizes`].
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// By mailboxes.
+    pub watchers: Bounds,
+    /// By devices.
+    pub gateways: Bounds,
+}
+
+fn mailboxes_per_pod(spec: &MailbellSpec) -> i32 {
+    spec.watchers.mailboxes_per_pod.unwrap_or(MAILBOXES_PER_POD)
+}
+
+/// Under which name every gateway is found, and where each says how it is.
+#[must_use]
+pub fn gateway_pods(mailbell: &Mailbell) -> (String, u16) {
+    let (name, namespace) = (mailbell.name_any(), mailbell.namespace());
+    let host = format!("{name}-gateway-pods.{}.svc", namespace.unwrap_or_default());
+    (
+        host,
+        HTTP_PORT.unsigned_abs().try_into().unwrap_or(u16::MAX),
+    )
+}
+
+/// Without an address of its own: its name has those of all its pods.
+fn headless(wanted: &Wanted<'_>, part: Part, name: &str, unready_too: bool) -> Value {
+    let content = json!({
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": unready_too,
+            "selector": wanted.selector(part),
+            "ports": [{ "name": "http", "port": HTTP_PORT, "targetPort": "http" }],
+        },
+    });
+    wanted.object("v1", "Service", name, part, content)
 }
 
 /// Of the Gateway API. Streams last for hours, so nothing on the way may count their time.
@@ -217,7 +277,7 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     };
     let mut settings = vec![("MAILBELL_KEY_RING_FILE", ring.path("key.ring"))];
     let mut files = vec![ring];
-    let mailboxes = watchers.mailboxes_per_pod.unwrap_or(MAILBOXES_PER_POD);
+    let mailboxes = mailboxes_per_pod(&wanted.mailbell.spec);
     let most = mailboxes.saturating_add((mailboxes / 10).max(1));
     settings.push(("MAILBELL_MOST_ACCOUNTS", most.to_string()));
     let paces = [
@@ -251,14 +311,6 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
         resources: resources("250m", "1Gi"),
     });
     let name = wanted.name(part);
-    let headless = json!({
-        "spec": {
-            "clusterIP": "None",
-            "publishNotReadyAddresses": true,
-            "selector": wanted.selector(part),
-            "ports": [{ "name": "http", "port": HTTP_PORT, "targetPort": "http" }],
-        },
-    });
     let set = json!({
         "spec": {
             "replicas": wanted.unless_paused(wanted.watchers),
@@ -271,7 +323,7 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     });
     vec![
         wanted.disruption_budget(part),
-        wanted.object("v1", "Service", &name, part, headless),
+        headless(wanted, part, &name, true),
         wanted.object("apps/v1", "StatefulSet", &name, part, set),
     ]
 }

@@ -38,6 +38,8 @@ fn a_deployment_is_waited_for_until_all_its_pods_are_of_the_new_kind() {
     assert_eq!(of(&deployment(2, 3, 2, 2)), Progress::Changing(text(2)));
     assert_eq!(of(&deployment(2, 2, 1, 2)), Progress::Changing(text(2)));
     assert_eq!(of(&deployment(2, 2, 2, 1)), Progress::Usable(text(1)));
+    assert_eq!(of(&deployment(2, 1, 1, 1)), Progress::Usable(text(1)));
+    assert_eq!(of(&deployment(2, 1, 0, 1)), Progress::Changing(text(1)));
     assert_eq!(of(&deployment(2, 2, 2, 0)), Progress::Waiting(text(0)));
     for (available, serves) in [(0, false), (1, true)] {
         let mut stuck = deployment(2, 3, 1, available);
@@ -98,8 +100,13 @@ fn one_watcher_takes_what_the_others_leave() {
         of(&set("watcher", 5, 5, 2, true)),
         Progress::Usable(text(2, 5))
     );
+    // There may be no room for them, and what comes after need not wait for it.
     assert_eq!(
         of(&set("watcher", 5, 3, 2, true)),
+        Progress::Usable(text(2, 5))
+    );
+    assert_eq!(
+        of(&set("watcher", 5, 3, 2, false)),
         Progress::Changing(text(2, 5))
     );
     assert_eq!(

@@ -15,7 +15,7 @@ use kube::{
 };
 use mailbell_operator::{
     api::Mailbell,
-    controller::{Options, run},
+    controller::{LOAD_EVERY, Options, run},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -52,19 +52,29 @@ impl Operator {
         })
     }
 
+    /// Told something else than usual.
+    pub(crate) fn start_with(
+        world: &World,
+        identity: &str,
+        tell: impl FnOnce(&mut Options),
+    ) -> Self {
+        let server = Arc::clone(&world.server);
+        let client = async move { server.client().await.unwrap() };
+        let mut options = options(world, identity);
+        tell(&mut options);
+        Self::launch(options, client)
+    }
+
     /// By this client. It is made on the operator's own runtime, where its connections live.
     pub(crate) fn start_by(
         world: &World,
         identity: &str,
         client: impl Future<Output = Client> + Send + 'static,
     ) -> Self {
-        let options = Options {
-            namespace: Some(world.namespace.clone()),
-            own_namespace: world.namespace.clone(),
-            identity: identity.to_owned(),
-            image: IMAGE.to_owned(),
-            admin_url: None,
-        };
+        Self::launch(options(world, identity), client)
+    }
+
+    fn launch(options: Options, client: impl Future<Output = Client> + Send + 'static) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -87,6 +97,19 @@ impl Operator {
     /// As by SIGKILL: wherever it is, and its lease stays.
     pub(crate) fn kill(self) {
         drop(self);
+    }
+}
+
+fn options(world: &World, identity: &str) -> Options {
+    Options {
+        namespace: Some(world.namespace.clone()),
+        own_namespace: world.namespace.clone(),
+        identity: identity.to_owned(),
+        image: IMAGE.to_owned(),
+        // Nobody is there.
+        admin_url: Some("http://127.0.0.1:1".to_owned()),
+        gateways: Some(Vec::new()),
+        look_every: LOAD_EVERY,
     }
 }
 

@@ -13,7 +13,7 @@ use mailbell_proto::{
         Account, CheckAccountRequest, CheckAccountResponse, CreateAccountRequest,
         CreateAccountResponse, DeleteAccountRequest, DeleteAccountResponse, DrainMemberRequest,
         DrainMemberResponse, GetAccountRequest, GetShardsRequest, GetShardsResponse,
-        ListAccountsRequest, ListAccountsResponse, ShardTotals, UpdateAccountRequest,
+        ListAccountsRequest, ListAccountsResponse, ShardMember, ShardTotals, UpdateAccountRequest,
         accounts_server::{Accounts, AccountsServer},
         get_account_request::By,
         shards_server::{Shards, ShardsServer},
@@ -46,6 +46,8 @@ struct State {
     silent: bool,
     token: String,
     made: u64,
+    /// `None`: it cannot say.
+    shards: Option<GetShardsResponse>,
 }
 
 impl FakeAdmin {
@@ -54,6 +56,7 @@ impl FakeAdmin {
         let addr = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State {
             token: TOKEN.to_owned(),
+            shards: Some(shards(7)),
             ..State::default()
         }));
         let mut server = Server::builder();
@@ -81,6 +84,11 @@ impl FakeAdmin {
         self.state().silent = silent;
     }
 
+    /// So many mailboxes are registered; `None`: it cannot say.
+    pub(crate) fn has_mailboxes(&self, mailboxes: Option<u64>) {
+        self.state().shards = mailboxes.map(shards);
+    }
+
     pub(crate) fn takes_token(&self, token: &str) {
         self.state().token = token.to_owned();
     }
@@ -98,6 +106,24 @@ impl FakeAdmin {
 impl Drop for FakeAdmin {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// Of one watcher, which watches seventeen of these mailboxes.
+fn shards(mailboxes: u64) -> GetShardsResponse {
+    GetShardsResponse {
+        members: vec![ShardMember {
+            release: "0.1.0".to_owned(),
+            owned: 1024,
+            watching: 17,
+            ..ShardMember::default()
+        }],
+        totals: Some(ShardTotals {
+            accounts: mailboxes,
+            ..ShardTotals::default()
+        }),
+        steady: true,
+        ..GetShardsResponse::default()
     }
 }
 
@@ -249,14 +275,9 @@ impl Shards for Service {
         request: Request<GetShardsRequest>,
     ) -> Result<Response<GetShardsResponse>, Status> {
         self.begin("shards", request).await?;
-        Ok(Response::new(GetShardsResponse {
-            totals: Some(ShardTotals {
-                accounts: 7,
-                ..ShardTotals::default()
-            }),
-            steady: true,
-            ..GetShardsResponse::default()
-        }))
+        let shards = self.0.lock().unwrap().shards.clone();
+        let unknown = || Status::unavailable("the accounts are still being read; try again");
+        shards.map(Response::new).ok_or_else(unknown)
     }
 
     async fn drain_member(

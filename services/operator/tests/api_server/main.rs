@@ -9,4 +9,5 @@ mod fake_admin;
 mod installation;
 mod operator;
 mod requests;
+mod sizing;
 mod world;

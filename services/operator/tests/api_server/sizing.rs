@@ -1,0 +1,136 @@
+//! How many pods there are, by what an admin API and gateways say. They are played here: no real ones have thousands of mailboxes and
+//! devices within a test.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, routing::get};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::{
+    actors::{IMAGE, Operator},
+    fake_admin::{FakeAdmin, TOKEN},
+    world::{World, mailbell, with},
+};
+
+/// Health and metrics of a gateway.
+#[derive(Default)]
+struct Gateway {
+    devices: AtomicU64,
+    looks: AtomicUsize,
+}
+
+impl Gateway {
+    async fn serve(self: &Arc<Self>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let gateway = Arc::clone(self);
+        let metrics = get(async move || {
+            gateway.looks.fetch_add(1, Ordering::Relaxed);
+            let devices = gateway.devices.load(Ordering::Relaxed);
+            format!(
+                "mailbell_build_info{{version=\"0.2.0\",role=\"gateway\"}} 1\nmailbell_gateway_devices {devices}\n"
+            )
+        });
+        let router = Router::new().route("/metrics", metrics);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address
+    }
+}
+
+impl World {
+    async fn watchers(&self) -> i32 {
+        let set: StatefulSet = self.there("main-watcher").await;
+        set.spec.unwrap().replicas.unwrap()
+    }
+
+    async fn gateways(&self) -> i32 {
+        let deployment: Deployment = self.there("main-gateway").await;
+        deployment.spec.unwrap().replicas.unwrap()
+    }
+
+    async fn until_pods(&self, watchers: i32, gateways: i32) {
+        let look = async || {
+            // Each part waits for those before it.
+            self.all_is_ready().await;
+            let there = (self.watchers().await, self.gateways().await);
+            (there == (watchers, gateways)).then_some(())
+        };
+        self.once(
+            look,
+            &format!("{watchers} watchers and {gateways} gateways"),
+        )
+        .await;
+        self.all_is_ready().await;
+        self.until_ready_says("True Running").await;
+    }
+}
+
+/// More mailboxes make more watchers, more devices more gateways, up to the bound; what is not known, or was needed a while ago, takes
+/// none away.
+#[tokio::test]
+async fn there_are_as_many_pods_as_are_needed() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    world
+        .secret("main-operator-token", json!({ "token": TOKEN }))
+        .await;
+    let (admin, gateway) = (FakeAdmin::start(None).await, Arc::new(Gateway::default()));
+    let address = gateway.serve().await;
+    let operator = Operator::start_with(&world, "one", |options| {
+        options.admin_url = Some(admin.url("http"));
+        // One answers for all.
+        options.gateways = Some(vec![address; 8]);
+        options.look_every = Duration::from_millis(100);
+    });
+    let see = |mailboxes: Option<u64>, devices: u64| {
+        admin.has_mailboxes(mailboxes);
+        gateway.devices.store(devices, Ordering::Relaxed);
+    };
+    let scale = json!({ "min": 2, "max": 5 });
+    let mut wanted = with(
+        &mailbell(),
+        "/spec/watchers",
+        json!({ "scale": scale, "mailboxesPerPod": 100 }),
+    );
+    wanted = with(&wanted, "/spec/gateways/scale", scale);
+    wanted = with(&wanted, "/spec/gateways/devicesPerPod", json!(80));
+    world.create(&wanted).await;
+    world.is_installed(IMAGE).await;
+    world.until_pods(2, 2).await;
+    // Eight times what the one says.
+    see(Some(301), 30);
+    world.until_pods(4, 3).await;
+    let told = || async {
+        let status = world.mailbells().get("main").await.unwrap().status?;
+        let (counts, versions) = (status.counts?, status.versions?);
+        let counts = (counts.mailboxes?, counts.watched?, counts.devices?);
+        (counts == (301, 17, 240) && versions.running == "0.1.0, 0.2.0").then_some(())
+    };
+    world.once(told, "the counts").await;
+    let (_, listed) = world.kubectl(&["get", "mailbells"], "").await;
+    assert!(listed.contains("301") && listed.contains("240"), "{listed}");
+    see(Some(1_000_000), 30);
+    world.until_pods(5, 3).await;
+    // Neither at once, nor where nobody answers.
+    for (mailboxes, devices) in [(Some(0), 0), (None, 0)] {
+        see(mailboxes, devices);
+        let begin = gateway.looks.load(Ordering::Relaxed);
+        let looked = || async {
+            let looks = gateway.looks.load(Ordering::Relaxed);
+            (looks > begin + 80).then_some(())
+        };
+        world.once(looked, "ten more looks").await;
+        assert_eq!((world.watchers().await, world.gateways().await), (5, 3));
+    }
+    operator.stop().await;
+}
