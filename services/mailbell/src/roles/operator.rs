@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use kube::{Client, Config};
-use mailbell_operator::controller::{self, Error, LOAD_EVERY, Options};
+use mailbell_operator::controller::{self, Error, LOAD_EVERY, Metrics, Options};
 use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
 use tokio_util::sync::CancellationToken;
 
@@ -104,11 +104,12 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     if process.unless_stopped(Box::pin(known)).await?.is_none() {
         return Ok(ExitCode::SUCCESS);
     }
+    let metrics = Metrics::register(process.metrics.registry());
     let mut work = Work::new();
     let mut drain = process.drain();
     work.spawn(async move {
         let stop = CancellationToken::new();
-        let lead = controller::run(client, options, stop.clone());
+        let lead = controller::run(client, options, metrics, stop.clone());
         tokio::pin!(lead);
         tokio::select! {
             biased;

@@ -44,6 +44,28 @@ impl Error {
         }
     }
 
+    /// What [`Error::class`] answers.
+    pub(super) const CLASSES: [&str; 6] = [
+        "refused",
+        "unreachable",
+        "too-long",
+        "unreadable",
+        "denied",
+        "no-definitions",
+    ];
+
+    /// Its class, for a metric.
+    pub(super) fn class(&self) -> &'static str {
+        match self {
+            Self::Object { .. } if self.is_answer() => "refused",
+            Self::Object { .. } | Self::Unreachable(_) => "unreachable",
+            Self::TooLong => "too-long",
+            Self::Json(_) => "unreadable",
+            Self::Denied(_) => "denied",
+            Self::NoDefinitions => "no-definitions",
+        }
+    }
+
     /// The API server has answered, and not what was hoped for.
     pub(super) fn is_answer(&self) -> bool {
         matches!(self, Self::Object { source, .. } if matches!(**source, kube::Error::Api(_)))

@@ -20,7 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Context,
-    metrics::{self, Gateways},
+    gateways::{self, Gateways},
 };
 use crate::{
     api::{Counts, Mailbell, MailbellStatus, Versions},
@@ -294,5 +294,5 @@ async fn gateways(context: &Context, mailbell: &Mailbell) -> Option<Gateways> {
     if all.len() < ready {
         return None;
     }
-    metrics::of_gateways(&all).await
+    gateways::ask(&all).await
 }

@@ -1,140 +1,292 @@
-//! What gateways say of themselves in their metrics.
+//! Names and labels of the operator's metrics; each name gets the prefix `mailbell_`. None has the name of an object as a label: of
+//! these there may be any number, and `kubectl get mailbells` has them.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
-
-use futures_util::{StreamExt as _, stream};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, body::Bytes};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-/// How long a gateway is waited for.
-const ANSWER: Duration = Duration::from_secs(5);
-/// The most that one says; a gateway's are some 30 KB.
-const MOST: usize = 1 << 20;
-/// So many are asked at once.
-const AT_ONCE: usize = 16;
-/// Devices that are attached.
-const DEVICES: &str = "mailbell_gateway_devices ";
-/// Of which release it is.
-const BUILD: &str = "mailbell_build_info{";
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::reflector::Store;
+use mailbell_runtime::metrics::{Registry, latency_histogram};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::histogram::Histogram,
+    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge},
+    registry::Unit,
+};
 
-/// What all gateways say together.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Gateways {
-    /// Devices that are attached to them.
-    pub(super) devices: u64,
-    /// Their releases.
-    pub(super) releases: BTreeSet<String>,
-    /// How many there are.
-    pub(super) pods: usize,
+use super::Error;
+use crate::api::Mailbell;
+
+/// `operator_leading`: 1 in the replica that works, 0 in the others.
+pub const LEADING: &str = "operator_leading";
+/// `operator_installations{state}`: installations by the reason of their condition Ready, in lower case: `running`, `changing`,
+/// `impaired`, `starting`, `failed`, `paused`; `unknown`: none was said yet. Told by the replica that works.
+pub const INSTALLATIONS: &str = "operator_installations";
+/// `operator_looks_total{outcome}`: looks at an installation: `ok`, or the class of why it could not be looked after: `refused`,
+/// `unreachable`, `too-long`, `unreadable`, `denied`, `no-definitions`.
+pub const LOOKS: &str = "operator_looks";
+/// `operator_look_seconds`: how long a look took.
+pub const LOOK: &str = "operator_look";
+
+/// The reasons of the condition Ready (`progress.rs`), and the states that they are.
+const STATES: [(&str, &str); 6] = [
+    ("Running", "running"),
+    ("Changing", "changing"),
+    ("Impaired", "impaired"),
+    ("Starting", "starting"),
+    ("Failed", "failed"),
+    ("Paused", "paused"),
+];
+/// Of an installation whose Ready has not been said yet, or has a reason that this release does not know.
+const UNKNOWN: &str = "unknown";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
 }
 
-/// Asks every gateway. `None`: not all of them have answered, so nothing is known.
-pub(super) async fn of_gateways(all: &[SocketAddr]) -> Option<Gateways> {
-    let client = Client::builder(TokioExecutor::new()).build_http();
-    let asked = stream::iter(all.to_vec()).map(|gateway| one(client.clone(), gateway));
-    let mut answers = asked.buffer_unordered(AT_ONCE);
-    let mut sum = Gateways {
-        pods: all.len(),
-        ..Gateways::default()
-    };
-    while let Some(answer) = answers.next().await {
-        let (devices, release) = answer?;
-        sum.devices = sum.devices.saturating_add(devices);
-        sum.releases.insert(release);
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+/// The metrics of one operator. The default counts into nothing.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    leading: Gauge,
+    looks: Family<Outcome, Counter>,
+    look: Histogram,
+    installations: Installations,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            leading: Gauge::default(),
+            looks: Family::default(),
+            look: latency_histogram(),
+            installations: Installations::default(),
+        }
     }
-    Some(sum)
 }
 
-async fn one(
-    client: Client<HttpConnector, Empty<Bytes>>,
-    gateway: SocketAddr,
-) -> Option<(u64, String)> {
-    let asked = async {
-        let request = Request::get(format!("http://{gateway}/metrics")).body(Empty::new());
-        let answer = client.request(request.ok()?).await.ok()?;
-        let body = Limited::new(answer.into_body(), MOST)
-            .collect()
-            .await
-            .ok()?;
-        String::from_utf8(body.to_bytes().into()).ok()
+impl Metrics {
+    /// Registers all of them, once a process.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        for outcome in ["ok"].into_iter().chain(Error::CLASSES) {
+            // There from the beginning, so that the first one shows as a change.
+            drop(metrics.looks.get_or_create(&Outcome { outcome }));
+        }
+        registry.register(
+            LEADING,
+            "1 in the replica that works",
+            metrics.leading.clone(),
+        );
+        registry.register(
+            LOOKS,
+            "Looks at an installation, by outcome",
+            metrics.looks.clone(),
+        );
+        registry.register_with_unit(
+            LOOK,
+            "Duration of a look at an installation",
+            Unit::Seconds,
+            metrics.look.clone(),
+        );
+        registry.register_collector(Box::new(metrics.installations.clone()));
+        metrics
+    }
+
+    /// Until it is dropped this replica leads, and looks after the installations of this store.
+    pub(super) fn lead(&self, store: Store<Mailbell>) -> Leading {
+        self.leading.set(1);
+        self.installations.set(Some(store));
+        Leading(self.clone())
+    }
+
+    pub(super) fn look(&self, error: Option<&Error>, took: Duration) {
+        let outcome = error.map_or("ok", Error::class);
+        self.looks.get_or_create(&Outcome { outcome }).inc();
+        self.look.observe(took.as_secs_f64());
+    }
+}
+
+/// See [`Metrics::lead`].
+pub(super) struct Leading(Metrics);
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.0.leading.set(0);
+        self.0.installations.set(None);
+    }
+}
+
+/// Counted at each scrape from what is watched anyway, so that one that is removed is not counted on.
+#[derive(Clone, Default)]
+struct Installations(Arc<Mutex<Option<Store<Mailbell>>>>);
+
+impl Installations {
+    fn set(&self, store: Option<Store<Mailbell>>) {
+        // Nothing that holds the lock can leave it half changed.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+
+    /// How many are in which state; `None`: this replica does not know.
+    fn count(&self) -> Option<BTreeMap<&'static str, i64>> {
+        let store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = store.as_ref()?.state();
+        let states = STATES.map(|(_, state)| state).into_iter();
+        let mut counts: BTreeMap<_, _> = states.chain([UNKNOWN]).map(|state| (state, 0)).collect();
+        for mailbell in all {
+            let conditions = mailbell.status.iter().flat_map(|status| &status.conditions);
+            *counts.entry(state(conditions)).or_default() += 1;
+        }
+        Some(counts)
+    }
+}
+
+fn state<'a>(mut conditions: impl Iterator<Item = &'a Condition>) -> &'static str {
+    let ready = conditions.find(|it| it.type_ == "Ready");
+    let of = |ready: &Condition| {
+        STATES
+            .into_iter()
+            .find(|(reason, _)| *reason == ready.reason)
     };
-    let text = tokio::time::timeout(ANSWER, asked).await.ok()??;
-    read(&text)
+    ready.and_then(of).map_or(UNKNOWN, |(_, state)| state)
 }
 
-/// Devices and release. `None`: it is no gateway of ours.
-fn read(text: &str) -> Option<(u64, String)> {
-    let devices = text.lines().find_map(|line| line.strip_prefix(DEVICES))?;
-    let labels = text.lines().find_map(|line| line.strip_prefix(BUILD))?;
-    let (_, release) = labels.split_once("version=\"")?;
-    let (release, _) = release.split_once('"')?;
-    Some((devices.trim().parse().ok()?, release.to_owned()))
+impl fmt::Debug for Installations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Installations")
+    }
+}
+
+impl Collector for Installations {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Installations by how they are";
+        let mut family = encoder.encode_descriptor(INSTALLATIONS, help, None, MetricType::Gauge)?;
+        for (state, count) in self.count().unwrap_or_default() {
+            ConstGauge::new(count).encode(family.encode_family(&State { state })?)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::{Router, routing::get};
-    use tokio::net::TcpListener;
+    use k8s_openapi::jiff::Timestamp;
+    use kube::runtime::{reflector, watcher::Event};
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::progress::{Found, Progress, conditions};
 
-    async fn gateway(text: impl Into<String>) -> SocketAddr {
-        let text = text.into();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let answer = get(|| async move { text.clone() });
-        let router = Router::new().route("/metrics", answer);
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        address
-    }
-
-    fn text(devices: &str, release: &str) -> String {
-        format!(
-            "# HELP mailbell_gateway_devices Attached devices.\n# TYPE mailbell_gateway_devices gauge\n\
-             mailbell_gateway_devices_behind 7\nmailbell_gateway_devices {devices}\n\
-             mailbell_build_info{{version=\"{release}\",role=\"gateway\"}} 1\n# EOF\n"
-        )
-    }
-
-    #[tokio::test]
-    async fn all_gateways_are_added_up() {
+    /// A reason that nobody counts would be an installation that no alert knows.
+    #[test]
+    fn each_way_an_installation_can_be_has_a_state() {
+        let text = || "x".to_owned();
+        let failed = |serves| Progress::Failed {
+            text: text(),
+            serves,
+        };
         let all = [
-            gateway(text("3", "0.1.0")).await,
-            gateway(text("4", "0.2.0")).await,
+            (Progress::Done, "running"),
+            (Progress::Usable(text()), "impaired"),
+            (Progress::Changing(text()), "changing"),
+            (Progress::Waiting(text()), "starting"),
+            (failed(true), "impaired"),
+            (failed(false), "failed"),
         ];
-        let sum = of_gateways(&all).await.unwrap();
-        assert_eq!((sum.devices, sum.pods), (7, 2));
-        assert_eq!(Vec::from_iter(sum.releases), ["0.1.0", "0.2.0"]);
-        assert_eq!(of_gateways(&[]).await, Some(Gateways::default()));
+        let of = |progress: &Progress, paused| {
+            let stages = vec![("one", progress.clone())];
+            let found = Found { stages, paused };
+            state(conditions(&found, &[], Some(1), Timestamp::UNIX_EPOCH).iter())
+        };
+        for (progress, expected) in all {
+            assert_eq!(of(&progress, false), expected, "{progress:?}");
+            assert_ne!(of(&progress, true), UNKNOWN, "{progress:?}");
+        }
+        assert_eq!(of(&Progress::Done, true), "paused");
+        assert_eq!(state([].into_iter()), UNKNOWN);
     }
 
-    /// One that is not counted would be one whose devices are not there.
-    #[tokio::test]
-    async fn nothing_is_known_unless_all_have_answered() {
-        let good = gateway(text("3", "0.1.0")).await;
-        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let closed = gone.local_addr().unwrap();
-        drop(gone);
-        let large = gateway(text("3", "0.1.0") + &" ".repeat(MOST)).await;
-        let other = gateway("<html>").await;
-        let odd = gateway(text("-3", "0.1.0")).await;
-        for bad in [closed, large, other, odd] {
-            assert_eq!(of_gateways(&[good, bad]).await, None);
+    fn installation(name: &str, reason: &str) -> Mailbell {
+        let ready = json!({ "type": "Ready", "status": "True", "reason": reason, "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        let object: Value = json!({
+            "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell",
+            "metadata": { "name": name, "namespace": "mail" },
+            "spec": {
+                "gateways": { "tls": { "insecurePlaintext": true } },
+                "admin": { "tls": { "insecurePlaintext": true } },
+                "nats": { "managed": { "image": "nats", "storage": { "size": "8Gi" } } },
+            },
+            "status": { "conditions": [ready] },
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn who_leads_tells_of_installations_that_are_there_and_nobody_else_does() {
+        let mut all = mailbell_runtime::metrics::Metrics::new("operator");
+        let ours = Metrics::register(all.registry());
+        let (store, mut writer) = reflector::store::<Mailbell>();
+        writer.apply_watcher_event(&Event::Apply(installation("one", "Running")));
+        writer.apply_watcher_event(&Event::Apply(installation("two", "Failed")));
+        writer.apply_watcher_event(&Event::Apply(installation("three", "Of another release")));
+        let count =
+            |state: &str| format!("\nmailbell_operator_installations{{state=\"{state}\"}} ");
+        let text = all.encode().unwrap();
+        assert!(text.contains("\nmailbell_operator_leading 0\n"), "{text}");
+        assert!(!text.contains(&count("running")), "{text}");
+        let leading = ours.lead(store);
+        let text = all.encode().unwrap();
+        assert!(text.contains("\nmailbell_operator_leading 1\n"), "{text}");
+        for (state, number) in [("running", 1), ("failed", 1), ("unknown", 1), ("paused", 0)] {
+            assert!(
+                text.contains(&format!("{}{number}\n", count(state))),
+                "{text}"
+            );
+        }
+        writer.apply_watcher_event(&Event::Delete(installation("two", "Failed")));
+        let text = all.encode().unwrap();
+        assert!(text.contains(&format!("{}0\n", count("failed"))), "{text}");
+        drop(leading);
+        let text = all.encode().unwrap();
+        assert!(text.contains("\nmailbell_operator_leading 0\n"), "{text}");
+        assert!(!text.contains(&count("running")), "{text}");
+        for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
+            assert_eq!(text.matches(line).count(), 1, "{line}");
         }
     }
 
-    #[tokio::test]
-    async fn one_that_says_nothing_is_not_waited_for() {
-        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = silent.local_addr().unwrap();
-        tokio::time::pause();
-        let asked = tokio::spawn(async move { of_gateways(&[address]).await });
-        let (_held, _) = silent.accept().await.unwrap();
-        tokio::time::advance(ANSWER).await;
-        assert_eq!(asked.await.unwrap(), None);
+    #[test]
+    fn each_class_of_a_failed_look_is_there_from_the_beginning() {
+        let mut all = mailbell_runtime::metrics::Metrics::new("operator");
+        let ours = Metrics::register(all.registry());
+        ours.look(None, Duration::from_millis(3));
+        ours.look(Some(&Error::TooLong), Duration::from_secs(120));
+        let text = all.encode().unwrap();
+        for (outcome, count) in [
+            ("ok", 1),
+            ("too-long", 1),
+            ("refused", 0),
+            ("unreachable", 0),
+        ] {
+            let line =
+                format!("\nmailbell_operator_looks_total{{outcome=\"{outcome}\"}} {count}\n");
+            assert!(text.contains(&line), "{line}: {text}");
+        }
+        assert!(
+            text.contains("\nmailbell_operator_look_seconds_count 2\n"),
+            "{text}"
+        );
     }
 }

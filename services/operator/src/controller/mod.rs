@@ -6,8 +6,9 @@ pub mod admin;
 mod cluster;
 mod election;
 mod error;
+mod gateways;
 mod load;
-mod metrics;
+pub mod metrics;
 mod reconcile;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
     fmt::Debug,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -45,11 +46,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{api::Mailbell, desired::MANAGER};
 
+use admin::Admins;
 use election::Election;
 pub use error::Error;
 use load::Loads;
-
-use admin::Admins;
+pub use metrics::Metrics;
 
 /// No look at an installation takes longer: an answer that is lost is not waited for.
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
@@ -89,6 +90,7 @@ struct Context {
     gateways: Option<Vec<SocketAddr>>,
     /// How much there is to do in each.
     loads: Loads,
+    metrics: Metrics,
     /// How often in a row the look at an installation has failed.
     failures: Mutex<HashMap<ObjectRef<Mailbell>, u32>>,
 }
@@ -117,7 +119,12 @@ pub async fn check(client: &Client, namespace: Option<&str>) -> Result<(), Error
 ///
 /// # Errors
 /// When it may neither read nor write the lease.
-pub async fn run(client: Client, options: Options, stop: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    client: Client,
+    options: Options,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let mut election = Election::new(client.clone(), &options.own_namespace, &options.identity);
     loop {
         tokio::select! {
@@ -131,7 +138,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> R
             () = stop.cancelled() => break,
             // At once, in the middle of whatever it does: each step of that can be done again by the next leader.
             () = election.lost() => tracing::warn!("this operator leads no longer"),
-            () = look_after(&client, &options) => {}
+            () = look_after(&client, &options, &metrics) => {}
         }
     }
     election.give_away().await;
@@ -139,7 +146,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> R
 }
 
 /// Until it is dropped.
-async fn look_after(client: &Client, options: &Options) {
+async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
     let reporter = Reporter {
         controller: MANAGER.to_owned(),
         instance: Some(options.identity.clone()),
@@ -151,6 +158,7 @@ async fn look_after(client: &Client, options: &Options) {
         admins: Admins::new(client.clone(), options.admin_url.clone()),
         gateways: options.gateways.clone(),
         loads: Loads::default(),
+        metrics: metrics.clone(),
         failures: Mutex::default(),
     };
     let context = Arc::new(context);
@@ -171,6 +179,7 @@ async fn look_after(client: &Client, options: &Options) {
         .owns(api::<NetworkPolicy>(client, options), children())
         .reconcile_all_on(news);
     let store = controller.store();
+    let _leading = metrics.lead(store.clone());
     let work = controller
         .run(reconcile, on_error, Arc::clone(&context))
         .for_each(|result| async move {
@@ -197,11 +206,14 @@ where
 }
 
 async fn reconcile(mailbell: Arc<Mailbell>, context: Arc<Context>) -> Result<Action, Error> {
+    let begun = Instant::now();
     let look = reconcile::installation(&mailbell, &context);
-    match tokio::time::timeout(LOOK_LIMIT, look).await {
-        Ok(done) => done?,
-        Err(_elapsed) => return Err(Error::TooLong),
-    }
+    let done = match tokio::time::timeout(LOOK_LIMIT, look).await {
+        Ok(done) => done,
+        Err(_elapsed) => Err(Error::TooLong),
+    };
+    context.metrics.look(done.as_ref().err(), begun.elapsed());
+    done?;
     context.failures().remove(&ObjectRef::from_obj(&*mailbell));
     Ok(Action::requeue(LOOK_AGAIN))
 }

@@ -15,7 +15,7 @@ use kube::{
 };
 use mailbell_operator::{
     api::Mailbell,
-    controller::{LOAD_EVERY, Options, run},
+    controller::{LOAD_EVERY, Metrics, Options, run},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -80,7 +80,9 @@ impl Operator {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
         let task = runtime.spawn(async move {
-            run(client.await, options, stopped).await.unwrap();
+            run(client.await, options, Metrics::default(), stopped)
+                .await
+                .unwrap();
         });
         Self {
             stop,
