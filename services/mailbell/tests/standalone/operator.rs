@@ -3,8 +3,12 @@
 use std::process::Output;
 
 use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
+use mailbell_test_servers::free_port;
 
-use crate::machine::{LIMIT, Machine, text};
+use crate::{
+    alerts,
+    machine::{LIMIT, Machine, get, text},
+};
 
 const OPERATOR: [&str; 5] = [
     "operator",
@@ -70,7 +74,9 @@ async fn an_operator_that_cannot_work_says_why_and_one_that_can_ends_in_order() 
         code == Some(77) && said.contains("cannot list resource"),
         "{code:?}: {said}"
     );
-    machine.start_role(&OPERATOR).await;
+    let http = format!("127.0.0.1:{}", free_port().unwrap());
+    let listen = ("MAILBELL_HTTP_LISTEN".to_owned(), http.clone());
+    machine.start_told(&OPERATOR, vec![listen], &http).await;
     let manifest = r#"{
         "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell", "metadata": { "name": "main" },
         "spec": {
@@ -100,6 +106,22 @@ async fn an_operator_that_cannot_work_says_why_and_one_that_can_ends_in_order() 
         "jsonpath={.spec.holderIdentity}",
     ];
     assert!(!kubectl(&server, &holder, "").await.is_empty());
+    let starting = "\nmailbell_operator_installations{state=\"starting\"} 1\n";
+    let metrics = || get(&http, "/metrics").unwrap_or_default();
+    machine
+        .until("counted", |_| metrics().contains(starting))
+        .await;
+    let metrics = metrics();
+    assert!(
+        metrics.contains("\nmailbell_operator_leading 1\n"),
+        "{metrics}"
+    );
+    alerts::are_about(&metrics, |name| name.starts_with("mailbell_operator_"));
+    // The states that they speak of.
+    for state in ["starting", "failed", "unknown", "impaired"] {
+        let state = format!("\nmailbell_operator_installations{{state=\"{state}\"}} ");
+        assert!(metrics.contains(&state), "{metrics}");
+    }
     assert_eq!(machine.stop().await.code(), Some(0));
     // Given away, so that the next one need not wait for it to age.
     assert_eq!(kubectl(&server, &holder, "").await, "");

@@ -99,8 +99,8 @@ async fn is_taken(world: &World, name: &str, objects: &[Value]) -> usize {
     pods
 }
 
-/// The Gateway API.
-const FOREIGN: [&str; 1] = ["GRPCRoute"];
+/// Of the Gateway API and of the Prometheus operator.
+const FOREIGN: [&str; 3] = ["GRPCRoute", "PodMonitor", "PrometheusRule"];
 
 /// It takes no field that it does not know, and no pod that may more than the strictest of its levels allows.
 #[tokio::test]

@@ -52,6 +52,13 @@ fn modes() -> [(&'static str, Value); 5] {
                 "priorityClassName": "high",
                 "podLabels": { "team": "mail" },
                 "podAnnotations": { "note": "mail" },
+                "networkPolicy": {
+                    "create": true,
+                    "apiServerPorts": [16443],
+                    "apiServerNetworks": ["192.0.2.0/24", "2001:db8::/32"],
+                },
+                "podMonitor": { "create": true, "interval": "1m", "labels": { "release": "prometheus" } },
+                "prometheusRule": { "create": true, "labels": { "release": "prometheus" } },
                 "mailbell": { "create": true, "name": "other", "spec": installation },
             }),
         ),

@@ -2,6 +2,7 @@
 //! them is tested in `api_server`.
 
 #![cfg(test)]
+mod alerts;
 mod golden;
 mod readme;
 mod refusals;

@@ -8,12 +8,14 @@ use crate::{
 };
 
 /// What may have any names in it, since somebody else says which: Kubernetes, clouds, or the definition of a `Mailbell`.
-const OPEN: [&str; 10] = [
+const OPEN: [&str; 12] = [
     "affinity",
     "mailbell.spec",
     "nodeSelector",
     "podAnnotations",
     "podLabels",
+    "podMonitor.labels",
+    "prometheusRule.labels",
     "resources.limits",
     "resources.requests",
     "serviceAccount.annotations",
@@ -39,6 +41,18 @@ async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
         (
             json!({ "mailbell": { "name": "other" } }),
             "mailbell.name is of use only with mailbell.create: true",
+        ),
+        (
+            json!({ "networkPolicy": { "apiServerNetworks": ["192.0.2.0/24"] } }),
+            "networkPolicy.apiServerNetworks are of use only with networkPolicy.create: true",
+        ),
+        (
+            json!({ "podMonitor": { "labels": { "a": "b" } } }),
+            "podMonitor.labels are of use only with podMonitor.create: true",
+        ),
+        (
+            json!({ "prometheusRule": { "labels": { "a": "b" } } }),
+            "prometheusRule.labels are of use only with prometheusRule.create: true",
         ),
         (
             json!({ "mailbell": { "create": true, "name": "other", "spec": { "paused": true } } }),
@@ -78,6 +92,18 @@ async fn values_out_of_their_bounds_are_refused() {
         ),
         (
             json!({ "installations": ["a", "A"] }),
+            "does not match pattern",
+        ),
+        (
+            json!({ "networkPolicy": { "apiServerPorts": [] } }),
+            "minItems",
+        ),
+        (
+            json!({ "networkPolicy": { "apiServerNetworks": ["everywhere"] } }),
+            "does not match pattern",
+        ),
+        (
+            json!({ "podMonitor": { "interval": "often" } }),
             "does not match pattern",
         ),
         (json!({ "tolerations": [1] }), "want object"),
