@@ -1,5 +1,6 @@
 //! `mailbell doctor`: what is wrong, and what to do.
 
+mod kube;
 mod local;
 mod mailboxes;
 mod nats;
@@ -30,17 +31,29 @@ Looks at a standalone installation from outside, or with --nats-url and the NATS
 A standalone installation on a NATS server that is not its own needs the user of that too. Changes nothing, but logs in to each
 mailbox once (at most 50 of them).
 
+With --kube it looks at the installations of a namespace on Kubernetes, by the current context of kubectl: definitions, operator, what
+the operator says, Secrets (by name; certificates are read), disks and pods. What you may not see is skipped, and said.
+
 With --json a finding's `verdict` is ok, warn, fail, or skipped: that was not looked at, and `said` says why.
 
 Exit codes: 0 all is well, or there are only warnings; 69 something is wrong.
 
 Examples:
   mailbell doctor
+  mailbell doctor --kube --namespace mail
   mailbell doctor --json | jq -r '.findings[] | select(.verdict == \"fail\") | .advice'")]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Look at the installations on Kubernetes
+    #[arg(long)]
+    pub kube: bool,
+
+    /// Their namespace [default: that of the pod, or of the current context]
+    #[arg(long, short, requires = "kube", value_name = "NAME")]
+    pub namespace: Option<String>,
 
     /// Do not log in to the mailboxes
     #[arg(long)]
@@ -76,6 +89,10 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
 
 async fn examine(args: &Args) -> Result<Report, Failure> {
     let mut report = Report::default();
+    if args.kube {
+        kube::examine(&mut report, args.namespace.as_deref()).await;
+        return Ok(report);
+    }
     let directory = args.admin.state.path()?;
     // A cluster has no state directory.
     let remote = !args.nats.nats_url.is_empty();

@@ -58,7 +58,7 @@ impl Report {
         self.add(name, Verdict::Fail, said.into(), advice.into());
     }
 
-    fn add(&mut self, name: &str, verdict: Verdict, said: String, advice: String) {
+    pub(super) fn add(&mut self, name: &str, verdict: Verdict, said: String, advice: String) {
         self.findings.push(Finding {
             name: name.to_owned(),
             verdict,

@@ -3,11 +3,14 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a test stops at the first surprise"
+    clippy::print_stderr,
+    reason = "a test stops at the first surprise, and says what it leaves out"
 )]
 
 mod alerts;
+mod cluster;
 mod commands;
+mod kube;
 mod lives;
 mod machine;
 mod operator;

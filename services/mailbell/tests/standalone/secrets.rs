@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, process::Output};
 
-use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
 use serde_json::Value;
 
-use crate::machine::{Machine, text};
+use crate::{
+    cluster::{CHART, Cluster},
+    machine::{Machine, text},
+};
 
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell");
 /// What the installation's own account makes.
 const MADE: [&str; 5] = [
     "nats-users",
@@ -17,58 +18,27 @@ const MADE: [&str; 5] = [
     "signing-key",
 ];
 
-struct Cluster {
-    server: ApiServer,
-}
-
-impl Cluster {
-    async fn start(binaries: Binaries) -> Self {
-        let server = ApiServer::start(binaries).await.unwrap();
-        Self { server }
-    }
-
-    async fn tool(&self, name: &str, arguments: &[&str]) -> (bool, String) {
-        let output = self.server.tool(name).run(arguments, "").await.unwrap();
-        let said = text(&output.stdout) + &text(&output.stderr);
-        (output.status.success(), said)
-    }
-
-    async fn kubectl(&self, arguments: &[&str]) -> String {
-        let (done, said) = self.tool("kubectl", arguments).await;
-        assert!(done, "{arguments:?}: {said}");
-        said
-    }
-
-    /// A machine whose commands act as this service account, which is made.
-    async fn account(&self, name: &str) -> Machine {
-        self.kubectl(&["create", "serviceaccount", name]).await;
-        let token = self.kubectl(&["create", "token", name]).await;
-        let config = self.server.kubeconfig_with(name, token.trim()).unwrap();
-        Machine::on_cluster(config)
-    }
-
-    /// Every key of the installation's Secrets.
-    async fn all(&self) -> BTreeMap<String, String> {
-        // Not those in which Helm keeps its releases.
-        let list = [
-            "get",
-            "secrets",
-            "--field-selector=type=Opaque",
-            "-o",
-            "json",
-        ];
-        let list = self.kubectl(&list).await;
-        let list: Value = serde_json::from_str(&list).unwrap();
-        let mut all = BTreeMap::new();
-        for secret in list.get("items").unwrap().as_array().unwrap() {
-            let name = secret.pointer("/metadata/name").unwrap().as_str().unwrap();
-            let data = secret.get("data").and_then(Value::as_object);
-            for (key, value) in data.into_iter().flatten() {
-                all.insert(format!("{name}/{key}"), value.as_str().unwrap().to_owned());
-            }
+/// Every key of the installation's Secrets.
+async fn filled(cluster: &Cluster) -> BTreeMap<String, String> {
+    // Not those in which Helm keeps its releases.
+    let list = [
+        "get",
+        "secrets",
+        "--field-selector=type=Opaque",
+        "-o",
+        "json",
+    ];
+    let list = cluster.kubectl(&list).await;
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let mut all = BTreeMap::new();
+    for secret in list.get("items").unwrap().as_array().unwrap() {
+        let name = secret.pointer("/metadata/name").unwrap().as_str().unwrap();
+        let data = secret.get("data").and_then(Value::as_object);
+        for (key, value) in data.into_iter().flatten() {
+            all.insert(format!("{name}/{key}"), value.as_str().unwrap().to_owned());
         }
-        all
     }
+    all
 }
 
 fn fill(machine: &Machine, what: &[&str]) -> (Option<i32>, String) {
@@ -85,11 +55,9 @@ fn fill(machine: &Machine, what: &[&str]) -> (Option<i32>, String) {
 /// Each account fills what is its own, once, and gets at nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_job_fills_what_is_missing_with_no_more_rights_than_it_needs() {
-    let Some(binaries) = Binaries::find() else {
-        eprintln!("left out: {MISSING}");
+    let Some(cluster) = Cluster::start().await else {
         return;
     };
-    let cluster = Cluster::start(binaries).await;
     let (secrets, watcher) = (
         cluster.account("main-secrets").await,
         cluster.account("main-watcher").await,
@@ -103,7 +71,7 @@ async fn each_job_fills_what_is_missing_with_no_more_rights_than_it_needs() {
     let install = ["install", "mailbell", CHART];
     let (installed, said) = cluster.tool("helm", &install).await;
     assert!(installed, "{said}");
-    assert_eq!(cluster.all().await, BTreeMap::new());
+    assert_eq!(filled(&cluster).await, BTreeMap::new());
     let mine = [
         "patch",
         "secret",
@@ -123,7 +91,7 @@ async fn each_job_fills_what_is_missing_with_no_more_rights_than_it_needs() {
         (code, said.as_str()),
         (Some(0), "made   main-key-ring: key.ring\n")
     );
-    let first = cluster.all().await;
+    let first = filled(&cluster).await;
     let names: Vec<&str> = first.keys().map(String::as_str).collect();
     assert_eq!(
         names,
@@ -149,7 +117,7 @@ async fn each_job_fills_what_is_missing_with_no_more_rights_than_it_needs() {
     // Run again, with an upgrade of the chart between, nothing changes.
     let (upgraded, said) = cluster.tool("helm", &["upgrade", "mailbell", CHART]).await;
     assert!(upgraded, "{said}");
-    assert_eq!(cluster.all().await, first);
+    assert_eq!(filled(&cluster).await, first);
     for (machine, what) in [(&secrets, &MADE[..]), (&watcher, &["key-ring"])] {
         let (code, said) = fill(machine, what);
         assert!(
@@ -157,7 +125,7 @@ async fn each_job_fills_what_is_missing_with_no_more_rights_than_it_needs() {
             "{code:?}: {said}"
         );
     }
-    assert_eq!(cluster.all().await, first);
+    assert_eq!(filled(&cluster).await, first);
     // Each other's.
     for (machine, what) in [(&secrets, "key-ring"), (&watcher, "admin-token")] {
         let (code, said) = fill(machine, &[what]);
@@ -187,17 +155,15 @@ async fn each_job_fills_what_is_missing_with_no_more_rights_than_it_needs() {
     // They outlive the release.
     let (uninstalled, said) = cluster.tool("helm", &["uninstall", "mailbell"]).await;
     assert!(uninstalled, "{said}");
-    assert_eq!(cluster.all().await, first);
+    assert_eq!(filled(&cluster).await, first);
 }
 
 /// Two at once agree, and a person with the right to make Secrets needs no chart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_makes_them_without_the_chart_and_of_two_at_once_nothing_is_lost() {
-    let Some(binaries) = Binaries::find() else {
-        eprintln!("left out: {MISSING}");
+    let Some(cluster) = Cluster::start().await else {
         return;
     };
-    let cluster = Cluster::start(binaries).await;
     let person = Machine::on_cluster(cluster.server.kubeconfig());
     let start = || {
         let mut arguments = vec!["secrets", "key-ring"];
@@ -215,7 +181,7 @@ async fn a_person_makes_them_without_the_chart_and_of_two_at_once_nothing_is_los
     }
     // Each by one of them.
     assert_eq!(made, 6);
-    assert_eq!(cluster.all().await.len(), 12);
+    assert_eq!(filled(&cluster).await.len(), 12);
     let half = [
         "patch",
         "secret",

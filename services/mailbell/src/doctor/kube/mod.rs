@@ -1,0 +1,162 @@
+//! An installation on Kubernetes, from outside: with the rights of whoever asks, of whom some may not see everything.
+
+mod access;
+mod certificate;
+mod installation;
+mod operator;
+mod pods;
+
+use std::time::Duration;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, CustomResourceDefinitionSpec,
+};
+use kube::{Api, Client, Config, ResourceExt as _, api::ListParams};
+use mailbell_operator::{api::Mailbell, crds};
+use tokio::time::timeout;
+
+use super::Report;
+use access::{Seen, seen};
+
+/// How long all of it may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(10);
+/// So many objects of a kind are looked at.
+const MOST: u32 = 500;
+
+/// The installations of this namespace, or of the one that kubectl is in.
+pub(super) async fn examine(report: &mut Report, namespace: Option<&str>) {
+    let Some((client, namespace)) = connect(report, namespace).await else {
+        return;
+    };
+    let looked = look(report, &client, &namespace);
+    if timeout(LIMIT, looked).await.is_err() {
+        report.fail(
+            "cluster",
+            "the API server took too long to answer all questions",
+            "look again; if it stays so, the API server is overloaded or far away",
+        );
+    }
+}
+
+async fn connect(report: &mut Report, namespace: Option<&str>) -> Option<(Client, String)> {
+    let advice = "see whether `kubectl get mailbells` works; KUBECONFIG and the current context say which cluster is meant";
+    let mut config = match Config::infer().await {
+        Ok(config) => config,
+        Err(error) => {
+            report.fail("cluster", format!("no way to a cluster: {error}"), advice);
+            return None;
+        }
+    };
+    let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
+    config.connect_timeout = Some(ANSWER);
+    config.read_timeout = Some(ANSWER);
+    let client = match Client::try_from(config) {
+        Ok(client) => client,
+        Err(error) => {
+            report.fail("cluster", format!("no way to a cluster: {error}"), advice);
+            return None;
+        }
+    };
+    // Answered to everybody who is somebody.
+    match timeout(ANSWER, client.apiserver_version()).await {
+        Ok(Ok(version)) => report.ok(
+            "cluster",
+            format!("Kubernetes {}, namespace {namespace}", version.git_version),
+        ),
+        Ok(Err(error)) => {
+            let said = format!(
+                "no good answer from the API server: {}",
+                access::said(&error)
+            );
+            report.fail("cluster", said, advice);
+            return None;
+        }
+        Err(_elapsed) => {
+            report.fail("cluster", "the API server does not answer", advice);
+            return None;
+        }
+    }
+    Some((client, namespace))
+}
+
+async fn look(report: &mut Report, client: &Client, namespace: &str) {
+    if !definitions(report, client).await {
+        return;
+    }
+    operator::examine(report, client, namespace).await;
+    let api: Api<Mailbell> = Api::namespaced(client.clone(), namespace);
+    let found = api.list(&ListParams::default().limit(MOST)).await;
+    match seen(found) {
+        Seen::There(all) if all.items.is_empty() => report.warn(
+            "installation",
+            format!("there is none in the namespace {namespace}"),
+            "apply a Mailbell object (`kubectl explain mailbell.spec`), or name its namespace with --namespace",
+        ),
+        Seen::There(all) => {
+            for mailbell in &all.items {
+                installation::examine(report, client, namespace, mailbell).await;
+            }
+        }
+        Seen::Missing => {}
+        Seen::Denied(why) => report.fail(
+            "installation",
+            format!("you may not see which there are: {why}"),
+            "ask for the right to get and list mailbells",
+        ),
+        Seen::Failed(why) => report.fail(
+            "installation",
+            why,
+            "look again; if an object cannot be read, it is of another release than this command",
+        ),
+    }
+}
+
+/// Whether the cluster knows our kinds, as far as that can be seen, and as this release has them.
+async fn definitions(report: &mut Report, client: &Client) -> bool {
+    const NAME: &str = "definitions";
+    let advice =
+        "install the chart mailbell-crds, or `mailbell crds | kubectl apply --server-side -f -`";
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let mut others = Vec::new();
+    for ours in crds::definitions() {
+        let name = ours.name_any();
+        match seen(api.get(&name).await) {
+            Seen::There(theirs) if is_same(&ours.spec, &theirs.spec) => {}
+            Seen::There(_) => others.push(name),
+            Seen::Missing => {
+                report.fail(NAME, format!("the cluster does not know {name}"), advice);
+                return false;
+            }
+            Seen::Denied(why) => {
+                report.skipped(NAME, format!("you may not read them: {why}"));
+                return true;
+            }
+            Seen::Failed(why) => {
+                report.fail(NAME, why, "look again");
+                return false;
+            }
+        }
+    }
+    if others.is_empty() {
+        report.ok(NAME, "are there, and of this release");
+    } else {
+        report.warn(
+            NAME,
+            format!("of another release than this command: {}", others.join(", ")),
+            "if the operator is of this release, upgrade the chart mailbell-crds; else use the mailbell of the operator's release",
+        );
+    }
+    true
+}
+
+/// What a user can say; what the server adds to a definition is no difference.
+fn is_same(ours: &CustomResourceDefinitionSpec, theirs: &CustomResourceDefinitionSpec) -> bool {
+    let schemas = |spec: &CustomResourceDefinitionSpec| {
+        let versions = spec.versions.iter();
+        let schemas = versions.map(|it| (it.name.clone(), serde_json::to_value(&it.schema).ok()));
+        schemas.collect::<Vec<_>>()
+    };
+    schemas(ours) == schemas(theirs)
+}
