@@ -1,6 +1,6 @@
 //! An image, and the archive of it (OCI image specification 1.1: image manifest, image configuration, and image layout in a tar file).
 
-use std::io::Write as _;
+use std::{collections::BTreeMap, io::Write as _};
 
 use anyhow::Context as _;
 use flate2::{Compression, GzBuilder};
@@ -9,18 +9,20 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType};
 
-use crate::files::{self, BINARY, ROOTS, USER, add};
+use crate::files::{self, ROOTS, USER, add};
 
 /// What an image is made of.
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     /// A static one.
     pub(crate) binary: &'a [u8],
-    /// By which it is known once it is imported, with a tag.
+    /// What the program is called; it is found in `/usr/bin`.
+    pub(crate) program: &'a str,
+    /// By which the image is known once it is imported, with a tag.
     pub(crate) name: &'a str,
-    /// The commit that the binary was built from.
-    pub(crate) revision: &'a str,
-    /// When that commit was made.
+    /// What else it says of itself, by the names of the specification after `org.opencontainers.image.`; the version is the tag.
+    pub(crate) labels: &'a [(&'a str, &'a str)],
+    /// When what it is built from was made.
     pub(crate) created: Timestamp,
 }
 
@@ -43,14 +45,20 @@ impl Image {
     pub(crate) fn new(source: &Source<'_>) -> anyhow::Result<Self> {
         let Source {
             binary,
+            program,
             name,
-            revision,
+            labels,
             created,
         } = *source;
         let tag = name.rsplit_once(':').map(|(_, tag)| tag);
         let tag = tag.filter(|tag| !tag.is_empty() && !tag.contains('/'));
         let tag = tag.with_context(|| format!("{name} has no tag"))?;
-        let files = files::layer(binary)?;
+        let files = files::layer(program, binary)?;
+        let labels: BTreeMap<String, &str> = labels
+            .iter()
+            .chain(&[("version", tag)])
+            .map(|(key, value)| (format!("org.opencontainers.image.{key}"), *value))
+            .collect();
         // With neither a time nor a name in it.
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
         gzip.write_all(&files)?;
@@ -61,16 +69,9 @@ impl Image {
             "os": "linux",
             "config": {
                 "User": format!("{USER}:{USER}"),
-                "Entrypoint": [format!("/{BINARY}")],
+                "Entrypoint": [format!("/{}", files::path(program))],
                 "Env": ["PATH=/usr/bin", format!("SSL_CERT_FILE=/{ROOTS}")],
-                "Labels": {
-                    "org.opencontainers.image.title": "Mailbell",
-                    "org.opencontainers.image.description": "Push e-mail for ordinary IMAP mailboxes",
-                    "org.opencontainers.image.licenses": "Apache-2.0",
-                    "org.opencontainers.image.url": "https://mailbell.dev",
-                    "org.opencontainers.image.version": tag,
-                    "org.opencontainers.image.revision": revision,
-                },
+                "Labels": labels,
             },
             "rootfs": { "type": "layers", "diff_ids": [digest(&files)] },
         })
@@ -139,7 +140,7 @@ fn digest(content: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, io::Read as _};
+    use std::io::Read as _;
 
     use flate2::read::GzDecoder;
 
@@ -155,8 +156,9 @@ mod tests {
     fn image(binary: &[u8]) -> Image {
         let source = Source {
             binary,
+            program: "mailbell",
             name: "mailbell.dev/mailbell:0.1.0",
-            revision: "abc",
+            labels: &[("revision", "abc")],
             created: Timestamp::from_second(1_700_000_000).unwrap(),
         };
         Image::new(&source).unwrap()
@@ -205,6 +207,9 @@ mod tests {
         assert_eq!(config["created"], "2023-11-14T22:13:20Z");
         assert_eq!(config["config"]["User"], "65532:65532");
         assert_eq!(config["config"]["Entrypoint"][0], "/usr/bin/mailbell");
+        let label = |name| &config["config"]["Labels"][format!("org.opencontainers.image.{name}")];
+        assert_eq!(label("version"), "0.1.0");
+        assert_eq!(label("revision"), "abc");
         let layer = blob(&manifest["layers"][0]);
         let mut unpacked = Vec::new();
         GzDecoder::new(&layer[..])
@@ -234,8 +239,9 @@ mod tests {
         for name in ["mailbell", "localhost:5000/mailbell", "mailbell:"] {
             let source = Source {
                 binary: &binary(),
+                program: "mailbell",
                 name,
-                revision: "abc",
+                labels: &[],
                 created: Timestamp::UNIX_EPOCH,
             };
             let refused = Image::new(&source).unwrap_err().to_string();

@@ -4,18 +4,21 @@ use anyhow::{Context as _, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tar::{Builder, EntryType, Header};
 
-/// Where the binary is.
-pub(crate) const BINARY: &str = "usr/bin/mailbell";
+/// Where a program is.
+pub(crate) fn path(program: &str) -> String {
+    format!("usr/bin/{program}")
+}
+
 /// Where libraries of TLS look for the certificates.
 pub(crate) const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Its user and group: nobody else's, and not root.
 pub(crate) const USER: u32 = 65532;
 
 /// A tar archive of all files, each owned by root and of the time zero.
-pub(crate) fn layer(binary: &[u8]) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn layer(program: &str, binary: &[u8]) -> anyhow::Result<Vec<u8>> {
     check_static(binary)?;
-    let passwd = format!("mailbell:x:{USER}:{USER}::/nonexistent:/nonexistent\n");
-    let group = format!("mailbell:x:{USER}:\n");
+    let passwd = format!("{program}:x:{USER}:{USER}::/nonexistent:/nonexistent\n");
+    let group = format!("{program}:x:{USER}:\n");
     let roots = roots();
     let mut tar = Builder::new(Vec::new());
     for folder in ["etc/", "etc/ssl/", "etc/ssl/certs/", "usr/", "usr/bin/"] {
@@ -25,7 +28,7 @@ pub(crate) fn layer(binary: &[u8]) -> anyhow::Result<Vec<u8>> {
         ("etc/passwd", 0o644, passwd.as_bytes()),
         ("etc/group", 0o644, group.as_bytes()),
         (ROOTS, 0o644, roots.as_bytes()),
-        (BINARY, 0o755, binary),
+        (&path(program), 0o755, binary),
     ] {
         add(&mut tar, path, EntryType::Regular, mode, content)?;
     }
@@ -108,10 +111,10 @@ mod tests {
     #[test]
     fn a_binary_that_needs_libraries_is_refused() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        let refused = layer(&own).unwrap_err().to_string();
+        let refused = layer("mailbell", &own).unwrap_err().to_string();
         assert!(refused.contains("crt-static"), "{refused}");
         for junk in [&b""[..], b"\x7fELF\x02\x01", b"#!/bin/sh\n"] {
-            let refused = layer(junk).unwrap_err().to_string();
+            let refused = layer("mailbell", junk).unwrap_err().to_string();
             assert!(refused.contains("no 64-bit"), "{refused}");
         }
     }
@@ -131,7 +134,7 @@ mod tests {
             "FROM scratch".to_owned(),
             format!("ENV PATH=/usr/bin SSL_CERT_FILE=/{ROOTS}"),
             format!("USER {USER}:{USER}"),
-            format!("ENTRYPOINT [\"/{BINARY}\"]"),
+            format!("ENTRYPOINT [\"/{}\"]", path("mailbell")),
         ] {
             assert!(file.lines().any(|found| found == line), "{line}");
         }

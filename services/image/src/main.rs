@@ -19,12 +19,24 @@ use jiff::Timestamp;
 
 use crate::archive::{Image, Source};
 
+const MAILBELL: &str = "mailbell";
+/// What its image says of itself.
+const OF_MAILBELL: [(&str, &str); 4] = [
+    ("title", "Mailbell"),
+    ("description", "Push e-mail for ordinary IMAP mailboxes"),
+    ("licenses", "Apache-2.0"),
+    ("url", "https://mailbell.dev"),
+];
+
 /// Put a static binary into an OCI image archive
 #[derive(Debug, Parser)]
 struct Args {
     /// The binary; it must need no library
     #[arg(long, value_name = "FILE")]
     binary: PathBuf,
+    /// What it is called in the image, in /usr/bin
+    #[arg(long, value_name = "NAME", default_value = MAILBELL)]
+    program: String,
     #[command(subcommand)]
     what: What,
 }
@@ -58,6 +70,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let cannot = |what: &str, path: &Path| format!("cannot {what} {}", path.display());
     let binary = fs::read(&args.binary).with_context(|| cannot("read", &args.binary))?;
+    let program = args.program.as_str();
     match args.what {
         What::Archive {
             output,
@@ -65,10 +78,15 @@ fn main() -> anyhow::Result<()> {
             revision,
             created,
         } => {
+            let mut labels = vec![("revision", revision.as_str()), ("title", program)];
+            if program == MAILBELL {
+                labels.extend(OF_MAILBELL);
+            }
             let image = Image::new(&Source {
                 binary: &binary,
+                program,
                 name: &name,
-                revision: &revision,
+                labels: &labels,
                 created: Timestamp::from_second(created)?,
             })?;
             fs::write(&output, &image.archive).with_context(|| cannot("write", &output))?;
@@ -82,7 +100,7 @@ fn main() -> anyhow::Result<()> {
             )?;
         }
         What::Files { output } => {
-            let layer = files::layer(&binary)?;
+            let layer = files::layer(program, &binary)?;
             let unpacked = tar::Archive::new(&layer[..]).unpack(&output);
             unpacked.with_context(|| cannot("write", &output))?;
         }
