@@ -40,7 +40,8 @@ CARGO_AT = $(or $(CARGO_HOME),$(HOME)/.cargo)
 REMAP = $(CURDIR)=/mailbell $(abspath $(TARGET))=/target $(CARGO_AT)=/cargo $(shell rustc --print sysroot)=/rust
 STATIC = $(TARGET)/image/$(TRIPLE)/release/mailbell
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-PACK = cargo run --quiet --release --locked -p mailbell-image -- --binary $(STATIC)
+PACK = cargo run --quiet --release --locked -p mailbell-image -- --binary
+COMMIT = --revision $$(git describe --always --abbrev=40 --dirty --exclude '*') --created $$(git log -1 --format=%ct)
 IMAGE ?= mailbell.dev/mailbell:$(VERSION)
 
 .PHONY: static
@@ -50,17 +51,23 @@ static:
 
 .PHONY: image
 image: static sbom ## target/mailbell.oci.tar: the image for a cluster (make image IMAGE=name:tag), without an engine or a registry
-	$(PACK) archive --output $(TARGET)/mailbell.oci.tar --name $(IMAGE) \
-	  --revision $$(git describe --always --abbrev=40 --dirty --exclude '*') --created $$(git log -1 --format=%ct)
+	$(PACK) $(STATIC) archive --output $(TARGET)/mailbell.oci.tar --name $(IMAGE) \
+	  $(COMMIT)
 
 .PHONY: image-check
 image-check: image ## Whether the image starts, in an empty root and a network of its own
 	python3 tests/image/check.py $(TARGET)/mailbell.oci.tar
 
+# What runs beside Mailbell on the cluster of the tests.
+.PHONY: cluster-images
+cluster-images: nats nodes
+	$(PACK) .tools/nodes/pod --program pod archive --output $(TARGET)/pod.oci.tar --name mailbell.dev/tests/pod:1 $(COMMIT)
+	$(PACK) $(MAILBELL_NATS_SERVER) --program nats-server archive --output $(TARGET)/nats.oci.tar --name mailbell.dev/tests/nats:1 $(COMMIT)
+
 # For the Dockerfile.
 .PHONY: image-files
 image-files: static
-	$(PACK) files --output $(TARGET)/image-files
+	$(PACK) $(STATIC) files --output $(TARGET)/image-files
 
 .PHONY: sbom
 sbom:
@@ -76,6 +83,11 @@ test: tools kube prev ## All tests, on a real Dovecot, real nats-servers and a r
 	@$(INSTALL) faketime promtool
 	cargo test --workspace --features mailbell/failpoints
 
+# One after the other: each has a cluster of its own.
+.PHONY: e2e
+e2e: tools kube nodes cluster-images ## Tests on a cluster with nodes and pods: as root (tests/cluster/README.md)
+	cargo test -p mailbell-test-cluster --features e2e -- --test-threads 1 $(E2E)
+
 # Asking for a test too makes the features of all dependencies those of `cargo test`, so that none is built a second time.
 DEBUG := cargo build --workspace --bin mailbell --test proxy --features mailbell/failpoints
 
@@ -88,7 +100,7 @@ prev: ## target/debug/mailbell-prev: what the tests of mixed versions run beside
 .PHONY: lint
 lint: deny ## Format, clippy, documentation, generated files, dependencies
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features mailbell/failpoints -- -D warnings
+	cargo clippy --workspace --all-targets --features mailbell/failpoints,mailbell-test-cluster/e2e -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(MAKE) --no-print-directory drift
 	.tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
@@ -165,6 +177,21 @@ kube: ## Kubernetes' programs for the tests, from Go modules (tests/cluster/READ
 .PHONY: promtool
 promtool:
 	@$(INSTALL) promtool
+
+.PHONY: nodes
+nodes: ## What a cluster with nodes needs more (tests/cluster/README.md)
+	@$(INSTALL) nodes
+
+.PHONY: cluster
+cluster: kube nodes image cluster-images ## A Kubernetes with three nodes to play with, our image on it (make cluster NODES=2); as root
+	cargo build -p mailbell-test-cluster --bin cluster
+	$(TARGET)/debug/cluster up --state $(TARGET)/cluster --nodes $(or $(NODES),3) \
+	  --image $(TARGET)/mailbell.oci.tar --image $(TARGET)/nats.oci.tar
+
+.PHONY: cluster-down
+cluster-down: ## End it, with all that it has written
+	cargo build --quiet -p mailbell-test-cluster --bin cluster
+	$(TARGET)/debug/cluster down --state $(TARGET)/cluster
 
 .PHONY: deny
 deny:

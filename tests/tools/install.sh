@@ -8,6 +8,8 @@
 #   install.sh sbom      cargo-cyclonedx    -> .tools/bin        (crates.io; about a minute)
 #   install.sh kube      etcd, kube-apiserver, kubectl -> .tools/kube, Helm -> .tools/helm: links into ~/.cache/mailbell (Go modules;
 #                        about eight minutes when nothing is cached)
+#   install.sh nodes     the control plane's other programs and a node's -> .tools/nodes (Go modules; about nine minutes more), and
+#                        containerd with what it needs -> the system (Debian; root or sudo, only if it isn't there)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bin="$root/.tools/bin"
@@ -104,11 +106,13 @@ sbom() {
 }
 
 # What is built from Go modules is kept by what it is built from: `make clean` and a new clone need not wait for it again.
-#   from_go NAME MODULE LINK HOW-LONG
+#   from_go WHAT MODULE LINK HOW-LONG FOLDER...: the release is that of the module in the first folder
 from_go() {
-    local what=$1 module=$2 link=$3 long=$4 tools="$root/tests/cluster/tools" release cache
-    release=$(awk -v module="$module" '$1 == module {print $2}' "$tools/$what/go.mod")
-    cache="${XDG_CACHE_HOME:-$HOME/.cache}/mailbell/$what-$release-$(cat "$tools"/{"$what",etcd}/go.{mod,sum} "$tools/build.sh" | sha256sum | head -c 12)"
+    local what=$1 module=$2 link=$3 long=$4 tools="$root/tests/cluster/tools" release cache sum
+    shift 4
+    release=$(awk -v module="$module" '$1 == module {print $2}' "$tools/$1/go.mod")
+    sum=$(cd "$tools" && find "$@" build.sh -type f | LC_ALL=C sort | xargs cat | sha256sum | head -c 12)
+    cache="${XDG_CACHE_HOME:-$HOME/.cache}/mailbell/$what-$release-$sum"
     if [ ! -d "$cache" ]; then
         if ! command -v go >/dev/null; then
             [ -z "${CI:-}" ] || fail "building $what needs Go"
@@ -124,14 +128,25 @@ from_go() {
 
 kube() {
     # Somebody named a folder that has its programs, as other tools' tests do.
-    [ -n "${KUBEBUILDER_ASSETS:-}" ] || from_go kubernetes k8s.io/kubernetes kube "six minutes"
-    from_go helm helm.sh/helm/v4 helm "two minutes"
+    [ -n "${KUBEBUILDER_ASSETS:-}" ] || from_go kubernetes k8s.io/kubernetes kube "six minutes" kubernetes etcd
+    from_go helm helm.sh/helm/v4 helm "two minutes" helm
 }
 
-[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, promtool, deny, sbom, kube"
+nodes() {
+    from_go nodes k8s.io/kubernetes nodes "nine minutes" kubernetes coredns pod
+    local pair missing=()
+    # What a package is known by.
+    for pair in containerd:containerd runc:runc nftables:nft conntrack:conntrack iproute2:ip; do
+        [ -n "$(PATH="$PATH:/usr/sbin:/sbin" type -P "${pair#*:}")" ] || missing+=("${pair%:*}")
+    done
+    [ -x /usr/lib/cni/ptp ] || missing+=(containernetworking-plugins)
+    [ ${#missing[@]} -eq 0 ] || debian "${missing[@]}"
+}
+
+[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, promtool, deny, sbom, kube, nodes"
 for part in "$@"; do
     case $part in
-        nats | dovecot | faketime | promtool | deny | sbom | kube) "$part" ;;
+        nats | dovecot | faketime | promtool | deny | sbom | kube | nodes) "$part" ;;
         *) fail "unknown: $part" ;;
     esac
 done

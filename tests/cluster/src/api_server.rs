@@ -1,13 +1,13 @@
 //! One API server with its etcd.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use mailbell_test_servers::{
-    Certificate, free_port,
+    Authority, free_port,
     process::{Process, wait_until, with_log},
 };
 use rcgen::KeyPair;
@@ -20,16 +20,36 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// The token of the user who may everything.
-const ADMIN: &str = "admin-of-the-tests";
-/// Of one who may nothing.
-const NOBODY: &str = "nobody-of-the-tests";
+/// The network of services.
+pub(crate) const SERVICES: &str = "10.96.0.0/16";
+/// The server's own.
+const FIRST_SERVICE: &str = "10.96.0.1";
+
+/// The user who may everything.
+const ADMIN: &str = "admin";
+/// One who may nothing.
+const NOBODY: &str = "nobody";
+
+/// What differs between a server by itself, and that of a cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// In which folder its own is made.
+    pub(crate) folder: PathBuf,
+    /// Where it listens.
+    pub(crate) address: Ipv4Addr,
+    /// Who is known beside [`ADMIN`] and [`NOBODY`]: a name and a group.
+    pub(crate) users: Vec<(String, &'static str)>,
+    /// Of a cluster, with controllers and kubelets.
+    pub(crate) cluster: bool,
+}
 
 /// An API server that nothing but tests reaches. What it stores outlives [`ApiServer::stop`] and goes with the value.
 #[derive(Debug)]
 pub struct ApiServer {
     directory: TempDir,
     binaries: Binaries,
+    place: Place,
+    authority: Authority,
     port: u16,
     etcd_port: u16,
     processes: Option<Running>,
@@ -48,10 +68,20 @@ impl ApiServer {
     /// # Errors
     /// When it does not start; the text has the end of its log.
     pub async fn start(binaries: Binaries) -> io::Result<Self> {
+        let alone = Place {
+            folder: std::env::temp_dir(),
+            address: Ipv4Addr::LOCALHOST,
+            users: Vec::new(),
+            cluster: false,
+        };
+        Self::start_at(binaries, alone).await
+    }
+
+    pub(crate) async fn start_at(binaries: Binaries, place: Place) -> io::Result<Self> {
         let mut last = io::Error::other("not tried");
         // Somebody may take a port meanwhile.
         for _ in 0..3 {
-            let mut server = Self::prepare(binaries.clone())?;
+            let mut server = Self::prepare(binaries.clone(), place.clone())?;
             match server.restart().await {
                 Ok(()) => return Ok(server),
                 Err(error) => last = error,
@@ -60,41 +90,77 @@ impl ApiServer {
         Err(last)
     }
 
-    fn prepare(binaries: Binaries) -> io::Result<Self> {
+    fn prepare(binaries: Binaries, place: Place) -> io::Result<Self> {
         let server = Self {
-            directory: TempDir::with_prefix("mailbell-kube-")?,
+            directory: TempDir::with_prefix_in("mailbell-kube-", &place.folder)?,
             binaries,
+            place,
+            authority: Authority::new(),
             port: free_port()?,
             etcd_port: free_port()?,
             processes: None,
         };
-        let certificate = Certificate::for_names(&["localhost", "127.0.0.1", "kubernetes"]);
+        let address = server.place.address.to_string();
+        let names = [
+            "localhost",
+            "127.0.0.1",
+            "kubernetes",
+            "kubernetes.default.svc",
+            FIRST_SERVICE,
+            &address,
+        ];
+        let certificate = server.authority.certificate(&names);
+        // By which kubelets know it.
+        let client = server.authority.client(ADMIN, "system:masters");
         let accounts = KeyPair::generate().map_err(io::Error::other)?;
         let write = |name: &str, text: &str| std::fs::write(server.path(name), text);
         write("ca.crt", &certificate.authority_pem)?;
         write("tls.crt", &certificate.certificate_pem)?;
         write("tls.key", &certificate.key_pem)?;
+        write("client.crt", &client.certificate_pem)?;
+        write("client.key", &client.key_pem)?;
         write("accounts.key", &accounts.serialize_pem())?;
         write("accounts.pub", &accounts.public_key_pem())?;
-        let tokens = format!("{ADMIN},admin,admin,system:masters\n{NOBODY},nobody,nobody\n");
+        let mut tokens = format!(
+            "{},{ADMIN},{ADMIN},system:masters\n{},{NOBODY},{NOBODY}\n",
+            token(ADMIN),
+            token(NOBODY),
+        );
+        for (user, group) in &server.place.users {
+            tokens.push_str(&format!("{},{user},{user},{group}\n", token(user)));
+        }
         write("tokens.csv", &tokens)?;
         write("kubeconfig", &server.config_of(ADMIN))?;
         write("kubeconfig-nobody", &server.config_of(NOBODY))?;
         Ok(server)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// One of its files: `ca.crt`, whom it trusts and who gave it its certificate, and `accounts.key`, which signs tokens of service
+    /// accounts.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn config_of(&self, token: &str) -> String {
+    /// Whom it trusts.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// What a client of this user reads.
+    pub(crate) fn config_of(&self, user: &str) -> String {
+        self.config_with(&token(user))
+    }
+
+    fn config_with(&self, token: &str) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: tests\n\
-             clusters: [{{name: tests, cluster: {{server: \"https://127.0.0.1:{}\", certificate-authority: \"{}\"}}}}]\n\
-             users: [{{name: one, user: {{token: {token}}}}}]\n\
+             clusters: [{{name: tests, cluster: {{server: \"https://{}:{}\", certificate-authority: \"{}\"}}}}]\n\
+             users: [{{name: one, user: {{token: \"{}\"}}}}]\n\
              contexts: [{{name: tests, context: {{cluster: tests, user: one}}}}]\n",
+            self.place.address,
             self.port,
             self.path("ca.crt").display(),
+            token,
         )
     }
 
@@ -142,24 +208,41 @@ impl ApiServer {
 
     fn launch_server(&self) -> io::Result<Process> {
         let file = |flag: &str, name: &str| format!("--{flag}={}", self.path(name).display());
-        let arguments = [
+        let mut arguments = vec![
             format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
-            "--bind-address=127.0.0.1".to_owned(),
+            format!("--bind-address={}", self.place.address),
             format!("--secure-port={}", self.port),
             file("tls-cert-file", "tls.crt"),
             file("tls-private-key-file", "tls.key"),
             file("token-auth-file", "tokens.csv"),
-            "--authorization-mode=RBAC".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             file("service-account-key-file", "accounts.pub"),
             file("service-account-signing-key-file", "accounts.key"),
-            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-            // Nobody makes the accounts' default here, and no endpoint of the server is looked for.
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
-            "--endpoint-reconciler-type=none".to_owned(),
+            format!("--service-cluster-ip-range={SERVICES}"),
             "--event-ttl=1h".to_owned(),
             "--profiling=false".to_owned(),
         ];
+        if self.place.cluster {
+            arguments.extend([
+                "--authorization-mode=Node,RBAC".to_owned(),
+                "--enable-admission-plugins=NodeRestriction".to_owned(),
+                "--allow-privileged=true".to_owned(),
+                file("kubelet-certificate-authority", "ca.crt"),
+                file("kubelet-client-certificate", "client.crt"),
+                file("kubelet-client-key", "client.key"),
+                "--kubelet-preferred-address-types=InternalIP".to_owned(),
+                // How long pods may be on a node that is not there: five minutes else.
+                "--default-not-ready-toleration-seconds=30".to_owned(),
+                "--default-unreachable-toleration-seconds=30".to_owned(),
+            ]);
+        } else {
+            arguments.extend([
+                "--authorization-mode=RBAC".to_owned(),
+                // Nobody makes the accounts' default here, and no endpoint of the server is looked for.
+                "--disable-admission-plugins=ServiceAccount".to_owned(),
+                "--endpoint-reconciler-type=none".to_owned(),
+            ]);
+        }
         let log = self.path("server.log");
         Process::start(&self.binaries.path("kube-apiserver"), &arguments, &log)
     }
@@ -219,16 +302,29 @@ impl ApiServer {
     /// When the file cannot be written.
     pub fn kubeconfig_with(&self, name: &str, token: &str) -> io::Result<PathBuf> {
         let path = self.path(&format!("kubeconfig-{name}"));
-        std::fs::write(&path, self.config_of(token))?;
+        std::fs::write(&path, self.config_with(token))?;
         Ok(path)
+    }
+
+    /// Where a program is.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.binaries.path(name)
     }
 
     /// What a person types, as the user who may everything: `kubectl` or `helm`.
     #[must_use]
     pub fn tool(&self, name: &str) -> Tool {
-        let home = self.directory.path().to_owned();
-        Tool::new(self.binaries.path(name), self.path("kubeconfig"), home)
+        Tool::new(
+            self.binaries.path(name),
+            self.kubeconfig(),
+            self.directory.path(),
+        )
     }
+}
+
+/// By which this user is known. No secret: nothing but tests reaches the server.
+fn token(user: &str) -> String {
+    format!("token-of-{user}")
 }
 
 fn client(config: Config) -> io::Result<Client> {

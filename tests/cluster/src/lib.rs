@@ -1,12 +1,15 @@
-//! A real Kubernetes API server with its etcd on loopback, gone with the test that started it.
+//! A real Kubernetes for tests, gone with the test that started it.
 //!
-//! No nodes and no controllers: objects are stored, checked and refused as on a cluster, and nothing comes of them. See `README.md`
-//! beside this for where the binaries come from.
+//! [`ApiServer`] is the API server with its etcd on loopback, and nothing else: objects are stored, checked and refused as on a cluster,
+//! and nothing comes of them. [`Cluster`] has controllers and nodes with pods as well. See `README.md` beside this for where the binaries
+//! come from.
 
 mod api_server;
 mod binaries;
+mod cluster;
 mod tool;
 
 pub use api_server::ApiServer;
 pub use binaries::{Binaries, MISSING};
+pub use cluster::{Cluster, ClusterOptions, archive, in_private_network};
 pub use tool::Tool;

@@ -13,7 +13,7 @@ pub mod proxy;
 pub mod raw_imap;
 pub mod synthetic;
 
-pub use certificate::Certificate;
+pub use certificate::{Authority, Certificate};
 pub use cluster::NatsCluster;
 pub use dovecot::{Dovecot, DovecotOptions, Storage};
 pub use nats::{NatsOptions, NatsServer};
