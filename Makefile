@@ -83,10 +83,22 @@ test: tools kube prev ## All tests, on a real Dovecot, real nats-servers and a r
 	@$(INSTALL) faketime promtool
 	cargo test --workspace --features mailbell/failpoints
 
-# One after the other: each has a cluster of its own.
+# One after the other: each test has a cluster of its own.
+ON_CLUSTER := MAILBELL_BIN=$(abspath $(STATIC)) cargo test -p mailbell-tests --features e2e --test kubernetes -- --test-threads 1 --nocapture
+
 .PHONY: e2e
-e2e: tools kube nodes cluster-images ## Tests on a cluster with nodes and pods: as root (tests/cluster/README.md)
-	cargo test -p mailbell-test-cluster --features e2e -- --test-threads 1 $(E2E)
+e2e: e2e-images ## Tests on a Kubernetes with nodes and pods: as root (tests/cluster/README.md)
+	cargo test -p mailbell-test-cluster --features e2e -- --test-threads 1
+	$(ON_CLUSTER)
+
+.PHONY: e2e-short
+e2e-short: e2e-images ## Of these one: Mailbell is installed, mail arrives, and it is upgraded
+	$(ON_CLUSTER) installed_and_upgraded
+
+# The same image by another name is what is upgraded to.
+.PHONY: e2e-images
+e2e-images: tools kube cluster-images image
+	$(PACK) $(STATIC) archive --output $(TARGET)/mailbell-next.oci.tar --name mailbell.dev/mailbell:next $(COMMIT)
 
 # Asking for a test too makes the features of all dependencies those of `cargo test`, so that none is built a second time.
 DEBUG := cargo build --workspace --bin mailbell --test proxy --features mailbell/failpoints
@@ -100,7 +112,7 @@ prev: ## target/debug/mailbell-prev: what the tests of mixed versions run beside
 .PHONY: lint
 lint: deny ## Format, clippy, documentation, generated files, dependencies
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features mailbell/failpoints,mailbell-test-cluster/e2e -- -D warnings
+	cargo clippy --workspace --all-targets --features mailbell/failpoints,mailbell-test-cluster/e2e,mailbell-tests/e2e -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(MAKE) --no-print-directory drift
 	.tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources

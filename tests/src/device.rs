@@ -24,6 +24,8 @@ use crate::{
 pub struct Device {
     url: String,
     token: String,
+    /// Whom it trusts beside the usual ones.
+    authority: Option<String>,
     places: Vec<Place>,
     /// Subscribed to the tenant, whatever the places are.
     tenant: bool,
@@ -48,6 +50,7 @@ impl Device {
         Ok(Self {
             url,
             token,
+            authority: None,
             places,
             tenant: false,
             directory: TempDir::with_prefix("mailbell-device-")?,
@@ -64,6 +67,13 @@ impl Device {
         self
     }
 
+    /// Trusts whoever has a certificate of this authority, from the next start on.
+    #[must_use]
+    pub fn trusting(mut self, authority_pem: String) -> Self {
+        self.authority = Some(authority_pem);
+        self
+    }
+
     /// Switches it on.
     ///
     /// # Errors
@@ -75,7 +85,10 @@ impl Device {
                 accounts.push(place.account.clone());
             }
         }
-        let builder = Client::builder(&self.url).token(self.token.as_str());
+        let mut builder = Client::builder(&self.url).token(self.token.as_str());
+        if let Some(authority) = &self.authority {
+            builder = builder.tls(authority.as_str());
+        }
         let subscribed = if self.tenant {
             builder.whole_tenant().known_accounts(accounts)
         } else {
@@ -130,6 +143,12 @@ impl Device {
     #[must_use]
     pub fn journal(&self) -> Journal {
         self.journal.borrow().clone()
+    }
+
+    /// What its app is told, as it is told.
+    #[must_use]
+    pub fn follow(&self) -> watch::Receiver<Journal> {
+        self.journal.subscribe()
     }
 
     /// Waits until what was told satisfies `enough`.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use mailbell_test_servers::{Dovecot, DovecotOptions};
 
 use crate::{
@@ -247,6 +247,18 @@ pub async fn judge_devices(
     devices: &[&Device],
     all: &BTreeMap<Place, Truth>,
 ) -> anyhow::Result<()> {
+    judge(devices, all).await.map_err(|error| {
+        installation.keep();
+        let log = process::tail(&installation.log_file());
+        anyhow!("{error:#}\n{log}")
+    })
+}
+
+/// The same, wherever the devices' installation is.
+///
+/// # Errors
+/// As [`World::judge`].
+pub async fn judge(devices: &[&Device], all: &BTreeMap<Place, Truth>) -> anyhow::Result<()> {
     for (n, device) in devices.iter().enumerate() {
         let truth = device.expected(all)?;
         let complete = device
@@ -257,13 +269,11 @@ pub async fn judge_devices(
         let journal = device.journal();
         let faults = audit(&truth, &journal.seen);
         if !faults.is_empty() || complete.is_err() {
-            installation.keep();
             bail!(
-                "device {n}: {}\nended {:?}\n  {}\n{}",
+                "device {n}: {}\nended {:?}\n  {}",
                 describe(&faults),
                 journal.ended,
                 journal.told(),
-                process::tail(&installation.log_file()),
             );
         }
     }

@@ -1,0 +1,8 @@
+//! Mailbell on a cluster with nodes and pods, installed as a person installs it. `make e2e` runs these, as root.
+
+#![cfg(test)]
+
+mod balancer;
+mod load;
+mod scenes;
+mod world;

@@ -1,0 +1,102 @@
+//! What happens to an installation, one after the other, while mail arrives.
+
+use mailbell_test_cluster::in_private_network;
+use mailbell_tests::device::Device;
+
+use crate::{
+    load::Load,
+    world::{NEXT_TAG, TAG, World},
+};
+
+/// The chart of the operator.
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/mailbell");
+
+/// Runs what happens while mail arrives, and judges what a device was told.
+async fn under_load(world: &World, device: &Device, what: &str, happens: impl Future<Output = ()>) {
+    let load = Load::start(world.dovecot.clone(), world.user(), world.numbers(), device);
+    happens.await;
+    let outcome = load.stop().await;
+    world.judge(&[device]).await;
+    println!(
+        "{what}: {} messages, none lost; the longest took {:?} to the device",
+        outcome.messages, outcome.longest
+    );
+}
+
+#[test]
+fn installed_and_upgraded() {
+    in_private_network(async || {
+        let world = World::start().await;
+        world.wait_running(TAG).await;
+        let device = world.device().await;
+        world.judge(&[&device]).await;
+        under_load(&world, &device, "upgrade", async {
+            let next = format!(
+                "upgrade mailbell {CHART} --reuse-values --set image.tag={NEXT_TAG} --wait"
+            );
+            world.helm(&next).await;
+            world.wait_running(NEXT_TAG).await;
+        })
+        .await;
+        under_load(&world, &device, "rollback", async {
+            world.helm("rollback mailbell 1 --wait").await;
+            world.wait_running(TAG).await;
+        })
+        .await;
+    })
+    .unwrap();
+}
+
+#[test]
+fn pods_and_nodes_are_lost() {
+    in_private_network(async || {
+        let world = World::start().await;
+        world.wait_running(TAG).await;
+        let device = world.device().await;
+        for part in ["watcher", "gateway", "admin", "nats"] {
+            under_load(
+                &world,
+                &device,
+                &format!("a pod of {part} is killed"),
+                async {
+                    let selector = format!("app.kubernetes.io/component={part}");
+                    let first =
+                        format!("get pods -l {selector} -o jsonpath={{.items[0].metadata.name}}");
+                    let first = world.kubectl(&first).await;
+                    world
+                        .kubectl(&format!("delete pod {first} --grace-period=0 --force"))
+                        .await;
+                    world.wait_running(TAG).await;
+                },
+            )
+            .await;
+        }
+        under_load(&world, &device, "a node is drained", async {
+            world
+                .kubectl("drain node-2 --ignore-daemonsets --delete-emptydir-data --timeout=240s")
+                .await;
+            world.kubectl("uncordon node-2").await;
+            world.wait_running(TAG).await;
+        })
+        .await;
+        under_load(&world, &device, "a node is cut off", async {
+            world.cluster.cut_off(3, true).unwrap();
+            world
+                .until("the node is not ready", async || {
+                    !world.cluster.is_ready(3).await.unwrap()
+                })
+                .await;
+            // Mail goes on arriving at who is left, before the node is back.
+            world.judge(&[&device]).await;
+            world.cluster.cut_off(3, false).unwrap();
+            world
+                .until("the node is ready", async || {
+                    world.cluster.is_ready(3).await.unwrap()
+                })
+                .await;
+            world.wait_running(TAG).await;
+        })
+        .await;
+    })
+    .unwrap();
+}
