@@ -17,16 +17,19 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12 | sed 's/^/  make /'
 
 .PHONY: demo
-demo: tools ## See it work: a private mail server, two devices, one message; leaves nothing running
-	@echo "==> building (several minutes on two cores when nothing is cached)" >&2
-	cargo build --release -p mailbell -p mailbell-demo
+demo: tools demo-build ## See it work: a private mail server, two devices, one message; leaves nothing running
 	$(RELEASE)/mailbell-demo --mailbell $(RELEASE)/mailbell
 
 .PHONY: run
 run: nats ## Watch your own mailbox: make run ACCOUNT=imaps://you@example.org@imap.example.org
 	@[ -n "$(ACCOUNT)" ] || { echo "which mailbox? make run ACCOUNT=imaps://user@host" >&2; exit 64; }
-	cargo build --release -p mailbell -p mailbell-demo
+	@$(MAKE) --no-print-directory demo-build
 	$(RELEASE)/mailbell-demo --mailbell $(RELEASE)/mailbell --account '$(ACCOUNT)'
+
+.PHONY: demo-build
+demo-build:
+	@echo "==> building (several minutes on two cores when nothing is cached)" >&2
+	cargo build --release -p mailbell -p mailbell-demo
 
 .PHONY: build
 build: nats ## The binary, optimized: target/release/mailbell, with the nats-server that standalone runs beside it
@@ -83,12 +86,13 @@ test: tools kube prev ## All tests, on a real Dovecot, real nats-servers and a r
 	@$(INSTALL) faketime promtool
 	cargo test --workspace --features mailbell/failpoints
 
-# One after the other: each test has a cluster of its own.
-ON_CLUSTER := MAILBELL_BIN=$(abspath $(STATIC)) cargo test -p mailbell-tests --features e2e --test kubernetes -- --test-threads 1 --nocapture
+# Of the whole workspace, as `make test`, so that nothing is built a second time. One after the other: each test has a cluster of its own.
+E2E := cargo test --workspace --features mailbell/failpoints,mailbell-test-cluster/e2e,mailbell-tests/e2e
+ON_CLUSTER := MAILBELL_BIN=$(abspath $(STATIC)) $(E2E) --test kubernetes -- --test-threads 1 --nocapture
 
 .PHONY: e2e
 e2e: e2e-images ## Tests on a Kubernetes with nodes and pods: as root (tests/cluster/README.md)
-	cargo test -p mailbell-test-cluster --features e2e -- --test-threads 1
+	$(E2E) --test nodes -- --test-threads 1
 	$(ON_CLUSTER)
 
 .PHONY: e2e-short
