@@ -193,7 +193,12 @@ fn of_job(object: &Value) -> Progress {
         );
         return Progress::Failed { text, serves: true };
     }
-    Progress::Changing(format!("the job {name} runs"))
+    match number(object, "/status/failed") {
+        0 => Progress::Changing(format!("the job {name} runs")),
+        failed => Progress::Changing(format!(
+            "the job {name} has failed {failed} times and is tried again: kubectl logs job/{name} says why"
+        )),
+    }
 }
 
 /// What was found of an installation.

@@ -13,6 +13,8 @@ use crate::api::Scale;
 pub const WINDOW: Duration = Duration::from_secs(300);
 /// Who has not looked for so long knows nothing of the time between.
 const GAP: Duration = Duration::from_secs(120);
+/// Who has not known for so long says so: a restart of what is asked takes less.
+const BLIND: Duration = Duration::from_secs(180);
 /// One pod fewer must be filled to nine tenths at most: else a few mailboxes, or devices, more or less would move all of them again and again.
 const FILL: (u64, u64) = (9, 10);
 
@@ -25,6 +27,8 @@ pub struct Sizer {
     most: Vec<(Instant, u64)>,
     /// Since when it has been known without a gap, and no pod was taken away.
     since: Option<Instant>,
+    /// Since when it has not been known.
+    blind: Option<Instant>,
 }
 
 /// What is wanted of it.
@@ -50,8 +54,19 @@ impl Bounds {
 }
 
 impl Sizer {
+    /// Whether it has been looked at for a while, and was not known all the time.
+    #[must_use]
+    pub fn is_blind(&self, now: Instant) -> bool {
+        self.blind
+            .is_some_and(|since| now.duration_since(since) >= BLIND)
+    }
+
     /// Notes how much there is to do now.
     pub fn observe(&mut self, now: Instant, load: Option<u64>) {
+        match load {
+            Some(_) => self.blind = None,
+            None => _ = self.blind.get_or_insert(now),
+        }
         let is_late = |(last, _): (Instant, _)| now.duration_since(last) > GAP;
         match load {
             Some(load) => {
@@ -199,11 +214,15 @@ mod tests {
     #[test]
     fn who_does_not_know_takes_nothing_away() {
         let mut run = Run::new(5);
-        assert_eq!(run.sees(None, WINDOW * 3), [5; 30]);
+        assert_eq!(run.sees(None, BLIND), [5; 6]);
+        assert!(!run.sizer.is_blind(run.now - LOOK));
+        assert!(run.sizer.is_blind(run.now));
+        assert_eq!(run.sees(None, WINDOW * 2), [5; 20]);
         run.sees(Some(0), WINDOW - LOOK);
         run.sees(None, LOOK);
         assert_eq!(run.sees(Some(0), WINDOW), [5; 10]);
         assert_eq!(run.sees(Some(0), LOOK), [4]);
+        assert!(!run.sizer.is_blind(run.now));
         // Nor who has not looked for a while: a laptop that slept, an operator that was stopped.
         let mut run = Run::new(5);
         run.sees(Some(0), LOOK * 3);

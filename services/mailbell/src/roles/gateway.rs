@@ -13,7 +13,7 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// Above the time over which reconnects are spread (20 s).
+/// A fifth of it is for devices that read slowly.
 const WINDOW: Duration = Duration::from_secs(25);
 
 /// The streams of devices.
@@ -33,6 +33,16 @@ pub struct Args {
         default_value = "127.0.0.1:7443"
     )]
     pub push_listen: SocketAddr,
+
+    /// The most devices that it takes; one more is told to try again, and finds another gateway
+    #[arg(
+        long,
+        env = "MAILBELL_MOST_DEVICES",
+        value_name = "N",
+        default_value_t = 200_000,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub most_devices: u32,
 
     /// The certificate.
     #[command(flatten)]
@@ -78,24 +88,39 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         return Ok(ExitCode::SUCCESS);
     };
     let mut work = Work::new();
-    start(&mut process, &mut work, listener, tls, bus.clone());
+    let mut options = options(&bus);
+    options.devices = usize::try_from(args.most_devices).unwrap_or(usize::MAX);
+    // As long as there is time, so that few connect again in any second.
+    options.timing.drain_window = process.window();
+    start(
+        &mut process,
+        &mut work,
+        options,
+        (listener, tls),
+        bus.clone(),
+    );
     process
         .run(work, |_| {}, async move { bus.close().await })
         .await
+}
+
+/// The defaults.
+#[must_use]
+pub fn options(bus: &Bus) -> Options {
+    Options {
+        timing: *bus.timing(),
+        ..Options::default()
+    }
 }
 
 /// Starts the gateway as a part of this process. It waits by itself for logs that do not answer.
 pub fn start(
     process: &mut Process,
     work: &mut Work,
-    listener: Bound,
-    tls: Option<Arc<ReloadingCert>>,
+    options: Options,
+    (listener, tls): (Bound, Option<Arc<ReloadingCert>>),
     bus: Bus,
 ) {
-    let options = Options {
-        timing: *bus.timing(),
-        ..Options::default()
-    };
     let health = process.health.clone();
     // Named before the process says for the first time whether it is ready.
     health.set(CHECK, Err("the logs are being joined"));

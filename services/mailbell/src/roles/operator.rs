@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use kube::{Client, Config};
-use mailbell_operator::controller::{self, Error, LOAD_EVERY, Metrics, Options};
+use mailbell_operator::{
+    controller::{self, Error, LOAD_EVERY, Metrics, Options},
+    desired::API_SERVER_PORTS,
+};
 use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +64,17 @@ pub struct Args {
     )]
     pub gateway_http: Vec<SocketAddr>,
 
+    /// By which ports pods reach the API server, where the cluster's network enforces policies: those of its service and of the
+    /// servers behind it
+    #[arg(
+        long,
+        env = "MAILBELL_API_SERVER_PORTS",
+        value_name = "PORTS",
+        value_delimiter = ',',
+        default_values_t = API_SERVER_PORTS
+    )]
+    pub api_server_ports: Vec<u16>,
+
     /// Metrics, health and the end.
     #[command(flatten)]
     pub process: ProcessArgs,
@@ -93,6 +107,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         admin_url: args.admin_url,
         gateways: (!args.gateway_http.is_empty()).then_some(args.gateway_http),
         look_every: LOAD_EVERY,
+        api_server_ports: args.api_server_ports,
     };
     let mut config = config;
     // Above the time for which the API server keeps a watch open: an answer that is lost is not waited for.

@@ -114,6 +114,12 @@ impl Process {
         })
     }
 
+    /// How long a drain may take.
+    #[must_use]
+    pub const fn window(&self) -> Duration {
+        self.window
+    }
+
     /// For a task that takes part in the drain.
     #[must_use]
     pub fn drain(&self) -> DrainHandle {

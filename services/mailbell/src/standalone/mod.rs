@@ -228,7 +228,13 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         ring,
         watcher_bus.clone(),
     )?;
-    roles::gateway::start(&mut process, &mut work, push, push_tls, gateway_bus.clone());
+    roles::gateway::start(
+        &mut process,
+        &mut work,
+        roles::gateway::options(&gateway_bus),
+        (push, push_tls),
+        gateway_bus.clone(),
+    );
     let mut options = AdminOptions::new(admin, vec![secrets.admin], secrets.signing);
     options.tls = admin_tls
         .map(|cert| server_config(cert, &[ALPN_H2]))

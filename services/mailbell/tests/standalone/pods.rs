@@ -14,7 +14,7 @@ use mailbell::{
     cli::Cli,
     secrets::{Names, What, missing},
 };
-use mailbell_operator::desired::{Wanted, desired};
+use mailbell_operator::desired::{API_SERVER_PORTS, Wanted, desired};
 use mailbell_test_servers::{Certificate, NatsOptions, NatsServer, free_port};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -57,6 +57,7 @@ fn pods() -> Vec<(String, Value, Value)> {
         image: "mailbell",
         watchers: 1,
         gateways: 1,
+        api_server_ports: &API_SERVER_PORTS,
     });
     let objects = stages.into_iter().flat_map(|stage| stage.objects);
     let pods = objects.filter_map(|object| {

@@ -6,17 +6,19 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt::Display,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream};
-use kube::{
-    ResourceExt as _,
-    runtime::reflector::{ObjectRef, Store},
+use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::{
+    net::lookup_host,
+    sync::Notify,
+    time::{Instant, timeout},
 };
-use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Context,
@@ -30,6 +32,8 @@ use crate::{
 
 /// Counts that stand in the status are no older than this; they change all the time, and each change is a write.
 const TELL_EVERY: Duration = Duration::from_secs(60);
+/// How long a part of a look at one may take: one that does not answer holds up no others.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// Installations that are looked at at once.
 const AT_ONCE: usize = 8;
 
@@ -55,9 +59,10 @@ struct Load {
     status: Option<MailbellStatus>,
     watchers: Part,
     gateways: Part,
-    seen: Seen,
+    /// `None`: nobody has looked yet.
+    seen: Option<Seen>,
     /// What stands in the status, and since when.
-    told: Option<(Instant, Seen)>,
+    told: Option<(Instant, Option<Seen>)>,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +88,8 @@ pub(super) struct Pods {
 pub(super) struct Seen {
     pub(super) counts: Option<Counts>,
     pub(super) versions: Option<Versions>,
+    /// Why mailboxes or devices are not known, and so the numbers of pods stay; for a while already.
+    pub(super) blind: Option<String>,
 }
 
 impl Loads {
@@ -110,12 +117,17 @@ impl Loads {
         wanted
     }
 
-    /// What is to stand in the status.
-    pub(super) fn tell(&self, mailbell: &Mailbell) -> Seen {
+    /// What is to stand in the status. `None`: nobody has looked yet.
+    pub(super) fn tell(&self, mailbell: &Mailbell) -> Option<Seen> {
         let mut all = self.all();
         let load = of(&mut all, mailbell);
         load.told = Some((Instant::now(), load.seen.clone()));
         load.seen.clone()
+    }
+
+    /// Why the numbers of pods stay as they are, if they do for a while.
+    pub(super) fn blind(&self, mailbell: &Mailbell) -> Option<String> {
+        of(&mut self.all(), mailbell).seen.as_ref()?.blind.clone()
     }
 
     /// The status that was last written; `None`: none was, by this operator.
@@ -129,23 +141,41 @@ impl Loads {
     }
 
     /// Notes what was seen, and says whether that is news.
-    fn note(&self, mailbell: &Mailbell, shards: Option<Shards>, gateways: Option<Gateways>) {
+    fn note(
+        &self,
+        mailbell: &Mailbell,
+        shards: Result<Shards, String>,
+        gateways: Result<Gateways, String>,
+    ) {
         let now = Instant::now();
         let mut all = self.all();
         let load = of(&mut all, mailbell);
-        let mailboxes = shards.as_ref().map(|shards| shards.mailboxes);
-        let devices = gateways.as_ref().map(|gateways| gateways.devices);
+        let mailboxes = shards.as_ref().ok().map(|shards| shards.mailboxes);
+        let devices = gateways.as_ref().ok().map(|gateways| gateways.devices);
         load.watchers.sizer.observe(now, mailboxes);
         load.gateways.sizer.observe(now, devices);
-        load.seen = Seen::of(shards, gateways);
+        let why = [shards.as_ref().err(), gateways.as_ref().err()];
+        let why = why.into_iter().flatten().next().cloned();
+        let is_long = [&load.watchers, &load.gateways]
+            .iter()
+            .any(|part| part.sizer.is_blind(now));
+        let mut seen = Seen::of(shards.ok(), gateways.ok());
+        seen.blind = why.filter(|_| is_long);
+        let is_news = |before: &Seen| before.blind.is_some() != seen.blind.is_some();
+        let told = load.seen.as_ref();
+        let changed = told.map_or(seen.blind.is_some(), is_news);
+        load.seen = Some(seen);
         let changes = [Sized::Watchers, Sized::Gateways]
             .into_iter()
             .any(|part| load.part(part).changes(now, bounds(mailbell, part)));
         let untold = match &load.told {
-            Some((since, told)) => *told != load.seen && now.duration_since(*since) >= TELL_EVERY,
+            Some((since, told)) => {
+                let is_old = told.is_none() || now.duration_since(*since) >= TELL_EVERY;
+                *told != load.seen && is_old
+            }
             None => true,
         };
-        if changes || untold {
+        if changes || changed || untold {
             self.news.notify_one();
         }
     }
@@ -196,8 +226,9 @@ impl Part {
     }
 
     fn changes(&self, now: Instant, bounds: Bounds) -> bool {
-        self.pods
-            .is_some_and(|pods| self.wanted(now, bounds, pods) != pods.there)
+        // Not of one that is paused, or was never there.
+        let pods = self.pods.filter(|pods| pods.there > 0);
+        pods.is_some_and(|pods| self.wanted(now, bounds, pods) != pods.there)
     }
 }
 
@@ -229,6 +260,7 @@ impl Seen {
             versions: (!running.is_empty()).then(|| Versions {
                 running: running.join(", "),
             }),
+            blind: None,
         }
     }
 }
@@ -253,6 +285,9 @@ pub(super) async fn watch(context: &Context, store: Store<Mailbell>, every: Dura
         context.loads.keep_only(&names);
         stream::iter(all)
             .for_each_concurrent(AT_ONCE, |mailbell| async move {
+                if mailbell.spec.paused {
+                    return;
+                }
                 let (shards, gateways) =
                     tokio::join!(shards(context, &mailbell), gateways(context, &mailbell));
                 context.loads.note(&mailbell, shards, gateways);
@@ -261,38 +296,156 @@ pub(super) async fn watch(context: &Context, store: Store<Mailbell>, every: Dura
     }
 }
 
-async fn shards(context: &Context, mailbell: &Mailbell) -> Option<Shards> {
-    let answer = async { context.admins.of(mailbell).await?.shards().await };
-    let answer = match answer.await {
-        Ok(answer) => answer,
-        Err(error) => {
+async fn shards(context: &Context, mailbell: &Mailbell) -> Result<Shards, String> {
+    let asked = async { context.admins.of(mailbell).await?.shards().await };
+    let unknown = |why: &dyn Display| format!("how many mailboxes there are is not known: {why}");
+    let answer = match timeout(LOOK_LIMIT, asked).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
             context.admins.note(mailbell, &error);
-            let installation = mailbell.name_any();
-            tracing::debug!(installation, %error, "the admin API does not say how many mailboxes there are");
-            return None;
+            return Err(unknown(&error));
+        }
+        Err(late) => {
+            context.admins.forget(mailbell);
+            return Err(unknown(&late));
         }
     };
     let live = answer.members.iter().filter(|member| member.owned > 0);
-    Some(Shards {
-        mailboxes: answer.totals.map(|totals| totals.accounts)?,
+    Ok(Shards {
+        mailboxes: answer.totals.map_or(0, |totals| totals.accounts),
         watched: live.clone().map(|member| u64::from(member.watching)).sum(),
         releases: live.map(|member| member.release.clone()).collect(),
     })
 }
 
-async fn gateways(context: &Context, mailbell: &Mailbell) -> Option<Gateways> {
+async fn gateways(context: &Context, mailbell: &Mailbell) -> Result<Gateways, String> {
+    let unknown = |why: String| format!("how many devices there are is not known: {why}");
     let all: Vec<SocketAddr> = match &context.gateways {
         Some(all) => all.clone(),
         None => {
             let (host, port) = gateway_pods(mailbell);
-            let found = tokio::net::lookup_host((host, port)).await;
-            found.ok()?.collect()
+            let found = timeout(LOOK_LIMIT, lookup_host((host.as_str(), port))).await;
+            let none = |why: &dyn Display| unknown(format!("{host} has no address: {why}"));
+            let found = found.map_err(|late| none(&late))?;
+            found.map_err(|error| none(&error))?.collect()
         }
     };
     // A name is known everywhere only after a while: one that is missing would be one without devices.
-    let ready = context.loads.ready(mailbell, Sized::Gateways)?;
-    if all.len() < ready {
-        return None;
+    let ready = context.loads.ready(mailbell, Sized::Gateways);
+    if ready.is_none_or(|ready| all.len() < ready) {
+        return Err(unknown(
+            "not all gateways are found by their name".to_owned(),
+        ));
     }
-    gateways::ask(&all).await
+    let answer = gateways::ask(&all).await;
+    answer.ok_or_else(|| unknown("not all gateways say how many they have".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::{advance, pause};
+
+    use super::*;
+    use crate::sizing::WINDOW;
+
+    const LOOK: Duration = Duration::from_secs(30);
+
+    fn mailbell(uid: &str) -> Mailbell {
+        let object = json!({
+            "apiVersion": "mailbell.dev/v1alpha1",
+            "kind": "Mailbell",
+            "metadata": { "name": "main", "namespace": "mail", "uid": uid },
+            "spec": {
+                "watchers": { "scale": { "min": 1, "max": 9 }, "mailboxesPerPod": 100 },
+                "gateways": { "tls": { "insecurePlaintext": true } },
+                "admin": { "tls": { "insecurePlaintext": true } },
+                "nats": { "external": { "urls": ["tls://a"], "usersSecret": "users" } },
+            },
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn shards(mailboxes: u64) -> Result<Shards, String> {
+        Ok(Shards {
+            mailboxes,
+            ..Shards::default()
+        })
+    }
+
+    fn gateways() -> Result<Gateways, String> {
+        Ok(Gateways::default())
+    }
+
+    fn pods(there: i32, settled: bool) -> Pods {
+        Pods {
+            there,
+            ready: there,
+            settled,
+        }
+    }
+
+    /// Looks for so long, and answers how many watchers there are to be then.
+    async fn after(
+        loads: &Loads,
+        shards: &Result<Shards, String>,
+        time: Duration,
+        there: Pods,
+    ) -> i32 {
+        let mailbell = mailbell("a");
+        for _ in 0..time.as_secs() / LOOK.as_secs() {
+            advance(LOOK).await;
+            loads.note(&mailbell, shards.clone(), gateways());
+        }
+        loads.wanted(&mailbell, Sized::Watchers, there)
+    }
+
+    #[tokio::test]
+    async fn pods_go_one_by_one_and_none_while_another_is_on_its_way() {
+        pause();
+        let loads = Loads::default();
+        assert_eq!(after(&loads, &shards(0), WINDOW, pods(5, true)).await, 5);
+        assert_eq!(after(&loads, &shards(0), LOOK, pods(5, false)).await, 5);
+        assert_eq!(after(&loads, &shards(0), LOOK, pods(5, true)).await, 4);
+        // The next one is thought about anew.
+        assert_eq!(after(&loads, &shards(0), LOOK, pods(4, true)).await, 4);
+        assert_eq!(after(&loads, &shards(0), WINDOW, pods(4, true)).await, 3);
+        let away = Err("away".to_owned());
+        assert_eq!(after(&loads, &away, WINDOW * 3, pods(3, true)).await, 3);
+        // More are wanted whatever is on its way.
+        assert_eq!(after(&loads, &shards(650), LOOK, pods(3, false)).await, 7);
+    }
+
+    #[tokio::test]
+    async fn who_knows_nothing_for_a_while_says_so_until_it_knows_again() {
+        pause();
+        let (loads, mailbell) = (Loads::default(), mailbell("a"));
+        let away = Err("nobody answers".to_owned());
+        after(&loads, &away, LOOK * 3, pods(3, true)).await;
+        assert_eq!(loads.blind(&mailbell), None);
+        loads.tell(&mailbell);
+        // That nothing is known, which was said.
+        loads.news().await;
+        assert!(timeout(LOOK, loads.news()).await.is_err());
+        after(&loads, &away, LOOK * 4, pods(3, true)).await;
+        assert_eq!(loads.blind(&mailbell).as_deref(), Some("nobody answers"));
+        // It is told at once.
+        assert!(timeout(LOOK, loads.news()).await.is_ok());
+        after(&loads, &shards(7), LOOK, pods(3, true)).await;
+        assert_eq!(loads.blind(&mailbell), None);
+        let seen = loads.tell(&mailbell).unwrap();
+        assert_eq!(seen.counts.unwrap().mailboxes, Some(7));
+    }
+
+    /// Another one of the same name has nothing of the one before.
+    #[tokio::test]
+    async fn what_was_seen_is_of_the_object_itself() {
+        pause();
+        let loads = Loads::default();
+        after(&loads, &shards(7), LOOK, pods(3, true)).await;
+        assert!(loads.tell(&mailbell("a")).is_some());
+        loads.is_said(&mailbell("a"), MailbellStatus::default());
+        assert_eq!(loads.tell(&mailbell("b")), None);
+        assert_eq!(loads.status(&mailbell("b")), None);
+    }
 }

@@ -79,6 +79,8 @@ pub struct Options {
     pub gateways: Option<Vec<SocketAddr>>,
     /// How often is looked how much there is to do: [`LOAD_EVERY`], but in tests.
     pub look_every: Duration,
+    /// By which ports pods reach the API server, for their network policies.
+    pub api_server_ports: Vec<u16>,
 }
 
 /// What every reconciliation needs.
@@ -88,6 +90,7 @@ struct Context {
     image: String,
     admins: Admins,
     gateways: Option<Vec<SocketAddr>>,
+    api_server_ports: Vec<u16>,
     /// How much there is to do in each.
     loads: Loads,
     metrics: Metrics,
@@ -157,6 +160,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         image: options.image.clone(),
         admins: Admins::new(client.clone(), options.admin_url.clone()),
         gateways: options.gateways.clone(),
+        api_server_ports: options.api_server_ports.clone(),
         loads: Loads::default(),
         metrics: metrics.clone(),
         failures: Mutex::default(),

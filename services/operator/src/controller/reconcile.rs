@@ -54,13 +54,18 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         image: &context.image,
         watchers: size(&cluster, mailbell, context, Sized::Watchers).await?,
         gateways: size(&cluster, mailbell, context, Sized::Gateways).await?,
+        api_server_ports: &context.api_server_ports,
     };
     let stages = desired(&wanted);
     let (found, mut refused) = apply(&cluster, &stages, mailbell.spec.paused).await?;
-    let found = Found {
+    let mut found = Found {
         stages: found,
         paused: mailbell.spec.paused,
     };
+    let blind = context.loads.blind(mailbell).filter(|_| !found.paused);
+    found
+        .stages
+        .extend(blind.map(|why| ("the numbers of pods stay", Progress::Usable(why))));
     // Until all is applied, what is wanted no longer may be needed: an old setup goes once the new one is done.
     let mut stood = found.stages.iter();
     if stood.all(|(_, progress)| progress.is_usable()) {
@@ -194,12 +199,16 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
     let said = context.loads.status(mailbell);
     let before = said.unwrap_or_else(|| read.clone());
     let generation = mailbell.metadata.generation;
-    let seen = context.loads.tell(mailbell);
+    let (counts, versions) = match context.loads.tell(mailbell) {
+        Some(seen) => (seen.counts, seen.versions),
+        // As whoever led before has seen it.
+        None => (before.counts, before.versions.clone()),
+    };
     let status = MailbellStatus {
         observed_generation: generation,
         conditions: conditions(found, &before.conditions, generation, Timestamp::now()),
-        counts: seen.counts,
-        versions: seen.versions,
+        counts,
+        versions,
     };
     if status == before && status == read {
         return Ok(());

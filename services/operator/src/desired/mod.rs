@@ -36,7 +36,12 @@ pub struct Wanted<'a> {
     pub watchers: i32,
     /// How many gateways the devices need now.
     pub gateways: i32,
+    /// By which ports the API server is reached: of its service, and of the servers behind it.
+    pub api_server_ports: &'a [u16],
 }
+
+/// On most clusters.
+pub const API_SERVER_PORTS: [u16; 2] = [443, 6443];
 
 /// What must be done before what follows is begun.
 #[derive(Debug, Clone, PartialEq)]

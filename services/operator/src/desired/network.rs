@@ -11,8 +11,6 @@ use super::{
 
 /// Names: of the service, and of the pods behind it on some clusters, since most networks judge what a service has become.
 const DNS_PORTS: [i32; 2] = [53, 5353];
-/// The API server: of its service, and of the servers behind it.
-const API_SERVER_PORTS: [i32; 2] = [443, 6443];
 /// Mail servers, with TLS from the first byte and without.
 const IMAP_PORTS: [i32; 2] = [993, 143];
 
@@ -37,7 +35,7 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
         policy(wanted, Part::Setup, &[], &[]),
     ];
     if wanted.mailbell.spec.generate_secrets {
-        let egress = [to_names(), to_api_server()];
+        let egress = [to_names(), to_api_server(wanted)];
         objects.push(one(wanted, Part::Secrets, &[], &egress));
     }
     if wanted.mailbell.spec.nats.managed.is_some() {
@@ -126,8 +124,10 @@ fn to_nats(wanted: &Wanted<'_>) -> Value {
 }
 
 /// Wherever it is: it is no pod, and its address is another one on each cluster.
-fn to_api_server() -> Value {
-    json!({ "ports": API_SERVER_PORTS.map(tcp) })
+fn to_api_server(wanted: &Wanted<'_>) -> Value {
+    let ports = wanted.api_server_ports.iter();
+    let ports: Vec<Value> = ports.map(|port| tcp(i32::from(*port))).collect();
+    json!({ "ports": ports })
 }
 
 fn to_collector(wanted: &Wanted<'_>) -> Value {

@@ -105,6 +105,9 @@ pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
     let gateways = &wanted.mailbell.spec.gateways;
     let (certificate, mut settings) = tls(&gateways.tls);
     settings.push(("MAILBELL_PUSH_LISTEN", format!("0.0.0.0:{PUSH_PORT}")));
+    // Those of a neighbour that has died come too. Beyond that they are told to try again, and the pod stays alive to say how many it has.
+    let most = devices_per_pod(&wanted.mailbell.spec).saturating_mul(2);
+    settings.push(("MAILBELL_MOST_DEVICES", most.to_string()));
     let drain = gateways.drain_seconds.unwrap_or(DRAIN_SECONDS);
     let template = wanted.pod(Pod {
         part,
@@ -138,10 +141,9 @@ pub fn sizes(spec: &MailbellSpec) -> Sizes {
         scale,
         per_pod: per_pod.unsigned_abs(),
     };
-    let devices = spec.gateways.devices_per_pod;
     Sizes {
         watchers: bounds(spec.watchers.scale, mailboxes_per_pod(spec)),
-        gateways: bounds(spec.gateways.scale, devices.unwrap_or(DEVICES_PER_POD)),
+        gateways: bounds(spec.gateways.scale, devices_per_pod(spec)),
     }
 }
 
@@ -152,6 +154,10 @@ pub struct Sizes {
     pub watchers: Bounds,
     /// By devices.
     pub gateways: Bounds,
+}
+
+fn devices_per_pod(spec: &MailbellSpec) -> i32 {
+    spec.gateways.devices_per_pod.unwrap_or(DEVICES_PER_POD)
 }
 
 fn mailboxes_per_pod(spec: &MailbellSpec) -> i32 {

@@ -103,6 +103,7 @@ fn wanted(mailbell: &Mailbell) -> Wanted<'_> {
         image: "mailbell.dev/mailbell:0.1.0",
         watchers: 2,
         gateways: 2,
+        api_server_ports: &API_SERVER_PORTS,
     }
 }
 

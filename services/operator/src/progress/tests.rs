@@ -135,6 +135,12 @@ fn a_job_is_waited_for_until_it_is_complete_or_has_failed() {
         panic!("it has failed");
     };
     assert!(text.contains("kubectl logs job/main-setup-1"), "{text}");
+    let mut tried = job("Suspended");
+    tried["status"]["failed"] = 2.into();
+    let Progress::Changing(text) = of(&tried) else {
+        panic!("it is tried again");
+    };
+    assert!(text.contains("failed 2 times") && text.contains("kubectl logs job/main-setup-1"));
     assert_eq!(of(&json!({ "kind": "Service" })), Progress::Done);
 }
 

@@ -16,6 +16,7 @@ use kube::{
 use mailbell_operator::{
     api::Mailbell,
     controller::{LOAD_EVERY, Metrics, Options, run},
+    desired::API_SERVER_PORTS,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -112,6 +113,7 @@ fn options(world: &World, identity: &str) -> Options {
         admin_url: Some("http://127.0.0.1:1".to_owned()),
         gateways: Some(Vec::new()),
         look_every: LOAD_EVERY,
+        api_server_ports: API_SERVER_PORTS.to_vec(),
     }
 }
 

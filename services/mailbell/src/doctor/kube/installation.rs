@@ -9,7 +9,7 @@ use k8s_openapi::{
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use mailbell_operator::{
     api::Mailbell,
-    desired::{Wanted, desired},
+    desired::{API_SERVER_PORTS, Wanted, desired},
 };
 use serde_json::Value;
 
@@ -119,6 +119,7 @@ fn secrets_of(mailbell: &Mailbell) -> BTreeSet<String> {
         image: "",
         watchers: mailbell.spec.watchers.scale.min,
         gateways: mailbell.spec.gateways.scale.min,
+        api_server_ports: &API_SERVER_PORTS,
     };
     let mut found = BTreeSet::new();
     for object in desired(&wanted).iter().flat_map(|stage| &stage.objects) {
