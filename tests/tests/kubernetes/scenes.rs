@@ -13,13 +13,16 @@ const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/mailbell");
 
 /// Runs what happens while mail arrives, and judges what a device was told.
 async fn under_load(world: &World, device: &Device, what: &str, happens: impl Future<Output = ()>) {
+    let before = device.journal().connections;
     let load = Load::start(world.dovecot.clone(), world.user(), world.numbers(), device);
     happens.await;
     let outcome = load.stop().await;
     world.judge(&[device]).await;
     println!(
-        "{what}: {} messages, none lost; the longest took {:?} to the device",
-        outcome.messages, outcome.longest
+        "{what}: {} messages, none lost; the longest took {:?} to the device, which connected {} times",
+        outcome.messages,
+        outcome.longest,
+        device.journal().connections - before,
     );
 }
 
@@ -28,6 +31,7 @@ fn installed_and_upgraded() {
     in_private_network(async || {
         let world = World::start().await;
         world.wait_running(TAG).await;
+        world.assert_spread().await;
         let device = world.device().await;
         world.judge(&[&device]).await;
         under_load(&world, &device, "upgrade", async {
@@ -48,10 +52,11 @@ fn installed_and_upgraded() {
 }
 
 #[test]
-fn pods_and_nodes_are_lost() {
+fn pods_are_killed() {
     in_private_network(async || {
         let world = World::start().await;
         world.wait_running(TAG).await;
+        world.assert_spread().await;
         let device = world.device().await;
         for part in ["watcher", "gateway", "admin", "nats"] {
             under_load(
@@ -71,6 +76,16 @@ fn pods_and_nodes_are_lost() {
             )
             .await;
         }
+    })
+    .unwrap();
+}
+
+#[test]
+fn nodes_are_lost() {
+    in_private_network(async || {
+        let world = World::start().await;
+        world.wait_running(TAG).await;
+        let device = world.device().await;
         under_load(&world, &device, "a node is drained", async {
             world
                 .kubectl("drain node-2 --ignore-daemonsets --delete-emptydir-data --timeout=240s")

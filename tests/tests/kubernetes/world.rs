@@ -1,7 +1,7 @@
 //! A cluster, a mail server beside it, and Mailbell on it, with the accounts and devices of a test.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -194,6 +194,20 @@ impl World {
         list["items"].as_array().unwrap().clone()
     }
 
+    /// That the loss of a node takes no part of the installation away.
+    pub(crate) async fn assert_spread(&self) {
+        let pods = self.pods().await;
+        for part in ["watcher", "gateway", "admin", "nats"] {
+            let of_part = pods.iter().filter(|pod| component(pod) == part);
+            let nodes: Vec<&str> = of_part
+                .map(|pod| pod["spec"]["nodeName"].as_str().unwrap())
+                .collect();
+            let distinct: BTreeSet<&str> = nodes.iter().copied().collect();
+            assert!(nodes.len() > 1, "{part} has {} pods", nodes.len());
+            assert_eq!(distinct.len(), nodes.len(), "{part}: {nodes:?}");
+        }
+    }
+
     pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let deadline = Instant::now() + LIMIT;
         while !holds().await {
@@ -208,6 +222,11 @@ impl World {
 fn owner(pod: &Value) -> &str {
     let owner = pod["metadata"]["ownerReferences"][0]["kind"].as_str();
     owner.unwrap_or_default()
+}
+
+fn component(pod: &Value) -> &str {
+    let component = pod["metadata"]["labels"]["app.kubernetes.io/component"].as_str();
+    component.unwrap_or_default()
 }
 
 fn image_of(pod: &Value) -> &str {

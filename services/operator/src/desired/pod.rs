@@ -1,5 +1,6 @@
 //! A pod of Mailbell's own image, as all of them are: without root, rights, or anything to write to.
 
+use k8s_openapi::api::core::v1::Affinity;
 use serde_json::{Value, json};
 
 use super::{Part, Wanted, merge, present};
@@ -268,17 +269,27 @@ impl Wanted<'_> {
             Part::Gateway | Part::Admin => vec!["pod-template-hash"],
             Part::Watcher | Part::Setup | Part::Secrets | Part::Nats => Vec::new(),
         };
-        let spread = |key: &str| {
-            json!({
-                "maxSkew": 1,
-                "topologyKey": key,
-                "whenUnsatisfiable": "ScheduleAnyway",
+        let spread = json!([{
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": { "matchLabels": self.selector(part) },
+            "matchLabelKeys": hash,
+        }]);
+        merge(spec, json!({ "topologySpreadConstraints": spread }));
+        // Not spread in the same way: where nodes name no zone, the scheduler would pass over both constraints (kube-scheduler 1.35).
+        let apart = json!({
+            "weight": 100,
+            "podAffinityTerm": {
+                "topologyKey": "topology.kubernetes.io/zone",
                 "labelSelector": { "matchLabels": self.selector(part) },
                 "matchLabelKeys": hash,
-            })
-        };
-        let zones = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"].map(spread);
-        merge(spec, json!({ "topologySpreadConstraints": zones }));
+            },
+        });
+        merge(
+            spec,
+            json!({ "affinity": beside(apart, pods.affinity.as_ref()) }),
+        );
         let secrets = &self.mailbell.spec.image_pull_secrets;
         if !secrets.is_empty() {
             let secrets: Vec<Value> = secrets.iter().map(|name| json!({ "name": name })).collect();
@@ -289,9 +300,6 @@ impl Wanted<'_> {
         }
         if !pods.tolerations.is_empty() {
             merge(spec, json!({ "tolerations": pods.tolerations }));
-        }
-        if let Some(affinity) = &pods.affinity {
-            merge(spec, json!({ "affinity": affinity }));
         }
         if let Some(class) = &pods.priority_class_name {
             merge(spec, json!({ "priorityClassName": class }));
@@ -306,4 +314,18 @@ impl Wanted<'_> {
             "spec": spec,
         })
     }
+}
+
+/// What the user wants of placement, and this preference of other nodes than those with certain pods.
+fn beside(preference: Value, wanted: Option<&Affinity>) -> Value {
+    let mut affinity = json!(wanted);
+    let path = "/podAntiAffinity/preferredDuringSchedulingIgnoredDuringExecution";
+    let mut preferences = match affinity.pointer(path) {
+        Some(Value::Array(wanted)) => wanted.clone(),
+        _ => Vec::new(),
+    };
+    preferences.push(preference);
+    let preferences = json!({ "preferredDuringSchedulingIgnoredDuringExecution": preferences });
+    merge(&mut affinity, json!({ "podAntiAffinity": preferences }));
+    affinity
 }

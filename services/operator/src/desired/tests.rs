@@ -14,9 +14,15 @@ fn installations() -> [(&'static str, Value); 3] {
         "resources": { "requests": { "cpu": "2" } },
         "nodeSelector": { "pool": "mail" },
         "tolerations": [{ "key": "mail", "operator": "Exists" }],
-        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
-            "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "gpu", "operator": "DoesNotExist" }] }],
-        } } },
+        "affinity": {
+            "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "gpu", "operator": "DoesNotExist" }] }],
+            } },
+            "podAntiAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{
+                "weight": 1,
+                "podAffinityTerm": { "topologyKey": "rack", "labelSelector": { "matchLabels": { "app": "other" } } },
+            }] },
+        },
         "priorityClassName": "high",
         "annotations": { "note": "mail" },
         "labels": { "team": "mail", "app.kubernetes.io/component": "mine" },
