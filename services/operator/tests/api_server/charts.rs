@@ -45,7 +45,12 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
     };
     let (installed, said) = world.helm(&["install", "mailbell", MAILBELL]).await;
     assert!(
-        installed && said.contains("kubectl explain mailbell.spec"),
+        installed
+            && said.contains("kubectl explain mailbell.spec")
+            && said.contains(&format!(
+                "helm --namespace {} test mailbell",
+                world.namespace
+            )),
         "{said}"
     );
     let operator = Operator::start_as(&world, "one", Some("mailbell-operator"));
