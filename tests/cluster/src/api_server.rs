@@ -311,6 +311,12 @@ impl ApiServer {
         self.binaries.path(name)
     }
 
+    /// Where `kubectl` and `helm` are, for the `PATH` of a script.
+    #[must_use]
+    pub fn programs(&self) -> [PathBuf; 2] {
+        self.binaries.folders()
+    }
+
     /// What a person types, as the user who may everything: `kubectl` or `helm`.
     #[must_use]
     pub fn tool(&self, name: &str) -> Tool {

@@ -43,6 +43,10 @@ impl Binaries {
         Tool::new(self.path("helm"), home.join("kubeconfig"), home)
     }
 
+    pub(crate) fn folders(&self) -> [PathBuf; 2] {
+        [self.kubernetes.clone(), self.helm.clone()]
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         let folder = if name == "helm" {
             &self.helm

@@ -8,9 +8,11 @@ use crate::values::{file, parsed};
 
 const RULES: &str = "files/alerts.yaml";
 
-/// A sentence for whoever is woken, and what to do.
+/// A sentence for whoever is woken, and what to do; the guide has it too.
 #[test]
 fn each_alert_says_what_is_wrong_and_what_to_do() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
     let rules = parsed(&file(RULES));
     let rules = rules["groups"][0]["rules"].as_array().unwrap();
     assert!(rules.len() > 10);
@@ -26,6 +28,11 @@ fn each_alert_says_what_is_wrong_and_what_to_do() {
             "{name}"
         );
         assert!(text("/annotations/summary").len() > 10, "{name}");
+        let row = format!("\n| {} | ", text("/alert"));
+        assert!(
+            guide.contains(&row),
+            "docs/operating.md says nothing of {name}"
+        );
         assert!(text("/annotations/description").ends_with('.'), "{name}");
         assert!(
             !text("/for").is_empty(),
