@@ -10,6 +10,7 @@
 pub mod account;
 pub mod admin_client;
 pub mod bench;
+pub mod certificate;
 pub mod cli;
 pub mod doctor;
 pub mod duration;

@@ -91,9 +91,12 @@ pub struct Args {
 pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
     let mut process = Process::begin("admin", &args.process, telemetry, WINDOW)?;
     let listener = listen::bind(args.admin_listen, "--admin-listen")?;
-    let tls = args
-        .tls
-        .load(listener.addr(), "--admin-listen", process.drain())?;
+    let tls = args.tls.load(
+        listener.addr(),
+        "--admin-listen",
+        process.drain(),
+        &process.certificates,
+    )?;
     let files = TokenFiles {
         admins: args.admin_token_file,
         operators: args.operator_token_file,

@@ -75,9 +75,12 @@ impl From<mailbell_gateway::Error> for Failure {
 pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Failure> {
     let mut process = Process::begin("gateway", &args.process, telemetry, WINDOW)?;
     let listener = listen::bind(args.push_listen, "--push-listen")?;
-    let tls = args
-        .tls
-        .load(listener.addr(), "--push-listen", process.drain())?;
+    let tls = args.tls.load(
+        listener.addr(),
+        "--push-listen",
+        process.drain(),
+        &process.certificates,
+    )?;
     let bus_options = args.nats.options(
         Role::Gateway,
         "gateway".to_owned(),

@@ -15,7 +15,7 @@ use mailbell_runtime::{
 };
 use tokio::task::JoinSet;
 
-use crate::{duration, failure::Failure};
+use crate::{certificate::Certificates, duration, failure::Failure};
 
 /// How long the last spans may take to be sent.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
@@ -52,6 +52,8 @@ pub struct Process {
     pub health: Health,
     /// The listeners' metrics.
     pub incoming: IncomingMetrics,
+    /// The certificates that listeners show.
+    pub certificates: Certificates,
     /// The NATS connections' metrics.
     pub bus_metrics: mailbell_bus::Metrics,
     drain: Drain,
@@ -99,6 +101,7 @@ impl Process {
         let mut metrics = Metrics::new(role);
         telemetry.register_metrics(metrics.registry());
         let incoming = IncomingMetrics::register(metrics.registry());
+        let certificates = Certificates::register(metrics.registry());
         let bus_metrics = mailbell_bus::Metrics::register(metrics.registry());
         let (drain, _) = Drain::new();
         Ok(Self {
@@ -108,6 +111,7 @@ impl Process {
             metrics,
             health,
             incoming,
+            certificates,
             bus_metrics,
             drain,
             window: args.drain.unwrap_or(window),

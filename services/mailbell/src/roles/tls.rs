@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mailbell_runtime::{drain::DrainHandle, tls::ReloadingCert};
 
-use crate::failure::Failure;
+use crate::{certificate::Certificates, failure::Failure};
 
 /// How often files of secrets are looked at, and on SIGHUP.
 pub const RELOAD_EVERY: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ pub struct TlsArgs {
 }
 
 impl TlsArgs {
-    /// The certificate, if there is one, which is from now on replaced when its files are; refuses to serve other machines without.
+    /// The certificate, if there is one, which is from now on replaced when its files are, and told of; refuses to serve other machines without.
     ///
     /// # Errors
     /// When the files cannot be used, or plain text is not safe here.
@@ -46,9 +46,11 @@ impl TlsArgs {
         addr: SocketAddr,
         flag: &str,
         drain: DrainHandle,
+        certificates: &Certificates,
     ) -> Result<Option<Arc<ReloadingCert>>, Failure> {
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             let cert = ReloadingCert::load(cert, key)?;
+            certificates.add(flag, &cert);
             tokio::spawn(Arc::clone(&cert).watch(RELOAD_EVERY, drain));
             return Ok(Some(cert));
         }
@@ -72,7 +74,13 @@ mod tests {
     async fn other_machines_are_not_served_in_the_clear_by_accident() {
         let (_drain, handle) = Drain::new();
         let load = |args: &TlsArgs, addr: &str| {
-            args.load(addr.parse().unwrap(), "--push-listen", handle.clone())
+            let addr = addr.parse().unwrap();
+            args.load(
+                addr,
+                "--push-listen",
+                handle.clone(),
+                &Certificates::default(),
+            )
         };
         let plain = TlsArgs::default();
         assert!(load(&plain, "127.0.0.1:1").unwrap().is_none());

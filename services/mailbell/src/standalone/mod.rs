@@ -151,15 +151,22 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let mut process = Process::begin("standalone", &args.process, telemetry, WINDOW)?;
     let push = listen::bind(args.push_listen, "--push-listen")?;
     let admin = listen::bind(args.admin_listen, "--admin-listen")?;
-    let push_tls = args
-        .tls
-        .load(push.addr(), "--push-listen", process.drain())?;
+    let push_tls = args.tls.load(
+        push.addr(),
+        "--push-listen",
+        process.drain(),
+        &process.certificates,
+    )?;
     // The admin API of one machine stays on it, and needs no certificate then.
     let admin_tls = if admin.addr().ip().is_loopback() {
         None
     } else {
-        args.tls
-            .load(admin.addr(), "--admin-listen", process.drain())?
+        args.tls.load(
+            admin.addr(),
+            "--admin-listen",
+            process.drain(),
+            &process.certificates,
+        )?
     };
     let settings = args.mail.settings()?;
     let mut identity = Identity::load(&state)?;

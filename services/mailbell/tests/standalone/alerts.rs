@@ -21,11 +21,12 @@ fn names() -> BTreeSet<String> {
     ours.map(str::to_owned).collect()
 }
 
-/// Families that serve nothing before the first is counted, by the names that their crates register them with.
-fn served_later() -> [String; 4] {
+/// Families that serve nothing before the first is counted, or without TLS, by the names that their crates register them with.
+fn served_later() -> [String; 5] {
     [
         format!("mailbell_{}_total", mailbell_bus::metrics::APPENDS),
         format!("mailbell_{}_total", mailbell_gateway::metrics::REFUSED),
+        format!("mailbell_{}_seconds", mailbell::certificate::EXPIRY),
         format!("mailbell_{}_total", mailbell_watcher::metrics::LOGINS),
         format!("mailbell_{}", mailbell_watcher::metrics::HELD_BACK),
     ]

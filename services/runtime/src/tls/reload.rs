@@ -12,7 +12,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{PrivateKeyDer, ServerName, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 
 use super::{parse_certificates, provider, read_bounded};
 use crate::{Error, drain::DrainHandle, reload, secretfile};
@@ -95,6 +95,17 @@ impl ReloadingCert {
             cert.valid_dns_names().find(|name| !name.starts_with('*'))?
         };
         Some(format!("{name}:{}", addr.port()))
+    }
+
+    /// The server's own certificate in force.
+    #[must_use]
+    pub fn end_entity(&self) -> Option<CertificateDer<'static>> {
+        let current = self.current();
+        current
+            .end_entity_cert()
+            .ok()
+            .cloned()
+            .map(CertificateDer::into_owned)
     }
 
     fn current(&self) -> Arc<CertifiedKey> {

@@ -1,7 +1,8 @@
 //! Until when a certificate is good.
 
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+
+use crate::certificate::validity;
 
 /// cert-manager renews a certificate of 90 days 30 days before.
 const SOON_S: i64 = 14 * DAY_S;
@@ -23,12 +24,11 @@ pub(super) enum Good {
 /// Of the first certificate of a file in PEM, which is the server's own. `None`: there is none that can be read.
 pub(super) fn good(pem: &[u8], now_s: i64) -> Option<Good> {
     let der = CertificateDer::from_pem_slice(pem).ok()?;
-    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
-    let validity = certificate.validity();
-    if now_s < validity.not_before.timestamp() {
+    let (from, until) = validity(&der)?;
+    if now_s < from {
         return Some(Good::NotYet);
     }
-    let left = validity.not_after.timestamp().saturating_sub(now_s);
+    let left = until.saturating_sub(now_s);
     let days = left / DAY_S;
     Some(match left {
         ..0 => Good::Expired,

@@ -1,0 +1,126 @@
+//! Until when certificates are good: those that this process shows, as a metric, and others.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use mailbell_runtime::{metrics::Registry, tls::ReloadingCert};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{MetricType, gauge::ConstGauge},
+    registry::Unit,
+};
+use rustls::pki_types::CertificateDer;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+
+/// `tls_certificate_expiry_timestamp_seconds{listener}`: until when the certificate in force is good, since the epoch, of the listeners
+/// `push` and `admin`.
+pub const EXPIRY: &str = "tls_certificate_expiry_timestamp";
+
+/// From when and until when a certificate is good, in seconds since the epoch. `None`: it cannot be read.
+#[must_use]
+pub fn validity(der: &CertificateDer<'_>) -> Option<(i64, i64)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let validity = certificate.validity();
+    Some((
+        validity.not_before.timestamp(),
+        validity.not_after.timestamp(),
+    ))
+}
+
+/// The certificates of this process' listeners, read at each scrape: they are replaced while it runs.
+#[derive(Clone, Default)]
+pub struct Certificates(Arc<Mutex<Vec<Shown>>>);
+
+/// By which listener, and which.
+type Shown = (String, Arc<ReloadingCert>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Listener {
+    listener: String,
+}
+
+impl Certificates {
+    /// Registers the metric, once a process.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let this = Self::default();
+        registry.register_collector(Box::new(this.clone()));
+        this
+    }
+
+    /// `flag` is that of the listener's address, such as `--push-listen`.
+    pub fn add(&self, flag: &str, certificate: &Arc<ReloadingCert>) {
+        let listener = flag.trim_start_matches('-').trim_end_matches("-listen");
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push((listener.to_owned(), Arc::clone(certificate)));
+    }
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Certificates")
+    }
+}
+
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let help = "Until when the certificate in force is good";
+        let (unit, kind) = (Some(&Unit::Seconds), MetricType::Gauge);
+        let mut family = encoder.encode_descriptor(EXPIRY, help, unit, kind)?;
+        for (listener, certificate) in all.iter() {
+            let end_entity = certificate.end_entity();
+            // One that cannot be read says nothing: a zero would be a lie.
+            let Some((_, until)) = end_entity.and_then(|der| validity(&der)) else {
+                continue;
+            };
+            let listener = Listener {
+                listener: listener.clone(),
+            };
+            ConstGauge::new(until).encode(family.encode_family(&listener)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    #[test]
+    fn the_certificate_in_force_is_told_of_after_it_was_replaced_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (chain, key_file) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+        let write = |year: i32| {
+            let mut params = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let pem = params.self_signed(&key).unwrap().pem();
+            fs::write(&chain, pem).unwrap();
+            fs::write(&key_file, key.serialize_pem()).unwrap();
+            fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+            params.not_after.unix_timestamp()
+        };
+        let mut metrics = mailbell_runtime::metrics::Metrics::new("gateway");
+        let certificates = Certificates::register(metrics.registry());
+        let line = |until: i64| {
+            format!(
+                "\nmailbell_tls_certificate_expiry_timestamp_seconds{{listener=\"push\"}} {until}\n"
+            )
+        };
+        let first = write(2100);
+        let served = ReloadingCert::load(&chain, &key_file).unwrap();
+        certificates.add("--push-listen", &served);
+        let text = metrics.encode().unwrap();
+        assert!(text.contains(&line(first)), "{text}");
+        let second = write(2101);
+        assert!(served.reload().unwrap());
+        let text = metrics.encode().unwrap();
+        assert!(text.contains(&line(second)), "{text}");
+    }
+}
