@@ -1,5 +1,7 @@
 //! What happens to an installation, one after the other, while mail arrives.
 
+use std::collections::BTreeSet;
+
 use mailbell_test_cluster::in_private_network;
 use mailbell_tests::device::Device;
 
@@ -112,6 +114,43 @@ fn nodes_are_lost() {
             world.wait_running(TAG).await;
         })
         .await;
+    })
+    .unwrap();
+}
+
+/// What charts/mailbell/UPGRADING.md says that stays.
+#[test]
+fn uninstalled_it_leaves_what_is_documented() {
+    in_private_network(async || {
+        let world = World::start().await;
+        world.wait_running(TAG).await;
+        world.kubectl("delete mailbell main --timeout=120s").await;
+        world.helm("uninstall mailbell --wait").await;
+        world
+            .until("all pods are gone", async || world.pods().await.is_empty())
+            .await;
+        let left = world
+            .kubectl(
+                "get deployments,statefulsets,jobs,services,configmaps,secrets,serviceaccounts,roles,rolebindings,\
+                 networkpolicies,poddisruptionbudgets,leases,persistentvolumeclaims -o name",
+            )
+            .await;
+        let left: BTreeSet<&str> = left.lines().collect();
+        let kept = ["admin-token", "key-ring", "nats-tls", "nats-users", "operator-token", "signing-key"];
+        let mut expected: BTreeSet<String> = kept.map(|what| format!("secret/main-{what}")).into();
+        expected.extend((0..3).map(|server| format!("persistentvolumeclaim/data-main-nats-{server}")));
+        // The definitions are a release of their own; the others are the namespace's and the test's.
+        let others = [
+            "lease.coordination.k8s.io/mailbell-operator",
+            "secret/sh.helm.release.v1.crds.v1",
+            "configmap/kube-root-ca.crt",
+            "serviceaccount/default",
+            "configmap/imap-ca",
+            "secret/tls",
+        ];
+        expected.extend(others.map(ToOwned::to_owned));
+        let expected: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
+        assert_eq!(left, expected);
     })
     .unwrap();
 }
