@@ -36,9 +36,10 @@ fn installed_and_upgraded() {
         world.assert_spread().await;
         let device = world.device().await;
         world.judge(&[&device]).await;
+        world.wait_counted().await;
         under_load(&world, &device, "upgrade", async {
             let next = format!(
-                "upgrade mailbell {CHART} --reuse-values --set image.tag={NEXT_TAG} --wait"
+                "upgrade mailbell {CHART} --reset-then-reuse-values --set image.tag={NEXT_TAG} --wait"
             );
             world.helm(&next).await;
             world.wait_running(NEXT_TAG).await;

@@ -33,6 +33,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 /// By which pods know the mail server.
 const MAIL_HOST: &str = "mail.test";
 const NAMESPACE: &str = "mail";
+/// By which the operator knows the admin API.
+const ADMIN_HOST: &str = "main-admin.mail.svc";
 const USER: &str = "alice";
 /// Of the operator, watchers, gateways and the admin API: two each.
 const PODS: usize = 8;
@@ -57,7 +59,8 @@ pub(crate) struct World {
 impl World {
     /// A cluster of three nodes with an installation that is ready, and one account.
     pub(crate) async fn start() -> Self {
-        let certificate = Certificate::for_names(&["localhost", "127.0.0.1", MAIL_HOST]);
+        let certificate =
+            Certificate::for_names(&["localhost", "127.0.0.1", MAIL_HOST, ADMIN_HOST]);
         let images = ["mailbell", "mailbell-next", "nats"].map(|name| archive(name).unwrap());
         let options = ClusterOptions {
             nodes: 3,
@@ -188,6 +191,15 @@ impl World {
         wait_ready(&self.cluster).await;
     }
 
+    /// Waits until the installation shows its one mailbox and its one device: the operator has asked the admin API and all gateways.
+    pub(crate) async fn wait_counted(&self) {
+        let counts = "get mailbell main -o jsonpath={.status.counts.mailboxes}/{.status.counts.watched}/{.status.counts.devices}";
+        self.until("the mailbox and the device are counted", async || {
+            self.kubectl(counts).await == "1/1/1"
+        })
+        .await;
+    }
+
     /// The pods of the namespace, as the API server has them.
     pub(crate) async fn pods(&self) -> Vec<Value> {
         let list: Value = serde_json::from_str(&self.kubectl("get pods -o json").await).unwrap();
@@ -302,7 +314,8 @@ async fn install(cluster: &Cluster, certificate: &Certificate) {
                     "tls": { "secretName": "tls" },
                     "service": { "type": "NodePort" },
                 },
-                "admin": { "tls": { "secretName": "tls" }, "service": { "type": "NodePort" } },
+                // Of one authority with the mail server's.
+                "admin": { "tls": { "secretName": "tls" }, "caConfigMap": "imap-ca", "service": { "type": "NodePort" } },
                 "nats": { "managed": { "nodes": NATS_SERVERS, "image": "mailbell.dev/tests/nats:1", "storage": { "size": "8Gi" } } },
             },
         },

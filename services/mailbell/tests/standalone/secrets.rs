@@ -182,6 +182,14 @@ async fn a_person_makes_them_without_the_chart_and_of_two_at_once_nothing_is_los
     // Each by one of them.
     assert_eq!(made, 6);
     assert_eq!(filled(&cluster).await.len(), 12);
+    // A chart that comes later leaves alone what it has not made.
+    let all = cluster.all().await;
+    for _ in 0..2 {
+        let install = ["upgrade", "--install", "mailbell", CHART];
+        let (installed, said) = cluster.tool("helm", &install).await;
+        assert!(installed, "{said}");
+        assert_eq!(cluster.all().await, all);
+    }
     let half = [
         "patch",
         "secret",

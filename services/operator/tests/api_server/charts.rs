@@ -37,6 +37,51 @@ async fn the_definitions_stay_when_their_chart_is_uninstalled() {
     assert_eq!(names(stored().await), expected);
 }
 
+/// With the definitions come the rights that whoever administers a namespace lacks, and nobody else has to be asked.
+#[tokio::test]
+async fn whoever_administers_a_namespace_installs_mailbell_in_it() {
+    let Some(world) = World::alone().await else {
+        return;
+    };
+    let jane = ["--kube-as-user", "jane"];
+    let install = ["install", "mailbell", MAILBELL, jane[0], jane[1]];
+    // What the controllers of a cluster put together to its role admin, which are not here.
+    let bind = async |role: &str| {
+        let name = role.replace(':', "-");
+        let role = format!("--clusterrole={role}");
+        let bind = ["create", "rolebinding", &name, &role, "--user=jane"];
+        let (bound, said) = world.kubectl(&bind, "").await;
+        assert!(bound, "{said}");
+    };
+    for role in ["admin", "edit", "view"] {
+        bind(&format!("system:aggregate-to-{role}")).await;
+    }
+    let (installed, said) = world.helm(&install).await;
+    assert!(!installed && said.contains("forbidden"), "{said}");
+    let (installed, said) = world.helm(&["install", "crds", CRDS]).await;
+    assert!(installed, "{said}");
+    let roles = [
+        "get",
+        "clusterroles",
+        "-l",
+        "app.kubernetes.io/part-of=mailbell",
+        "-o",
+        "name",
+    ];
+    let (_, roles) = world.kubectl(&roles, "").await;
+    let roles: Vec<&str> = roles.lines().collect();
+    assert_eq!(roles.len(), 3, "{roles:?}");
+    for role in roles {
+        bind(role.rsplit_once('/').unwrap().1).await;
+    }
+    let (installed, said) = world
+        .helm(&["uninstall", "--ignore-not-found", "mailbell"])
+        .await;
+    assert!(installed, "{said}");
+    let (installed, said) = world.helm(&install).await;
+    assert!(installed, "{said}");
+}
+
 /// The role is enough for all that an operator does, and for nothing that it need not.
 #[tokio::test]
 async fn an_operator_may_what_it_does_and_nothing_else() {
