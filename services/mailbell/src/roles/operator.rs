@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use kube::{Client, Config};
 use mailbell_operator::{
-    controller::{self, Error, LOAD_EVERY, Metrics, Options},
+    controller::{self, Error, LOAD_EVERY, Metrics, Options, Pace},
     desired::API_SERVER_PORTS,
 };
 use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
@@ -23,7 +23,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 Keeps every Mailbell object of its namespace, or of all, as it is wanted: NATS servers, the setup of what is stored, gateways, admin API
-and watchers. Of several only one works at a time; the others wait for its lease. What runs goes on while there is none.
+and watchers. Registers the mailbox of every MailAccount object with the installation that it names, and says how it is. Of several only one works at a time; the others wait for its lease. What runs goes on while there is none.
 
 The custom resource definitions must be there before (`mailbell crds`). Outside a cluster it goes by the current context of kubectl.
 
@@ -108,6 +108,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         gateways: (!args.gateway_http.is_empty()).then_some(args.gateway_http),
         look_every: LOAD_EVERY,
         api_server_ports: args.api_server_ports,
+        pace: Pace::default(),
     };
     let mut config = config;
     // Above the time for which the API server keeps a watch open: an answer that is lost is not waited for.

@@ -13,6 +13,7 @@ mod commands;
 mod kube;
 mod lives;
 mod machine;
+mod mail_accounts;
 mod operating;
 mod operator;
 mod pods;

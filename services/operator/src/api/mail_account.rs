@@ -49,7 +49,9 @@ use serde::{Deserialize, Serialize};
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"
-    )
+    ),
+    validation = Rule::new("size(self.metadata.name) <= 180")
+        .message("the name has at most 180 characters: with that of the namespace it is the account's id at the admin API")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MailAccountSpec {
@@ -64,7 +66,8 @@ pub struct MailAccountSpec {
     pub tenant: String,
     /// Where the mailbox is, and who logs in.
     pub server: ImapServer,
-    /// The password. A change of the Secret is a change of the password.
+    /// The password. A change of the Secret is a change of the password; it is noticed within some minutes.
+    #[serde(default)]
     pub password: SecretKey,
     /// The folders that are watched. The first is held open.
     #[schemars(
@@ -124,17 +127,27 @@ pub enum TlsMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKey {
-    /// The Secret.
+    /// The Secret, one of those that the operator may read: `mailAccounts.passwordSecrets` of the chart names them.
     #[schemars(length(min = 1, max = 253))]
+    #[serde(default = "mail_passwords")]
     pub secret_name: String,
-    /// Its key.
+    /// Its key. Unset: the name of this object, so that one Secret has the passwords of many.
     #[schemars(length(min = 1, max = 253))]
-    #[serde(default = "password")]
-    pub key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
-fn password() -> String {
-    "password".to_owned()
+impl Default for SecretKey {
+    fn default() -> Self {
+        Self {
+            secret_name: mail_passwords(),
+            key: None,
+        }
+    }
+}
+
+fn mail_passwords() -> String {
+    "mail-passwords".to_owned()
 }
 
 /// How the mailbox is.
@@ -153,6 +166,9 @@ pub struct MailAccountStatus {
     /// When the last message came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_arrival: Option<Time>,
+    /// The version of the Secret, and its key, of which the password in force is. It says nothing of the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_version: Option<String>,
     /// Ready, with a sentence: what is wrong, and what to do.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

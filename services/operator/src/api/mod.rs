@@ -1,9 +1,5 @@
 //! The custom resources of `mailbell.dev/v1alpha1`. The first sentence of each field's comment is what `kubectl explain` shows.
 #![expect(
-    clippy::duplicated_attributes,
-    reason = "columns of one type are not the same column"
-)]
-#![expect(
     unreachable_pub,
     reason = "the derived schemas have copies of these types that nobody can reach"
 )]

@@ -2,6 +2,7 @@
 //!
 //! It is never on the way of a message: while nobody leads, or the API server is away, everything that runs goes on.
 
+mod accounts;
 pub mod admin;
 mod cluster;
 mod election;
@@ -44,8 +45,12 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::{api::Mailbell, desired::MANAGER};
+use crate::{
+    api::{MailAccount, Mailbell},
+    desired::MANAGER,
+};
 
+pub use accounts::Pace;
 use admin::Admins;
 use election::Election;
 pub use error::Error;
@@ -81,6 +86,8 @@ pub struct Options {
     pub look_every: Duration,
     /// By which ports pods reach the API server, for their network policies.
     pub api_server_ports: Vec<u16>,
+    /// Of what is done for MailAccounts.
+    pub pace: Pace,
 }
 
 /// What every reconciliation needs.
@@ -88,7 +95,7 @@ struct Context {
     client: Client,
     events: Recorder,
     image: String,
-    admins: Admins,
+    admins: Arc<Admins>,
     gateways: Option<Vec<SocketAddr>>,
     api_server_ports: Vec<u16>,
     /// How much there is to do in each.
@@ -154,11 +161,12 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         controller: MANAGER.to_owned(),
         instance: Some(options.identity.clone()),
     };
+    let events = Recorder::new(client.clone(), reporter);
     let context = Context {
         client: client.clone(),
-        events: Recorder::new(client.clone(), reporter),
+        events: events.clone(),
         image: options.image.clone(),
-        admins: Admins::new(client.clone(), options.admin_url.clone()),
+        admins: Arc::new(Admins::new(client.clone(), options.admin_url.clone())),
         gateways: options.gateways.clone(),
         api_server_ports: options.api_server_ports.clone(),
         loads: Loads::default(),
@@ -184,6 +192,14 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         .reconcile_all_on(news);
     let store = controller.store();
     let _leading = metrics.lead(store.clone());
+    let setup = accounts::Setup {
+        client: client.clone(),
+        events,
+        admins: Arc::clone(&context.admins),
+        mailbells: store.clone(),
+        pace: options.pace,
+    };
+    let accounts = accounts::run(api::<MailAccount>(client, options), setup);
     let work = controller
         .run(reconcile, on_error, Arc::clone(&context))
         .for_each(|result| async move {
@@ -193,7 +209,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
             }
         });
     let look = load::watch(&context, store, options.look_every);
-    tokio::join!(work, look);
+    tokio::join!(work, look, accounts);
 }
 
 fn api<K>(client: &Client, options: &Options) -> Api<K>

@@ -15,7 +15,7 @@ use kube::{
 };
 use mailbell_operator::{
     api::Mailbell,
-    controller::{LOAD_EVERY, Metrics, Options, run},
+    controller::{LOAD_EVERY, Metrics, Options, Pace, run},
     desired::API_SERVER_PORTS,
 };
 use serde::de::DeserializeOwned;
@@ -42,15 +42,7 @@ impl Operator {
 
     /// With the rights of a service account.
     pub(crate) fn start_as(world: &World, identity: &str, account: Option<&str>) -> Self {
-        let user =
-            account.map(|account| format!("system:serviceaccount:{}:{account}", world.namespace));
-        let server = Arc::clone(&world.server);
-        Self::start_by(world, identity, async move {
-            match user {
-                Some(user) => server.client_of(&user).await.unwrap(),
-                None => server.client().await.unwrap(),
-            }
-        })
+        Self::start_told(world, identity, account, |_| {})
     }
 
     /// Told something else than usual.
@@ -59,11 +51,27 @@ impl Operator {
         identity: &str,
         tell: impl FnOnce(&mut Options),
     ) -> Self {
+        Self::start_told(world, identity, None, tell)
+    }
+
+    /// Both.
+    pub(crate) fn start_told(
+        world: &World,
+        identity: &str,
+        account: Option<&str>,
+        tell: impl FnOnce(&mut Options),
+    ) -> Self {
+        let user =
+            account.map(|account| format!("system:serviceaccount:{}:{account}", world.namespace));
         let server = Arc::clone(&world.server);
-        let client = async move { server.client().await.unwrap() };
         let mut options = options(world, identity);
         tell(&mut options);
-        Self::launch(options, client)
+        Self::launch(options, async move {
+            match user {
+                Some(user) => server.client_of(&user).await.unwrap(),
+                None => server.client().await.unwrap(),
+            }
+        })
     }
 
     /// By this client. It is made on the operator's own runtime, where its connections live.
@@ -114,6 +122,7 @@ fn options(world: &World, identity: &str) -> Options {
         gateways: Some(Vec::new()),
         look_every: LOAD_EVERY,
         api_server_ports: API_SERVER_PORTS.to_vec(),
+        pace: Pace::default(),
     }
 }
 

@@ -33,7 +33,7 @@ async fn what_a_call_needs_is_read_from_the_cluster() {
     };
     let host = format!("main-admin.{}.svc", world.namespace);
     let certificate = Certificate::for_names(&[&host]);
-    let admin = FakeAdmin::start(Some(&certificate)).await;
+    let admin = FakeAdmin::start(Some(&certificate));
     let admins = Admins::new(world.client.clone(), Some(admin.url("https")));
     let object = with(&mailbell(), "/spec/admin/caConfigMap", json!("admin-ca"));
     world.create(&object).await;
@@ -89,7 +89,7 @@ async fn whoever_does_not_answer_is_not_waited_for_without_end() {
     let Some(world) = World::new().await else {
         return;
     };
-    let admin = FakeAdmin::start(None).await;
+    let admin = FakeAdmin::start(None);
     admin.is_silent(true);
     let admins = Admins::new(world.client.clone(), Some(admin.url("http")));
     world.create(&mailbell()).await;

@@ -116,7 +116,12 @@ async fn what_is_left_out_has_a_default() {
     assert_eq!(stored.tenant, "default");
     assert_eq!(stored.folders, ["INBOX"]);
     assert_eq!(stored.server.tls, TlsMode::Implicit);
-    assert_eq!(stored.password.key, "password");
+    assert_eq!(stored.password.key, None);
+    let object = with(&account(), "/metadata/name", json!("carol"));
+    let object = with(&object, "/spec/password", Value::Null);
+    let object: MailAccount = serde_json::from_value(object).unwrap();
+    let stored = world.accounts().create(&params, &object).await.unwrap();
+    assert_eq!(stored.spec.password.secret_name, "mail-passwords");
 }
 
 /// What the types take and what the server stores are the same.
@@ -270,8 +275,12 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
             "spec.server.user: Required value",
         ),
         (
-            with(&whose, "/spec/password", Value::Null),
-            "spec.password: Required value",
+            with(&whose, "/spec/server", Value::Null),
+            "spec.server: Required value",
+        ),
+        (
+            with(&whose, "/metadata/name", json!("a".repeat(181))),
+            "the name has at most 180 characters",
         ),
     ];
     for (object, sentence) in bad {

@@ -21,7 +21,7 @@ use mailbell_proto::{
     push::v1::{AccountState, Health},
 };
 use mailbell_test_servers::Certificate;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, runtime::Runtime};
 use tonic::{
     Request, Response, Status,
     codegen::tokio_stream::wrappers::TcpListenerStream,
@@ -36,14 +36,18 @@ const PAGE: usize = 2;
 pub(crate) struct FakeAdmin {
     pub(crate) addr: SocketAddr,
     state: Arc<Mutex<State>>,
-    task: JoinHandle<()>,
+    /// Connections are tasks of their own, and go with it.
+    runtime: Option<Runtime>,
 }
 
 #[derive(Default)]
 struct State {
     accounts: BTreeMap<String, Account>,
+    passwords: BTreeMap<String, Vec<String>>,
     calls: Vec<&'static str>,
     silent: bool,
+    /// Why no account is made.
+    refuses: Option<&'static str>,
     token: String,
     made: u64,
     /// `None`: it cannot say.
@@ -51,8 +55,9 @@ struct State {
 }
 
 impl FakeAdmin {
-    pub(crate) async fn start(certificate: Option<&Certificate>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub(crate) fn start(certificate: Option<&Certificate>) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State {
             token: TOKEN.to_owned(),
@@ -68,11 +73,18 @@ impl FakeAdmin {
         let router = server
             .add_service(AccountsServer::new(Service(Arc::clone(&state))))
             .add_service(ShardsServer::new(Service(Arc::clone(&state))));
-        let task = tokio::spawn(async move {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
             let connections = TcpListenerStream::new(listener);
             router.serve_with_incoming(connections).await.unwrap();
         });
-        Self { addr, state, task }
+        Self {
+            addr,
+            state,
+            runtime: Some(runtime),
+        }
     }
 
     pub(crate) fn url(&self, scheme: &str) -> String {
@@ -89,13 +101,44 @@ impl FakeAdmin {
         self.state().shards = mailboxes.map(shards);
     }
 
+    /// Makes no account, with this sentence; or makes them again.
+    pub(crate) fn refuses(&self, sentence: Option<&'static str>) {
+        self.state().refuses = sentence;
+    }
+
     pub(crate) fn takes_token(&self, token: &str) {
         self.state().token = token.to_owned();
+    }
+
+    pub(crate) fn account(&self, external_id: &str) -> Option<Account> {
+        self.state().accounts.get(external_id).cloned()
+    }
+
+    /// One that somebody has made, or changed.
+    pub(crate) fn put(&self, account: Account) {
+        let id = account.external_id.clone();
+        self.state().accounts.insert(id, account);
+    }
+
+    /// Those that were set, from the first to the last.
+    pub(crate) fn passwords(&self, external_id: &str) -> Vec<String> {
+        let state = self.state();
+        state
+            .passwords
+            .get(external_id)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Names of the calls since the last time that this was asked.
     pub(crate) fn calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.state().calls)
+    }
+
+    /// The same, without those that size an installation.
+    pub(crate) fn calls_for_accounts(&self) -> Vec<&'static str> {
+        let calls = self.calls().into_iter();
+        calls.filter(|call| *call != "shards").collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -105,7 +148,9 @@ impl FakeAdmin {
 
 impl Drop for FakeAdmin {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -170,6 +215,9 @@ impl Accounts for Service {
     ) -> Result<Response<CreateAccountResponse>, Status> {
         let asked = self.begin("create", request).await?;
         let mut state = self.0.lock().unwrap();
+        if let Some(sentence) = state.refuses {
+            return Err(Status::failed_precondition(sentence));
+        }
         if let Some(there) = state.accounts.get(&asked.external_id) {
             if there.server != asked.server || there.folders != asked.folders {
                 return Err(Status::already_exists("with other settings"));
@@ -191,7 +239,13 @@ impl Accounts for Service {
             ..Account::default()
         };
         watching(&mut account);
-        state.accounts.insert(asked.external_id, account.clone());
+        let id = asked.external_id;
+        state
+            .passwords
+            .entry(id.clone())
+            .or_default()
+            .push(asked.password);
+        state.accounts.insert(id, account.clone());
         Ok(Response::new(CreateAccountResponse {
             account: Some(account),
             created: true,
@@ -247,7 +301,12 @@ impl Accounts for Service {
         account.paused = asked.paused.unwrap();
         account.managed_by = asked.managed_by;
         watching(account);
-        Ok(Response::new(account.clone()))
+        let account = account.clone();
+        if let Some(password) = asked.password {
+            let id = account.external_id.clone();
+            state.passwords.entry(id).or_default().push(password);
+        }
+        Ok(Response::new(account))
     }
 
     async fn delete_account(

@@ -7,6 +7,7 @@ mod charts;
 mod definitions;
 mod fake_admin;
 mod installation;
+mod mail_accounts;
 mod operator;
 mod requests;
 mod sizing;

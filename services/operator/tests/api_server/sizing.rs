@@ -84,7 +84,7 @@ async fn there_are_as_many_pods_as_are_needed() {
     world
         .secret("main-operator-token", json!({ "token": TOKEN }))
         .await;
-    let (admin, gateway) = (FakeAdmin::start(None).await, Arc::new(Gateway::default()));
+    let (admin, gateway) = (FakeAdmin::start(None), Arc::new(Gateway::default()));
     let address = gateway.serve().await;
     let operator = Operator::start_with(&world, "one", |options| {
         options.admin_url = Some(admin.url("http"));

@@ -1,0 +1,346 @@
+//! One look at one MailAccount: it is registered as it is wanted, and what became of it is said.
+
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::controller::Action,
+};
+use mailbell_proto::admin::v1::Account;
+use serde_json::json;
+use tokio::time::{Duration, Instant};
+use tonic::Code;
+
+use super::{
+    Context, Held, again,
+    plan::{self, Registered, Trouble, manager},
+    rounds::is_up,
+    secrets::{Place, Version},
+    seen::Known,
+};
+use crate::{
+    api::{MailAccount, MailAccountStatus, Mailbell},
+    controller::{
+        Error,
+        admin::{Admin, AdminError},
+        cluster::{Key, event},
+    },
+    desired::MANAGER,
+};
+
+/// A status that says nothing new but when the last message came is written so often at most.
+const ARRIVAL_EVERY: Duration = Duration::from_secs(300);
+
+/// Looks at one that is not being deleted.
+pub(super) async fn look(account: &MailAccount, context: &Context) -> Result<Action, Error> {
+    let done = register(account, context).await;
+    let found = match &done {
+        Ok(None) => return Ok(Action::await_change()),
+        Ok(Some((there, version))) => Ok(Registered {
+            account: there,
+            password_version: Some(version.text.clone()),
+        }),
+        Err(trouble) => Err(trouble.clone()),
+    };
+    tell(
+        account,
+        context,
+        &plan::status(account, &found, Timestamp::now()),
+    )
+    .await?;
+    // The next round looks again.
+    Ok(Action::await_change())
+}
+
+/// Bytes of an event's sentence, of which the API server takes 1,024.
+const MAX_NOTE: usize = 1000;
+
+type Done = (Arc<Account>, Version);
+
+/// `None`: there is nothing new to be said.
+async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done>, Trouble> {
+    let mailbell = installation(wanted, context)?;
+    // First: what a person has to mend is said also while the admin API is away.
+    let (place, key) = (secret(wanted), plan::password_key(wanted));
+    let version = context.secrets.version(&place, &key).await?;
+    let there = match known(wanted, context)? {
+        Some(there) => there,
+        None => return Ok(None),
+    };
+    let is_same = has_password(wanted, context, &version);
+    if let Some(there) = &there
+        && is_same
+        && plan::is_right(wanted, there)
+    {
+        context.remember(wanted, |memory| {
+            memory.digest = Some(version.digest);
+            memory.held = None;
+            memory.refusals = 0;
+        });
+        return Ok(Some((Arc::clone(there), version)));
+    }
+    if is_held(wanted, context, &version) {
+        return Ok(None);
+    }
+    let made = make(wanted, context, &mailbell, there.as_deref()).await;
+    match made {
+        Ok((account, version)) => {
+            let account = Arc::new(account);
+            context.seen.is(&seat(wanted), Arc::clone(&account));
+            context.remember(wanted, |memory| {
+                memory.digest = Some(version.digest);
+                memory.held = None;
+                memory.refusals = 0;
+            });
+            Ok(Some((account, version)))
+        }
+        Err(trouble) => {
+            context.seen.is_not(&seat(wanted), &manager(wanted));
+            context.remember(wanted, |memory| {
+                memory.held = Some(Held {
+                    until: Instant::now() + again(&mut memory.refusals),
+                    generation: wanted.metadata.generation,
+                    password: version.text.clone(),
+                });
+            });
+            Err(trouble)
+        }
+    }
+}
+
+/// The installation, if it is there to be asked.
+pub(super) fn installation(
+    wanted: &MailAccount,
+    context: &Context,
+) -> Result<Arc<Mailbell>, Trouble> {
+    let name = &wanted.spec.mailbell;
+    let Some(mailbell) = context.mailbell(wanted) else {
+        let text = format!("there is no Mailbell {name} in this namespace");
+        return Err(Trouble::new("NoInstallation", text));
+    };
+    if is_up(&mailbell) {
+        return Ok(mailbell);
+    }
+    let (reason, what) = match mailbell.spec.paused {
+        true => ("InstallationPaused", "is paused"),
+        false => ("InstallationDeleted", "is being deleted"),
+    };
+    Err(Trouble::new(reason, format!("the Mailbell {name} {what}")))
+}
+
+/// Its account as it was last seen; `None`: nobody knows, and nothing is to be said of that yet.
+fn known(wanted: &MailAccount, context: &Context) -> Result<Option<Option<Arc<Account>>>, Trouble> {
+    let was_said = wanted.status.as_ref().is_some_and(|status| {
+        status.account.is_some() && status.observed_generation == wanted.metadata.generation
+    });
+    match context.seen.of(&seat(wanted), &manager(wanted)) {
+        Known::Account(account) => Ok(Some(account)),
+        Known::Nothing => {
+            context.sooner.notify_one();
+            Ok(None)
+        }
+        Known::Silent(silence) => {
+            // Devices are served and mailboxes are watched without it, and it may be back in a moment.
+            if was_said && silence.since.elapsed() < context.pace.silence {
+                return Ok(None);
+            }
+            Err(Trouble::unknown("AdminAway", silence.why))
+        }
+    }
+}
+
+/// Where its installation is.
+pub(super) fn seat(wanted: &MailAccount) -> super::seen::Place {
+    let namespace = wanted.namespace().unwrap_or_default();
+    (namespace, wanted.spec.mailbell.clone())
+}
+
+fn secret(wanted: &MailAccount) -> Place {
+    let namespace = wanted.namespace().unwrap_or_default();
+    (namespace, wanted.spec.password.secret_name.clone())
+}
+
+/// Whether the password of this version is in force: by what the status says, or because only others in the Secret have changed since.
+fn has_password(wanted: &MailAccount, context: &Context, version: &Version) -> bool {
+    let said = wanted.status.as_ref();
+    let said = said.and_then(|status| status.password_version.as_ref());
+    let mut is_same = said == Some(&version.text);
+    context.remember(wanted, |memory| {
+        is_same = is_same || memory.digest == Some(version.digest);
+    });
+    is_same
+}
+
+fn is_held(wanted: &MailAccount, context: &Context, version: &Version) -> bool {
+    let mut is_held = false;
+    context.remember(wanted, |memory| {
+        is_held = memory.held.as_ref().is_some_and(|held| {
+            held.until > Instant::now()
+                && held.generation == wanted.metadata.generation
+                && held.password == version.text
+        });
+    });
+    is_held
+}
+
+/// Has the account made, or changed.
+async fn make(
+    wanted: &MailAccount,
+    context: &Context,
+    mailbell: &Mailbell,
+    there: Option<&Account>,
+) -> Result<(Account, Version), Trouble> {
+    let password = context
+        .secrets
+        .password(&secret(wanted), &plan::password_key(wanted))
+        .await?;
+    let is_same = has_password(wanted, context, &password.version);
+    let call = async {
+        let admin = context.admins.of(mailbell).await?;
+        let found;
+        let there = match there {
+            Some(there) => there,
+            None => match create(&admin, wanted, &password.text).await? {
+                (account, true) => {
+                    tracing::info!(account = account.id, "a MailAccount was registered");
+                    return Ok(account);
+                }
+                (account, false) => {
+                    found = account;
+                    &found
+                }
+            },
+        };
+        // The stored one is bound to the server and the user.
+        let needs_password = !is_same || !plan::has_server(wanted, there);
+        if !needs_password && plan::is_right(wanted, there) {
+            return Ok(there.clone());
+        }
+        let text = needs_password.then(|| password.text.to_string());
+        admin.update(plan::change(wanted, there, text)).await
+    };
+    match call.await {
+        Ok(account) => Ok((account, password.version)),
+        Err(error) => {
+            context.admins.note(mailbell, &error);
+            if let AdminError::Away(_) = error {
+                // The others need not find out one by one.
+                context.seen.is_silent(&seat(wanted), error.to_string());
+            }
+            Err(trouble(&error))
+        }
+    }
+}
+
+/// The account, and whether it is new.
+async fn create(
+    admin: &Admin,
+    wanted: &MailAccount,
+    password: &str,
+) -> Result<(Account, bool), AdminError> {
+    let request = plan::creation(wanted, password.to_owned());
+    let taken = match admin.create(request).await {
+        Ok(answer) => return Ok((answer.account.unwrap_or_default(), answer.created)),
+        // With other settings.
+        Err(error) if error.code() == Some(Code::AlreadyExists) => error,
+        Err(error) => return Err(error),
+    };
+    let there = admin.account(&wanted.spec.tenant, &manager(wanted)).await?;
+    there.map(|account| (account, false)).ok_or(taken)
+}
+
+fn trouble(error: &AdminError) -> Trouble {
+    let text = error.to_string();
+    match error {
+        AdminError::Away(_) | AdminError::Setup(_) | AdminError::Cluster(_) => {
+            Trouble::unknown("AdminAway", text)
+        }
+        AdminError::Refused { code, .. } => match code {
+            // It is looked at anew, and again.
+            Code::NotFound | Code::Aborted | Code::Unavailable => Trouble::unknown("Trying", text),
+            Code::InvalidArgument => Trouble::new("Invalid", text),
+            _ => Trouble::new("Refused", text),
+        },
+    }
+}
+
+/// Writes the status if it says something else than before; an event tells of a change of what a person cares about.
+pub(super) async fn tell(
+    account: &MailAccount,
+    context: &Context,
+    status: &MailAccountStatus,
+) -> Result<(), Error> {
+    let before = account.status.clone().unwrap_or_default();
+    if *status == before {
+        return Ok(());
+    }
+    let mut is_recent = false;
+    context.remember(account, |memory| {
+        let told = memory.told.map(|told| told.elapsed());
+        is_recent = told.is_some_and(|told| told < ARRIVAL_EVERY);
+    });
+    if is_recent && plan::differs_in_arrival_only(status, &before) {
+        return Ok(());
+    }
+    let (namespace, name) = (account.namespace().unwrap_or_default(), account.name_any());
+    let api: Api<MailAccount> = Api::namespaced(context.client.clone(), &namespace);
+    let patch = json!({ "apiVersion": MailAccount::api_version(&()), "kind": MailAccount::kind(&()), "status": status });
+    let params = PatchParams::apply(MANAGER).force();
+    match api
+        .patch_status(&name, &params, &Patch::Apply(&patch))
+        .await
+    {
+        Ok(_) => {}
+        // It is gone, and with it whoever would read that.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(source) => return Err(of(&name, source)),
+    }
+    if status.last_arrival != before.last_arrival {
+        context.remember(account, |memory| memory.told = Some(Instant::now()));
+    }
+    if plan::said(status) != plan::said(&before)
+        && let Some(condition) = status.conditions.first()
+    {
+        let is_good = condition.status == "True" || plan::is_usual(&condition.reason);
+        publish(
+            account,
+            context,
+            is_good,
+            &condition.reason,
+            &condition.message,
+        )
+        .await;
+    }
+    Ok(())
+}
+
+pub(super) async fn publish(
+    account: &MailAccount,
+    context: &Context,
+    is_good: bool,
+    reason: &str,
+    note: &str,
+) {
+    let mut note = note.to_owned();
+    while note.len() > MAX_NOTE {
+        note.pop();
+    }
+    let event = event(is_good, reason, &note);
+    let place = account.object_ref(&());
+    // What cannot be told this way stands in the status.
+    if let Err(error) = context.events.publish(&event, &place).await {
+        let (namespace, name) = (account.namespace(), account.name_any());
+        tracing::warn!(namespace, name, %error, "an event could not be published");
+    }
+}
+
+pub(super) fn of(name: &str, source: kube::Error) -> Error {
+    let key = Key {
+        api: MailAccount::api_version(&()).into_owned(),
+        kind: MailAccount::kind(&()).into_owned(),
+        name: name.to_owned(),
+    };
+    Error::of(&key, source)
+}

@@ -1,0 +1,147 @@
+//! Asking every admin API for its accounts, again and again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use kube::{
+    ResourceExt as _,
+    runtime::reflector::{ObjectRef, Store},
+};
+use mailbell_proto::admin::v1::Account;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use super::{Context, plan::manager, seen::Place};
+use crate::{
+    api::{MailAccount, Mailbell},
+    controller::admin::AdminError,
+};
+
+/// Pages of one tenant that are read in a round: 100,000 accounts. Where there are more, MailAccounts should have a tenant of their own.
+const MOST_PAGES: usize = 200;
+/// After a change its account's state changes too, mostly within this time.
+const BUSY: Duration = Duration::from_secs(60);
+/// A round that is asked for begins so soon at most.
+const SOONEST: Duration = Duration::from_secs(1);
+
+/// Until it is dropped. After each round `look` hears that every MailAccount is to be looked at.
+pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: mpsc::Sender<()>) {
+    // Else none of them would be thought to be used.
+    let ready = async {
+        accounts.wait_until_ready().await?;
+        context.mailbells.wait_until_ready().await
+    };
+    if ready.await.is_err() {
+        return;
+    }
+    let mut last = Instant::now();
+    loop {
+        let begin = Instant::now();
+        round(context, &accounts.state(), begin - last).await;
+        last = begin;
+        // Full: they are looked at anyway.
+        let _ = look.try_send(());
+        let wait = match context.seen.changed_within(BUSY) {
+            true => context.pace.busy,
+            false => context.pace.round,
+        };
+        sleep(SOONEST.min(wait)).await;
+        tokio::select! {
+            // Either may be first.
+            biased;
+            () = context.sooner.notified() => {}
+            () = sleep(wait.saturating_sub(SOONEST)) => {}
+        }
+    }
+}
+
+/// What MailAccounts of one installation want to know.
+#[derive(Default)]
+struct Asked {
+    tenants: BTreeSet<String>,
+    external_ids: HashSet<String>,
+}
+
+async fn round(context: &Context, accounts: &[Arc<MailAccount>], since: Duration) {
+    let mut asked: BTreeMap<Place, Asked> = BTreeMap::new();
+    let mut secrets = BTreeSet::new();
+    for account in accounts {
+        let namespace = account.namespace().unwrap_or_default();
+        let place = (namespace.clone(), account.spec.mailbell.clone());
+        let one = asked.entry(place).or_default();
+        one.tenants.insert(account.spec.tenant.clone());
+        one.external_ids.insert(manager(account));
+        secrets.insert((namespace, account.spec.password.secret_name.clone()));
+    }
+    context.seen.retain(|place| asked.contains_key(place));
+    let known: HashSet<_> = accounts
+        .iter()
+        .map(|account| ObjectRef::from_obj(&**account))
+        .collect();
+    context
+        .memory()
+        .retain(|account, _| known.contains(account));
+    context.secrets.look_again(&secrets, since).await;
+    for (place, asked) in &asked {
+        let name = ObjectRef::new(&place.1).within(&place.0);
+        match context.mailbells.get(&name) {
+            Some(mailbell) if is_up(&mailbell) => ask(context, &mailbell, place, asked).await,
+            // There is nobody to ask, and a MailAccount says so without.
+            _ => context.seen.forget(place),
+        }
+    }
+}
+
+/// Whether its admin API is meant to run.
+pub(super) fn is_up(mailbell: &Mailbell) -> bool {
+    !mailbell.spec.paused && mailbell.metadata.deletion_timestamp.is_none()
+}
+
+async fn ask(context: &Context, mailbell: &Mailbell, place: &Place, asked: &Asked) {
+    match read(context, mailbell, asked).await {
+        Ok(accounts) => context.seen.are(place, accounts),
+        Err(error) => {
+            context.admins.note(mailbell, &error);
+            context.seen.is_silent(place, error.to_string());
+        }
+    }
+}
+
+async fn read(
+    context: &Context,
+    mailbell: &Mailbell,
+    asked: &Asked,
+) -> Result<HashMap<String, Arc<Account>>, AdminError> {
+    let admin = context.admins.of(mailbell).await?;
+    let mut found = HashMap::new();
+    for tenant in &asked.tenants {
+        let mut after = String::new();
+        for _ in 0..MOST_PAGES {
+            let page = admin.accounts(tenant, after).await?;
+            for account in page.accounts {
+                // Others of the tenant are nothing to us.
+                if asked.external_ids.contains(&account.external_id) {
+                    found.insert(account.external_id.clone(), Arc::new(account));
+                }
+            }
+            after = page.next_page_token;
+            if after.is_empty() {
+                break;
+            }
+        }
+        if !after.is_empty() {
+            tracing::warn!(
+                namespace = mailbell.namespace(),
+                installation = mailbell.name_any(),
+                tenant,
+                "the tenant has too many accounts for all to be read: give MailAccounts a tenant of their own"
+            );
+        }
+    }
+    Ok(found)
+}

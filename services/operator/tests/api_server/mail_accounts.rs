@@ -1,0 +1,430 @@
+//! MailAccounts on a real API server, with an admin API that does what a test tells it. The real one is in `services/mailbell/tests`.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Event;
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, ListParams},
+};
+use mailbell_operator::{api::MailAccount, controller::Pace};
+use mailbell_proto::admin::v1::Account;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    actors::Operator,
+    fake_admin::{FakeAdmin, TOKEN},
+    world::{World, account, mailbell, with},
+};
+
+const MAILBELL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell");
+
+/// As an operator's, in a hurry.
+const PACE: Pace = Pace {
+    round: Duration::from_millis(300),
+    busy: Duration::from_millis(300),
+    secrets: Duration::from_millis(300),
+    silence: Duration::from_secs(3),
+    removal: Duration::from_secs(3),
+};
+
+fn start(world: &World, admin: &FakeAdmin, identity: &str, user: Option<&str>) -> Operator {
+    Operator::start_told(world, identity, user, |options| {
+        options.admin_url = Some(admin.url("http"));
+        options.pace = PACE;
+    })
+}
+
+/// With the password in the Secret that needs no mention.
+fn declared(name: &str) -> Value {
+    let object = with(&account(), "/metadata/name", json!(name));
+    with(&object, "/spec/password", Value::Null)
+}
+
+impl World {
+    /// An installation, the operator's token, and passwords.
+    async fn is_set_up(&self, passwords: Value) {
+        self.create(&mailbell()).await;
+        self.secret("main-operator-token", json!({ "token": TOKEN }))
+            .await;
+        self.secret("mail-passwords", passwords).await;
+    }
+
+    fn id(&self, name: &str) -> String {
+        format!("mailaccount/{}/{name}", self.namespace)
+    }
+
+    async fn once_account(&self, name: &str, what: &str, is_so: impl Fn(&MailAccount) -> bool) {
+        let look = async || {
+            let account = self.accounts().get(name).await.unwrap();
+            is_so(&account).then_some(()).ok_or(account.status)
+        };
+        let begin = Instant::now();
+        while let Err(status) = look().await {
+            let limit = Duration::from_secs(60);
+            assert!(begin.elapsed() < limit, "{name} is not {what}: {status:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until the condition begins so: its status, its reason, and its sentence.
+    async fn until_says(&self, name: &str, expected: &str) {
+        let says = |account: &MailAccount| said(account).starts_with(expected);
+        self.once_account(name, expected, says).await;
+    }
+
+    async fn until_gone(&self, name: &str) {
+        let gone = || async {
+            let found = self.accounts().get_opt(name).await.unwrap();
+            found.is_none().then_some(())
+        };
+        self.once(gone, "the end of a MailAccount").await;
+    }
+
+    async fn delete(&self, name: &str) {
+        let params = DeleteParams::default();
+        self.accounts().delete(name, &params).await.unwrap();
+    }
+
+    /// What was said of it by events of this kind.
+    async fn events(&self, name: &str, reason: &str) -> Vec<String> {
+        let (api, params) = (self.api::<Event>(), ListParams::default());
+        let all = api.list(&params).await.unwrap().items.into_iter();
+        let is = |event: &Event| {
+            event.involved_object.name.as_deref() == Some(name)
+                && event.reason.as_deref() == Some(reason)
+        };
+        all.filter(is).filter_map(|event| event.message).collect()
+    }
+}
+
+fn said(account: &MailAccount) -> String {
+    let mut conditions = account.status.iter().flat_map(|it| &it.conditions);
+    let ready = conditions.next();
+    ready.map_or_else(String::new, |it| {
+        format!("{} {} {}", it.status, it.reason, it.message)
+    })
+}
+
+/// One change a change, and none while nothing changes.
+#[tokio::test]
+async fn an_account_is_as_it_is_declared() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    let operator = start(&world, &admin, "one", None);
+    // Each thing that is missing is named, and once it is there it goes on.
+    world.apply(declared("bob")).await;
+    world
+        .until_says("bob", "False NoInstallation there is no Mailbell main")
+        .await;
+    world.create(&mailbell()).await;
+    world
+        .until_says("bob", "False NoSecret there is no Secret mail-passwords")
+        .await;
+    world
+        .secret("mail-passwords", json!({ "alice": "a" }))
+        .await;
+    world
+        .until_says(
+            "bob",
+            "False NoPassword the Secret mail-passwords has no key bob",
+        )
+        .await;
+    world
+        .secret("mail-passwords", json!({ "alice": "a", "bob": "b\n" }))
+        .await;
+    world
+        .until_says(
+            "bob",
+            "Unknown AdminAway there is no Secret main-operator-token",
+        )
+        .await;
+    world
+        .secret("main-operator-token", json!({ "token": TOKEN }))
+        .await;
+    world.until_says("bob", "True Watching New mail").await;
+    let made = admin.account(&world.id("bob")).unwrap();
+    assert_eq!(
+        (made.folders, made.managed_by),
+        (vec!["INBOX".to_owned()], world.id("bob"))
+    );
+    // Without the line end that an editor has left there.
+    assert_eq!(admin.passwords(&world.id("bob")), ["b"]);
+
+    // Mail that comes is told, but not each message: a status is no log.
+    let bob = world.id("bob");
+    let mail_at = |seconds: i64| {
+        let mut account = admin.account(&bob).unwrap();
+        account.last_arrival_ms = seconds * 1000;
+        account.revision += 1;
+        admin.put(account);
+    };
+    let arrival = |account: &MailAccount| {
+        let status = account.status.as_ref()?;
+        status.last_arrival.as_ref().map(|at| at.0.as_second())
+    };
+    mail_at(1_800_000_000);
+    let is_told = |account: &MailAccount| arrival(account) == Some(1_800_000_000);
+    world.once_account("bob", "told of its mail", is_told).await;
+    mail_at(1_800_000_009);
+
+    // Four rounds, each of one page, and not a word.
+    let before = world.accounts().get("bob").await.unwrap();
+    admin.calls_for_accounts();
+    let mut calls = Vec::new();
+    let rounds = || {
+        calls.extend(admin.calls_for_accounts());
+        calls.len() >= 4
+    };
+    until(rounds, "rounds").await;
+    assert!(calls.iter().all(|call| *call == "list"), "{calls:?}");
+    let after = world.accounts().get("bob").await.unwrap();
+    assert_eq!(after.resource_version(), before.resource_version());
+
+    let paused = with(&declared("bob"), "/spec/paused", json!(true));
+    world.apply(paused.clone()).await;
+    let is = |external: &str, what: fn(&Account) -> bool| {
+        admin.account(external).is_some_and(|it| what(&it))
+    };
+    until(|| is(&bob, |it| it.paused), "paused").await;
+    let moved = with(&paused, "/spec/server/host", json!("mail.example.org"));
+    world
+        .apply(with(&moved, "/spec/folders", json!(["inbox", "Work"])))
+        .await;
+    let is_moved = |it: &Account| {
+        it.server.as_ref().unwrap().host == "mail.example.org" && it.folders == ["INBOX", "Work"]
+    };
+    until(|| is(&bob, is_moved), "moved").await;
+    // The stored password is bound to the server.
+    assert_eq!(admin.passwords(&bob), ["b", "b"]);
+    // What is not as it is declared is put right, and what is not there made.
+    let mut drifted = admin.account(&bob).unwrap();
+    drifted.folders.clear();
+    admin.put(drifted);
+    until(|| is(&bob, is_moved), "put right").await;
+    world.delete("bob").await;
+    world.until_gone("bob").await;
+    assert!(admin.account(&bob).is_none());
+    assert_eq!(world.events("bob", "AccountLeft").await.len(), 0);
+    // Each thing was told once, though it was looked at again and again.
+    for reason in ["NoInstallation", "NoSecret", "NoPassword", "AdminAway"] {
+        assert_eq!(world.events("bob", reason).await.len(), 1, "{reason}");
+    }
+    operator.stop().await;
+}
+
+async fn until(mut is_so: impl FnMut() -> bool, what: &str) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "not {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// One that was there before it was declared: of a release before, or of another cluster whose manifests are applied here.
+#[tokio::test]
+async fn what_carries_its_id_is_taken_over_and_several_are_kept_apart() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    let theirs = Account {
+        id: "default.theirs".to_owned(),
+        external_id: world.id("bob"),
+        folders: vec!["Other".to_owned()],
+        ..Account::default()
+    };
+    admin.put(theirs);
+    world
+        .is_set_up(json!({ "bob": "b", "again": "b", "carol": "c" }))
+        .await;
+    for name in ["bob", "again", "carol"] {
+        world.apply(declared(name)).await;
+    }
+    let operator = start(&world, &admin, "one", None);
+    let mut ids = Vec::new();
+    for name in ["bob", "again", "carol"] {
+        world.until_says(name, "True Watching").await;
+        let account = admin.account(&world.id(name)).unwrap();
+        assert_eq!(
+            (account.managed_by, account.folders),
+            (world.id(name), vec!["INBOX".to_owned()])
+        );
+        let status = world.accounts().get(name).await.unwrap().status.unwrap();
+        assert_eq!(status.account.as_deref(), Some(account.id.as_str()));
+        ids.push(account.id);
+    }
+    assert_eq!(ids[0], "default.theirs");
+    assert!(ids[1] != ids[2] && ids[1] != ids[0]);
+    assert_eq!(admin.passwords(&world.id("bob")), ["b"]);
+    operator.stop().await;
+}
+
+/// Of one Secret with many, also by an operator that has not seen the one before.
+#[tokio::test]
+async fn only_a_password_that_has_changed_is_set() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    world.is_set_up(json!({ "alice": "a", "bob": "b" })).await;
+    let names = ["alice", "bob"];
+    for name in names {
+        world.apply(declared(name)).await;
+    }
+    let operator = start(&world, &admin, "one", None);
+    let mut versions = Vec::new();
+    for name in names {
+        world.until_says(name, "True Watching").await;
+        let status = world.accounts().get(name).await.unwrap().status.unwrap();
+        versions.push(status.password_version.unwrap());
+    }
+    let all_say_another = async |versions: &mut [String]| {
+        for (name, version) in names.iter().zip(versions) {
+            let is_other = |account: &MailAccount| {
+                let status = account.status.as_ref().unwrap();
+                status.password_version.as_ref() != Some(&*version)
+            };
+            world
+                .once_account(name, "of the new Secret", is_other)
+                .await;
+            let status = world.accounts().get(name).await.unwrap().status.unwrap();
+            *version = status.password_version.unwrap();
+        }
+    };
+    world
+        .secret("mail-passwords", json!({ "alice": "a", "bob": "next" }))
+        .await;
+    all_say_another(&mut versions).await;
+    assert_eq!(admin.passwords(&world.id("alice")), ["a"]);
+    assert_eq!(admin.passwords(&world.id("bob")), ["b", "next"]);
+    operator.stop().await;
+    // The next one knows by the version that nothing is to be done.
+    admin.calls_for_accounts();
+    let operator = start(&world, &admin, "two", None);
+    let mut calls = Vec::new();
+    let rounds = || {
+        calls.extend(admin.calls_for_accounts());
+        calls.len() >= 4
+    };
+    until(rounds, "rounds").await;
+    assert!(calls.iter().all(|call| *call == "list"), "{calls:?}");
+    world
+        .secret("mail-passwords", json!({ "alice": "a", "bob": "last" }))
+        .await;
+    all_say_another(&mut versions).await;
+    assert_eq!(admin.passwords(&world.id("alice")), ["a"]);
+    assert_eq!(admin.passwords(&world.id("bob")), ["b", "next", "last"]);
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn the_operator_reads_the_secrets_that_the_chart_names_and_no_other() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let (installed, said) = world.helm(&["install", "mailbell", MAILBELL]).await;
+    assert!(installed, "{said}");
+    let admin = FakeAdmin::start(None);
+    let operator = start(&world, &admin, "one", Some("mailbell-operator"));
+    world.is_set_up(json!({ "bob": "b" })).await;
+    world.secret("other", json!({ "carol": "c" })).await;
+    world.apply(declared("bob")).await;
+    let elsewhere = json!({ "secretName": "other" });
+    world
+        .apply(with(&declared("carol"), "/spec/password", elsewhere))
+        .await;
+    world.until_says("bob", "True Watching").await;
+    let sentence = "False SecretForbidden the operator may not read the Secret other: name it in mailAccounts.passwordSecrets";
+    world.until_says("carol", sentence).await;
+    world.delete("carol").await;
+    world.until_gone("carol").await;
+    world.delete("bob").await;
+    world.until_gone("bob").await;
+    operator.stop().await;
+}
+
+/// It may be back in a moment; if it is not, that is said, and nobody waits for it without end.
+#[tokio::test]
+async fn an_admin_api_that_is_away_holds_nothing_up_for_ever() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    world
+        .is_set_up(json!({ "alice": "a", "bob": "b", "carol": "c" }))
+        .await;
+    for name in ["alice", "bob"] {
+        world.apply(declared(name)).await;
+    }
+    let operator = start(&world, &admin, "one", None);
+    for name in ["alice", "bob"] {
+        world.until_says(name, "True Watching").await;
+    }
+    drop(admin);
+    // Nobody knows it yet.
+    world.apply(declared("carol")).await;
+    world
+        .until_says("carol", "Unknown AdminAway the admin API does not answer")
+        .await;
+    let bob = world.accounts().get("bob").await.unwrap();
+    assert!(said(&bob).starts_with("True Watching"), "{}", said(&bob));
+    world
+        .until_says("bob", "Unknown AdminAway the admin API does not answer")
+        .await;
+    world.delete("bob").await;
+    world
+        .until_says("bob", "False Removing its account could not be deleted yet")
+        .await;
+    world.until_gone("bob").await;
+    let left = world.events("bob", "AccountLeft").await;
+    assert_eq!(left.len(), 1);
+    assert!(left[0].contains("does not answer"), "{left:?}");
+    // Of one that was never registered nothing is left.
+    world.delete("carol").await;
+    world.until_gone("carol").await;
+    assert_eq!(world.events("carol", "AccountLeft").await.len(), 0);
+    // With its installation there is nobody to ask any more.
+    let params = DeleteParams::default();
+    world.mailbells().delete("main", &params).await.unwrap();
+    world.until_says("alice", "False NoInstallation").await;
+    world.delete("alice").await;
+    world.until_gone("alice").await;
+    let left = world.events("alice", "AccountLeft").await;
+    assert!(left[0].contains("there is no Mailbell main"), "{left:?}");
+    operator.stop().await;
+}
+
+/// It is tried again, ever less often, but at once when something else is declared.
+#[tokio::test]
+async fn what_is_refused_is_said_and_not_asked_for_all_the_time() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    admin.refuses(Some("not before the upgrade is finished"));
+    world.is_set_up(json!({ "bob": "b" })).await;
+    world.apply(declared("bob")).await;
+    let operator = start(&world, &admin, "one", None);
+    world
+        .until_says("bob", "False Refused not before the upgrade is finished")
+        .await;
+    // Not in each round: it waits 2, 4, 8 and more seconds.
+    let mut calls = Vec::new();
+    let rounds = || {
+        calls.extend(admin.calls_for_accounts());
+        calls.iter().filter(|call| **call == "list").count() >= 12
+    };
+    until(rounds, "rounds").await;
+    let tries = calls.iter().filter(|call| **call == "create").count();
+    assert!((1..8).contains(&tries), "{calls:?}");
+    admin.refuses(None);
+    let other = with(&declared("bob"), "/spec/paused", json!(true));
+    world.apply(other).await;
+    world.until_says("bob", "True Watching").await;
+    assert_eq!(world.events("bob", "Refused").await.len(), 1);
+    operator.stop().await;
+}
