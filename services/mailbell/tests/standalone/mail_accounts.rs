@@ -176,7 +176,7 @@ impl World {
                 return status;
             }
             assert!(begin.elapsed() < LIMIT, "{name} is not {what}: {status}");
-            sleep(Duration::from_millis(200)).await;
+            sleep(Duration::from_secs(1)).await;
         }
     }
 
