@@ -1,6 +1,8 @@
 //! MailAccounts from end to end: on a real Kubernetes API server, by a real operator, in a real installation, of mailboxes of a real mail
 //! server. What is refused, and what is not there, is tested in `services/operator`.
 
+use std::collections::BTreeMap;
+
 use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
 use mailbell_test_servers::{
     Dovecot, DovecotOptions, NatsOptions, NatsServer, SyntheticImap, SyntheticOptions, free_port,
@@ -296,17 +298,39 @@ async fn what_is_declared_is_watched_until_it_is_declared_no_longer() {
     world.server.stop().await;
 }
 
-/// Requests of the operator that the API server has counted; of the lease too, and none of its own.
-async fn requests(world: &World) -> u64 {
+/// Requests that the API server has counted, by kind and verb: those of the operator, and those of the server itself for leases.
+async fn requests(world: &World) -> BTreeMap<String, u64> {
     let metrics = world.kubectl(&["get", "--raw", "/metrics"], "").await;
     let kinds = ["mailaccounts", "mailbells", "secrets", "events", "leases"];
-    let is_counted = |line: &&str| {
-        let is_of = |kind: &&str| line.contains(&format!("resource=\"{kind}\""));
-        line.starts_with("apiserver_request_total{") && kinds.iter().any(is_of)
-    };
-    let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
-    let counts = metrics.lines().filter(is_counted).filter_map(count);
-    counts.sum::<f64>() as u64
+    let mut counts = BTreeMap::new();
+    for line in metrics.lines() {
+        let label = |name: &str| {
+            let (_, rest) = line.split_once(&format!("{name}=\""))?;
+            rest.split('"').next()
+        };
+        let kind = label("resource").filter(|kind| kinds.contains(kind));
+        if let Some(kind) = kind.filter(|_| line.starts_with("apiserver_request_total{")) {
+            let count = line
+                .rsplit(' ')
+                .next()
+                .and_then(|it| it.parse::<f64>().ok());
+            let name = format!("{} {kind}", label("verb").unwrap_or_default());
+            *counts.entry(name).or_default() += count.unwrap_or_default() as u64;
+        }
+    }
+    counts
+}
+
+/// What has come since, and how much that is in all.
+fn since(
+    before: &BTreeMap<String, u64>,
+    mut now: BTreeMap<String, u64>,
+) -> (u64, BTreeMap<String, u64>) {
+    for (name, count) in &mut now {
+        *count -= before.get(name).copied().unwrap_or_default();
+    }
+    now.retain(|_, count| *count > 0);
+    (now.values().sum(), now)
 }
 
 async fn ready_of(world: &World) -> usize {
@@ -374,20 +398,17 @@ async fn a_thousand_mail_accounts() {
     declare(FEW, MANY).await;
     let declared = begin.elapsed();
     let (all, said) = watched(MANY).await;
-    let made = requests(&world).await - before;
+    let (made, kinds) = since(&before, requests(&world).await);
     println!(
         "from {FEW} to {MANY} MailAccounts: applied in {declared:?}, all watched {all:?} after, all said so {said:?} after"
     );
-    println!(
-        "requests for that: {made}, of which {} are kubectl's",
-        MANY - FEW
-    );
+    println!("requests for that: {made}, also kubectl's: {kinds:?}");
     // Until the pace is that of a quiet installation.
     sleep(Duration::from_secs(90)).await;
     let before = requests(&world).await;
     sleep(Duration::from_secs(120)).await;
-    let after = requests(&world).await;
-    println!("requests a minute, idle: {}", (after - before) / 2);
+    let (idle, kinds) = since(&before, requests(&world).await);
+    println!("requests in two minutes, idle: {idle}: {kinds:?}");
     println!("memory of the operator: {}", resident(operator.pid()));
     operator.stop().await;
     world.server.stop().await;
