@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Part, Wanted,
+    Part, Wanted, merge,
     nats::{CLIENT_PORT, ROUTE_PORT},
     pod::HTTP_PORT,
     roles::{ADMIN_PORT, PUSH_PORT},
@@ -57,14 +57,17 @@ fn policy(wanted: &Wanted<'_>, part: Part, more_in: &[Value], more_out: &[Value]
 }
 
 fn one(wanted: &Wanted<'_>, part: Part, ingress: &[Value], egress: &[Value]) -> Value {
-    let content = json!({
+    let mut content = json!({
         "spec": {
             "podSelector": { "matchLabels": wanted.selector(part) },
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": ingress,
             "egress": egress,
         },
     });
+    // The server drops a list that is empty, so each time that it is applied would be a change, which is seen, and applied again.
+    if !ingress.is_empty() {
+        merge(&mut content, json!({ "spec": { "ingress": ingress } }));
+    }
     let api = "networking.k8s.io/v1";
     wanted.object(api, "NetworkPolicy", &wanted.name(part), part, content)
 }

@@ -8,6 +8,7 @@ use k8s_openapi::api::{
     batch::v1::Job,
     coordination::v1::Lease,
     core::v1::{ConfigMap, Event, Service},
+    networking::v1::NetworkPolicy,
 };
 use kube::{
     Resource as _, ResourceExt as _,
@@ -400,5 +401,38 @@ async fn a_cluster_without_the_gateway_api_says_so() {
     world
         .until_ready_says("True Impaired The gateways: there is no Gateway API on this cluster")
         .await;
+    operator.stop().await;
+}
+
+/// What is changed by being applied would be seen, and applied again, for ever.
+#[tokio::test]
+async fn what_is_applied_again_is_no_change() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let operator = Operator::start(&world, "one");
+    world.create(&mailbell()).await;
+    let looked = || async {
+        let mailbell = world.mailbells().get("main").await.unwrap();
+        let seen = mailbell
+            .status
+            .and_then(|status| status.observed_generation);
+        (seen == mailbell.metadata.generation).then_some(())
+    };
+    world.once(looked, "a look").await;
+    let versions = async || {
+        let (policies, params) = (world.api::<NetworkPolicy>(), ListParams::default());
+        let policies = policies.list(&params).await.unwrap().items.into_iter();
+        let version = |policy: NetworkPolicy| (policy.name_any(), policy.resource_version());
+        policies.map(version).collect::<Vec<_>>()
+    };
+    let before = versions().await;
+    assert!(before.len() > 4, "{before:?}");
+    // A setting of pods that are not there yet.
+    world
+        .change(json!({ "spec": { "watchers": { "connectsPerHost": 7 } } }))
+        .await;
+    world.once(looked, "another look").await;
+    assert_eq!(versions().await, before);
     operator.stop().await;
 }
