@@ -174,6 +174,10 @@ bench-sharing: nats ## Watchers that share 3,000 accounts: one is killed, all ar
 	cargo build --release -p mailbell -p mailbell-tests
 	$(RELEASE)/sharing $(BENCH)
 
+.PHONY: bench-mail-accounts
+bench-mail-accounts: nats kube ## From 10 to 1,000 MailAccounts: until all are watched, the operator's requests and memory
+	MAILBELL_BENCH_MAIL_ACCOUNTS=$(or $(ACCOUNTS),1000) cargo test --release -p mailbell --test standalone many_mail_accounts -- --nocapture
+
 .PHONY: sim
 sim: ## The simulation with many seeds: make sim SEEDS=100000
 	MAILBELL_SIM_SEEDS=$(or $(SEEDS),100000) cargo test --release -p mailbell-sim -- --nocapture

@@ -199,6 +199,8 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
     let said = context.loads.status(mailbell);
     let before = said.unwrap_or_else(|| read.clone());
     let generation = mailbell.metadata.generation;
+    // As the API server keeps it: what is written and what is read again are the same then.
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
     let (counts, versions) = match context.loads.tell(mailbell) {
         Some(seen) => (seen.counts, seen.versions),
         // As whoever led before has seen it.
@@ -206,7 +208,7 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
     };
     let status = MailbellStatus {
         observed_generation: generation,
-        conditions: conditions(found, &before.conditions, generation, Timestamp::now()),
+        conditions: conditions(found, &before.conditions, generation, now),
         counts,
         versions,
     };
