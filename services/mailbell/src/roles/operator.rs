@@ -50,12 +50,12 @@ pub struct Args {
     #[arg(long, env = "MAILBELL_IDENTITY", value_name = "NAME")]
     pub identity: Option<String>,
 
-    /// Address of every admin API, such as a forwarded port [default: `<name>-admin.<namespace>.svc:7444` of each]
+    /// Address of every admin API, such as a forwarded port [default: port 7444 of the service NAME-admin of each]
     #[arg(long, env = "MAILBELL_ADMIN_URL", value_name = "URL", value_parser = admin_url)]
     pub admin_url: Option<String>,
 
-    /// Health and metrics of every gateway, such as forwarded ports, separated by commas [default: all addresses of
-    /// `<name>-gateway-pods.<namespace>.svc`, port 7445]
+    /// Health and metrics of every gateway, such as forwarded ports, separated by commas [default: port 7445 of
+    /// all addresses of the service NAME-gateway-pods]
     #[arg(
         long,
         env = "MAILBELL_GATEWAY_HTTP",
