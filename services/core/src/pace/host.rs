@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use rand::Rng;
 
 use super::{Outcome, Ticket, Urgency, bucket::Bucket, circuit::Circuit, throttle::Throttle};
+use crate::provider::HostLimits;
 
 /// The order in which those who wait go.
 pub(super) type Key = (Urgency, Ticket);
@@ -49,11 +50,13 @@ pub(super) struct Host {
     order: BTreeMap<Ticket, Key>,
     flights: usize,
     turns: u32,
+    /// What is said of this host in particular.
+    pub(super) own: HostLimits,
     pub(super) place: Place,
 }
 
 impl Host {
-    pub(super) fn new(now: Duration) -> Self {
+    pub(super) fn new(now: Duration, own: HostLimits) -> Self {
         Self {
             connects: Bucket::new(now),
             logins: Bucket::new(now),
@@ -63,6 +66,7 @@ impl Host {
             order: BTreeMap::new(),
             flights: 0,
             turns: 0,
+            own,
             place: Place::Idle,
         }
     }

@@ -3,7 +3,7 @@
 //! A [`Pacer`] keeps a queue for each host. Who is first in it may go when all of these say so:
 //!
 //! * the host's two token buckets, for connects and for logins: what this watcher's share of the installation leaves it of the
-//!   operator's limits, less while the server says "too many connections" (`throttle.rs`) or comes back from a failure;
+//!   operator's limits, for every host or for this one in particular, less while the server says "too many connections" (`throttle.rs`) or comes back from a failure;
 //! * the host's circuit (`circuit.rs`): while it fails for many accounts, one probe goes at a time;
 //! * the host's part of the handshakes, so that a slow one does not hold them all;
 //! * the bucket and the number of handshakes of the whole process.

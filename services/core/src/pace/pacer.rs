@@ -12,6 +12,7 @@ use super::{
     bucket::Bucket,
     host::{FAIR_TURN, Host, Key, Limits, Place},
 };
+use crate::provider::{HostLimits, Hosts};
 
 /// Hosts of which something is remembered although nobody waits for them; beyond that those at rest are forgotten.
 const MAX_HOSTS: usize = 10_000;
@@ -53,6 +54,8 @@ struct Flight {
 pub struct Pacer {
     rates: Rates,
     share: f64,
+    /// What is said of hosts in particular.
+    own: Hosts<HostLimits>,
     all: Bucket,
     names: HashMap<Box<str>, HostId>,
     hosts: HashMap<HostId, Host>,
@@ -81,6 +84,19 @@ struct Waits {
     full: usize,
     open: usize,
     open_hosts: usize,
+}
+
+/// What of the operator's limits of this host is this watcher's.
+fn limits(rates: &Rates, share: f64, own: HostLimits) -> Limits {
+    let rate = |own: Option<u32>, every| f64::from(own.unwrap_or(every)) * share;
+    let flights = own
+        .connections
+        .and_then(|connections| usize::try_from(connections).ok());
+    Limits {
+        connects: rate(own.connects_per_second, rates.host_connects),
+        logins: rate(own.logins_per_second, rates.host_logins),
+        flights: flights.unwrap_or(rates.handshakes / HOST_PART).max(1),
+    }
 }
 
 /// What a host adds to [`Waits`].
@@ -118,6 +134,7 @@ impl Pacer {
         Self {
             rates,
             share: 1.0,
+            own: Hosts::default(),
             all: Bucket::new(now),
             names: HashMap::new(),
             hosts: HashMap::new(),
@@ -131,14 +148,6 @@ impl Pacer {
             turns: 0,
             waits: Waits::default(),
             next: 1,
-        }
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            connects: f64::from(self.rates.host_connects) * self.share,
-            logins: f64::from(self.rates.host_logins) * self.share,
-            flights: (self.rates.handshakes / HOST_PART).max(1),
         }
     }
 
@@ -167,13 +176,32 @@ impl Pacer {
     pub fn set_share(&mut self, share: f64, now: Duration) {
         let share = if share.is_finite() { share } else { 1.0 };
         let share = share.clamp(0.0, 1.0);
-        let before = self.limits();
+        let before = self.share;
         self.share = share;
         let ids: Vec<HostId> = self.due.iter().map(|(_, id)| *id).collect();
         for id in ids {
             if let Some(host) = self.hosts.get_mut(&id) {
-                host.settle(now, before);
+                host.settle(now, limits(&self.rates, before, host.own));
             }
+            self.place(id, now);
+        }
+    }
+
+    /// What is said of hosts in particular, in place of what was said before. Also for those who wait already.
+    pub fn set_hosts(&mut self, own: Hosts<HostLimits>, now: Duration) {
+        let mut changed = Vec::new();
+        for (name, id) in &self.names {
+            let own = own.find(name).copied().unwrap_or_default();
+            if let Some(host) = self.hosts.get_mut(id)
+                && host.own != own
+            {
+                host.settle(now, limits(&self.rates, self.share, host.own));
+                host.own = own;
+                changed.push(*id);
+            }
+        }
+        self.own = own;
+        for id in changed {
             self.place(id, now);
         }
     }
@@ -298,8 +326,8 @@ impl Pacer {
 
     /// Changes a host, and what it adds to the counts. [`Pacer::place`] has to follow.
     fn change<T>(&mut self, id: HostId, change: impl FnOnce(&mut Host, Limits) -> T) -> Option<T> {
-        let limits = self.limits();
         let host = self.hosts.get_mut(&id)?;
+        let limits = limits(&self.rates, self.share, host.own);
         let before = waits(host);
         let result = change(host, limits);
         let after = waits(host);
@@ -350,14 +378,16 @@ impl Pacer {
         }
         let id = self.number();
         self.names.insert(name.into(), id);
-        self.hosts.insert(id, Host::new(now));
+        let own = self.own.find(name).copied().unwrap_or_default();
+        self.hosts.insert(id, Host::new(now, own));
         id
     }
 
     /// Forgets hosts at rest. If they are too few, all but those for which somebody waits, who are bounded by the accounts.
     fn forget(&mut self, now: Duration) {
-        let limits = self.limits();
-        self.hosts.retain(|_, host| !host.is_at_rest(now, limits));
+        let (rates, share) = (self.rates, self.share);
+        self.hosts
+            .retain(|_, host| !host.is_at_rest(now, limits(&rates, share, host.own)));
         if self.hosts.len() >= MAX_HOSTS {
             self.hosts.retain(|_, host| host.is_busy());
         }

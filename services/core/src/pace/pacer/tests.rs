@@ -133,6 +133,77 @@ fn the_share_scales_the_rate_at_once_and_never_to_nothing() {
     assert!(world.seconds(10, Outcome::Answered) >= 100);
 }
 
+/// These hosts have these limits.
+fn hosts(name: &str, own: HostLimits) -> Hosts<HostLimits> {
+    let mut all = Hosts::default();
+    all.insert(name, own);
+    all
+}
+
+#[test]
+fn a_host_with_limits_of_its_own_has_these_at_once_and_its_share_of_them() {
+    let mut world = World::new(RATES);
+    let logins = |logins| HostLimits {
+        logins_per_second: Some(logins),
+        ..HostLimits::default()
+    };
+    world.enter_many("mail.slow.test", 5000);
+    world.enter_many("a", 5000);
+    assert_eq!(world.seconds(10, Outcome::Answered), 202);
+    // Who waits for the token of the one rate hears of the other.
+    let slow = hosts("*.slow.test", logins(1));
+    world.pacer.set_hosts(slow, world.now);
+    let gone = world.seconds(10, Outcome::Answered);
+    assert!((108..=112).contains(&gone), "{gone}");
+    // A host that comes later has them from the start, and takes nothing from one beside it.
+    world.enter_many("other.slow.test", 5000);
+    let gone = world.seconds(10, Outcome::Answered);
+    assert!((118..=122).contains(&gone), "{gone}");
+    // The stricter of both rates holds: 20 connects a second are left.
+    let fast = hosts("*.slow.test", logins(1000));
+    world.pacer.set_hosts(fast, world.now);
+    let gone = world.seconds(10, Outcome::Answered);
+    assert!((495..=512).contains(&gone), "{gone}");
+    world.pacer.set_share(0.1, world.now);
+    let gone = world.seconds(10, Outcome::Answered);
+    assert!((45..=60).contains(&gone), "{gone}");
+    world.pacer.set_share(1.0, world.now);
+    world.pacer.set_hosts(Hosts::default(), world.now);
+    let gone = world.seconds(10, Outcome::Answered);
+    assert!((295..=310).contains(&gone), "{gone}");
+}
+
+#[test]
+fn a_host_may_have_more_or_fewer_handshakes_than_others() {
+    let mut world = World::new(Rates {
+        host_connects: 1000,
+        host_logins: 1000,
+        handshakes: 16,
+        ..RATES
+    });
+    world.enter_many("slow", 100);
+    let mut hanging = 0;
+    let mut hang = |world: &mut World, connections| {
+        let own = HostLimits {
+            connections: Some(connections),
+            ..HostLimits::default()
+        };
+        world.pacer.set_hosts(hosts("slow", own), world.now);
+        for _ in 0..20 {
+            hanging += world.poll().len();
+            world.now += Duration::from_millis(50);
+        }
+        hanging
+    };
+    assert_eq!(hang(&mut world, 2), 2);
+    assert_eq!(hang(&mut world, 9), 9);
+    // Those that hang already are not cut off.
+    assert_eq!(hang(&mut world, 1), 9);
+    // No host has more than there are.
+    assert_eq!(hang(&mut world, 10_000), 16);
+    assert_eq!(world.pacer.counts().handshake, 84);
+}
+
 #[test]
 fn people_then_running_sessions_then_the_recently_active() {
     let mut world = World::new(RATES);
@@ -279,6 +350,7 @@ enum Step {
     Done(usize, Outcome),
     Wait(u64),
     Share(f64),
+    Own(u8, u32, u32),
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
@@ -299,6 +371,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<usize>(), outcome()).prop_map(|(which, outcome)| Step::Done(which, outcome)),
         3 => (0u64..3000).prop_map(Step::Wait),
         1 => (0.0f64..1.0).prop_map(Step::Share),
+        1 => (0u8..3, 1u32..=20, 1u32..=2).prop_map(|(host, rate, most)| Step::Own(host, rate, most)),
     ]
 }
 
@@ -310,6 +383,8 @@ proptest! {
         let mut flying: Vec<(Ticket, u8)> = Vec::new();
         // Tokens of a host that went and were not given back.
         let mut used = [0u32; 3];
+        // The one host that has limits of its own, and its connections.
+        let mut own = None;
         for step in steps {
             match step {
                 Step::Enter(host, active) => {
@@ -332,9 +407,20 @@ proptest! {
                 }
                 Step::Wait(millis) => world.now += Duration::from_millis(millis),
                 Step::Share(share) => world.pacer.set_share(share, world.now),
+                Step::Own(host, rate, most) => {
+                    let limits = HostLimits {
+                        connects_per_second: Some(rate),
+                        logins_per_second: Some(rate),
+                        connections: Some(most),
+                    };
+                    world.pacer.set_hosts(hosts(&host.to_string(), limits), world.now);
+                    own = Some((host, most));
+                }
                 Step::Leave(_) | Step::Done(..) => {}
             }
-            for ticket in world.poll() {
+            let gone = world.poll();
+            let went: Vec<u8> = gone.iter().map(|ticket| waiting.get(ticket).copied().unwrap_or(9)).collect();
+            for ticket in gone {
                 let host = waiting.remove(&ticket);
                 prop_assert!(host.is_some(), "somebody went who did not wait");
                 let host = host.unwrap_or_default();
@@ -347,6 +433,9 @@ proptest! {
             for host in 0..3u8 {
                 let hanging = flying.iter().filter(|(_, of)| *of == host).count();
                 prop_assert!(hanging <= 2);
+                if let Some((_, most)) = own.filter(|(of, _)| *of == host && went.contains(of)) {
+                    prop_assert!(hanging <= usize::try_from(most).unwrap_or_default());
+                }
                 // Of connects: 20 a second, and a burst of a fifth of that.
                 let most = 5.0 + 20.0 * world.now.as_secs_f64();
                 prop_assert!(f64::from(used[usize::from(host)]) <= most);
