@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
-use crate::capability::Capabilities;
+use crate::capability::{Capabilities, Capability};
 use crate::channel::{Channel, Ending};
 use crate::command::Command;
 use crate::error::Error;
@@ -49,6 +49,8 @@ pub(crate) struct Counted {
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     pub(crate) capabilities: Capabilities,
+    /// See [`Settings::idle`].
+    allow_idle: bool,
     pub(crate) timeouts: Timeouts,
     pub(crate) preview_chars: usize,
     pub(crate) handshake: Duration,
@@ -67,6 +69,7 @@ impl Session {
     ) -> Self {
         Self {
             capabilities,
+            allow_idle: settings.idle,
             timeouts: settings.timeouts,
             preview_chars: settings.preview_chars,
             handshake,
@@ -74,6 +77,11 @@ impl Session {
             dirty: false,
             noticed: None,
         }
+    }
+
+    /// Whether it waits by IDLE.
+    pub(crate) fn idles(&self) -> bool {
+        self.allow_idle && self.capabilities.has(Capability::Idle)
     }
 
     /// Something is new that no look has seen.
@@ -189,6 +197,12 @@ impl Connection {
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         self.session.capabilities
+    }
+
+    /// Whether it waits by IDLE: the server has it, and [`Settings::idle`] allows it.
+    #[must_use]
+    pub fn idles(&self) -> bool {
+        self.session.idles()
     }
 
     /// From the begin of connecting to the end of the login: what a reconnect costs.

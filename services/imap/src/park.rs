@@ -12,7 +12,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::capability::Capability;
 use crate::channel::Channel;
 use crate::connection::{Connection, Session};
 use crate::error::Error;
@@ -74,7 +73,7 @@ pub struct Parked {
 }
 
 impl Connection {
-    /// Gets ready to wait, with IDLE if the server has it.
+    /// Gets ready to wait, with IDLE if the server has it and [`crate::Settings::idle`] allows it.
     ///
     /// If something was announced since the last [`Connection::look`] began, the server isn't asked to idle, and
     /// [`Parked::wait`] returns at once with [`Wake::Changed`]. Without IDLE, and where the server refuses it, the
@@ -87,7 +86,7 @@ impl Connection {
         let (mut channel, mut session) = self.into_parts();
         let mode = if session.dirty {
             Mode::Awake
-        } else if session.capabilities.has(Capability::Idle) {
+        } else if session.idles() {
             timeout(limit, idle(&mut channel, &mut session))
                 .await
                 .map_err(|_| Error::Timeout("begin of IDLE"))??

@@ -100,6 +100,8 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// Allows [`TlsMode::Plain`], for servers on loopback or in tests.
     pub allow_plaintext: bool,
+    /// Allows IDLE. Without it a connection waits as if the server had none: some announce it, and it does not work there.
+    pub idle: bool,
     /// How long each step may take.
     pub timeouts: Timeouts,
     /// Most characters of a preview (256).
@@ -115,6 +117,7 @@ impl Settings {
         Self {
             tls,
             allow_plaintext: false,
+            idle: true,
             timeouts: Timeouts::default(),
             preview_chars: PREVIEW_CHARS,
             identity: Some(("Mailbell", env!("CARGO_PKG_VERSION"))),

@@ -17,6 +17,7 @@ use crate::transport::Stream;
 #[derive(Clone)]
 pub struct TlsSettings {
     config: Arc<ClientConfig>,
+    roots: Arc<RootCertStore>,
 }
 
 /// Trust that can't be set up.
@@ -56,6 +57,14 @@ impl TlsSettings {
         Self::with_roots(RootCertStore::empty(), authorities)
     }
 
+    /// Trusts the same authorities, and those in the given PEM text.
+    ///
+    /// # Errors
+    /// When the text has no certificate.
+    pub fn with(&self, extra: &[u8]) -> Result<Self, TlsSettingsError> {
+        Self::with_roots(RootCertStore::clone(&self.roots), [extra])
+    }
+
     fn with_roots<'a>(
         mut roots: RootCertStore,
         extra: impl IntoIterator<Item = &'a [u8]>,
@@ -75,13 +84,15 @@ impl TlsSettings {
         if roots.is_empty() {
             return Err(TlsSettingsError::NoRoots);
         }
+        let roots = Arc::new(roots);
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|_| TlsSettingsError::Provider)?
-            .with_root_certificates(roots)
+            .with_root_certificates(Arc::clone(&roots))
             .with_no_client_auth();
         Ok(Self {
             config: Arc::new(config),
+            roots,
         })
     }
 

@@ -2,6 +2,9 @@
 
 use std::{
     fmt::Display,
+    fs,
+    io::Read as _,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,7 +14,7 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use crate::drain::DrainHandle;
+use crate::{Error, drain::DrainHandle};
 
 /// Has `look` look at its files every `period` and on SIGHUP, until the drain begins. It answers `true` when what it found is in force
 /// now, and an error when that cannot be used and what was there before stays; each is told once. `what` names it in the log.
@@ -45,6 +48,30 @@ pub async fn watch<E: Display + Send + 'static>(
         // Not cancelled by anything: a look is a few small reads.
         let _ = tokio::task::spawn_blocking(move || watched.look_and_tell()).await;
     }
+}
+
+/// Reads a file of at most so many bytes.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::TooLarge`].
+pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .map_err(failed)?
+        .take(most.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > most) {
+        return Err(Error::TooLarge {
+            path: path.to_owned(),
+            limit: most,
+        });
+    }
+    Ok(bytes)
 }
 
 struct Watched<L> {

@@ -2,7 +2,7 @@
 
 mod reload;
 
-use std::{fs, io::Read as _, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -119,27 +119,13 @@ fn parse_certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'sta
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    fs::File::open(path)
-        .map_err(failed)?
-        .take(MAX_PEM_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_PEM_BYTES) {
-        return Err(Error::TooLarge {
-            path: path.to_owned(),
-            limit: MAX_PEM_BYTES,
-        });
-    }
-    Ok(bytes)
+    crate::reload::read_bounded(path, MAX_PEM_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::ExitCode;
 

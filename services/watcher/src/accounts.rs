@@ -500,15 +500,19 @@ impl Accounts {
             .map(|(partition, _)| *partition)
     }
 
-    /// Of all accounts here how many are at the mail host that has the most of them.
-    pub(crate) fn busiest_host(&self) -> (usize, usize) {
+    /// How many accounts there are here, and how many seconds it takes until those of the mail host that takes longest have logged in, if
+    /// so many do in a second; of some hosts none do.
+    pub(crate) fn busiest_host(&self, logins: impl Fn(&str) -> Option<u32>) -> (usize, f64) {
         let mut hosts: HashMap<&str, usize> = HashMap::new();
         let partitions = self.partitions.values();
         for entry in partitions.flat_map(|owned| owned.entries.values()) {
             *hosts.entry(&entry.record.host).or_default() += 1;
         }
-        let most = hosts.values().copied().max();
-        (most.unwrap_or_default(), hosts.values().sum())
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+        let times = hosts.iter().filter_map(|(host, accounts)| {
+            logins(host).map(|logins| *accounts as f64 / f64::from(logins.max(1)))
+        });
+        (hosts.values().sum(), times.fold(0.0, f64::max))
     }
 
     /// What there is to do, as far as accounts go.

@@ -14,6 +14,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("starting", "about to log in for the first time"),
     ("watching", "new mail is told at once, or at the next poll"),
     ("paused", "paused by its owner"),
+    (
+        PROVIDER_PAUSED,
+        "whoever runs Mailbell lets nobody connect to the account's mail provider now",
+    ),
     ("removed", "the account was removed"),
     ("dns", "the mail server's host name is not known"),
     (
@@ -121,6 +125,9 @@ pub const CODES: &[(&str, &str)] = &[
     ),
 ];
 
+pub(crate) const PROVIDER_PAUSED: &str = "provider-paused";
+const PROVIDER_PAUSED_SENTENCE: &str =
+    "Whoever runs Mailbell lets nobody connect to this mail provider now: try again later.";
 pub(crate) const HOST_UNAVAILABLE: &str = "host-unavailable";
 pub(crate) const QUARANTINED: &str = "quarantined";
 pub(crate) const CREDENTIAL_MISSING: &str = "credential-missing";
@@ -182,6 +189,15 @@ pub(crate) fn host_unavailable() -> Failure {
     Failure {
         code: HOST_UNAVAILABLE,
         sentence: "The mail server does not work for many accounts at the moment: nothing to do, it is tried again.".to_owned(),
+        severity: Severity::Transient,
+    }
+}
+
+/// The operator lets nobody connect there.
+pub(crate) fn provider_paused() -> Failure {
+    Failure {
+        code: PROVIDER_PAUSED,
+        sentence: PROVIDER_PAUSED_SENTENCE.to_owned(),
         severity: Severity::Transient,
     }
 }
@@ -316,6 +332,7 @@ pub(crate) fn refused(code: &'static str) -> OwnerError {
         ),
         NO_SUCH_ACCOUNT => ("There is no such account.", false),
         "paused" => ("The account is paused: resume it first.", false),
+        PROVIDER_PAUSED => (PROVIDER_PAUSED_SENTENCE, false),
         "no-such-folder" => ("The account has no such folder.", false),
         _ => ("This request is not understood by this release.", false),
     };

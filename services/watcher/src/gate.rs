@@ -15,6 +15,7 @@ use std::{
 use mailbell_core::{
     ids::AccountId,
     pace::{Counts, News, Outcome, Pacer, Rates, Ticket, Urgency},
+    provider::{HostLimits, Hosts},
 };
 use tokio::{
     sync::Notify,
@@ -117,6 +118,12 @@ impl Gate {
         self.inner.metrics.budget_part(share);
         self.inner
             .change(|state, now, _| state.pacer.set_share(share, now));
+    }
+
+    /// What the operator allows for hosts in particular. Counts at once, also for those who wait.
+    pub(crate) fn hosts(&self, hosts: Hosts<HostLimits>) {
+        self.inner
+            .change(|state, now, _| state.pacer.set_hosts(hosts, now));
     }
 
     /// How many wait, and why.

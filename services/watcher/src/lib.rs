@@ -9,6 +9,7 @@
 //! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
 //!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
 //! * Requests of other processes (`requests/`) check a login on a connection of their own, or list a folder over the session's.
+//! * What the operator says of mail providers (`providers.rs`) changes while it runs: sessions and the gate (`gate.rs`) are told.
 //! * `failure.rs` is the one table of what can go wrong and how it is said.
 
 mod accounts;
@@ -27,6 +28,7 @@ mod message;
 pub mod metrics;
 mod options;
 mod proofs;
+mod providers;
 mod quarantine;
 mod registry;
 mod reload;
@@ -43,4 +45,5 @@ pub use error::Error;
 pub use failure::CODES;
 pub use metrics::Metrics;
 pub use options::Options;
+pub use providers::ProvidersFile;
 pub use watcher::{Handle, Progress, Watcher};

@@ -156,6 +156,14 @@ impl Registry {
             slot.renew(epoch);
         }
     }
+
+    /// Something else is said of mail providers: every session looks whether that concerns it.
+    pub(crate) fn providers_changed(&self) {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        for slot in sessions.values().flat_map(HashMap::values) {
+            slot.providers_changed();
+        }
+    }
 }
 
 #[cfg(test)]

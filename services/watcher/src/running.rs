@@ -6,7 +6,10 @@ use mailbell_bus::{
     OwnerService, ServeOptions, Shards, Share, ShareOptions, patience, patiently,
     state::{AccountChange, AccountChanges},
 };
-use mailbell_core::ids::{AccountId, OwnerEpoch, Partition};
+use mailbell_core::{
+    ids::{AccountId, OwnerEpoch, Partition},
+    provider::{HostLimits, Hosts},
+};
 use mailbell_runtime::{
     drain::{DrainHandle, Draining},
     health::Health,
@@ -28,6 +31,7 @@ use crate::{
     handing::Handing,
     ledger::BusLedger,
     proofs::Proofs,
+    providers::Providers,
     registry::Registry,
     requests::Answers,
     rereads::Rereads,
@@ -93,6 +97,8 @@ pub(crate) struct Running {
     ready: watch::Sender<bool>,
     /// From then on it is ready with what it has; `None`: it is.
     settle: Option<Instant>,
+    /// What is said of mail providers.
+    providers: watch::Receiver<Arc<Providers>>,
 }
 
 impl Running {
@@ -106,6 +112,7 @@ impl Running {
             health,
             registry,
             ready,
+            providers,
         } = watcher;
         let logs = patiently(|| bus.logs_that_answer()).await?;
         let clock = Arc::new(Clock::default());
@@ -129,6 +136,7 @@ impl Running {
             gate: Gate::new(options.rates(), metrics.clone()),
             clock: Arc::clone(&clock),
             limits: options.limits,
+            providers: providers.clone(),
             timing: *bus.timing(),
             quiet: options.quiet,
             page_time: options.page_time,
@@ -138,6 +146,10 @@ impl Running {
             #[cfg(test)]
             panics: std::sync::atomic::AtomicU32::new(0),
         });
+        let mut providers = providers;
+        context
+            .gate
+            .hosts(limits_of(&providers.borrow_and_update()));
         let (hurries, hurried) = mpsc::channel(HURRIES);
         let answers = Answers {
             context: Arc::clone(&context),
@@ -199,6 +211,7 @@ impl Running {
             health,
             ready,
             settle: Some(Instant::now() + SETTLE),
+            providers,
         })
     }
 
@@ -241,6 +254,8 @@ impl Running {
                 }
                 self.read_anew();
             }
+            // An error means that it never changes.
+            Ok(()) = self.providers.changed() => self.on_providers(),
             flushed = finished(&mut self.flushing) => self.on_flushed(flushed),
             () = until(self.load_at) => self.load(),
             () = until(overdue) => {
@@ -345,6 +360,15 @@ impl Running {
                 self.read_anew();
             }
         }
+    }
+
+    /// Something else is said of mail providers. Sessions look it up by themselves: each may hear of a later change already.
+    fn on_providers(&mut self) {
+        let limits = limits_of(&self.providers.borrow_and_update());
+        self.context.gate.hosts(limits);
+        self.registry.providers_changed();
+        // At the next look hosts are counted anew.
+        self.hosts_counted = (0, Instant::now());
     }
 
     /// Begins to read the records of partitions whose changes may have been missed.
@@ -470,6 +494,10 @@ impl Running {
         self.registry.set_draining();
         self.accounts.abort().await;
     }
+}
+
+fn limits_of(providers: &Providers) -> Hosts<HostLimits> {
+    providers.map(|provider| provider.limits)
 }
 
 /// Answers requests for partitions from now on.

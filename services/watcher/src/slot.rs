@@ -47,6 +47,8 @@ pub(crate) struct Told {
     pub(crate) requested: bool,
     /// Log in now, whatever it waits for.
     pub(crate) hurry: bool,
+    /// Something else is said of mail providers.
+    pub(crate) providers: bool,
 }
 
 /// How many sessions there are, and how they are: counted as that changes, since nobody can look at each of them every second.
@@ -102,6 +104,7 @@ struct State {
     epoch: Option<OwnerEpoch>,
     requests: VecDeque<ListRequest>,
     hurry: bool,
+    providers: bool,
     flush: Flush,
     counted: Counted,
     /// Where it counts, for as long as it is the account's session.
@@ -139,6 +142,7 @@ impl Slot {
                 epoch: None,
                 requests: VecDeque::new(),
                 hurry: false,
+                providers: false,
                 flush,
                 counted: Counted {
                     health: Health::Starting,
@@ -184,6 +188,12 @@ impl Slot {
         self.notify.notify_one();
     }
 
+    /// Something else is said of mail providers.
+    pub(crate) fn providers_changed(&self) {
+        self.state().providers = true;
+        self.notify.notify_one();
+    }
+
     /// Ends the wait of a login that failed.
     pub(crate) fn hurry(&self) {
         self.state().hurry = true;
@@ -221,6 +231,7 @@ impl Slot {
             epoch: state.epoch.take(),
             requested: !state.requests.is_empty(),
             hurry: std::mem::take(&mut state.hurry),
+            providers: std::mem::take(&mut state.providers),
         }
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     Error, Metrics, Options,
+    providers::{Providers, ProvidersFile},
     registry::Registry,
     running::{CHECK, Running},
 };
@@ -23,6 +24,7 @@ pub struct Watcher {
     pub(crate) health: Health,
     pub(crate) registry: Arc<Registry>,
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) providers: watch::Receiver<Arc<Providers>>,
 }
 
 /// A look at a running watcher. Cheap to clone.
@@ -100,8 +102,16 @@ impl Watcher {
             health,
             registry,
             ready,
+            providers: watch::Sender::default().subscribe(),
         };
         Ok((watcher, handle))
+    }
+
+    /// Goes by what this file says of mail providers, also when that changes.
+    #[must_use]
+    pub fn with_providers(mut self, file: &ProvidersFile) -> Self {
+        self.providers = file.current();
+        self
     }
 
     /// Takes what there is to take and watches it until `drain` begins; then hands over.

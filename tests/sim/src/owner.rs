@@ -10,7 +10,7 @@ use mailbell_core::{
     event::Fact,
     ids::{LogId, OwnerEpoch, Position},
     ownership::{self, Flush, fold_after},
-    session::{Config, Input, Known, Stop},
+    session::{Config, Input, Known, Pause, Stop},
     sharding,
 };
 
@@ -57,7 +57,7 @@ impl World {
                 .filter(|folder| self.narrowed[account].is_none_or(|only| only == *folder))
                 .map(|folder| place.folders[folder].to_owned())
                 .collect(),
-            paused: self.paused[account],
+            paused: self.paused[account].then_some(Pause::Owner),
             owner_epoch: self.owners[owner].epoch,
             limits: self.scenario.limits,
             timing: self.scenario.timing,

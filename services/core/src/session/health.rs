@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mailbell_proto::push::v1::{AccountState, Health};
 use prost::Message as _;
 
-use super::{Failure, Now, Session, Severity, Status, Stop, folders};
+use super::{Failure, Now, Pause, Session, Severity, Status, Stop, folders};
 use crate::event::{Event, Fact};
 
 /// A stable word for programs, and a sentence for a person.
@@ -110,14 +110,16 @@ impl Condition {
         self.permanent = 0;
     }
 
-    pub(super) fn paused(&mut self, now: Now) {
+    pub(super) fn paused(&mut self, now: Now, pause: Pause) {
         self.forget_failures();
-        self.set(
-            now,
-            Health::Paused,
-            "paused",
-            "Paused: new mail is not looked for.".to_owned(),
-        );
+        let (code, sentence) = match pause {
+            Pause::Owner => ("paused", "Paused: new mail is not looked for."),
+            Pause::Provider => (
+                "provider-paused",
+                "Paused: whoever runs Mailbell lets nobody connect to this mail provider now.",
+            ),
+        };
+        self.set(now, Health::Paused, code, sentence.to_owned());
     }
 
     pub(super) fn is_paused(&self) -> bool {

@@ -57,7 +57,7 @@ impl Session {
     }
 
     pub(super) fn wants_connection(&self) -> bool {
-        self.stop.is_none() && !self.config.paused
+        self.stop.is_none() && self.config.paused.is_none()
     }
 
     pub(super) fn drop_connection(&mut self, now: Now, effects: &mut Vec<Effect>) {

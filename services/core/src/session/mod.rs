@@ -25,8 +25,8 @@ use self::{
     mailbox::{Connection, Work},
 };
 pub use types::{
-    Config, Effect, Failure, Fetched, Input, Limits, Look, Now, Op, Outcome, Severity, Status,
-    Stop, Tail, Wake,
+    Config, Effect, Failure, Fetched, Input, Limits, Look, Now, Op, Outcome, Pause, Severity,
+    Status, Stop, Tail, Wake,
 };
 
 use crate::{
@@ -138,8 +138,8 @@ impl Session {
         if session.unstored_from.is_some() {
             session.store_due = Some(now.mono + session.config.timing.checkpoint_delay);
         }
-        if session.config.paused {
-            session.condition.paused(now);
+        if let Some(pause) = session.config.paused {
+            session.condition.paused(now, pause);
         }
         session
     }
@@ -546,9 +546,11 @@ impl Session {
             self.drop_connection(now, effects);
         }
         self.config = config;
-        if paused {
+        // A longer time between polls counts at once.
+        self.poll_every = self.poll_every.max(self.poll_least());
+        if let Some(pause) = paused {
             self.drop_connection(now, effects);
-            self.condition.paused(now);
+            self.condition.paused(now, pause);
         } else if self.condition.is_paused() {
             self.condition.resumed(now);
             self.connection = Connection::Down { retry_at: now.mono };

@@ -80,6 +80,15 @@ impl Default for Limits {
     }
 }
 
+/// Why an account is not to be watched now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// Its owner wants it so.
+    Owner,
+    /// The operator wants nobody to connect to its mail provider.
+    Provider,
+}
+
 /// What a session is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -87,8 +96,8 @@ pub struct Config {
     pub account: AccountId,
     /// Which folders; the first is held open. Never empty.
     pub folders: Vec<String>,
-    /// Not to be watched now.
-    pub paused: bool,
+    /// Not to be watched now, and why.
+    pub paused: Option<Pause>,
     /// The ownership under which this session appends.
     pub owner_epoch: OwnerEpoch,
     /// Bounds.
@@ -321,7 +330,7 @@ pub enum Input {
     },
     /// Somebody wants to use the connection (to list a folder); see [`Effect::Serve`].
     Request,
-    /// Folders or the pause switch changed.
+    /// Folders, a pause switch or periods changed.
     Reconfigure {
         /// As they are now.
         config: Box<Config>,

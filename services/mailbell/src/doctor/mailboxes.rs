@@ -94,6 +94,8 @@ async fn look(mut client: AdminClient, account: &Account, log_in: bool) -> Look 
 fn login(id: &str, checked: Result<CheckAccountResponse, Status>) -> Option<Look> {
     match checked {
         Ok(result) if result.ok => None,
+        // No fault of the account, and its health says so.
+        Ok(result) if result.code == "provider-paused" => None,
         Ok(result) => Some(Look::Bad(
             result.sentence,
             format!("mailbell account update {id} --help says how settings are changed"),
@@ -108,6 +110,11 @@ fn login(id: &str, checked: Result<CheckAccountResponse, Status>) -> Option<Look
 fn health(id: &str, state: AccountState) -> Look {
     match state.health() {
         Health::Watching => Look::Good(format!("watched by {}", state.mode)),
+        Health::Paused => Look::Doubt(
+            state.sentence,
+            "it goes on when the file of mail providers (--providers-file) no longer pauses its host"
+                .to_owned(),
+        ),
         Health::ActionNeeded => Look::Bad(state.sentence, format!("mailbell account show {id}")),
         _ => Look::Doubt(state.sentence, "wait a little, and look again".to_owned()),
     }
@@ -134,6 +141,11 @@ mod tests {
             sentence: "The password is wrong.".to_owned(),
             ..CheckAccountResponse::default()
         };
+        let paused = CheckAccountResponse {
+            code: "provider-paused".to_owned(),
+            ..answer(false)
+        };
+        assert_eq!(login("a.1", Ok(paused)), None);
         assert_eq!(login("a.1", Ok(answer(true))), None);
         let Some(Look::Bad(said, advice)) = login("a.1", Ok(answer(false))) else {
             panic!("it is bad");
@@ -159,6 +171,9 @@ mod tests {
         };
         assert_eq!(said, "why");
         assert_eq!(advice, "mailbell account show a.1");
+        assert!(
+            matches!(of(Health::Paused), Look::Doubt(_, advice) if advice.contains("--providers-file"))
+        );
         for waits in [Health::Starting, Health::Retrying, Health::Unspecified] {
             assert!(matches!(of(waits), Look::Doubt(said, _) if said == "why"));
         }

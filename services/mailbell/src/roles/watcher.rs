@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,12 +12,13 @@ use mailbell_bus::{Bus, Role};
 use mailbell_core::{ids::MemberId, seal::KeyRing};
 use mailbell_imap::{Settings, TlsSettings};
 use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
-use mailbell_watcher::{Metrics, Options, Watcher};
+use mailbell_watcher::{Metrics, Options, ProvidersFile, Watcher};
 
 use super::{
     key_ring::{RingArgs, RingFile},
     nats::NatsArgs,
     process::{Process, ProcessArgs, Work, end_when_outdated},
+    tls::RELOAD_EVERY,
 };
 use crate::{failure::Failure, shards::drain};
 
@@ -24,6 +26,24 @@ use crate::{failure::Failure, shards::drain};
 const NATS_CHECK: &str = "watcher-nats";
 /// Sessions end, checkpoints are written, claims are released.
 const WINDOW: Duration = Duration::from_secs(25);
+
+/// `--help` of the file of mail providers.
+const PROVIDERS_HELP: &str = "\
+File that says what single mail providers take: limits, quirks, root certificates, pauses (JSON)
+
+Only name and hosts have to be there:
+
+{\"providers\": [{\"name\": \"example\", \"hosts\": [\"imap.example.org\", \"*.example.net\"],
+  \"limits\": {\"connectsPerSecond\": 5, \"loginsPerSecond\": 2, \"connections\": 10},
+  \"quirks\": {\"idleMinutes\": 9, \"noIdle\": false, \"pollSeconds\": 60},
+  \"caFile\": \"roots.pem\", \"paused\": false}]}
+
+Limits are of each host, in place of --connects-per-host, --logins-per-host and a quarter of the handshakes of a watcher. Root \
+certificates, in a file beside this one or in place as \"ca\", count beside the usual ones. Nobody connects to the hosts of a provider \
+that is paused. The longest name that stands for a host counts.
+
+The file is looked at every minute and on SIGHUP. Limits and pauses then count at once, the rest from the next connection on. What makes \
+no sense changes nothing, and is told in the log.";
 
 /// Mail servers.
 #[derive(Debug, Clone, clap::Args)]
@@ -37,9 +57,21 @@ pub struct MailArgs {
     #[arg(long, env = "MAILBELL_ALLOW_PLAINTEXT_IMAP")]
     pub allow_plaintext_imap: bool,
 
+    /// File that says what single mail providers take: limits, quirks, root certificates, pauses (JSON)
+    #[arg(long, env = "MAILBELL_PROVIDERS_FILE", value_name = "FILE", long_help = PROVIDERS_HELP)]
+    pub providers_file: Option<PathBuf>,
+
     /// How fast.
     #[command(flatten)]
     pub pace: PaceArgs,
+}
+
+/// Mail servers, as they were asked for.
+pub struct MailServers {
+    /// What all connections to them have in common.
+    pub settings: Settings,
+    /// What is said of providers.
+    pub providers: Option<Arc<ProvidersFile>>,
 }
 
 /// What one mail host may be asked from one address. A watcher uses of both what its share of the partitions of those behind it is.
@@ -74,11 +106,11 @@ pub struct PaceArgs {
 }
 
 impl MailArgs {
-    /// What all connections to mail servers have in common.
+    /// Reads what is asked for.
     ///
     /// # Errors
-    /// When the file cannot be used, or nobody is trusted at all.
-    pub fn settings(&self) -> Result<Settings, Failure> {
+    /// When a file cannot be used, or nobody is trusted at all.
+    pub fn load(&self) -> Result<MailServers, Failure> {
         let extra = match &self.imap_ca {
             None => None,
             Some(file) => Some(fs::read(file).map_err(|error| {
@@ -92,7 +124,14 @@ impl MailArgs {
             .map_err(|error| Failure::new(Code::Data, error.to_string()))?;
         let mut settings = Settings::new(tls);
         settings.allow_plaintext = self.allow_plaintext_imap;
-        Ok(settings)
+        let providers = match &self.providers_file {
+            Some(file) => Some(ProvidersFile::load(file, settings.tls.clone())?),
+            None => None,
+        };
+        Ok(MailServers {
+            settings,
+            providers,
+        })
     }
 }
 
@@ -201,6 +240,7 @@ impl From<mailbell_watcher::Error> for Failure {
     fn from(error: mailbell_watcher::Error) -> Self {
         match error {
             mailbell_watcher::Error::Bus(error) => error.into(),
+            mailbell_watcher::Error::File(error) => error.into(),
             error => Self::new(Code::Data, error.to_string()),
         }
     }
@@ -219,7 +259,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     };
     let mut process = Process::begin("watcher", &args.process, telemetry, WINDOW)?;
     let ring = RingFile::read(&key_ring_file)?;
-    let settings = args.mail.settings()?;
+    let servers = args.mail.load()?;
     let pace = args.mail.pace;
     let member = match args.member {
         Some(member) => member.to_string(),
@@ -243,7 +283,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         &mut process,
         &mut work,
         options(&member, pace, args.share),
-        settings,
+        servers,
         ring,
         bus.clone(),
     )?;
@@ -273,21 +313,25 @@ pub fn start(
     process: &mut Process,
     work: &mut Work,
     options: Options,
-    settings: Settings,
+    servers: MailServers,
     ring: KeyRing,
     bus: Bus,
 ) -> Result<(), Failure> {
     let metrics = Metrics::register(process.metrics.registry());
     let told = bus.tell_health(&process.health, NATS_CHECK, process.drain());
     end_when_outdated(work, bus.clone(), process.drain());
-    let (watcher, _handle) = Watcher::new(
+    let (mut watcher, _handle) = Watcher::new(
         options,
         bus,
-        settings,
+        servers.settings,
         ring,
-        metrics,
+        metrics.clone(),
         process.health.clone(),
     )?;
+    if let Some(file) = servers.providers {
+        watcher = watcher.with_providers(&file);
+        tokio::spawn(file.watch(RELOAD_EVERY, metrics, process.drain()));
+    }
     process.health.set(NATS_CHECK, Err("starting"));
     tokio::spawn(told);
     let drain = process.drain();

@@ -168,7 +168,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
             &process.certificates,
         )?
     };
-    let settings = args.mail.settings()?;
+    let servers = args.mail.load()?;
     let mut identity = Identity::load(&state)?;
     let (secrets, ring) = Secrets::load(&state)?;
 
@@ -231,7 +231,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         &mut process,
         &mut work,
         roles::watcher::options(&identity.member, args.mail.pace, ShareArgs::default()),
-        settings,
+        servers,
         ring,
         watcher_bus.clone(),
     )?;

@@ -17,5 +17,6 @@ mod mail_accounts;
 mod operating;
 mod operator;
 mod pods;
+mod providers;
 mod roles;
 mod secrets;

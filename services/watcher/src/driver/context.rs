@@ -8,14 +8,21 @@ use std::{
 use mailbell_core::{
     ids::OwnerEpoch,
     seal::KeyRing,
-    session::{Config, Limits, Now},
+    session::{Config, Limits, Now, Pause},
     timing::Timing,
 };
 use mailbell_proto::bus::v1::AccountRecord;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::Connect;
-use crate::{clock::Clock, gate::Gate, ledger::Ledger, metrics::Metrics, slot::Slot};
+use crate::{
+    clock::Clock,
+    gate::Gate,
+    ledger::Ledger,
+    metrics::Metrics,
+    providers::{Provider, Providers},
+    slot::Slot,
+};
 
 /// What all sessions of a watcher share.
 pub(crate) struct Context {
@@ -26,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) gate: Gate,
     pub(crate) clock: Arc<Clock>,
     pub(crate) limits: Limits,
+    pub(crate) providers: watch::Receiver<Arc<Providers>>,
     pub(crate) timing: Timing,
     pub(crate) quiet: Duration,
     pub(crate) page_time: Duration,
@@ -45,6 +53,11 @@ impl Context {
             wall_us: self.clock.now_us(),
         }
     }
+
+    /// What is said of the provider that this host belongs to, if anything is.
+    pub(crate) fn provider(&self, host: &str) -> Option<Arc<Provider>> {
+        self.providers.borrow().find(host).cloned()
+    }
 }
 
 pub(super) fn time_of(us: i64) -> SystemTime {
@@ -54,11 +67,21 @@ pub(super) fn time_of(us: i64) -> SystemTime {
 /// Folders that are watched at most; each costs a look every sweep.
 const MAX_FOLDERS: usize = 64;
 
-/// What a session is about, from the account's record.
+/// Why an account is not to be watched now.
+pub(super) fn pause_of(record: &AccountRecord, provider: Option<&Provider>) -> Option<Pause> {
+    if record.paused {
+        return Some(Pause::Owner);
+    }
+    let paused = provider.is_some_and(|provider| provider.paused);
+    paused.then_some(Pause::Provider)
+}
+
+/// What a session is about, from the account's record and what is said of its provider.
 pub(super) fn config_of(
     context: &Context,
     slot: &Slot,
     record: &AccountRecord,
+    provider: Option<&Provider>,
     epoch: OwnerEpoch,
 ) -> Config {
     let mut folders: Vec<String> = Vec::new();
@@ -84,9 +107,14 @@ pub(super) fn config_of(
     Config {
         account: slot.account.clone(),
         folders,
-        paused: record.paused || record.removed_at_ms > 0,
+        paused: match record.removed_at_ms {
+            0 => pause_of(record, provider),
+            _ => Some(Pause::Owner),
+        },
         owner_epoch: epoch,
-        limits: context.limits,
+        limits: provider.map_or(context.limits, |provider| {
+            provider.session_limits(context.limits)
+        }),
         timing: context.timing,
     }
 }

@@ -144,6 +144,11 @@ pub(crate) async fn connect(
     sealed: &SealedCredential,
 ) -> Result<Connection, Failure> {
     let endpoint = endpoint(record).map_err(|error| failure::of_mail(&error, ""))?;
+    if let Some(provider) = context.provider(&endpoint.host)
+        && provider.paused
+    {
+        return Err(failure::provider_paused());
+    }
     let urgency = Urgency::new(Cause::Asked, 0);
     let waiting = context.gate.enter(&endpoint.host, account, urgency);
     let turn = match waiting.heard().await {
@@ -172,11 +177,15 @@ async fn log_in(
                 user: record.user.clone(),
                 secret,
             };
+            let mut settings = context.imap.clone();
+            if let Some(provider) = context.provider(&endpoint.host) {
+                settings.idle = !provider.quirks.no_idle;
+                if let Some(tls) = &provider.tls {
+                    settings.tls = tls.clone();
+                }
+            }
             turn.begin();
-            let connected = context
-                .connect
-                .connect(endpoint, &login, &context.imap)
-                .await;
+            let connected = context.connect.connect(endpoint, &login, &settings).await;
             turn.end(match &connected {
                 Ok(_) => Outcome::Answered,
                 Err(error) => failure::outcome_of(error),

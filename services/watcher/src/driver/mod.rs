@@ -18,7 +18,7 @@ use mailbell_core::{
     ids::OwnerEpoch,
     ownership::Flush,
     pace::{Cause, Urgency, last_active_us},
-    session::{Effect, Input, Known, Op, Outcome, Session, Stop},
+    session::{Effect, Input, Known, Op, Outcome, Pause, Session, Stop},
 };
 use mailbell_proto::bus::v1::AccountRecord;
 use mailbell_runtime::failpoint;
@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use self::{
-    context::config_of,
+    context::{config_of, pause_of},
     mail::{Done, Mail},
     status::StatusWriter,
     store::{Stored, Unsure},
@@ -39,7 +39,7 @@ pub(crate) use login::connect;
 pub(crate) use mail::{Connect, Dial};
 pub(crate) use status::record as status_record;
 
-use crate::{failure, ledger::Boxed, slot::Slot};
+use crate::{failure, ledger::Boxed, providers::Provider, slot::Slot};
 
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,8 @@ pub(crate) struct Driver {
     context: Arc<Context>,
     slot: Arc<Slot>,
     record: Arc<AccountRecord>,
+    /// What is said of its mail provider, if anything is.
+    provider: Option<Arc<Provider>>,
     epoch: OwnerEpoch,
     session: Session,
     mail: Mail,
@@ -104,7 +106,8 @@ impl Driver {
         epoch: OwnerEpoch,
         known: Known,
     ) -> Self {
-        let config = config_of(&context, &slot, &record, epoch);
+        let provider = context.provider(&record.host);
+        let config = config_of(&context, &slot, &record, provider.as_deref(), epoch);
         let active_us = last_active_us(&known);
         let session = Session::new(config, known, context.now());
         slot.set_flush(Flush::of(&session));
@@ -115,6 +118,7 @@ impl Driver {
             context,
             slot,
             record,
+            provider,
             epoch,
             session,
             mail: Mail::gone(),
@@ -240,11 +244,11 @@ impl Driver {
             }
             Effect::RefuseRequests => {
                 self.asked = false;
-                let paused = self.record.paused;
-                self.slot.refuse_requests(if paused {
-                    "paused"
-                } else {
-                    failure::NOT_CONNECTED
+                let pause = pause_of(&self.record, self.provider.as_deref());
+                self.slot.refuse_requests(match pause {
+                    Some(Pause::Owner) => "paused",
+                    Some(Pause::Provider) => failure::PROVIDER_PAUSED,
+                    None => failure::NOT_CONNECTED,
                 });
             }
             Effect::Close { op } => {
@@ -326,6 +330,9 @@ impl Driver {
         if let Some(record) = told.record {
             self.on_record(record);
         }
+        if told.providers {
+            self.on_providers();
+        }
         if let Some(epoch) = told.epoch {
             self.epoch = epoch;
             self.reconfigure();
@@ -371,7 +378,11 @@ impl Driver {
             // A person changed something and waits for what comes of it.
             self.cause = Cause::Asked;
         }
-        if old.paused != new.paused || old.folders != new.folders {
+        let moved = old.host != new.host;
+        if moved {
+            self.provider = self.context.provider(&new.host);
+        }
+        if moved || old.paused != new.paused || old.folders != new.folders {
             self.reconfigure();
         }
         if relogin {
@@ -379,8 +390,23 @@ impl Driver {
         }
     }
 
+    fn on_providers(&mut self) {
+        let provider = self.context.provider(&self.record.host);
+        let before = std::mem::replace(&mut self.provider, provider);
+        if before.is_some() || self.provider.is_some() {
+            self.reconfigure();
+        }
+    }
+
     fn reconfigure(&mut self) {
-        let config = config_of(&self.context, &self.slot, &self.record, self.epoch);
+        let provider = self.provider.as_deref();
+        let config = config_of(
+            &self.context,
+            &self.slot,
+            &self.record,
+            provider,
+            self.epoch,
+        );
         let config = Box::new(config);
         self.give(Input::Reconfigure { config });
     }
@@ -424,9 +450,7 @@ impl Driver {
                 self.cause = Cause::Reconnect;
                 let input = Input::Opened {
                     op,
-                    idle: connection
-                        .capabilities()
-                        .has(mailbell_imap::Capability::Idle),
+                    idle: connection.idles(),
                     handshake: connection.handshake(),
                     quiet_folders,
                 };

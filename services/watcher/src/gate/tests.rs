@@ -151,3 +151,33 @@ async fn who_waits_for_a_host_that_fails_hears_of_it_once_and_goes_when_it_works
     assert_eq!(gate.counts().open_circuits, 0);
     assert_eq!(metrics.waiting_for("circuit"), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_one_host_counts_at_once_for_who_waits() {
+    let gate = gate();
+    let with = |logins| {
+        let limits = HostLimits {
+            logins_per_second: Some(logins),
+            ..HostLimits::default()
+        };
+        let mut hosts = Hosts::default();
+        hosts.insert("*.slow.test", limits);
+        hosts
+    };
+    // One in 20 s, which is the least.
+    gate.hosts(with(1));
+    gate.share(0.05);
+    gate.use_it("imap.Slow.test", 1, Outcome::Answered).await;
+    let begun = Instant::now();
+    let second = gate.use_it("imap.slow.test", 2, Outcome::Answered);
+    let more = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        gate.hosts(with(100));
+    };
+    tokio::join!(second, more);
+    let waited = begun.elapsed();
+    assert!(
+        waited >= Duration::from_secs(1) && waited < Duration::from_secs(2),
+        "{waited:?}"
+    );
+}

@@ -7,7 +7,10 @@ use mailbell_proto::bus::v1::MemberLoad;
 use tokio::time::Instant;
 
 use super::Running;
-use crate::room::{Sample, room};
+use crate::{
+    providers::Provider,
+    room::{Sample, room},
+};
 
 /// A load that takes longer waits for NATS.
 const BUSY: Duration = Duration::from_secs(30);
@@ -70,12 +73,14 @@ impl Running {
             return;
         }
         self.hosts_counted = (sessions, Instant::now());
-        let (most, of) = self.accounts.busiest_host();
-        if most > 0 {
-            let rates = self.options.rates();
-            let logins = f64::from(rates.host_logins.min(rates.host_connects));
+        let (rates, anywhere) = (self.options.rates(), Provider::default());
+        let (accounts, seconds) = self.accounts.busiest_host(|host| {
+            let provider = self.context.provider(host);
+            provider.as_deref().unwrap_or(&anywhere).logins(&rates)
+        });
+        if seconds > 0.0 {
             #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
-            self.shards.set_logins(logins * of as f64 / most as f64);
+            self.shards.set_logins(accounts as f64 / seconds);
         }
     }
 

@@ -10,5 +10,6 @@ mod crowd;
 mod hand_over;
 mod mailboxes;
 mod obstacles;
+mod provider;
 mod requests;
 mod world;

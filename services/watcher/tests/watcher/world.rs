@@ -26,7 +26,7 @@ use mailbell_runtime::{
     metrics::Metrics as Registry,
 };
 use mailbell_test_servers::{Dovecot, DovecotOptions, NatsOptions, NatsServer};
-use mailbell_watcher::{Error, Handle, Metrics, Options, Watcher};
+use mailbell_watcher::{Error, Handle, Metrics, Options, ProvidersFile, Watcher};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
@@ -54,6 +54,10 @@ pub(crate) struct World {
     pub(crate) timing: Timing,
     running: Option<Running>,
     incarnation: u32,
+    /// What watchers that start from now on are told of mail providers.
+    pub(crate) providers: Option<Arc<ProvidersFile>>,
+    /// Whom they trust everywhere, if it is not who signed Dovecot's certificate.
+    pub(crate) trust: Option<TlsSettings>,
 }
 
 /// A watcher.
@@ -188,6 +192,8 @@ impl World {
             timing,
             running: None,
             incarnation: 0,
+            providers: None,
+            trust: None,
         }
     }
 
@@ -364,14 +370,18 @@ impl World {
         options.limits.append_most = Duration::from_secs(2);
         change(&mut options);
         let authority = self.dovecot.certificate().authority_pem.clone();
-        let mut imap = Settings::new(TlsSettings::only([authority.as_bytes()]).unwrap());
+        let known = || TlsSettings::only([authority.as_bytes()]).unwrap();
+        let mut imap = Settings::new(self.trust.clone().unwrap_or_else(known));
         imap.allow_plaintext = true;
         let mut registry = Registry::new("watcher");
         let metrics = Metrics::register(registry.registry());
         let health = ProcessHealth::new();
         let ring = KeyRing::from_text(&self.ring).unwrap();
-        let (watcher, handle) =
+        let (mut watcher, handle) =
             Watcher::new(options, bus, imap, ring, metrics, health.clone()).unwrap();
+        if let Some(file) = &self.providers {
+            watcher = watcher.with_providers(file);
+        }
         let (drain, drained) = Drain::new();
         let task = tokio::spawn(watcher.run(drained));
         Running {

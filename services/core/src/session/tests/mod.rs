@@ -28,7 +28,7 @@ impl Bench {
         let config = Config {
             account: "default.01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
             folders: vec!["INBOX".to_owned()],
-            paused: false,
+            paused: None,
             owner_epoch: 1,
             limits: Limits {
                 flood: 5,

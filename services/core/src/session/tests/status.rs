@@ -202,3 +202,55 @@ fn who_must_mend_a_password_still_must_while_the_host_fails() {
     });
     assert_eq!(shown(&bench), (Health::ActionNeeded, "bad-credentials"));
 }
+
+fn reconfigure(bench: &mut Bench, change: impl FnOnce(&mut Config)) {
+    let mut config = Box::new(bench.session.config.clone());
+    change(&mut config);
+    bench.give(Input::Reconfigure { config });
+}
+
+#[test]
+fn a_paused_provider_ends_the_session_and_says_so_until_it_goes_on() {
+    let mut bench = Bench::watching();
+    bench.look(look(&[]));
+    assert_eq!(shown(&bench).0, Health::Watching);
+    reconfigure(&mut bench, |config| config.paused = Some(Pause::Provider));
+    assert!(bench.has(|effect| matches!(effect, Effect::Drop)));
+    assert_eq!(shown(&bench), (Health::Paused, "provider-paused"));
+    let paused = |facts: Vec<Fact>| {
+        let told = |fact: &Fact| matches!(fact, Fact::AccountState { health, .. } if *health == Health::Paused);
+        facts.iter().filter(|fact| told(fact)).count()
+    };
+    assert_eq!(paused(bench.appends()), 1, "devices are told");
+    // Its owner's word goes before the operator's, and is no news for devices.
+    reconfigure(&mut bench, |config| config.paused = Some(Pause::Owner));
+    assert_eq!(shown(&bench), (Health::Paused, "paused"));
+    assert_eq!(paused(bench.appends()), 0);
+    bench.now.mono += Duration::from_secs(3600);
+    bench.give(Input::Tick);
+    assert!(!bench.has(|effect| matches!(effect, Effect::Open { .. })));
+    reconfigure(&mut bench, |config| config.paused = None);
+    assert_eq!(shown(&bench).1, "starting");
+    bench.open();
+    bench.look(look(&[]));
+    assert_eq!(shown(&bench).1, "watching");
+}
+
+#[test]
+fn a_longer_time_between_polls_counts_at_once() {
+    let mut bench = Bench::watching();
+    bench.give(Input::Relogin);
+    bench.open_with(false, Duration::from_millis(30));
+    bench.look(look(&[]));
+    assert!(bench.has(|effect| matches!(effect, Effect::Park { .. })));
+    reconfigure(&mut bench, |config| {
+        config.limits.poll_least = Duration::from_secs(1000)
+    });
+    bench.effects.clear();
+    bench.now.mono += Duration::from_secs(990);
+    bench.give(Input::Tick);
+    assert!(!bench.has(|effect| matches!(effect, Effect::Poll { .. } | Effect::Interrupt)));
+    bench.now.mono += Duration::from_secs(10);
+    bench.give(Input::Tick);
+    assert!(bench.has(|effect| matches!(effect, Effect::Poll { .. } | Effect::Interrupt)));
+}

@@ -3,6 +3,7 @@
 mod idle;
 mod listing;
 pub(crate) mod log;
+mod provider;
 pub(crate) mod server;
 mod turns;
 
@@ -28,7 +29,7 @@ use mailbell_proto::{
 };
 use mailbell_test_servers::Certificate;
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -41,6 +42,7 @@ use super::{Context, Driver, End};
 use crate::{
     gate::Gate,
     metrics::Metrics,
+    providers::Providers,
     reload::reload,
     slot::{self, ListRequest, Slot},
 };
@@ -98,6 +100,7 @@ pub(crate) fn context(server: &Server, logs: Logs) -> Arc<Context> {
         gate: Gate::new(RATES, Metrics::default()),
         clock: Arc::default(),
         limits: Limits::default(),
+        providers: watch::Sender::default().subscribe(),
         timing: Timing::default(),
         quiet: Duration::from_secs(480),
         page_time: Duration::from_secs(30),
@@ -124,10 +127,21 @@ impl Bench {
     }
 
     fn start(server: Server, log: MemoryLog) -> Self {
+        Self::start_with(server, log, watch::Sender::default().subscribe())
+    }
+
+    /// By what is said of mail providers there.
+    fn start_with(
+        server: Server,
+        log: MemoryLog,
+        providers: watch::Receiver<Arc<Providers>>,
+    ) -> Self {
         let account = account();
         let record = Arc::new(record());
         let logs = Logs([(account.clone(), log.clone())].into());
-        let context = context(&server, logs);
+        let mut context = Arc::into_inner(context(&server, logs)).unwrap();
+        context.providers = providers;
+        let context = Arc::new(context);
         let slot = Arc::new(Slot::new(account, Flush::default()));
         let task = tokio::spawn(run(
             Arc::clone(&context),
