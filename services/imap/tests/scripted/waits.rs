@@ -3,10 +3,10 @@
 use std::future::{pending, ready};
 use std::time::Duration;
 
-use mailbell_imap::{Class, Wake};
+use mailbell_imap::{Capability, Class, Connection, Settings, Wake};
 use tokio::time::Instant;
 
-use crate::script::{Step, answer, looked, patience, say, settings};
+use crate::script::{Step, answer, login, looked, patience, plain, say, serve, settings};
 
 #[tokio::test(start_paused = true)]
 async fn news_before_the_continuation_counts() {
@@ -180,6 +180,32 @@ async fn servers_that_end_or_refuse_idle_are_polled() {
         parked.wait(patience(60, 600), pending()).await.unwrap().1,
         Wake::Changed
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_is_not_asked_to_idle_where_that_is_not_allowed() {
+    let steps = vec![
+        say("* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi\r\n"),
+        answer(
+            "AUTHENTICATE PLAIN ",
+            "{tag} OK [CAPABILITY IMAP4rev1 IDLE] in\r\n",
+        ),
+        answer("NOOP", "{tag} OK\r\n"),
+    ];
+    let (stream, _) = serve(steps);
+    let settings = Settings {
+        idle: false,
+        ..settings()
+    };
+    let (endpoint, login) = (plain(), login());
+    let opened = Connection::over(stream, &endpoint, &login, &settings, Duration::ZERO);
+    let connection = opened.await.unwrap();
+    assert!(connection.capabilities().has(Capability::Idle) && !connection.idles());
+    let parked = connection.park().await.unwrap();
+    assert!(!parked.is_idling());
+    let (mut connection, wake) = parked.wait(patience(60, 600), pending()).await.unwrap();
+    assert_eq!(wake, Wake::Expired);
+    assert!(!connection.noop().await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
