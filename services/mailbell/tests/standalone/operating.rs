@@ -82,6 +82,11 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
         write("crt", &certificate.certificate_pem).unwrap();
         write("key", &certificate.key_pem).unwrap();
     }
+    fs::write(
+        folder.path().join("admin-ca.crt"),
+        &certificate.authority_pem,
+    )
+    .unwrap();
     let [kubernetes, helm] = cluster.server.programs();
     let path = format!("{}:{}:/usr/bin:/bin", kubernetes.display(), helm.display());
     let blocks = blocks();

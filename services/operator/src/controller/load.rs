@@ -310,9 +310,12 @@ async fn shards(context: &Context, mailbell: &Mailbell) -> Result<Shards, String
             return Err(unknown(&late));
         }
     };
+    let Some(totals) = answer.totals else {
+        return Err(unknown(&"the answer says nothing of it"));
+    };
     let live = answer.members.iter().filter(|member| member.owned > 0);
     Ok(Shards {
-        mailboxes: answer.totals.map_or(0, |totals| totals.accounts),
+        mailboxes: totals.accounts,
         watched: live.clone().map(|member| u64::from(member.watching)).sum(),
         releases: live.map(|member| member.release.clone()).collect(),
     })

@@ -79,8 +79,11 @@ impl Operator {
         world: &World,
         identity: &str,
         client: impl Future<Output = Client> + Send + 'static,
+        tell: impl FnOnce(&mut Options),
     ) -> Self {
-        Self::launch(options(world, identity), client)
+        let mut options = options(world, identity);
+        tell(&mut options);
+        Self::launch(options, client)
     }
 
     fn launch(options: Options, client: impl Future<Output = Client> + Send + 'static) -> Self {

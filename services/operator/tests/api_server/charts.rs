@@ -124,6 +124,14 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
     for (arguments, input) in [
         (&["get", "secret", "main-key-ring"][..], ""),
         (&["get", "secret", "main-nats-users"], ""),
+        (
+            &[
+                "get",
+                "secrets",
+                "--field-selector=metadata.name=mail-passwords",
+            ],
+            "",
+        ),
         (&["patch", "secret", "main-operator-token", "-p", "{}"], ""),
         (&["create", "secret", "generic", "mine"], ""),
         (&["get", "secrets"], ""),

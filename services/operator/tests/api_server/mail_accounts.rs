@@ -1,13 +1,16 @@
 //! MailAccounts on a real API server, with an admin API that does what a test tells it. The real one is in `services/mailbell/tests`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Event;
 use kube::{
     ResourceExt as _,
     api::{DeleteParams, ListParams},
 };
-use mailbell_operator::{api::MailAccount, controller::Pace};
+use mailbell_operator::{
+    api::MailAccount,
+    controller::{Options, Pace},
+};
 use mailbell_proto::admin::v1::Account;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -15,7 +18,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     actors::Operator,
     fake_admin::{FakeAdmin, TOKEN},
-    world::{World, account, mailbell, with},
+    requests::{self, Requests},
+    world::{World, account, mailbell, soon, with},
 };
 
 const MAILBELL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell");
@@ -30,10 +34,15 @@ const PACE: Pace = Pace {
 };
 
 fn start(world: &World, admin: &FakeAdmin, identity: &str, user: Option<&str>) -> Operator {
-    Operator::start_told(world, identity, user, |options| {
-        options.admin_url = Some(admin.url("http"));
+    Operator::start_told(world, identity, user, tell(admin))
+}
+
+fn tell(admin: &FakeAdmin) -> impl FnOnce(&mut Options) {
+    let url = admin.url("http");
+    |options| {
+        options.admin_url = Some(url);
         options.pace = PACE;
-    })
+    }
 }
 
 /// With the password in the Secret that needs no mention.
@@ -426,5 +435,34 @@ async fn what_is_refused_is_said_and_not_asked_for_all_the_time() {
     world.apply(other).await;
     world.until_says("bob", "True Watching").await;
     assert_eq!(world.events("bob", "Refused").await.len(), 1);
+    operator.stop().await;
+}
+
+/// Whoever leads then may hear of what was deleted before it hears of the installation, and takes that for none that is not there.
+#[tokio::test]
+async fn what_is_deleted_while_nobody_leads_is_deleted_by_the_next_one() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let world = Arc::new(world);
+    let admin = FakeAdmin::start(None);
+    world.is_set_up(json!({ "bob": "b" })).await;
+    let operator = start(&world, &admin, "one", None);
+    world.apply(declared("bob")).await;
+    world.until_says("bob", "True").await;
+    operator.stop().await;
+    world.delete("bob").await;
+    let requests = Requests::holding("/mailbells");
+    let (of, held) = (Arc::clone(&world), Arc::clone(&requests));
+    let client = async move { requests::client(&of, held).await };
+    let operator = Operator::start_by(&world, "two", client, tell(&admin));
+    soon(requests.are_over()).await;
+    // All others are listed and watched: MailAccounts, and nine kinds of objects; and the lease was written.
+    let begun = || async { (requests.made() >= 20).then_some(()) };
+    world.once(begun, "the beginning").await;
+    requests.let_go();
+    world.until_gone("bob").await;
+    assert!(admin.calls().contains(&"delete"));
+    assert_eq!(admin.account(&world.id("bob")), None);
     operator.stop().await;
 }

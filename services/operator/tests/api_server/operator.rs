@@ -328,7 +328,7 @@ async fn one_that_is_killed_at_any_step_leaves_nothing_half_done() {
         let requests = Requests::limited(limit);
         let (of, counted) = (Arc::clone(&world), Arc::clone(&requests));
         let client = async move { requests::client(&of, counted).await };
-        let operator = Operator::start_by(&world, "one", client);
+        let operator = Operator::start_by(&world, "one", client, |_| {});
         soon(requests.are_over()).await;
         operator.kill();
         world.all_is_ready().await;

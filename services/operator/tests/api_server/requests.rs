@@ -1,16 +1,17 @@
-//! What an operator asks of the API server, counted, and cut off after so many.
+//! What an operator asks of the API server: counted, cut off after so many, or held back for a while.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
+use http::Request;
 use kube::{
     Client, Config,
-    client::ClientBuilder,
+    client::{Body, ClientBuilder},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tower::{BoxError, buffer::BufferLayer, filter::AsyncFilterLayer};
 
 use crate::world::World;
@@ -21,6 +22,8 @@ pub(crate) struct Requests {
     made: AtomicUsize,
     limit: usize,
     reached: Notify,
+    /// Those whose path has this in it wait until there are permits.
+    held: Option<(&'static str, Semaphore)>,
 }
 
 impl Requests {
@@ -30,15 +33,43 @@ impl Requests {
             made: AtomicUsize::new(0),
             limit,
             reached: Notify::new(),
+            held: None,
         })
     }
 
-    /// Waits for the one that is not sent.
+    /// Those whose path has this in it are sent once they are let go.
+    pub(crate) fn holding(part: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            made: AtomicUsize::new(0),
+            limit: usize::MAX,
+            reached: Notify::new(),
+            held: Some((part, Semaphore::new(0))),
+        })
+    }
+
+    pub(crate) fn let_go(&self) {
+        let (_, permits) = self.held.as_ref().unwrap();
+        permits.close();
+    }
+
+    /// How many there were, with those that are held.
+    pub(crate) fn made(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the first one that is not sent, or held.
     pub(crate) async fn are_over(&self) {
         self.reached.notified().await;
     }
 
-    async fn pass(&self) {
+    async fn pass(&self, path: &str) {
+        if let Some((part, permits)) = &self.held
+            && path.contains(part)
+        {
+            self.reached.notify_one();
+            // Closed, it lets all go.
+            assert!(permits.acquire().await.is_err());
+        }
         if self.made.fetch_add(1, Ordering::Relaxed) >= self.limit {
             self.reached.notify_one();
             std::future::pending::<()>().await;
@@ -53,10 +84,10 @@ pub(crate) async fn client(world: &World, requests: Arc<Requests>) -> Client {
     let config = Config::from_custom_kubeconfig(read, &options)
         .await
         .unwrap();
-    let layer = AsyncFilterLayer::new(move |request| {
+    let layer = AsyncFilterLayer::new(move |request: Request<Body>| {
         let requests = Arc::clone(&requests);
         async move {
-            requests.pass().await;
+            requests.pass(request.uri().path()).await;
             Ok::<_, BoxError>(request)
         }
     });

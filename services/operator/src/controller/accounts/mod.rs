@@ -154,6 +154,7 @@ pub(super) async fn run(accounts: Api<MailAccount>, setup: Setup) {
         mailbells,
         pace,
     } = setup;
+    let installations = mailbells.clone();
     let context = Arc::new(Context {
         secrets: Secrets::new(client.clone(), pace.secrets),
         client,
@@ -180,6 +181,12 @@ pub(super) async fn run(accounts: Api<MailAccount>, setup: Setup) {
                 tracing::warn!(%error, "the API server cannot be watched; it is tried again");
             }
         });
+    let looking = async {
+        // An installation that is not known yet is none that is not there. It fails only where nobody lists them any more.
+        if installations.wait_until_ready().await.is_ok() {
+            looking.await;
+        }
+    };
     // Whichever ends: neither does.
     tokio::join!(looking, rounds::run(&context, &store, look));
 }

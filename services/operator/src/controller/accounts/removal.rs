@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
 use super::{
     Context, Missed,
@@ -24,8 +24,19 @@ pub(super) async fn look(account: &MailAccount, context: &Context) -> Result<Act
         Err(Trouble {
             reason, message, ..
         }) if reason != "InstallationPaused" => {
-            left(account, context, &message).await;
-            return Ok(Action::await_change());
+            // What is known may be older than the installation.
+            let namespace = account.namespace().unwrap_or_default();
+            let api: Api<Mailbell> = Api::namespaced(context.client.clone(), &namespace);
+            let there = api.get_opt(&account.spec.mailbell).await;
+            let is_up = |mailbell: &Mailbell| mailbell.metadata.deletion_timestamp.is_none();
+            match there {
+                Ok(there) if !there.as_ref().is_some_and(is_up) => {
+                    left(account, context, &message).await;
+                    return Ok(Action::await_change());
+                }
+                Ok(_) => return not_yet(account, context, "its installation is new").await,
+                Err(error) => return not_yet(account, context, &error.to_string()).await,
+            }
         }
         Err(trouble) => return not_yet(account, context, &trouble.message).await,
     };

@@ -98,7 +98,7 @@ impl Secrets {
         let found = match known(self) {
             Some(found) => found,
             None => {
-                self.look(place).await;
+                self.look(place, true).await;
                 known(self).unwrap_or(Err(Problem::Away))
             }
         };
@@ -111,7 +111,7 @@ impl Secrets {
         if let Some(password) = self.fresh(place, key) {
             return password;
         }
-        self.look(place).await;
+        self.look(place, true).await;
         let away = || Err(trouble(&Problem::Away, place));
         self.fresh(place, key).unwrap_or_else(away)
     }
@@ -168,11 +168,14 @@ impl Secrets {
         let most = seconds.saturating_mul(looks).clamp(1, MOST_LOOKS);
         let due = due.into_iter().take(most);
         stream::iter(due)
-            .for_each_concurrent(AT_ONCE, |(_, place)| async move { self.look(&place).await })
+            .for_each_concurrent(AT_ONCE, |(_, place)| async move {
+                self.look(&place, false).await;
+            })
             .await;
     }
 
-    async fn look(&self, place: &Place) {
+    /// Keeps its content, if somebody is about to use it.
+    async fn look(&self, place: &Place, keep: bool) {
         let (namespace, name) = place;
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let read = match timeout(READ_LIMIT, api.get_opt(name)).await {
@@ -188,7 +191,7 @@ impl Secrets {
             Ok((found, content)) => Known {
                 looked,
                 found: Ok(found),
-                content: Some((looked, content)),
+                content: keep.then_some((looked, content)),
             },
             // What was known before still holds: it is asked again.
             Err(Problem::Away) if all.get(place).is_some_and(|known| known.found.is_ok()) => {
