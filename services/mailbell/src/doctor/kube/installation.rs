@@ -1,6 +1,6 @@
 //! One installation: what its operator says of it, and what its pods need.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Debug};
 
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, Secret},
@@ -11,6 +11,7 @@ use mailbell_operator::{
     api::Mailbell,
     desired::{API_SERVER_PORTS, Wanted, desired},
 };
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
@@ -195,13 +196,8 @@ async fn disks(
     };
     let finding = format!("disks {}", mailbell.name_any());
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let all = match seen(api.list(params).await) {
-        Seen::There(all) => all.items,
-        Seen::Missing => Vec::new(),
-        Seen::Denied(why) => {
-            return report.skipped(&finding, format!("you may not see them: {why}"));
-        }
-        Seen::Failed(why) => return report.fail(&finding, why, "look again"),
+    let Some(all) = listed(report, &finding, &api, params).await else {
+        return;
     };
     let unbound = all.iter().find(|claim| {
         let status = claim.status.as_ref();
@@ -233,6 +229,25 @@ async fn disks(
     }
 }
 
+/// All of a kind; `None`: they cannot be seen, which was reported.
+async fn listed<K>(
+    report: &mut Report,
+    finding: &str,
+    api: &Api<K>,
+    params: &ListParams,
+) -> Option<Vec<K>>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    match seen(api.list(params).await) {
+        Seen::There(all) => return Some(all.items),
+        Seen::Missing => return Some(Vec::new()),
+        Seen::Denied(why) => report.skipped(finding, format!("you may not see them: {why}")),
+        Seen::Failed(why) => report.fail(finding, why, "look again"),
+    }
+    None
+}
+
 async fn pods(
     report: &mut Report,
     client: &Client,
@@ -242,13 +257,8 @@ async fn pods(
 ) {
     let finding = format!("pods {}", mailbell.name_any());
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let all = match seen(api.list(params).await) {
-        Seen::There(all) => all.items,
-        Seen::Missing => Vec::new(),
-        Seen::Denied(why) => {
-            return report.skipped(&finding, format!("you may not see them: {why}"));
-        }
-        Seen::Failed(why) => return report.fail(&finding, why, "look again"),
+    let Some(all) = listed(report, &finding, &api, params).await else {
+        return;
     };
     let mut well = true;
     for found in all.iter().filter_map(trouble) {
