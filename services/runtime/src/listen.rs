@@ -1,6 +1,9 @@
 //! Binding of listeners, before any other work, with an error that says what to do.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -52,7 +55,22 @@ pub fn bind(addr: SocketAddr, flag: &'static str) -> Result<Bound, Error> {
     })
 }
 
+/// `[::]` is every address of both families; where the kernel was begun without IPv6, every one that there is.
 fn open(addr: SocketAddr) -> io::Result<Bound> {
+    let any_family = addr.is_ipv6() && addr.ip().is_unspecified();
+    match open_one(addr) {
+        Err(error) if any_family && is_without_family(&error) => {
+            open_one((Ipv4Addr::UNSPECIFIED, addr.port()).into())
+        }
+        done => done,
+    }
+}
+
+fn is_without_family(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn open_one(addr: SocketAddr) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for the old process' connections in TIME_WAIT.
     socket.set_reuse_address(true)?;
@@ -105,6 +123,19 @@ mod tests {
         let error = bind(SocketAddr::from(([192, 0, 2, 1], 0)), "--listen").unwrap_err();
         assert_eq!(error.exit_code(), ExitCode::Usage);
         assert!(error.to_string().contains("--listen"));
+    }
+
+    /// That IPv6 is missing is said by the socket, before an address counts; a machine without it is not to be had here.
+    #[test]
+    fn every_address_is_of_both_families() {
+        let bound = bind("[::]:0".parse().unwrap(), "--listen").unwrap();
+        assert!(bound.addr().is_ipv6());
+        let ipv4 = SocketAddr::from(([127, 0, 0, 1], bound.addr().port()));
+        std::net::TcpStream::connect(ipv4).unwrap();
+        let unknown = Socket::new(Domain::from(0x7fff), Type::STREAM, None).unwrap_err();
+        assert!(is_without_family(&unknown));
+        let taken = open_one(bound.addr()).unwrap_err();
+        assert!(!is_without_family(&taken));
     }
 
     #[tokio::test]

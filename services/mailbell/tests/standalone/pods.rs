@@ -183,8 +183,8 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
         let place = |value: &str| {
             let value = value.replace("/run/mailbell", folder.path().to_str().unwrap());
             match value.as_str() {
-                "0.0.0.0:7445" => http.clone(),
-                "0.0.0.0:7443" | "0.0.0.0:7444" => "127.0.0.1:0".to_owned(),
+                "[::]:7445" => http.clone(),
+                "[::]:7443" | "[::]:7444" => "127.0.0.1:0".to_owned(),
                 "tls://main-nats-0.main-nats.mail.svc:4222" => nats.url(),
                 other => other.to_owned(),
             }

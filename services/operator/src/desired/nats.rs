@@ -115,6 +115,7 @@ fn config(wanted: &Wanted<'_>, managed: &ManagedNats) -> String {
         )
     };
     let store = bytes(&managed.storage.size).saturating_sub(KEPT_BACK_MIB << 20);
+    // To Go 0.0.0.0 is every address of both families.
     let mut text = format!(
         "server_name: $POD_NAME\n\
          listen: \"0.0.0.0:{CLIENT_PORT}\"\n\

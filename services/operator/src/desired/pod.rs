@@ -215,7 +215,7 @@ impl Wanted<'_> {
         all.extend(login);
         all.extend(self.telemetry());
         if let Some(drain) = drain_seconds {
-            all.push(("MAILBELL_HTTP_LISTEN", format!("0.0.0.0:{HTTP_PORT}")));
+            all.push(("MAILBELL_HTTP_LISTEN", format!("[::]:{HTTP_PORT}")));
             all.push(("MAILBELL_DRAIN", format!("{drain}s")));
         }
         all.extend(settings);

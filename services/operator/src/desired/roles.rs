@@ -104,7 +104,7 @@ pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
     let part = Part::Gateway;
     let gateways = &wanted.mailbell.spec.gateways;
     let (certificate, mut settings) = tls(&gateways.tls);
-    settings.push(("MAILBELL_PUSH_LISTEN", format!("0.0.0.0:{PUSH_PORT}")));
+    settings.push(("MAILBELL_PUSH_LISTEN", format!("[::]:{PUSH_PORT}")));
     // Those of a neighbour that has died come too. Beyond that they are told to try again, and the pod stays alive to say how many it has.
     let most = devices_per_pod(&wanted.mailbell.spec).saturating_mul(2);
     settings.push(("MAILBELL_MOST_DEVICES", most.to_string()));
@@ -231,7 +231,7 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
     };
     let (certificate, mut settings) = tls(&admin.tls);
     settings.extend([
-        ("MAILBELL_ADMIN_LISTEN", format!("0.0.0.0:{ADMIN_PORT}")),
+        ("MAILBELL_ADMIN_LISTEN", format!("[::]:{ADMIN_PORT}")),
         ("MAILBELL_ADMIN_TOKEN_FILE", tokens.path("tokens")),
         ("MAILBELL_OPERATOR_TOKEN_FILE", operator.path("token")),
         ("MAILBELL_SIGNING_KEY_FILE", signing.path("signing.pem")),
