@@ -32,7 +32,8 @@ A standalone installation on a NATS server that is not its own needs the user of
 mailbox once (at most 50 of them).
 
 With --kube it looks at the installations of a namespace on Kubernetes, by the current context of kubectl: definitions, operator, what
-the operator says, Secrets (by name; certificates are read), disks and pods. What you may not see is skipped, and said.
+the operator says, Secrets (by name; certificates are read), disks, pods, and MailAccounts (the first that are not as they should be, by
+name). What you may not see is skipped, and said.
 
 With --json a finding's `verdict` is ok, warn, fail, or skipped: that was not looked at, and `said` says why.
 

@@ -140,6 +140,17 @@ impl Cluster {
             .await;
     }
 
+    /// A MailAccount of this installation, of which this is said.
+    async fn mail_account(&self, name: &str, of: &str, [status, reason, message]: [&str; 3]) {
+        let account = json!({ "apiVersion": "mailbell.dev/v1alpha1", "kind": "MailAccount", "metadata": { "name": name },
+            "spec": { "mailbell": of, "server": { "host": "imap.example.org", "user": name } } });
+        self.apply(&account.to_string()).await;
+        let ready = json!({ "type": "Ready", "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        let status = json!({ "conditions": [ready] });
+        self.status(&format!("mailaccount/{name}"), status).await;
+    }
+
     /// An operator that works and an installation that runs, as far as anybody says.
     async fn all_is_well(&self) {
         let (installed, said) = self.tool("helm", &["install", "mailbell", CHART]).await;
@@ -244,7 +255,7 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(
         said.of("ok"),
-        ["cluster", "operator", "installation main"],
+        ["cluster", "operator", "installation main", "accounts main"],
         "{said:?}"
     );
     said.has("secrets main", "skipped", "main-key-ring");
@@ -338,6 +349,8 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
         .await;
     assert_eq!(doctor(&admin).code, Some(0));
 
+    mail_accounts(&cluster, &admin).await;
+
     // For people too.
     let output = admin.run(&["doctor", "--kube", "--namespace", "default"]);
     let said = text(&output.stdout);
@@ -345,6 +358,50 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
         said.contains("ok    installation main  Everything runs."),
         "{said}"
     );
+}
+
+/// One mailbox that is not watched is something to see to, and all of them a failure.
+async fn mail_accounts(cluster: &Cluster, admin: &Machine) {
+    doctor(admin).has("accounts main", "ok", "none is declared");
+    let refused = ["False", "BadCredentials", "The password is refused."];
+    cluster.mail_account("bob", "main", refused).await;
+    cluster.mail_account("lost", "gone", refused).await;
+    let said = doctor(admin);
+    assert_eq!(said.of("fail"), ["accounts main", "accounts"], "{said:?}");
+    said.has("accounts main", "fail", "1 declared: 0 watched");
+    let advice = said.has("account bob", "warn", "BadCredentials: The password is");
+    assert!(
+        advice.contains("Secret mail-passwords, key bob"),
+        "{advice}"
+    );
+    said.has("accounts", "fail", "1 name a Mailbell that is not there");
+    said.has("account lost", "warn", "there is no Mailbell gone");
+    cluster.kubectl(&["delete", "mailaccount", "lost"]).await;
+    let watched = ["True", "Watching", "New mail is told at once."];
+    // More than a page.
+    let item = |n: usize| {
+        json!({ "apiVersion": "mailbell.dev/v1alpha1", "kind": "MailAccount", "metadata": { "name": format!("many-{n}") },
+        "spec": { "mailbell": "main", "paused": true, "server": { "host": "imap.example.org", "user": "x" } } })
+    };
+    let items: Vec<Value> = (0..510).map(item).collect();
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+    cluster.apply(&list.to_string()).await;
+    cluster.mail_account("well", "main", watched).await;
+    let said = doctor(admin);
+    assert_eq!(
+        (said.code, said.of("warn")),
+        (Some(0), vec!["accounts main", "account bob"]),
+        "{said:?}"
+    );
+    said.has(
+        "accounts main",
+        "warn",
+        "512 declared: 1 watched, 510 paused or on their way, 1 with",
+    );
+    cluster.mail_account("bob", "main", watched).await;
+    let said = doctor(admin);
+    assert_eq!(said.of("ok").len(), said.findings.len(), "{said:?}");
+    said.has("accounts main", "ok", "512 declared: 2 watched");
 }
 
 /// What `helm test` says, with this machine as the node: the pod's command is run with the pod's rights, and its end is told.

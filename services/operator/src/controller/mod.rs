@@ -50,7 +50,7 @@ use crate::{
     desired::MANAGER,
 };
 
-pub use accounts::Pace;
+pub use accounts::{Pace, goes_on_by_itself};
 use admin::Admins;
 use election::Election;
 pub use error::Error;

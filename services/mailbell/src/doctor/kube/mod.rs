@@ -1,6 +1,7 @@
 //! An installation on Kubernetes, from outside: with the rights of whoever asks, of whom some may not see everything.
 
 mod access;
+mod accounts;
 mod certificate;
 mod installation;
 mod operator;
@@ -89,15 +90,20 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
     let api: Api<Mailbell> = Api::namespaced(client.clone(), namespace);
     let found = api.list(&ListParams::default().limit(MOST)).await;
     match seen(found) {
-        Seen::There(all) if all.items.is_empty() => report.warn(
-            "installation",
-            format!("there is none in the namespace {namespace}"),
-            "apply a Mailbell object (`kubectl explain mailbell.spec`), or name its namespace with --namespace",
-        ),
-        Seen::There(all) => {
-            for mailbell in &all.items {
+        Seen::There(found) => {
+            if found.items.is_empty() {
+                report.warn(
+                    "installation",
+                    format!("there is none in the namespace {namespace}"),
+                    "apply a Mailbell object (`kubectl explain mailbell.spec`), or name its namespace with --namespace",
+                );
+            }
+            for mailbell in &found.items {
                 installation::examine(report, client, namespace, mailbell).await;
             }
+            let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
+            let more = found.metadata.continue_.unwrap_or_default();
+            accounts::examine(report, client, namespace, &names, more.is_empty()).await;
         }
         Seen::Missing => {}
         Seen::Denied(why) => report.fail(

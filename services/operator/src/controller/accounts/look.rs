@@ -303,7 +303,7 @@ pub(super) async fn tell(
     if plan::said(status) != plan::said(&before)
         && let Some(condition) = status.conditions.first()
     {
-        let is_good = condition.status == "True" || plan::is_usual(&condition.reason);
+        let is_good = condition.status == "True" || plan::goes_on_by_itself(&condition.reason);
         publish(
             account,
             context,

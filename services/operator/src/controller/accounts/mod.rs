@@ -34,6 +34,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub use self::plan::goes_on_by_itself;
 use self::{secrets::Secrets, seen::Seen};
 use super::{Error, LONGEST_WAIT, LOOK_LIMIT, admin::Admins};
 use crate::api::{MailAccount, Mailbell};

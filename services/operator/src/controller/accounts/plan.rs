@@ -248,8 +248,9 @@ pub(super) fn said(status: &MailAccountStatus) -> Option<(&str, &str)> {
     Some((&ready.status, &ready.reason))
 }
 
-/// Whether nobody has to do anything about it, though it is not watched.
-pub(super) fn is_usual(reason: &str) -> bool {
+/// Whether nobody has to do anything about a MailAccount whose condition Ready has this reason, though it is not watched.
+#[must_use]
+pub fn goes_on_by_itself(reason: &str) -> bool {
     ["Starting", "Paused", "InstallationPaused", "Trying"].contains(&reason)
 }
 
