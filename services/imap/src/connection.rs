@@ -168,7 +168,7 @@ impl Session {
 }
 
 /// A connection that is logged in. It never changes the mailbox: folders are opened with EXAMINE, messages read with
-/// PEEK.
+/// PEEK. [`crate::Canary`] does.
 ///
 /// Its methods are not safe to cancel: a dropped future leaves an answer half read, and the next command fails. Bound
 /// them by [`Timeouts`] only, or drop the connection along with the future. After an error other than

@@ -25,10 +25,11 @@
 //! # }
 //! ```
 //!
-//! The user's mailbox is never changed: EXAMINE and PEEK only. Nothing that a server sends reaches the parser before
+//! The user's mailbox is never changed: EXAMINE and PEEK only. (But by [`Canary`], which a person asks for.) Nothing that a server sends reaches the parser before
 //! the guard (`guard`) has bounded and rewritten it. Nothing here logs an address, a secret or mail, and no `Debug`
 //! shows them. (async-imap writes what it parses to the `log` facade at TRACE: don't bridge that.)
 
+mod canary;
 mod capability;
 mod channel;
 mod command;
@@ -45,6 +46,7 @@ mod settings;
 mod tls;
 mod transport;
 
+pub use canary::{Canary, Put};
 pub use capability::{Capabilities, Capability};
 pub use connection::Connection;
 pub use error::{Class, Error, LoginFault, TlsFault};

@@ -5,6 +5,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod canary;
 mod common;
 mod connect;
 mod folders;

@@ -1,5 +1,6 @@
 //! `mailbell doctor`: what is wrong, and what to do.
 
+mod canary;
 mod kube;
 mod local;
 mod mailboxes;
@@ -14,6 +15,7 @@ use std::{
 
 use mailbell_runtime::limits;
 
+pub use canary::CanaryArgs;
 pub use report::{Finding, Report, Verdict};
 
 use crate::{
@@ -29,11 +31,15 @@ use crate::{
 #[command(after_long_help = "\
 Looks at a standalone installation from outside, or with --nats-url and the NATS user of `mailbell setup` at one in a cluster.
 A standalone installation on a NATS server that is not its own needs the user of that too. Changes nothing, but logs in to each
-mailbox once (at most 50 of them).
+mailbox once (at most 50 of them), and does what --canary says.
 
 With --kube it looks at the installations of a namespace on Kubernetes, by the current context of kubectl: definitions, operator, what
 the operator says, Secrets (by name; certificates are read), disks, pods, and MailAccounts (the first that are not as they should be, by
 name). What you may not see is skipped, and said.
+
+With --canary, in either case, it puts a message into the mailbox of an account, marked as read, and says how long it takes until a
+device is told; then it removes the message. For that it logs in with a password that you give, makes a token that is good for this
+account only, and revokes it. The mail server has to be able to remove a single message (UIDPLUS). Ctrl-C removes both too.
 
 With --json a finding's `verdict` is ok, warn, fail, or skipped: that was not looked at, and `said` says why.
 
@@ -42,6 +48,7 @@ Exit codes: 0 all is well, or there are only warnings; 69 something is wrong.
 Examples:
   mailbell doctor
   mailbell doctor --kube --namespace mail
+  mailbell doctor --canary default.01JD3Z0V3N8Q4T5R6S7W8X9Y0Z --canary-password-file ~/.secret
   mailbell doctor --json | jq -r '.findings[] | select(.verdict == \"fail\") | .advice'")]
 pub struct Args {
     /// Print JSON
@@ -59,6 +66,10 @@ pub struct Args {
     /// Do not log in to the mailboxes
     #[arg(long)]
     pub no_mailboxes: bool,
+
+    /// A message that is followed to a device.
+    #[command(flatten)]
+    pub canary: CanaryArgs,
 
     /// How to reach the admin API.
     #[command(flatten)]
@@ -92,30 +103,37 @@ async fn examine(args: &Args) -> Result<Report, Failure> {
     let mut report = Report::default();
     if args.kube {
         kube::examine(&mut report, args.namespace.as_deref()).await;
-        return Ok(report);
+    } else {
+        processes(&mut report, args).await?;
     }
+    canary::examine(&mut report, &args.canary, &args.admin).await;
+    Ok(report)
+}
+
+/// Of an installation whose addresses are in a state directory, or were given.
+async fn processes(report: &mut Report, args: &Args) -> Result<(), Failure> {
     let directory = args.admin.state.path()?;
     // A cluster has no state directory.
     let remote = !args.nats.nats_url.is_empty();
     let addresses = if remote {
         None
     } else {
-        local::directory(&mut report, &directory);
-        local::process(&mut report, &directory).await
+        local::directory(report, &directory);
+        local::process(report, &directory).await
     };
     if let Some(addresses) = &addresses {
         let pid = addresses.pid;
         // Of the process that is looked at: this command has limits of its own, which prove nothing.
         let limit = limits::open_files_of(pid).map(|limit| limit.soft);
-        files(&mut report, pid, limit);
+        files(report, pid, limit);
     }
     if remote || addresses.is_some() {
-        nats::examine(&mut report, args, &directory, addresses.as_ref()).await;
+        nats::examine(report, args, &directory, addresses.as_ref()).await;
     }
     if addresses.is_some() || args.admin.admin_url.is_some() {
-        mailboxes::examine(&mut report, &args.admin, !args.no_mailboxes).await;
+        mailboxes::examine(report, &args.admin, !args.no_mailboxes).await;
     }
-    Ok(report)
+    Ok(())
 }
 
 /// A mailbox and a device cost a descriptor each.

@@ -8,6 +8,7 @@
 )]
 
 mod alerts;
+mod canary;
 mod cluster;
 mod commands;
 mod kube;
