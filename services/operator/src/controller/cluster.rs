@@ -1,5 +1,6 @@
 //! The few things that are done to objects of any kind.
 
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
@@ -113,6 +114,11 @@ impl Cluster<'_> {
             Err(source) => Err(Error::of(key, source)),
         }
     }
+}
+
+/// As the API server keeps it, to the second: what is written and what is read again are the same then.
+pub(super) fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
 }
 
 /// Something that a person should see in `kubectl describe` and `kubectl events`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Error,
-    cluster::{Cluster, Key, event},
+    cluster::{Cluster, Key, event, now},
     load::{Pods, Sized},
 };
 use crate::{
@@ -199,8 +199,7 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
     let said = context.loads.status(mailbell);
     let before = said.unwrap_or_else(|| read.clone());
     let generation = mailbell.metadata.generation;
-    // As the API server keeps it: what is written and what is read again are the same then.
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    let now = now();
     let (counts, versions) = match context.loads.tell(mailbell) {
         Some(seen) => (seen.counts, seen.versions),
         // As whoever led before has seen it.

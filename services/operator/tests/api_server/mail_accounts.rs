@@ -11,7 +11,10 @@ use mailbell_operator::{
     api::MailAccount,
     controller::{Options, Pace},
 };
-use mailbell_proto::admin::v1::Account;
+use mailbell_proto::{
+    admin::v1::Account,
+    push::v1::{AccountState, Health},
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -96,7 +99,7 @@ impl World {
         self.accounts().delete(name, &params).await.unwrap();
     }
 
-    /// What was said of it by events of this kind.
+    /// What was said of it by events of this kind, each of which was told once.
     async fn events(&self, name: &str, reason: &str) -> Vec<String> {
         let (api, params) = (self.api::<Event>(), ListParams::default());
         let all = api.list(&params).await.unwrap().items.into_iter();
@@ -104,7 +107,11 @@ impl World {
             event.involved_object.name.as_deref() == Some(name)
                 && event.reason.as_deref() == Some(reason)
         };
-        all.filter(is).filter_map(|event| event.message).collect()
+        let all = all.filter(is).map(|event| {
+            assert!(event.series.is_none(), "told again: {event:?}");
+            event.message.unwrap()
+        });
+        all.collect()
     }
 }
 
@@ -183,13 +190,7 @@ async fn an_account_is_as_it_is_declared() {
     // Four rounds, each of one page, and not a word.
     let before = world.accounts().get("bob").await.unwrap();
     admin.calls_for_accounts();
-    let mut calls = Vec::new();
-    let rounds = || {
-        calls.extend(admin.calls_for_accounts());
-        calls.len() >= 4
-    };
-    until(rounds, "rounds").await;
-    assert!(calls.iter().all(|call| *call == "list"), "{calls:?}");
+    four_rounds(&admin).await;
     let after = world.accounts().get("bob").await.unwrap();
     assert_eq!(after.resource_version(), before.resource_version());
 
@@ -223,6 +224,17 @@ async fn an_account_is_as_it_is_declared() {
         assert_eq!(world.events("bob", reason).await.len(), 1, "{reason}");
     }
     operator.stop().await;
+}
+
+/// Each of one page, and nothing else, since calls were last asked for.
+async fn four_rounds(admin: &FakeAdmin) {
+    let mut calls = Vec::new();
+    let rounds = || {
+        calls.extend(admin.calls_for_accounts());
+        calls.len() >= 4
+    };
+    until(rounds, "rounds").await;
+    assert!(calls.iter().all(|call| *call == "list"), "{calls:?}");
 }
 
 async fn until(mut is_so: impl FnMut() -> bool, what: &str) {
@@ -314,13 +326,7 @@ async fn only_a_password_that_has_changed_is_set() {
     // The next one knows by the version that nothing is to be done.
     admin.calls_for_accounts();
     let operator = start(&world, &admin, "two", None);
-    let mut calls = Vec::new();
-    let rounds = || {
-        calls.extend(admin.calls_for_accounts());
-        calls.len() >= 4
-    };
-    until(rounds, "rounds").await;
-    assert!(calls.iter().all(|call| *call == "list"), "{calls:?}");
+    four_rounds(&admin).await;
     world
         .secret("mail-passwords", json!({ "alice": "a", "bob": "last" }))
         .await;
@@ -452,7 +458,7 @@ async fn what_is_deleted_while_nobody_leads_is_deleted_by_the_next_one() {
     world.until_says("bob", "True").await;
     operator.stop().await;
     world.delete("bob").await;
-    let requests = Requests::holding("/mailbells");
+    let requests = Requests::holding(&["/mailbells"]);
     let (of, held) = (Arc::clone(&world), Arc::clone(&requests));
     let client = async move { requests::client(&of, held).await };
     let operator = Operator::start_by(&world, "two", client, tell(&admin));
@@ -464,5 +470,47 @@ async fn what_is_deleted_while_nobody_leads_is_deleted_by_the_next_one() {
     world.until_gone("bob").await;
     assert!(admin.calls().contains(&"delete"));
     assert_eq!(admin.account(&world.id("bob")), None);
+    operator.stop().await;
+}
+
+/// What is read of one may be older than what was last written of it.
+#[tokio::test]
+async fn each_change_is_told_once_while_the_watch_is_late() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let world = Arc::new(world);
+    let admin = FakeAdmin::start(None);
+    world.is_set_up(json!({ "bob": "b" })).await;
+    world.apply(declared("bob")).await;
+    let operator = start(&world, &admin, "one", None);
+    world.until_says("bob", "True Watching").await;
+    operator.stop().await;
+    let requests = Requests::holding(&["/mailaccounts?", "watch=true"]);
+    let (of, held) = (Arc::clone(&world), Arc::clone(&requests));
+    let client = async move { requests::client(&of, held).await };
+    let operator = Operator::start_by(&world, "two", client, tell(&admin));
+    soon(requests.are_over()).await;
+    let mut account = admin.account(&world.id("bob")).unwrap();
+    account.state = Some(AccountState {
+        health: Health::ActionNeeded.into(),
+        code: "bad-credentials".to_owned(),
+        sentence: "The password is refused.".to_owned(),
+        ..AccountState::default()
+    });
+    account.revision += 1;
+    admin.put(account);
+    world.until_says("bob", "False BadCredentials").await;
+    admin.calls_for_accounts();
+    four_rounds(&admin).await;
+    assert_eq!(world.events("bob", "BadCredentials").await.len(), 1);
+    requests.let_go();
+    // Once it is known what stands there, nothing is written any more.
+    let quiet = || async {
+        let before = requests.statuses();
+        four_rounds(&admin).await;
+        (requests.statuses() == before).then_some(())
+    };
+    world.once(quiet, "an end of writing").await;
     operator.stop().await;
 }

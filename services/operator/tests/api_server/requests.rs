@@ -20,10 +20,12 @@ use crate::world::World;
 #[derive(Debug)]
 pub(crate) struct Requests {
     made: AtomicUsize,
+    /// Of these, statuses of MailAccounts that were written.
+    statuses: AtomicUsize,
     limit: usize,
     reached: Notify,
-    /// Those whose path has this in it wait until there are permits.
-    held: Option<(&'static str, Semaphore)>,
+    /// Those whose path and query have all of these in them wait until there are permits.
+    held: Option<(&'static [&'static str], Semaphore)>,
 }
 
 impl Requests {
@@ -31,19 +33,21 @@ impl Requests {
     pub(crate) fn limited(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             made: AtomicUsize::new(0),
+            statuses: AtomicUsize::new(0),
             limit,
             reached: Notify::new(),
             held: None,
         })
     }
 
-    /// Those whose path has this in it are sent once they are let go.
-    pub(crate) fn holding(part: &'static str) -> Arc<Self> {
+    /// Those whose path and query have all of these in them are sent once they are let go.
+    pub(crate) fn holding(parts: &'static [&'static str]) -> Arc<Self> {
         Arc::new(Self {
             made: AtomicUsize::new(0),
+            statuses: AtomicUsize::new(0),
             limit: usize::MAX,
             reached: Notify::new(),
-            held: Some((part, Semaphore::new(0))),
+            held: Some((parts, Semaphore::new(0))),
         })
     }
 
@@ -57,14 +61,19 @@ impl Requests {
         self.made.load(Ordering::Relaxed)
     }
 
+    /// How often the status of a MailAccount was written.
+    pub(crate) fn statuses(&self) -> usize {
+        self.statuses.load(Ordering::Relaxed)
+    }
+
     /// Waits for the first one that is not sent, or held.
     pub(crate) async fn are_over(&self) {
         self.reached.notified().await;
     }
 
     async fn pass(&self, path: &str) {
-        if let Some((part, permits)) = &self.held
-            && path.contains(part)
+        if let Some((parts, permits)) = &self.held
+            && parts.iter().all(|part| path.contains(part))
         {
             self.reached.notify_one();
             // Closed, it lets all go.
@@ -87,7 +96,11 @@ pub(crate) async fn client(world: &World, requests: Arc<Requests>) -> Client {
     let layer = AsyncFilterLayer::new(move |request: Request<Body>| {
         let requests = Arc::clone(&requests);
         async move {
-            requests.pass(request.uri().path()).await;
+            let uri = request.uri();
+            if uri.path().contains("/mailaccounts/") && uri.path().ends_with("/status") {
+                requests.statuses.fetch_add(1, Ordering::Relaxed);
+            }
+            requests.pass(&uri.to_string()).await;
             Ok::<_, BoxError>(request)
         }
     });

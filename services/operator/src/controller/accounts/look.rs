@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -25,7 +24,7 @@ use crate::{
     controller::{
         Error,
         admin::{Admin, AdminError},
-        cluster::{Key, event},
+        cluster::{Key, event, now},
     },
     desired::MANAGER,
 };
@@ -35,7 +34,8 @@ const ARRIVAL_EVERY: Duration = Duration::from_secs(300);
 
 /// Looks at one that is not being deleted.
 pub(super) async fn look(account: &MailAccount, context: &Context) -> Result<Action, Error> {
-    let done = register(account, context).await;
+    let latest = context.latest(account);
+    let done = register(&latest, context).await;
     let found = match &done {
         Ok(None) => return Ok(Action::await_change()),
         Ok(Some((there, version))) => Ok(Registered {
@@ -44,12 +44,7 @@ pub(super) async fn look(account: &MailAccount, context: &Context) -> Result<Act
         }),
         Err(trouble) => Err(trouble.clone()),
     };
-    tell(
-        account,
-        context,
-        &plan::status(account, &found, Timestamp::now()),
-    )
-    .await?;
+    tell(account, context, &plan::status(&latest, &found, now())).await?;
     // The next round looks again.
     Ok(Action::await_change())
 }
@@ -272,8 +267,9 @@ pub(super) async fn tell(
     context: &Context,
     status: &MailAccountStatus,
 ) -> Result<(), Error> {
-    let before = account.status.clone().unwrap_or_default();
-    if *status == before {
+    let read = account.status.clone().unwrap_or_default();
+    let before = context.latest(account).status.unwrap_or_default();
+    if *status == before && *status == read {
         return Ok(());
     }
     let mut is_recent = false;
@@ -297,9 +293,12 @@ pub(super) async fn tell(
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
         Err(source) => return Err(of(&name, source)),
     }
-    if status.last_arrival != before.last_arrival {
-        context.remember(account, |memory| memory.told = Some(Instant::now()));
-    }
+    context.remember(account, |memory| {
+        memory.said = Some((account.metadata.uid.clone(), status.clone()));
+        if status.last_arrival != before.last_arrival {
+            memory.told = Some(Instant::now());
+        }
+    });
     if plan::said(status) != plan::said(&before)
         && let Some(condition) = status.conditions.first()
     {

@@ -37,7 +37,7 @@ use tokio::{
 pub use self::plan::goes_on_by_itself;
 use self::{secrets::Secrets, seen::Seen};
 use super::{Error, LONGEST_WAIT, LOOK_LIMIT, admin::Admins};
-use crate::api::{MailAccount, Mailbell};
+use crate::api::{MailAccount, MailAccountStatus, Mailbell};
 
 /// It is on each MailAccount whose account may exist, until that is deleted.
 const FINALIZER: &str = "mailbell.dev/account";
@@ -98,6 +98,8 @@ struct Context {
 /// What is known of one MailAccount beside what its status says. Losing it costs a login, or a status too many.
 #[derive(Debug, Default)]
 struct Memory {
+    /// The status that was last written, and of which object: another one may have come under its name.
+    said: Option<(Option<String>, MailAccountStatus)>,
     /// Of the password in force.
     digest: Option<u64>,
     /// When a status with another time of the last arrival was written.
@@ -127,6 +129,19 @@ impl Context {
     fn remember(&self, account: &MailAccount, change: impl FnOnce(&mut Memory)) {
         let mut memory = self.memory();
         change(memory.entry(ObjectRef::from_obj(account)).or_default());
+    }
+
+    /// With the status that was last written: what was read may be older than that, and each change is told once.
+    fn latest(&self, account: &MailAccount) -> MailAccount {
+        let mut latest = account.clone();
+        self.remember(account, |memory| {
+            if let Some((of, said)) = &memory.said
+                && *of == account.metadata.uid
+            {
+                latest.status = Some(said.clone());
+            }
+        });
+        latest
     }
 
     /// The installation that it names.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{MailAccount, Mailbell},
-    controller::admin::AdminError,
+    controller::{admin::AdminError, cluster::now},
 };
 
 /// Looks at one that is being deleted. When this answers, it goes.
@@ -72,7 +71,7 @@ async fn delete(
 
 /// It is tried again, until it has been tried for long enough.
 async fn not_yet(account: &MailAccount, context: &Context, why: &str) -> Result<Action, Missed> {
-    let now = Timestamp::now();
+    let now = now();
     let begun = account.metadata.deletion_timestamp.as_ref();
     let taken = begun.map(|begun| now.duration_since(begun.0));
     let taken = taken.and_then(|taken| Duration::try_from(taken).ok());
@@ -84,15 +83,16 @@ async fn not_yet(account: &MailAccount, context: &Context, why: &str) -> Result<
     let text = format!(
         "its account could not be deleted yet ({why}); it is tried again, and after {minutes} minutes this object goes all the same"
     );
-    let status = plan::status(account, &Err(Trouble::new("Removing", text)), now);
+    let removing = Err(Trouble::new("Removing", text));
+    let status = plan::status(&context.latest(account), &removing, now);
     tell(account, context, &status).await?;
     Err(Missed::StillThere)
 }
 
 /// Says what is left behind, since nobody will look at the status any more.
 async fn left(account: &MailAccount, context: &Context, why: &str) {
-    let id = account.status.as_ref();
-    let Some(id) = id.and_then(|status| status.account.as_ref()) else {
+    let status = context.latest(account).status;
+    let Some(id) = status.and_then(|status| status.account) else {
         return;
     };
     let text = format!(
