@@ -15,7 +15,7 @@ pub mod ids;
 pub mod ownership;
 pub mod pace;
 pub mod plant;
-pub mod provider;
+pub mod policy;
 pub mod read;
 pub mod records;
 pub mod schema;

@@ -4,14 +4,14 @@
 mod records;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use mailbell_core::{
     backoff::Backoff,
-    ids::{AccountId, OwnerEpoch, Partition},
+    ids::{AccountId, OwnerEpoch, Partition, Tenant},
     ownership::Flush,
     records::Merge,
     session::{Known, Stop},
@@ -501,18 +501,26 @@ impl Accounts {
     }
 
     /// How many accounts there are here, and how many seconds it takes until those of the mail host that takes longest have logged in, if
-    /// so many do in a second; of some hosts none do.
-    pub(crate) fn busiest_host(&self, logins: impl Fn(&str) -> Option<u32>) -> (usize, f64) {
+    /// so many do in a second; of some hosts none do, and of these tenants' accounts none.
+    pub(crate) fn busiest_host(
+        &self,
+        paused: &HashSet<Tenant>,
+        logins: impl Fn(&str) -> Option<u32>,
+    ) -> (usize, f64) {
         let mut hosts: HashMap<&str, usize> = HashMap::new();
         let partitions = self.partitions.values();
-        for entry in partitions.flat_map(|owned| owned.entries.values()) {
-            *hosts.entry(&entry.record.host).or_default() += 1;
+        let mut all = 0;
+        for (account, entry) in partitions.flat_map(|owned| &owned.entries) {
+            all += 1;
+            if !paused.contains(account.tenant()) {
+                *hosts.entry(&entry.record.host).or_default() += 1;
+            }
         }
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
         let times = hosts.iter().filter_map(|(host, accounts)| {
             logins(host).map(|logins| *accounts as f64 / f64::from(logins.max(1)))
         });
-        (hosts.values().sum(), times.fold(0.0, f64::max))
+        (all, times.fold(0.0, f64::max))
     }
 
     /// What there is to do, as far as accounts go.

@@ -20,9 +20,9 @@ pub enum Error {
     /// A file that it needs cannot be read.
     #[error(transparent)]
     File(#[from] mailbell_runtime::Error),
-    /// The file of mail providers makes no sense.
+    /// The policy file makes no sense.
     #[error("{path}: {reason}", path = path.display())]
-    Providers {
+    Policy {
         /// The file.
         path: PathBuf,
         /// What is wrong, and where.

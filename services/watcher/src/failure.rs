@@ -4,7 +4,7 @@ use mailbell_bus::{BusError, Code, Refusal};
 use mailbell_core::{
     pace::Outcome,
     seal::SealError,
-    session::{Failure, Severity},
+    session::{Failure, Pause, Severity},
 };
 use mailbell_imap as imap;
 use mailbell_proto::bus::v1::OwnerError;
@@ -13,9 +13,13 @@ use mailbell_proto::bus::v1::OwnerError;
 pub const CODES: &[(&str, &str)] = &[
     ("starting", "about to log in for the first time"),
     ("watching", "new mail is told at once, or at the next poll"),
-    ("paused", "paused by its owner"),
+    (Pause::Owner.code(), "paused by its owner"),
     (
-        PROVIDER_PAUSED,
+        Pause::Tenant.code(),
+        "whoever runs Mailbell lets nobody connect for the account's tenant now",
+    ),
+    (
+        Pause::Provider.code(),
         "whoever runs Mailbell lets nobody connect to the account's mail provider now",
     ),
     ("removed", "the account was removed"),
@@ -125,9 +129,6 @@ pub const CODES: &[(&str, &str)] = &[
     ),
 ];
 
-pub(crate) const PROVIDER_PAUSED: &str = "provider-paused";
-const PROVIDER_PAUSED_SENTENCE: &str =
-    "Whoever runs Mailbell lets nobody connect to this mail provider now: try again later.";
 pub(crate) const HOST_UNAVAILABLE: &str = "host-unavailable";
 pub(crate) const QUARANTINED: &str = "quarantined";
 pub(crate) const CREDENTIAL_MISSING: &str = "credential-missing";
@@ -193,12 +194,25 @@ pub(crate) fn host_unavailable() -> Failure {
     }
 }
 
-/// The operator lets nobody connect there.
-pub(crate) fn provider_paused() -> Failure {
+/// Nobody is to connect now.
+pub(crate) fn paused(pause: Pause) -> Failure {
     Failure {
-        code: PROVIDER_PAUSED,
-        sentence: PROVIDER_PAUSED_SENTENCE.to_owned(),
+        code: pause.code(),
+        sentence: advice_of(pause).to_owned(),
         severity: Severity::Transient,
+    }
+}
+
+/// For whoever asks for something that takes a connection.
+fn advice_of(pause: Pause) -> &'static str {
+    match pause {
+        Pause::Owner => "The account is paused: resume it first.",
+        Pause::Tenant => {
+            "Whoever runs Mailbell lets nobody connect for this tenant now: try again later."
+        }
+        Pause::Provider => {
+            "Whoever runs Mailbell lets nobody connect to this mail provider now: try again later."
+        }
     }
 }
 
@@ -319,7 +333,9 @@ pub(crate) fn refuse(failure: &Failure) -> OwnerError {
 
 /// A request that cannot be answered now, or never.
 pub(crate) fn refused(code: &'static str) -> OwnerError {
-    let (sentence, retry) = match code {
+    let pause = Pause::ALL.into_iter().find(|pause| pause.code() == code);
+    let of_pause = pause.map(|pause| (advice_of(pause), false));
+    let (sentence, retry) = of_pause.unwrap_or(match code {
         BUSY => ("Too much is asked at once: try again.", true),
         NOT_CONNECTED => (
             "The account's connection to its mail server is not there at the moment: try again.",
@@ -331,11 +347,9 @@ pub(crate) fn refused(code: &'static str) -> OwnerError {
             false,
         ),
         NO_SUCH_ACCOUNT => ("There is no such account.", false),
-        "paused" => ("The account is paused: resume it first.", false),
-        PROVIDER_PAUSED => (PROVIDER_PAUSED_SENTENCE, false),
         "no-such-folder" => ("The account has no such folder.", false),
         _ => ("This request is not understood by this release.", false),
-    };
+    });
     OwnerError {
         code: code.to_owned(),
         sentence: sentence.to_owned(),

@@ -15,7 +15,7 @@ use std::{
 use mailbell_core::{
     ids::AccountId,
     pace::{Counts, News, Outcome, Pacer, Rates, Ticket, Urgency},
-    provider::{HostLimits, Hosts},
+    policy::{HostLimits, Hosts},
 };
 use tokio::{
     sync::Notify,

@@ -9,7 +9,7 @@
 //! * A session's task (`driver/`) carries out what the state machine of `mailbell_core::session` asks for: on the mail
 //!   connection (`driver/mail.rs`), and on NATS (`ledger.rs`).
 //! * Requests of other processes (`requests/`) check a login on a connection of their own, or list a folder over the session's.
-//! * What the operator says of mail providers (`providers.rs`) changes while it runs: sessions and the gate (`gate.rs`) are told.
+//! * What the operator says of tenants and mail providers (`policy.rs`) changes while it runs: sessions and the gate (`gate.rs`) are told.
 //! * `failure.rs` is the one table of what can go wrong and how it is said.
 
 mod accounts;
@@ -27,8 +27,8 @@ mod ledger;
 mod message;
 pub mod metrics;
 mod options;
+mod policy;
 mod proofs;
-mod providers;
 mod quarantine;
 mod registry;
 mod reload;
@@ -45,5 +45,5 @@ pub use error::Error;
 pub use failure::CODES;
 pub use metrics::Metrics;
 pub use options::Options;
-pub use providers::ProvidersFile;
+pub use policy::PolicyFile;
 pub use watcher::{Handle, Progress, Watcher};

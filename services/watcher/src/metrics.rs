@@ -37,9 +37,9 @@ pub const WAITING: &str = "watcher_waiting";
 pub const BUDGET_PART: &str = "watcher_budget_part";
 /// `watcher_circuits_open`: hosts that fail for many accounts and are only probed.
 pub const CIRCUITS_OPEN: &str = "watcher_circuits_open";
-/// `watcher_providers_refused`: 1 while the file of mail providers, as it is now, cannot be used, and what it said before stays in
+/// `watcher_policy_refused`: 1 while the policy file, as it is now, cannot be used, and what it said before stays in
 /// force; else 0.
-pub const PROVIDERS_REFUSED: &str = "watcher_providers_refused";
+pub const POLICY_REFUSED: &str = "watcher_policy_refused";
 /// `watcher_quarantined`: accounts whose session ended by itself and waits before it begins anew.
 pub const QUARANTINED: &str = "watcher_quarantined";
 /// `watcher_partitions`: partitions that are owned.
@@ -105,7 +105,7 @@ pub struct Metrics {
     waiting: Family<Reason, Gauge>,
     budget_part: Gauge<f64, AtomicU64>,
     circuits_open: Gauge,
-    providers_refused: Gauge,
+    policy_refused: Gauge,
     pub(crate) quarantined: Gauge,
     pub(crate) content_bytes: Counter,
     pub(crate) partitions: Gauge,
@@ -129,7 +129,7 @@ impl Default for Metrics {
             waiting: Family::default(),
             budget_part: Gauge::default(),
             circuits_open: Gauge::default(),
-            providers_refused: Gauge::default(),
+            policy_refused: Gauge::default(),
             quarantined: Gauge::default(),
             content_bytes: Counter::default(),
             partitions: Gauge::default(),
@@ -207,9 +207,9 @@ impl Metrics {
             metrics.circuits_open.clone(),
         );
         registry.register(
-            PROVIDERS_REFUSED,
-            "Whether the file of mail providers cannot be used, and what it said before stays in force",
-            metrics.providers_refused.clone(),
+            POLICY_REFUSED,
+            "Whether the policy file cannot be used, and what it said before stays in force",
+            metrics.policy_refused.clone(),
         );
         registry.register(
             QUARANTINED,
@@ -291,8 +291,8 @@ impl Metrics {
         self.circuits_open.set(gauge(counts.open_circuits));
     }
 
-    pub(crate) fn providers_refused(&self, refused: bool) {
-        self.providers_refused.set(refused.into());
+    pub(crate) fn policy_refused(&self, refused: bool) {
+        self.policy_refused.set(refused.into());
     }
 
     pub(crate) fn login(&self, outcome: &'static str) {

@@ -157,11 +157,11 @@ impl Registry {
         }
     }
 
-    /// Something else is said of mail providers: every session looks whether that concerns it.
-    pub(crate) fn providers_changed(&self) {
+    /// The policy is another one: every session looks whether that concerns it.
+    pub(crate) fn policy_changed(&self) {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         for slot in sessions.values().flat_map(HashMap::values) {
-            slot.providers_changed();
+            slot.policy_changed();
         }
     }
 }

@@ -8,7 +8,7 @@ use mailbell_bus::{
 };
 use mailbell_core::{
     ids::{AccountId, OwnerEpoch, Partition},
-    provider::{HostLimits, Hosts},
+    policy::{HostLimits, Hosts},
 };
 use mailbell_runtime::{
     drain::{DrainHandle, Draining},
@@ -30,8 +30,8 @@ use crate::{
     gate::Gate,
     handing::Handing,
     ledger::BusLedger,
+    policy::Policy,
     proofs::Proofs,
-    providers::Providers,
     registry::Registry,
     requests::Answers,
     rereads::Rereads,
@@ -97,8 +97,8 @@ pub(crate) struct Running {
     ready: watch::Sender<bool>,
     /// From then on it is ready with what it has; `None`: it is.
     settle: Option<Instant>,
-    /// What is said of mail providers.
-    providers: watch::Receiver<Arc<Providers>>,
+    /// What the operator says of tenants and mail providers.
+    policy: watch::Receiver<Arc<Policy>>,
 }
 
 impl Running {
@@ -112,7 +112,7 @@ impl Running {
             health,
             registry,
             ready,
-            providers,
+            policy,
         } = watcher;
         let logs = patiently(|| bus.logs_that_answer()).await?;
         let clock = Arc::new(Clock::default());
@@ -136,7 +136,7 @@ impl Running {
             gate: Gate::new(options.rates(), metrics.clone()),
             clock: Arc::clone(&clock),
             limits: options.limits,
-            providers: providers.clone(),
+            policy: policy.clone(),
             timing: *bus.timing(),
             quiet: options.quiet,
             page_time: options.page_time,
@@ -146,10 +146,8 @@ impl Running {
             #[cfg(test)]
             panics: std::sync::atomic::AtomicU32::new(0),
         });
-        let mut providers = providers;
-        context
-            .gate
-            .hosts(limits_of(&providers.borrow_and_update()));
+        let mut policy = policy;
+        context.gate.hosts(limits_of(&policy.borrow_and_update()));
         let (hurries, hurried) = mpsc::channel(HURRIES);
         let answers = Answers {
             context: Arc::clone(&context),
@@ -211,7 +209,7 @@ impl Running {
             health,
             ready,
             settle: Some(Instant::now() + SETTLE),
-            providers,
+            policy,
         })
     }
 
@@ -255,7 +253,7 @@ impl Running {
                 self.read_anew();
             }
             // An error means that it never changes.
-            Ok(()) = self.providers.changed() => self.on_providers(),
+            Ok(()) = self.policy.changed() => self.on_policy(),
             flushed = finished(&mut self.flushing) => self.on_flushed(flushed),
             () = until(self.load_at) => self.load(),
             () = until(overdue) => {
@@ -362,11 +360,11 @@ impl Running {
         }
     }
 
-    /// Something else is said of mail providers. Sessions look it up by themselves: each may hear of a later change already.
-    fn on_providers(&mut self) {
-        let limits = limits_of(&self.providers.borrow_and_update());
+    /// The policy is another one. Sessions look it up by themselves: each may hear of a later change already.
+    fn on_policy(&mut self) {
+        let limits = limits_of(&self.policy.borrow_and_update());
         self.context.gate.hosts(limits);
-        self.registry.providers_changed();
+        self.registry.policy_changed();
         // At the next look hosts are counted anew.
         self.hosts_counted = (0, Instant::now());
     }
@@ -496,8 +494,8 @@ impl Running {
     }
 }
 
-fn limits_of(providers: &Providers) -> Hosts<HostLimits> {
-    providers.map(|provider| provider.limits)
+fn limits_of(policy: &Policy) -> Hosts<HostLimits> {
+    policy.providers.map(|provider| provider.limits)
 }
 
 /// Answers requests for partitions from now on.

@@ -47,8 +47,8 @@ pub(crate) struct Told {
     pub(crate) requested: bool,
     /// Log in now, whatever it waits for.
     pub(crate) hurry: bool,
-    /// Something else is said of mail providers.
-    pub(crate) providers: bool,
+    /// The policy is another one.
+    pub(crate) policy: bool,
 }
 
 /// How many sessions there are, and how they are: counted as that changes, since nobody can look at each of them every second.
@@ -104,7 +104,7 @@ struct State {
     epoch: Option<OwnerEpoch>,
     requests: VecDeque<ListRequest>,
     hurry: bool,
-    providers: bool,
+    policy: bool,
     flush: Flush,
     counted: Counted,
     /// Where it counts, for as long as it is the account's session.
@@ -142,7 +142,7 @@ impl Slot {
                 epoch: None,
                 requests: VecDeque::new(),
                 hurry: false,
-                providers: false,
+                policy: false,
                 flush,
                 counted: Counted {
                     health: Health::Starting,
@@ -188,9 +188,9 @@ impl Slot {
         self.notify.notify_one();
     }
 
-    /// Something else is said of mail providers.
-    pub(crate) fn providers_changed(&self) {
-        self.state().providers = true;
+    /// The policy is another one.
+    pub(crate) fn policy_changed(&self) {
+        self.state().policy = true;
         self.notify.notify_one();
     }
 
@@ -231,7 +231,7 @@ impl Slot {
             epoch: state.epoch.take(),
             requested: !state.requests.is_empty(),
             hurry: std::mem::take(&mut state.hurry),
-            providers: std::mem::take(&mut state.providers),
+            policy: std::mem::take(&mut state.policy),
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     Error, Metrics, Options,
-    providers::{Providers, ProvidersFile},
+    policy::{Policy, PolicyFile},
     registry::Registry,
     running::{CHECK, Running},
 };
@@ -24,7 +24,7 @@ pub struct Watcher {
     pub(crate) health: Health,
     pub(crate) registry: Arc<Registry>,
     pub(crate) ready: watch::Sender<bool>,
-    pub(crate) providers: watch::Receiver<Arc<Providers>>,
+    pub(crate) policy: watch::Receiver<Arc<Policy>>,
 }
 
 /// A look at a running watcher. Cheap to clone.
@@ -102,15 +102,15 @@ impl Watcher {
             health,
             registry,
             ready,
-            providers: watch::Sender::default().subscribe(),
+            policy: watch::Sender::default().subscribe(),
         };
         Ok((watcher, handle))
     }
 
-    /// Goes by what this file says of mail providers, also when that changes.
+    /// Goes by what this file says of tenants and mail providers, also when that changes.
     #[must_use]
-    pub fn with_providers(mut self, file: &ProvidersFile) -> Self {
-        self.providers = file.current();
+    pub fn with_policy(mut self, file: &PolicyFile) -> Self {
+        self.policy = file.current();
         self
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use rand::Rng;
 
 use super::{Outcome, Ticket, Urgency, bucket::Bucket, circuit::Circuit, throttle::Throttle};
-use crate::provider::HostLimits;
+use crate::policy::HostLimits;
 
 /// The order in which those who wait go.
 pub(super) type Key = (Urgency, Ticket);

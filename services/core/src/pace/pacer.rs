@@ -12,7 +12,7 @@ use super::{
     bucket::Bucket,
     host::{FAIR_TURN, Host, Key, Limits, Place},
 };
-use crate::provider::{HostLimits, Hosts};
+use crate::policy::{HostLimits, Hosts};
 
 /// Hosts of which something is remembered although nobody waits for them; beyond that those at rest are forgotten.
 const MAX_HOSTS: usize = 10_000;

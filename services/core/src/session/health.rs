@@ -112,14 +112,16 @@ impl Condition {
 
     pub(super) fn paused(&mut self, now: Now, pause: Pause) {
         self.forget_failures();
-        let (code, sentence) = match pause {
-            Pause::Owner => ("paused", "Paused: new mail is not looked for."),
-            Pause::Provider => (
-                "provider-paused",
-                "Paused: whoever runs Mailbell lets nobody connect to this mail provider now.",
-            ),
+        let sentence = match pause {
+            Pause::Owner => "Paused: new mail is not looked for.",
+            Pause::Tenant => {
+                "Paused: whoever runs Mailbell lets nobody connect for this tenant now."
+            }
+            Pause::Provider => {
+                "Paused: whoever runs Mailbell lets nobody connect to this mail provider now."
+            }
         };
-        self.set(now, Health::Paused, code, sentence.to_owned());
+        self.set(now, Health::Paused, pause.code(), sentence.to_owned());
     }
 
     pub(super) fn is_paused(&self) -> bool {

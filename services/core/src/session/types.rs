@@ -85,8 +85,25 @@ impl Default for Limits {
 pub enum Pause {
     /// Its owner wants it so.
     Owner,
+    /// The operator wants nobody to connect for its tenant.
+    Tenant,
     /// The operator wants nobody to connect to its mail provider.
     Provider,
+}
+
+impl Pause {
+    /// All there are: where several hold, the first one is told.
+    pub const ALL: [Self; 3] = [Self::Owner, Self::Tenant, Self::Provider];
+
+    /// The word for programs.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Owner => "paused",
+            Self::Tenant => "tenant-paused",
+            Self::Provider => "provider-paused",
+        }
+    }
 }
 
 /// What a session is about.

@@ -1,6 +1,7 @@
 //! The mailboxes: how they are, and whether a login works now.
 
 use futures_util::{StreamExt as _, stream};
+use mailbell_core::session::Pause;
 use mailbell_proto::{
     admin::v1::{Account, CheckAccountRequest, CheckAccountResponse, ListAccountsRequest},
     push::v1::{AccountState, Health},
@@ -90,12 +91,15 @@ async fn look(mut client: AdminClient, account: &Account, log_in: bool) -> Look 
     health(id, account.state.clone().unwrap_or_default())
 }
 
+/// Pauses of the operator.
+const OF_OPERATOR: [&str; 2] = [Pause::Tenant.code(), Pause::Provider.code()];
+
 /// What is wrong with a login that was tried, if anything is.
 fn login(id: &str, checked: Result<CheckAccountResponse, Status>) -> Option<Look> {
     match checked {
         Ok(result) if result.ok => None,
         // No fault of the account, and its health says so.
-        Ok(result) if result.code == "provider-paused" => None,
+        Ok(result) if OF_OPERATOR.contains(&result.code.as_str()) => None,
         Ok(result) => Some(Look::Bad(
             result.sentence,
             format!("mailbell account update {id} --help says how settings are changed"),
@@ -112,7 +116,7 @@ fn health(id: &str, state: AccountState) -> Look {
         Health::Watching => Look::Good(format!("watched by {}", state.mode)),
         Health::Paused => Look::Doubt(
             state.sentence,
-            "it goes on when the file of mail providers (--providers-file) no longer pauses its host"
+            "it goes on when the policy (--policy-file) no longer pauses its tenant or its host"
                 .to_owned(),
         ),
         Health::ActionNeeded => Look::Bad(state.sentence, format!("mailbell account show {id}")),
@@ -141,11 +145,13 @@ mod tests {
             sentence: "The password is wrong.".to_owned(),
             ..CheckAccountResponse::default()
         };
-        let paused = CheckAccountResponse {
-            code: "provider-paused".to_owned(),
-            ..answer(false)
-        };
-        assert_eq!(login("a.1", Ok(paused)), None);
+        for code in ["tenant-paused", "provider-paused"] {
+            let paused = CheckAccountResponse {
+                code: code.to_owned(),
+                ..answer(false)
+            };
+            assert_eq!(login("a.1", Ok(paused)), None);
+        }
         assert_eq!(login("a.1", Ok(answer(true))), None);
         let Some(Look::Bad(said, advice)) = login("a.1", Ok(answer(false))) else {
             panic!("it is bad");
@@ -172,7 +178,7 @@ mod tests {
         assert_eq!(said, "why");
         assert_eq!(advice, "mailbell account show a.1");
         assert!(
-            matches!(of(Health::Paused), Look::Doubt(_, advice) if advice.contains("--providers-file"))
+            matches!(of(Health::Paused), Look::Doubt(_, advice) if advice.contains("--policy-file"))
         );
         for waits in [Health::Starting, Health::Retrying, Health::Unspecified] {
             assert!(matches!(of(waits), Look::Doubt(said, _) if said == "why"));

@@ -12,7 +12,7 @@ use mailbell_bus::{Bus, Role};
 use mailbell_core::{ids::MemberId, seal::KeyRing};
 use mailbell_imap::{Settings, TlsSettings};
 use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
-use mailbell_watcher::{Metrics, Options, ProvidersFile, Watcher};
+use mailbell_watcher::{Metrics, Options, PolicyFile, Watcher};
 
 use super::{
     key_ring::{RingArgs, RingFile},
@@ -27,20 +27,21 @@ const NATS_CHECK: &str = "watcher-nats";
 /// Sessions end, checkpoints are written, claims are released.
 const WINDOW: Duration = Duration::from_secs(25);
 
-/// `--help` of the file of mail providers.
-const PROVIDERS_HELP: &str = "\
-File that says what single mail providers take: limits, quirks, root certificates, pauses (JSON)
+/// `--help` of the policy file.
+const POLICY_HELP: &str = "\
+File that says whose accounts rest, and what single mail providers take (JSON)
 
-Only name and hosts have to be there:
+Of a provider only name and hosts have to be there:
 
-{\"providers\": [{\"name\": \"example\", \"hosts\": [\"imap.example.org\", \"*.example.net\"],
+{\"pausedTenants\": [\"acme\"],
+ \"providers\": [{\"name\": \"example\", \"hosts\": [\"imap.example.org\", \"*.example.net\"],
   \"limits\": {\"connectsPerSecond\": 5, \"loginsPerSecond\": 2, \"connections\": 10},
   \"quirks\": {\"idleMinutes\": 9, \"noIdle\": false, \"pollSeconds\": 60},
   \"caFile\": \"roots.pem\", \"paused\": false}]}
 
 Limits are of each host, in place of --connects-per-host, --logins-per-host and a quarter of the handshakes of a watcher. Root \
 certificates, in a file beside this one or in place as \"ca\", count beside the usual ones. Nobody connects to the hosts of a provider \
-that is paused. The longest name that stands for a host counts.
+that is paused, nor for the accounts of a tenant that is. The longest name that stands for a host counts.
 
 The file is looked at every minute and on SIGHUP. Limits and pauses then count at once, the rest from the next connection on. What makes \
 no sense changes nothing, and is told in the log.";
@@ -57,9 +58,9 @@ pub struct MailArgs {
     #[arg(long, env = "MAILBELL_ALLOW_PLAINTEXT_IMAP")]
     pub allow_plaintext_imap: bool,
 
-    /// File that says what single mail providers take: limits, quirks, root certificates, pauses (JSON)
-    #[arg(long, env = "MAILBELL_PROVIDERS_FILE", value_name = "FILE", long_help = PROVIDERS_HELP)]
-    pub providers_file: Option<PathBuf>,
+    /// File that says whose accounts rest, and what single mail providers take (JSON)
+    #[arg(long, env = "MAILBELL_POLICY_FILE", value_name = "FILE", long_help = POLICY_HELP)]
+    pub policy_file: Option<PathBuf>,
 
     /// How fast.
     #[command(flatten)]
@@ -70,8 +71,8 @@ pub struct MailArgs {
 pub struct MailServers {
     /// What all connections to them have in common.
     pub settings: Settings,
-    /// What is said of providers.
-    pub providers: Option<Arc<ProvidersFile>>,
+    /// What is said of tenants and mail providers.
+    pub policy: Option<Arc<PolicyFile>>,
 }
 
 /// What one mail host may be asked from one address. A watcher uses of both what its share of the partitions of those behind it is.
@@ -124,14 +125,11 @@ impl MailArgs {
             .map_err(|error| Failure::new(Code::Data, error.to_string()))?;
         let mut settings = Settings::new(tls);
         settings.allow_plaintext = self.allow_plaintext_imap;
-        let providers = match &self.providers_file {
-            Some(file) => Some(ProvidersFile::load(file, settings.tls.clone())?),
+        let policy = match &self.policy_file {
+            Some(file) => Some(PolicyFile::load(file, settings.tls.clone())?),
             None => None,
         };
-        Ok(MailServers {
-            settings,
-            providers,
-        })
+        Ok(MailServers { settings, policy })
     }
 }
 
@@ -328,8 +326,8 @@ pub fn start(
         metrics.clone(),
         process.health.clone(),
     )?;
-    if let Some(file) = servers.providers {
-        watcher = watcher.with_providers(&file);
+    if let Some(file) = servers.policy {
+        watcher = watcher.with_policy(&file);
         tokio::spawn(file.watch(RELOAD_EVERY, metrics, process.drain()));
     }
     process.health.set(NATS_CHECK, Err("starting"));

@@ -186,7 +186,12 @@ impl Machine {
 
     /// Tries to start a second one, which must not work.
     pub(crate) fn start_another(&self) -> Output {
-        self.standalone().output().unwrap()
+        self.start_in_vain(&[])
+    }
+
+    /// Tries to start it, which must not work.
+    pub(crate) fn start_in_vain(&self, args: &[&str]) -> Output {
+        self.standalone().args(args).output().unwrap()
     }
 
     fn must_run(&mut self) {

@@ -18,6 +18,6 @@ mod mail_accounts;
 mod operating;
 mod operator;
 mod pods;
-mod providers;
+mod policy;
 mod roles;
 mod secrets;

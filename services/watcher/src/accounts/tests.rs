@@ -414,3 +414,17 @@ async fn what_is_renewed_in_a_hand_over_goes_all_the_same() {
     assert_eq!(world.accounts.accounts_in(partition), 0);
     assert!(world.registry.session(&one).is_none());
 }
+
+/// Whoever logs in nowhere keeps nothing from being given away.
+#[tokio::test(start_paused = true)]
+async fn what_rests_takes_no_time_to_log_in() {
+    let (world, one, two) = world().await;
+    let busiest = |paused: &[&AccountId], logins| {
+        let paused = paused.iter().map(|account| account.tenant().clone());
+        world.accounts.busiest_host(&paused.collect(), |_| logins)
+    };
+    assert_eq!(busiest(&[], Some(1)), (2, 2.0));
+    assert_eq!(busiest(&[&two], Some(1)), (2, 1.0));
+    assert_eq!(busiest(&[&one, &two], Some(1)), (2, 0.0));
+    assert_eq!(busiest(&[], None), (2, 0.0));
+}

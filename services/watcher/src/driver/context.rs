@@ -6,7 +6,7 @@ use std::{
 };
 
 use mailbell_core::{
-    ids::OwnerEpoch,
+    ids::{AccountId, OwnerEpoch},
     seal::KeyRing,
     session::{Config, Limits, Now, Pause},
     timing::Timing,
@@ -20,7 +20,7 @@ use crate::{
     gate::Gate,
     ledger::Ledger,
     metrics::Metrics,
-    providers::{Provider, Providers},
+    policy::{Policy, Said},
     slot::Slot,
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Context {
     pub(crate) gate: Gate,
     pub(crate) clock: Arc<Clock>,
     pub(crate) limits: Limits,
-    pub(crate) providers: watch::Receiver<Arc<Providers>>,
+    pub(crate) policy: watch::Receiver<Arc<Policy>>,
     pub(crate) timing: Timing,
     pub(crate) quiet: Duration,
     pub(crate) page_time: Duration,
@@ -54,9 +54,9 @@ impl Context {
         }
     }
 
-    /// What is said of the provider that this host belongs to, if anything is.
-    pub(crate) fn provider(&self, host: &str) -> Option<Arc<Provider>> {
-        self.providers.borrow().find(host).cloned()
+    /// What the operator says of an account whose mailbox is at this host.
+    pub(crate) fn said(&self, account: &AccountId, host: &str) -> Said {
+        self.policy.borrow().of(account, host)
     }
 }
 
@@ -67,21 +67,20 @@ pub(super) fn time_of(us: i64) -> SystemTime {
 /// Folders that are watched at most; each costs a look every sweep.
 const MAX_FOLDERS: usize = 64;
 
-/// Why an account is not to be watched now.
-pub(super) fn pause_of(record: &AccountRecord, provider: Option<&Provider>) -> Option<Pause> {
+/// Why an account is not to be watched now: its owner's word goes first.
+pub(super) fn pause_of(record: &AccountRecord, said: &Said) -> Option<Pause> {
     if record.paused {
         return Some(Pause::Owner);
     }
-    let paused = provider.is_some_and(|provider| provider.paused);
-    paused.then_some(Pause::Provider)
+    said.pause()
 }
 
-/// What a session is about, from the account's record and what is said of its provider.
+/// What a session is about, from the account's record and what the operator says of it.
 pub(super) fn config_of(
     context: &Context,
     slot: &Slot,
     record: &AccountRecord,
-    provider: Option<&Provider>,
+    said: &Said,
     epoch: OwnerEpoch,
 ) -> Config {
     let mut folders: Vec<String> = Vec::new();
@@ -108,11 +107,11 @@ pub(super) fn config_of(
         account: slot.account.clone(),
         folders,
         paused: match record.removed_at_ms {
-            0 => pause_of(record, provider),
+            0 => pause_of(record, said),
             _ => Some(Pause::Owner),
         },
         owner_epoch: epoch,
-        limits: provider.map_or(context.limits, |provider| {
+        limits: (said.provider.as_ref()).map_or(context.limits, |provider| {
             provider.session_limits(context.limits)
         }),
         timing: context.timing,

@@ -144,20 +144,26 @@ pub(crate) async fn connect(
     sealed: &SealedCredential,
 ) -> Result<Connection, Failure> {
     let endpoint = endpoint(record).map_err(|error| failure::of_mail(&error, ""))?;
-    if let Some(provider) = context.provider(&endpoint.host)
-        && provider.paused
-    {
-        return Err(failure::provider_paused());
+    if let Some(pause) = context.said(account, &endpoint.host).pause() {
+        return Err(failure::paused(pause));
     }
+    let turn = turn_of_check(context, account, &endpoint.host).await?;
+    log_in(context, account, record, sealed, &endpoint, turn).await
+}
+
+async fn turn_of_check(
+    context: &Context,
+    account: &AccountId,
+    host: &str,
+) -> Result<Turn, Failure> {
     let urgency = Urgency::new(Cause::Asked, 0);
-    let waiting = context.gate.enter(&endpoint.host, account, urgency);
-    let turn = match waiting.heard().await {
-        Heard::Turn(turn) => turn,
+    let waiting = context.gate.enter(host, account, urgency);
+    match waiting.heard().await {
+        Heard::Turn(turn) => Ok(turn),
         Heard::Held(waiting) => timeout(CHECK_HELD, waiting.turn())
             .await
-            .map_err(|_| failure::host_unavailable())?,
-    };
-    log_in(context, account, record, sealed, &endpoint, turn).await
+            .map_err(|_| failure::host_unavailable()),
+    }
 }
 
 /// Connects and logs in. The secret is wiped with `login`.
@@ -178,7 +184,7 @@ async fn log_in(
                 secret,
             };
             let mut settings = context.imap.clone();
-            if let Some(provider) = context.provider(&endpoint.host) {
+            if let Some(provider) = context.said(account, &endpoint.host).provider {
                 settings.idle = !provider.quirks.no_idle;
                 if let Some(tls) = &provider.tls {
                     settings.tls = tls.clone();

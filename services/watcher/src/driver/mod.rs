@@ -39,7 +39,7 @@ pub(crate) use login::connect;
 pub(crate) use mail::{Connect, Dial};
 pub(crate) use status::record as status_record;
 
-use crate::{failure, ledger::Boxed, providers::Provider, slot::Slot};
+use crate::{failure, ledger::Boxed, policy::Said, slot::Slot};
 
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +72,8 @@ pub(crate) struct Driver {
     context: Arc<Context>,
     slot: Arc<Slot>,
     record: Arc<AccountRecord>,
-    /// What is said of its mail provider, if anything is.
-    provider: Option<Arc<Provider>>,
+    /// What the operator says of it.
+    said: Said,
     epoch: OwnerEpoch,
     session: Session,
     mail: Mail,
@@ -106,8 +106,8 @@ impl Driver {
         epoch: OwnerEpoch,
         known: Known,
     ) -> Self {
-        let provider = context.provider(&record.host);
-        let config = config_of(&context, &slot, &record, provider.as_deref(), epoch);
+        let said = context.said(&slot.account, &record.host);
+        let config = config_of(&context, &slot, &record, &said, epoch);
         let active_us = last_active_us(&known);
         let session = Session::new(config, known, context.now());
         slot.set_flush(Flush::of(&session));
@@ -118,7 +118,7 @@ impl Driver {
             context,
             slot,
             record,
-            provider,
+            said,
             epoch,
             session,
             mail: Mail::gone(),
@@ -244,12 +244,9 @@ impl Driver {
             }
             Effect::RefuseRequests => {
                 self.asked = false;
-                let pause = pause_of(&self.record, self.provider.as_deref());
-                self.slot.refuse_requests(match pause {
-                    Some(Pause::Owner) => "paused",
-                    Some(Pause::Provider) => failure::PROVIDER_PAUSED,
-                    None => failure::NOT_CONNECTED,
-                });
+                let pause = pause_of(&self.record, &self.said);
+                let code = pause.map_or(failure::NOT_CONNECTED, Pause::code);
+                self.slot.refuse_requests(code);
             }
             Effect::Close { op } => {
                 return self.with_connection(op, |connection, _| Box::pin(mail::close(connection)));
@@ -330,8 +327,8 @@ impl Driver {
         if let Some(record) = told.record {
             self.on_record(record);
         }
-        if told.providers {
-            self.on_providers();
+        if told.policy {
+            self.on_policy();
         }
         if let Some(epoch) = told.epoch {
             self.epoch = epoch;
@@ -380,7 +377,7 @@ impl Driver {
         }
         let moved = old.host != new.host;
         if moved {
-            self.provider = self.context.provider(&new.host);
+            self.said = self.context.said(&self.slot.account, &new.host);
         }
         if moved || old.paused != new.paused || old.folders != new.folders {
             self.reconfigure();
@@ -390,21 +387,20 @@ impl Driver {
         }
     }
 
-    fn on_providers(&mut self) {
-        let provider = self.context.provider(&self.record.host);
-        let before = std::mem::replace(&mut self.provider, provider);
-        if before.is_some() || self.provider.is_some() {
+    fn on_policy(&mut self) {
+        let said = self.context.said(&self.slot.account, &self.record.host);
+        let before = std::mem::replace(&mut self.said, said);
+        if !before.is_nothing() || !self.said.is_nothing() {
             self.reconfigure();
         }
     }
 
     fn reconfigure(&mut self) {
-        let provider = self.provider.as_deref();
         let config = config_of(
             &self.context,
             &self.slot,
             &self.record,
-            provider,
+            &self.said,
             self.epoch,
         );
         let config = Box::new(config);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Running;
 use crate::{
-    providers::Provider,
+    policy::Provider,
     room::{Sample, room},
 };
 
@@ -74,9 +74,10 @@ impl Running {
         }
         self.hosts_counted = (sessions, Instant::now());
         let (rates, anywhere) = (self.options.rates(), Provider::default());
-        let (accounts, seconds) = self.accounts.busiest_host(|host| {
-            let provider = self.context.provider(host);
-            provider.as_deref().unwrap_or(&anywhere).logins(&rates)
+        let policy = Arc::clone(&self.context.policy.borrow());
+        let (accounts, seconds) = self.accounts.busiest_host(&policy.paused_tenants, |host| {
+            let provider = policy.providers.find(host);
+            provider.map_or(&anywhere, |found| found).logins(&rates)
         });
         if seconds > 0.0 {
             #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]

@@ -10,6 +10,6 @@ mod crowd;
 mod hand_over;
 mod mailboxes;
 mod obstacles;
-mod provider;
+mod policy;
 mod requests;
 mod world;

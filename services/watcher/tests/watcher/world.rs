@@ -26,7 +26,7 @@ use mailbell_runtime::{
     metrics::Metrics as Registry,
 };
 use mailbell_test_servers::{Dovecot, DovecotOptions, NatsOptions, NatsServer};
-use mailbell_watcher::{Error, Handle, Metrics, Options, ProvidersFile, Watcher};
+use mailbell_watcher::{Error, Handle, Metrics, Options, PolicyFile, Watcher};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
@@ -54,8 +54,8 @@ pub(crate) struct World {
     pub(crate) timing: Timing,
     running: Option<Running>,
     incarnation: u32,
-    /// What watchers that start from now on are told of mail providers.
-    pub(crate) providers: Option<Arc<ProvidersFile>>,
+    /// What watchers that start from now on are told by their operator.
+    pub(crate) policy: Option<Arc<PolicyFile>>,
     /// Whom they trust everywhere, if it is not who signed Dovecot's certificate.
     pub(crate) trust: Option<TlsSettings>,
 }
@@ -192,7 +192,7 @@ impl World {
             timing,
             running: None,
             incarnation: 0,
-            providers: None,
+            policy: None,
             trust: None,
         }
     }
@@ -379,8 +379,8 @@ impl World {
         let ring = KeyRing::from_text(&self.ring).unwrap();
         let (mut watcher, handle) =
             Watcher::new(options, bus, imap, ring, metrics, health.clone()).unwrap();
-        if let Some(file) = &self.providers {
-            watcher = watcher.with_providers(file);
+        if let Some(file) = &self.policy {
+            watcher = watcher.with_policy(file);
         }
         let (drain, drained) = Drain::new();
         let task = tokio::spawn(watcher.run(drained));

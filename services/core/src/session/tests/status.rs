@@ -222,10 +222,12 @@ fn a_paused_provider_ends_the_session_and_says_so_until_it_goes_on() {
         facts.iter().filter(|fact| told(fact)).count()
     };
     assert_eq!(paused(bench.appends()), 1, "devices are told");
-    // Its owner's word goes before the operator's, and is no news for devices.
-    reconfigure(&mut bench, |config| config.paused = Some(Pause::Owner));
-    assert_eq!(shown(&bench), (Health::Paused, "paused"));
-    assert_eq!(paused(bench.appends()), 0);
+    // Another reason is no news for devices.
+    for (pause, code) in [(Pause::Tenant, "tenant-paused"), (Pause::Owner, "paused")] {
+        reconfigure(&mut bench, |config| config.paused = Some(pause));
+        assert_eq!(shown(&bench), (Health::Paused, code));
+        assert_eq!(paused(bench.appends()), 0);
+    }
     bench.now.mono += Duration::from_secs(3600);
     bench.give(Input::Tick);
     assert!(!bench.has(|effect| matches!(effect, Effect::Open { .. })));

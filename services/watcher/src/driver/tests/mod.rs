@@ -3,7 +3,7 @@
 mod idle;
 mod listing;
 pub(crate) mod log;
-mod provider;
+mod policy;
 pub(crate) mod server;
 mod turns;
 
@@ -42,7 +42,7 @@ use super::{Context, Driver, End};
 use crate::{
     gate::Gate,
     metrics::Metrics,
-    providers::Providers,
+    policy::Policy,
     reload::reload,
     slot::{self, ListRequest, Slot},
 };
@@ -100,7 +100,7 @@ pub(crate) fn context(server: &Server, logs: Logs) -> Arc<Context> {
         gate: Gate::new(RATES, Metrics::default()),
         clock: Arc::default(),
         limits: Limits::default(),
-        providers: watch::Sender::default().subscribe(),
+        policy: watch::Sender::default().subscribe(),
         timing: Timing::default(),
         quiet: Duration::from_secs(480),
         page_time: Duration::from_secs(30),
@@ -130,17 +130,13 @@ impl Bench {
         Self::start_with(server, log, watch::Sender::default().subscribe())
     }
 
-    /// By what is said of mail providers there.
-    fn start_with(
-        server: Server,
-        log: MemoryLog,
-        providers: watch::Receiver<Arc<Providers>>,
-    ) -> Self {
+    /// By what the operator says there.
+    fn start_with(server: Server, log: MemoryLog, policy: watch::Receiver<Arc<Policy>>) -> Self {
         let account = account();
         let record = Arc::new(record());
         let logs = Logs([(account.clone(), log.clone())].into());
         let mut context = Arc::into_inner(context(&server, logs)).unwrap();
-        context.providers = providers;
+        context.policy = policy;
         let context = Arc::new(context);
         let slot = Arc::new(Slot::new(account, Flush::default()));
         let task = tokio::spawn(run(

@@ -1,16 +1,25 @@
-//! What a mail provider's hosts take, as the operator of an installation says it: limits, quirks, whom to trust there, and whether
-//! its accounts rest.
+//! What the operator of an installation says while it runs: whose accounts rest, and what mail providers' hosts take, that is limits,
+//! quirks, and whom to trust there.
 //!
-//! A list of providers comes from a file (`mailbell watcher --providers-file`), in the form that [`Providers`] has as JSON. It is
-//! good as a whole or not at all: [`Providers::check`]. Hosts are looked up in a [`Hosts`].
+//! It comes from a file (`mailbell watcher --policy-file`), in the form that [`Policy`] has as JSON. It is good as a whole or not at all:
+//! [`Policy::check`]. Hosts are looked up in a [`Hosts`].
+
+mod hosts;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     ops::RangeInclusive,
 };
 
 use serde::{Deserialize, Serialize};
 
+pub use self::hosts::Hosts;
+use crate::ids::Tenant;
+
+/// The file at most, in bytes: a ConfigMap of Kubernetes holds no more.
+pub const MAX_BYTES: usize = 1024 * 1024;
+/// Paused tenants at most.
+pub const MAX_PAUSED_TENANTS: usize = 1000;
 /// Providers of a list at most.
 pub const MAX_PROVIDERS: usize = 1000;
 /// Hosts of a provider at most.
@@ -24,14 +33,16 @@ const CONNECTIONS: RangeInclusive<u32> = 1..=10_000;
 const IDLE_MINUTES: RangeInclusive<u32> = 1..=29;
 /// RFC 3501 lets a server log out who says nothing for 30 minutes.
 const POLL_SECONDS: RangeInclusive<u32> = 10..=1740;
-/// What a host begins with that stands for all hosts below a name.
-const ANY: &str = "*.";
 
-/// The whole list.
+/// All that is said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Providers {
+pub struct Policy {
+    /// Nobody connects for the accounts of these tenants.
+    #[serde(default)]
+    pub paused_tenants: BTreeSet<String>,
     /// In any order.
+    #[serde(default)]
     pub providers: Vec<Provider>,
 }
 
@@ -94,10 +105,16 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// What is wrong with a list of providers, in words for whoever wrote it.
+/// What is wrong with a policy, in words for whoever wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum ProviderError {
+pub enum PolicyError {
+    /// More than anybody has.
+    #[error("pausedTenants: {0} of them: at most {MAX_PAUSED_TENANTS} are taken")]
+    TooManyTenants(usize),
+    /// Not the name of a tenant.
+    #[error("pausedTenants: {0:?} is no tenant: those have 1 to 63 characters of a-z, 0-9 and '-'")]
+    Tenant(String),
     /// More than anybody has.
     #[error("{0} providers: at most {MAX_PROVIDERS} are taken")]
     TooMany(usize),
@@ -159,24 +176,34 @@ pub enum ProviderError {
     TwoAuthorities(String),
 }
 
-impl Providers {
+impl Policy {
     /// Which provider a host belongs to, by its place in the list.
     ///
     /// # Errors
-    /// The first thing that is wrong with the list.
-    pub fn check(&self) -> Result<Hosts<usize>, ProviderError> {
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<Hosts<usize>, PolicyError> {
+        let tenants = &self.paused_tenants;
+        if tenants.len() > MAX_PAUSED_TENANTS {
+            return Err(PolicyError::TooManyTenants(tenants.len()));
+        }
+        let bad = tenants
+            .iter()
+            .find(|tenant| tenant.parse::<Tenant>().is_err());
+        if let Some(tenant) = bad {
+            return Err(PolicyError::Tenant(tenant.chars().take(MAX_NAME).collect()));
+        }
         let providers = &self.providers;
         if providers.len() > MAX_PROVIDERS {
-            return Err(ProviderError::TooMany(providers.len()));
+            return Err(PolicyError::TooMany(providers.len()));
         }
         let mut names = HashSet::new();
         let mut hosts = Hosts::default();
         for (place, provider) in providers.iter().enumerate() {
             if !(1..=MAX_NAME).contains(&provider.name.len()) {
-                return Err(ProviderError::Name(place + 1));
+                return Err(PolicyError::Name(place + 1));
             }
             if !names.insert(provider.name.as_str()) {
-                return Err(ProviderError::SameName(provider.name.clone()));
+                return Err(PolicyError::SameName(provider.name.clone()));
             }
             provider.check()?;
             for host in &provider.hosts {
@@ -185,12 +212,12 @@ impl Providers {
                 };
                 let (second, host) = (provider.name.clone(), host.clone());
                 return Err(match providers.get(before) {
-                    Some(first) if before != place => ProviderError::SameHost {
+                    Some(first) if before != place => PolicyError::SameHost {
                         first: first.name.clone(),
                         second,
                         host,
                     },
-                    _ => ProviderError::HostTwice {
+                    _ => PolicyError::HostTwice {
                         provider: second,
                         host,
                     },
@@ -202,20 +229,23 @@ impl Providers {
 }
 
 impl Provider {
-    /// What can be said of it without the others.
-    fn check(&self) -> Result<(), ProviderError> {
+    /// Whether it is good by itself, whatever the others are.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn check(&self) -> Result<(), PolicyError> {
         let name = || self.name.clone();
         if !(1..=MAX_HOSTS).contains(&self.hosts.len()) {
-            return Err(ProviderError::HostCount(name(), self.hosts.len()));
+            return Err(PolicyError::HostCount(name(), self.hosts.len()));
         }
-        if let Some(host) = self.hosts.iter().find(|host| !is_host(host)) {
-            return Err(ProviderError::Host {
+        if let Some(host) = self.hosts.iter().find(|host| !hosts::is_host(host)) {
+            return Err(PolicyError::Host {
                 provider: name(),
                 host: host.chars().take(MAX_NAME).collect(),
             });
         }
         if self.ca.is_some() && self.ca_file.is_some() {
-            return Err(ProviderError::TwoAuthorities(name()));
+            return Err(PolicyError::TwoAuthorities(name()));
         }
         let (limits, quirks) = (&self.limits, &self.quirks);
         for (field, value, bounds) in [
@@ -228,7 +258,7 @@ impl Provider {
             if let Some(value) = value
                 && !bounds.contains(&value)
             {
-                return Err(ProviderError::Number {
+                return Err(PolicyError::Number {
                     provider: name(),
                     field,
                     value,
@@ -238,80 +268,6 @@ impl Provider {
             }
         }
         Ok(())
-    }
-}
-
-/// A name, an address, or all below a name.
-fn is_host(host: &str) -> bool {
-    let name = host.strip_prefix(ANY).unwrap_or(host);
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:[]".contains(&byte);
-    (1..=MAX_NAME).contains(&name.len())
-        && name.bytes().all(allowed)
-        && !name.starts_with('.')
-        && !name.ends_with('.')
-        && !name.contains("..")
-}
-
-/// Something by host. Of all that stand for a host the longest counts: the host itself, or else the nearest name above it.
-#[derive(Debug, Clone)]
-pub struct Hosts<T> {
-    exact: HashMap<Box<str>, T>,
-    /// By the name above.
-    below: HashMap<Box<str>, T>,
-}
-
-impl<T> Default for Hosts<T> {
-    fn default() -> Self {
-        Self {
-            exact: HashMap::new(),
-            below: HashMap::new(),
-        }
-    }
-}
-
-impl<T> Hosts<T> {
-    /// What stood for the same hosts before, if anything did.
-    pub fn insert(&mut self, host: &str, value: T) -> Option<T> {
-        let host = host.to_ascii_lowercase();
-        match host.strip_prefix(ANY) {
-            Some(above) => self.below.insert(above.into(), value),
-            None => self.exact.insert(host.into(), value),
-        }
-    }
-
-    /// What there is for this host, in any case and with or without a dot at its end.
-    #[must_use]
-    pub fn find(&self, host: &str) -> Option<&T> {
-        if self.exact.is_empty() && self.below.is_empty() {
-            return None;
-        }
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        if let Some(found) = self.exact.get(host.as_str()) {
-            return Some(found);
-        }
-        let mut above = host.as_str();
-        while let Some((_, rest)) = above.split_once('.') {
-            if let Some(found) = self.below.get(rest) {
-                return Some(found);
-            }
-            above = rest;
-        }
-        None
-    }
-
-    /// The same hosts with something else.
-    #[must_use]
-    pub fn map<U>(&self, change: impl Fn(&T) -> U) -> Hosts<U> {
-        let each = |hosts: &HashMap<Box<str>, T>| {
-            hosts
-                .iter()
-                .map(|(host, value)| (host.clone(), change(value)))
-                .collect()
-        };
-        Hosts {
-            exact: each(&self.exact),
-            below: each(&self.below),
-        }
     }
 }
 

@@ -1,11 +1,11 @@
-//! What a file says of mail providers, on a real mail server.
+//! What the policy file says, on a real mail server.
 
 use std::fs;
 
 use mailbell_imap::TlsSettings;
 use mailbell_proto::push::v1::Health;
 use mailbell_test_servers::{Certificate, DovecotOptions};
-use mailbell_watcher::ProvidersFile;
+use mailbell_watcher::PolicyFile;
 
 use crate::world::{World, mail};
 
@@ -13,7 +13,7 @@ use crate::world::{World, mail};
 async fn a_provider_is_paused_and_resumed_and_trusted_as_the_file_says() {
     let mut world = World::without_watcher(DovecotOptions::default()).await;
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("providers.json");
+    let path = dir.path().join("policy.json");
     let write = |rest: &str| {
         let text = r#"{"providers": [{"name": "ours", "hosts": ["LOCALHOST"], "caFile": "roots.pem"REST}]}"#;
         fs::write(&path, text.replace("REST", rest)).unwrap();
@@ -24,9 +24,9 @@ async fn a_provider_is_paused_and_resumed_and_trusted_as_the_file_says() {
     let authority = &world.dovecot.certificate().authority_pem;
     fs::write(dir.path().join("roots.pem"), authority).unwrap();
     write("");
-    let file = ProvidersFile::load(&path, trust.clone()).unwrap();
+    let file = PolicyFile::load(&path, trust.clone()).unwrap();
     world.trust = Some(trust);
-    world.providers = Some(file.clone());
+    world.policy = Some(file.clone());
     world.start().await;
     let account = world.add(&["INBOX"]).await;
     world.until_watching(&account).await;

@@ -13,7 +13,7 @@ fn tls() -> TlsSettings {
 /// A file with this text, in a directory of its own.
 fn written(text: &str) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("providers.json");
+    let path = dir.path().join("policy.json");
     fs::write(&path, text).unwrap();
     (dir, path)
 }
@@ -22,15 +22,22 @@ fn one(rest: &str) -> String {
     format!(r#"{{"providers": [{{"name": "a", "hosts": ["*.a.test"]{rest}}}]}}"#)
 }
 
+/// The account of a tenant.
+fn of(tenant: &str) -> AccountId {
+    format!("{tenant}.01ARZ3NDEKTSV4RRFFQ69G5FAV")
+        .parse()
+        .unwrap()
+}
+
 fn refused(text: &str) -> String {
     let (_dir, path) = written(text);
-    ProvidersFile::load(path, tls()).unwrap_err().to_string()
+    PolicyFile::load(path, tls()).unwrap_err().to_string()
 }
 
 #[test]
 fn a_file_that_makes_no_sense_is_refused_and_says_where() {
     for (text, part) in [
-        ("", "providers.json: EOF while parsing"),
+        ("", "policy.json: EOF while parsing"),
         ("{\"providers\":\n[{}]}", "missing field `name` at line 2"),
         (&one(r#", "rest": 1"#), "unknown field `rest`"),
         (
@@ -42,6 +49,7 @@ fn a_file_that_makes_no_sense_is_refused_and_says_where() {
             "provider \"a\": no usable certificate",
         ),
         (&one(r#", "caFile": "none.pem""#), "none.pem"),
+        (r#"{"pausedTenants": ["A"]}"#, "\"A\" is no tenant"),
     ] {
         let error = refused(text);
         assert!(error.contains(part), "{error}");
@@ -55,11 +63,12 @@ fn a_file_that_makes_no_sense_is_refused_and_says_where() {
 #[test]
 fn a_change_counts_and_one_that_makes_no_sense_changes_nothing() {
     let (dir, path) = written(&one(r#", "paused": true"#));
-    let file = ProvidersFile::load(&path, tls()).unwrap();
+    let file = PolicyFile::load(&path, tls()).unwrap();
     let mut current = file.current();
-    let paused = |current: &mut watch::Receiver<Arc<Providers>>| {
-        let providers = current.borrow_and_update();
-        providers
+    let paused = |current: &mut watch::Receiver<Arc<Policy>>| {
+        let policy = current.borrow_and_update();
+        policy
+            .providers
             .find("IMAP.a.test")
             .map(|provider| provider.paused)
     };
@@ -80,13 +89,45 @@ fn a_change_counts_and_one_that_makes_no_sense_changes_nothing() {
     assert!(file.reload().unwrap());
     assert!(current.has_changed().unwrap());
     assert_eq!(paused(&mut current), Some(false));
-    assert!(current.borrow().find("x.a.test").unwrap().tls.is_some());
+    assert!(
+        current
+            .borrow()
+            .providers
+            .find("x.a.test")
+            .unwrap()
+            .tls
+            .is_some()
+    );
     // A file that it names counts as much as the file itself.
     fs::write(dir.path().join("roots.pem"), format!("\n{roots}")).unwrap();
     assert!(file.reload().unwrap());
     fs::remove_file(dir.path().join("roots.pem")).unwrap();
     assert!(file.reload().is_err());
-    assert!(current.borrow().find("x.a.test").unwrap().tls.is_some());
+    assert!(
+        current
+            .borrow()
+            .providers
+            .find("x.a.test")
+            .unwrap()
+            .tls
+            .is_some()
+    );
+}
+
+#[test]
+fn a_tenant_that_is_paused_is_named_before_a_provider_that_is() {
+    let (_dir, path) = written(
+        r#"{"pausedTenants": ["acme"], "providers": [{"name": "a", "hosts": ["*.a.test"], "paused": true}]}"#,
+    );
+    let file = PolicyFile::load(&path, tls()).unwrap();
+    let policy = file.current();
+    let pause = |tenant, host| policy.borrow().of(&of(tenant), host).pause();
+    assert_eq!(pause("acme", "x.a.test"), Some(Pause::Tenant));
+    assert_eq!(pause("acme", "x.b.test"), Some(Pause::Tenant));
+    assert_eq!(pause("other", "x.a.test"), Some(Pause::Provider));
+    assert_eq!(pause("other", "x.b.test"), None);
+    let nothing = |tenant, host| policy.borrow().of(&of(tenant), host).is_nothing();
+    assert!(nothing("other", "x.b.test") && !nothing("acme", "x.b.test"));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{hosts::ANY, *};
 
-fn parse(json: &str) -> Result<Providers, String> {
+fn parse(json: &str) -> Result<Policy, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
@@ -16,14 +16,17 @@ fn provider(name: &str, hosts: &[&str]) -> Provider {
 
 /// What a person reads of this list.
 fn refused(providers: Vec<Provider>) -> String {
-    let list = Providers { providers };
+    let list = Policy {
+        providers,
+        ..Policy::default()
+    };
     list.check().unwrap_err().to_string()
 }
 
 #[test]
 fn a_list_says_all_there_is_and_comes_back_as_it_was() {
     let list = parse(
-        r#"{"providers": [{
+        r#"{"pausedTenants": ["b", "a"], "providers": [{
             "name": "example", "hosts": ["imap.example.org", "*.example.net"],
             "limits": {"connectsPerSecond": 5, "loginsPerSecond": 2, "connections": 10},
             "quirks": {"idleMinutes": 9, "noIdle": true, "pollSeconds": 60},
@@ -38,7 +41,9 @@ fn a_list_says_all_there_is_and_comes_back_as_it_was() {
     assert_eq!(example.limits.logins_per_second, Some(2));
     assert_eq!(example.quirks.idle_minutes, Some(9));
     assert!(example.paused && !plain.paused);
+    assert!(list.paused_tenants.contains("a"));
     let text = serde_json::to_string(&list).unwrap();
+    assert!(text.starts_with(r#"{"pausedTenants":["a","b"],"#), "{text}");
     assert_eq!(parse(&text).unwrap(), list);
     assert!(text.ends_with(r#"{"name":"plain","hosts":["mail.test"],"ca":"PEM"}]}"#));
 }
@@ -68,13 +73,11 @@ fn what_is_not_known_is_refused_with_its_line() {
 fn what_makes_no_sense_is_refused_with_a_sentence() {
     let many = |count| (0..count).map(|n| provider(&format!("p{n}"), &[&format!("h{n}")]));
     assert!(refused(many(1001).collect()).contains("1001 providers: at most 1000"));
-    assert!(
-        Providers {
-            providers: many(1000).collect()
-        }
-        .check()
-        .is_ok()
-    );
+    let most = Policy {
+        providers: many(1000).collect(),
+        ..Policy::default()
+    };
+    assert!(most.check().is_ok());
     assert!(refused(vec![provider("", &["a"])]).contains("provider number 1"));
     let twice = vec![provider("a", &["x"]), provider("a", &["y"])];
     assert!(refused(twice).contains("two providers have the name \"a\""));
@@ -101,15 +104,34 @@ fn what_makes_no_sense_is_refused_with_a_sentence() {
 }
 
 #[test]
+fn whose_accounts_rest_is_bounded_and_names_tenants() {
+    let check = |tenants: Vec<String>| {
+        let policy = Policy {
+            paused_tenants: tenants.into_iter().collect(),
+            ..Policy::default()
+        };
+        policy.check().map(drop).map_err(|error| error.to_string())
+    };
+    let many = |count| (0..count).map(|n| format!("t{n}")).collect();
+    assert_eq!(check(many(1000)), Ok(()));
+    assert!(check(many(1001)).unwrap_err().contains("at most 1000"));
+    for bad in ["", "A", "a.b", &"a".repeat(64)] {
+        let said = check(vec![bad.to_owned()]).unwrap_err();
+        assert!(said.contains("is no tenant"), "{said}");
+    }
+    assert_eq!(parse("{}").unwrap(), Policy::default());
+}
+
+#[test]
 fn numbers_have_bounds() {
     let with = |change: &dyn Fn(&mut Provider, u32), value| {
         let mut one = provider("a", &["x"]);
         change(&mut one, value);
-        let providers = vec![one];
-        Providers { providers }
-            .check()
-            .map(|_| ())
-            .map_err(|error| error.to_string())
+        let list = Policy {
+            providers: vec![one],
+            ..Policy::default()
+        };
+        list.check().map(|_| ()).map_err(|error| error.to_string())
     };
     type Change = fn(&mut Provider, u32);
     let fields: [(&str, Change, u32, u32); 5] = [

@@ -1,7 +1,7 @@
-//! What is said of mail providers (`mailbell_core::provider`), as it is in force, and the file that says it.
+//! What the operator says of tenants and mail providers (`mailbell_core::policy`), as it is in force, and the file that says it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher as _, RandomState},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -9,9 +9,10 @@ use std::{
 };
 
 use mailbell_core::{
+    ids::{AccountId, Tenant},
     pace::Rates,
-    provider::{self, HostLimits, Hosts, Quirks},
-    session::Limits,
+    policy::{self, HostLimits, Hosts, Quirks},
+    session::{Limits, Pause},
 };
 use mailbell_imap::TlsSettings;
 use mailbell_runtime::{
@@ -23,14 +24,54 @@ use tokio::sync::watch;
 use crate::{Error, Metrics};
 
 /// The file at most.
-const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_BYTES: u64 = policy::MAX_BYTES as u64;
 /// All files of root certificates that it names together.
 const MAX_ROOTS_BYTES: u64 = 16 * 1024 * 1024;
 /// What is told of an error at most: it may quote the file.
 const MAX_REASON: usize = 500;
 
-/// Providers by host.
-pub(crate) type Providers = Hosts<Arc<Provider>>;
+/// All that is said.
+#[derive(Debug, Default)]
+pub(crate) struct Policy {
+    pub(crate) paused_tenants: HashSet<Tenant>,
+    /// By host.
+    pub(crate) providers: Hosts<Arc<Provider>>,
+}
+
+impl Policy {
+    /// What concerns an account whose mailbox is at this host.
+    pub(crate) fn of(&self, account: &AccountId, host: &str) -> Said {
+        Said {
+            tenant_paused: self.paused_tenants.contains(account.tenant()),
+            provider: self.providers.find(host).cloned(),
+        }
+    }
+}
+
+/// What is said of one account.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Said {
+    pub(crate) tenant_paused: bool,
+    pub(crate) provider: Option<Arc<Provider>>,
+}
+
+impl Said {
+    /// Why nobody is to connect for it now.
+    pub(crate) fn pause(&self) -> Option<Pause> {
+        if self.tenant_paused {
+            return Some(Pause::Tenant);
+        }
+        let provider = self.provider.as_ref();
+        provider
+            .is_some_and(|provider| provider.paused)
+            .then_some(Pause::Provider)
+    }
+
+    /// Nothing is.
+    pub(crate) fn is_nothing(&self) -> bool {
+        !self.tenant_paused && self.provider.is_none()
+    }
+}
 
 /// What is said of a provider.
 #[derive(Debug, Default)]
@@ -74,23 +115,23 @@ impl Provider {
     }
 }
 
-/// The file that says what mail providers take. It is read again while the watcher runs.
+/// The file that says it. It is read again while the watcher runs.
 #[derive(Debug)]
-pub struct ProvidersFile {
+pub struct PolicyFile {
     path: PathBuf,
     /// Whom to trust everywhere.
     tls: TlsSettings,
     hasher: RandomState,
     /// A digest of what was last found good; held during a look, so that two do not overtake each other.
     seen: Mutex<u64>,
-    current: watch::Sender<Arc<Providers>>,
+    current: watch::Sender<Arc<Policy>>,
 }
 
-impl ProvidersFile {
+impl PolicyFile {
     /// Reads it for the first time. `tls`: whom to trust where it says nothing.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Providers`].
+    /// [`Error::File`], [`Error::Policy`].
     pub fn load(path: impl Into<PathBuf>, tls: TlsSettings) -> Result<Arc<Self>, Error> {
         let file = Self {
             path: path.into(),
@@ -106,11 +147,11 @@ impl ProvidersFile {
     /// Looks at it now: `Ok(true)` when something else is in force than before.
     ///
     /// # Errors
-    /// As [`ProvidersFile::load`]; what was in force stays so.
+    /// As [`PolicyFile::load`]; what was in force stays so.
     pub fn reload(&self) -> Result<bool, Error> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let text = read_bounded(&self.path, MAX_BYTES)?;
-        let list: provider::Providers =
+        let list: policy::Policy =
             serde_json::from_slice(&text).map_err(|error| self.bad(&error.to_string()))?;
         let places = list.check().map_err(|error| self.bad(&error.to_string()))?;
         let roots = self.roots(&list)?;
@@ -143,8 +184,14 @@ impl ProvidersFile {
         }
         // Only what is good counts as seen: what is bad is looked at again, and its error told again.
         *seen = digest;
-        let hosts = places.map(|place| providers.get(*place).cloned().unwrap_or_default());
-        self.current.send_replace(Arc::new(hosts));
+        let policy = Policy {
+            // They are good: the list was checked.
+            paused_tenants: (list.paused_tenants.iter())
+                .filter_map(|tenant| tenant.parse().ok())
+                .collect(),
+            providers: places.map(|place| providers.get(*place).cloned().unwrap_or_default()),
+        };
+        self.current.send_replace(Arc::new(policy));
         Ok(true)
     }
 
@@ -152,19 +199,19 @@ impl ProvidersFile {
     pub async fn watch(self: Arc<Self>, period: Duration, metrics: Metrics, drain: DrainHandle) {
         let look = move || {
             let looked = self.reload();
-            metrics.providers_refused(looked.is_err());
+            metrics.policy_refused(looked.is_err());
             looked
         };
-        reload::watch("mail providers", period, drain, look).await;
+        reload::watch("policy", period, drain, look).await;
     }
 
     /// What is in force, and later changes of it.
-    pub(crate) fn current(&self) -> watch::Receiver<Arc<Providers>> {
+    pub(crate) fn current(&self) -> watch::Receiver<Arc<Policy>> {
         self.current.subscribe()
     }
 
     /// The root certificates of each provider, in the order of the list.
-    fn roots(&self, list: &provider::Providers) -> Result<Vec<Option<Vec<u8>>>, Error> {
+    fn roots(&self, list: &policy::Policy) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let beside = self.path.parent().unwrap_or(Path::new(""));
         let mut left = MAX_ROOTS_BYTES;
         let roots = list.providers.iter().map(|provider| {
@@ -182,7 +229,7 @@ impl ProvidersFile {
     }
 
     fn bad(&self, reason: &str) -> Error {
-        Error::Providers {
+        Error::Policy {
             path: self.path.clone(),
             reason: reason.chars().take(MAX_REASON).collect(),
         }

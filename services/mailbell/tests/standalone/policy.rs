@@ -1,0 +1,136 @@
+//! The policy file, from the start and while it runs.
+
+use mailbell_test_servers::{Dovecot, DovecotOptions};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::machine::{Machine, get, text};
+
+/// A machine that watches a mailbox of a Dovecot, by a file of which it is told when it changes.
+struct Watched {
+    machine: Machine,
+    file: String,
+    account: String,
+    _dovecot: Dovecot,
+}
+
+/// The one provider there is.
+fn provider(rest: &str) -> String {
+    format!(r#"{{"providers": [{{"name": "ours", "hosts": ["127.0.0.1"]{rest}}}]}}"#)
+}
+
+fn write(machine: &Machine, policy: &str) -> String {
+    machine.beside("policy.json", policy)
+}
+
+impl Watched {
+    async fn start() -> Self {
+        let dovecot = Dovecot::start(DovecotOptions::default()).await.unwrap();
+        let mut machine = Machine::new();
+        let file = write(&machine, "{}");
+        machine.start_with(&["--policy-file", &file]).await;
+        let url = format!("imap+plaintext://alice@127.0.0.1:{}", dovecot.imap_port());
+        let password = machine.beside("password", "secret\n");
+        let add = [
+            "account",
+            "add",
+            &url,
+            "--password-file",
+            &password,
+            "--json",
+        ];
+        let added = machine.run(&add);
+        assert!(added.status.success(), "{}", text(&added.stderr));
+        let added: Value = serde_json::from_slice(&added.stdout).unwrap();
+        let mut watched = Self {
+            machine,
+            file,
+            account: added["id"].as_str().unwrap().to_owned(),
+            _dovecot: dovecot,
+        };
+        watched.until("watching").await;
+        watched
+    }
+
+    fn say(&self, policy: &str) {
+        assert_eq!(write(&self.machine, policy), self.file);
+        self.machine.signal(Signal::HUP);
+    }
+
+    fn state(machine: &Machine, account: &str) -> Value {
+        let shown = machine.run(&["account", "show", account, "--json"]);
+        let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+        shown["state"].clone()
+    }
+
+    async fn until(&mut self, code: &str) {
+        let account = self.account.clone();
+        self.machine
+            .until(code, |machine| {
+                Self::state(machine, &account)["code"] == code
+            })
+            .await;
+    }
+
+    async fn until_refused(&mut self, is_refused: u8) {
+        let http = self.machine.addresses().unwrap()["http"].clone();
+        let line = format!("mailbell_watcher_policy_refused {is_refused}");
+        let tells = |_: &mut Machine| {
+            get(http.as_str().unwrap(), "/metrics").is_ok_and(|text| text.contains(&line))
+        };
+        self.machine.until(&line, tells).await;
+    }
+}
+
+#[test]
+fn a_file_that_makes_no_sense_keeps_it_from_starting() {
+    let machine = Machine::new();
+    let file = write(&machine, &provider(r#", "limits": {"loginsPerSecond": 0}"#));
+    let refused = machine.start_in_vain(&["--policy-file", &file]);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(65), "{said}");
+    assert!(
+        said.contains("limits.loginsPerSecond: 0 is not between 1 and 100000"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenant_and_provider_are_paused_and_resumed_by_the_file() {
+    let mut watched = Watched::start().await;
+    let tenant = r#"{"pausedTenants": ["default"]}"#;
+    let provider = provider(r#", "paused": true"#);
+    for (policy, code, sentence) in [
+        (tenant, "tenant-paused", "for this tenant now"),
+        (&provider, "provider-paused", "to this mail provider now"),
+    ] {
+        watched.say(policy);
+        watched.until(code).await;
+        let state = Watched::state(&watched.machine, &watched.account);
+        assert!(
+            state["sentence"].as_str().unwrap().contains(sentence),
+            "{state}"
+        );
+        let checked = watched.machine.run(&["account", "check", &watched.account]);
+        assert!(!checked.status.success());
+        let said = text(&checked.stdout) + &text(&checked.stderr);
+        assert!(said.contains(sentence), "{said}");
+        watched.say("{}");
+        watched.until("watching").await;
+    }
+    assert!(watched.machine.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_makes_no_sense_changes_nothing_while_it_runs() {
+    let mut watched = Watched::start().await;
+    watched.say(&provider(r#", "paused": true"#));
+    watched.until("provider-paused").await;
+    watched.say("{");
+    watched.until_refused(1).await;
+    watched.until("provider-paused").await;
+    watched.say("{}");
+    watched.until("watching").await;
+    watched.until_refused(0).await;
+    assert!(watched.machine.stop().await.success());
+}
