@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::hosts::Hosts;
+pub use self::hosts::{Hosts, canonical};
 use crate::ids::Tenant;
 
 /// The file at most, in bytes: a ConfigMap of Kubernetes holds no more.
@@ -129,7 +129,8 @@ pub enum PolicyError {
     HostCount(String, usize),
     /// Not the name of a host.
     #[error(
-        "provider {provider:?}: hosts: {host:?} is neither a host, as imap.example.org, nor all below a name, as *.example.org"
+        "provider {provider:?}: hosts: {host:?} is neither a host, as imap.example.org or 2001:db8::1, nor all below a name, as \
+         *.example.org; ports and brackets do not belong to it"
     )]
     Host {
         /// Whose.

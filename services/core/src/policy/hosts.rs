@@ -1,21 +1,33 @@
 //! Hosts, as accounts and providers name them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::Ipv6Addr};
 
 use super::MAX_NAME;
 
 /// What a host begins with that stands for all hosts below a name.
 pub(super) const ANY: &str = "*.";
 
-/// A name, an address, or all below a name.
+/// A name, an address, or all below a name. What an account's host never has, as a port or brackets, would match nothing without a word.
 pub(super) fn is_host(host: &str) -> bool {
+    if host.parse::<Ipv6Addr>().is_ok() {
+        return true;
+    }
     let name = host.strip_prefix(ANY).unwrap_or(host);
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:[]".contains(&byte);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=MAX_NAME).contains(&name.len())
         && name.bytes().all(allowed)
         && !name.starts_with('.')
         && !name.ends_with('.')
         && !name.contains("..")
+}
+
+/// In one spelling, by which hosts are looked up: in lower case, and of the many that an IPv6 address has the shortest.
+#[must_use]
+pub fn canonical(host: &str) -> String {
+    match host.parse::<Ipv6Addr>() {
+        Ok(address) => address.to_string(),
+        Err(_) => host.to_ascii_lowercase(),
+    }
 }
 
 /// Something by host. Of all that stand for a host the longest counts: the host itself, or else the nearest name above it.
@@ -38,7 +50,7 @@ impl<T> Default for Hosts<T> {
 impl<T> Hosts<T> {
     /// What stood for the same hosts before, if anything did.
     pub fn insert(&mut self, host: &str, value: T) -> Option<T> {
-        let host = host.to_ascii_lowercase();
+        let host = canonical(host);
         match host.strip_prefix(ANY) {
             Some(above) => self.below.insert(above.into(), value),
             None => self.exact.insert(host.into(), value),
@@ -51,7 +63,7 @@ impl<T> Hosts<T> {
         if self.exact.is_empty() && self.below.is_empty() {
             return None;
         }
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let host = canonical(host.strip_suffix('.').unwrap_or(host));
         if let Some(found) = self.exact.get(host.as_str()) {
             return Some(found);
         }

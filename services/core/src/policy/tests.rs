@@ -84,7 +84,21 @@ fn what_makes_no_sense_is_refused_with_a_sentence() {
     assert!(refused(vec![provider("a", &[])]).contains("hosts: name 1 to 100"));
     assert!(refused(vec![provider("a", &["x"; 101])]).contains("not 101"));
     for host in [
-        "", "*", "*.", "a b", "*.*.org", "a*.org", ".org", "a..b", "a.", "imap://a",
+        "",
+        "*",
+        "*.",
+        "a b",
+        "*.*.org",
+        "a*.org",
+        ".org",
+        "a..b",
+        "a.",
+        "imap://a",
+        "imap.example.org:993",
+        "[2001:db8::1]",
+        "[2001:db8::1]:993",
+        "2001:db8::1::2",
+        "*.2001:db8::1",
     ] {
         assert!(
             refused(vec![provider("a", &[host])]).contains("is neither a host"),
@@ -120,6 +134,15 @@ fn whose_accounts_rest_is_bounded_and_names_tenants() {
         assert!(said.contains("is no tenant"), "{said}");
     }
     assert_eq!(parse("{}").unwrap(), Policy::default());
+}
+
+#[test]
+fn an_address_of_ipv6_is_a_host_as_it_stands() {
+    let one = provider("a", &["2001:db8::1", "::1", "192.0.2.1"]);
+    assert_eq!(one.check(), Ok(()));
+    // Two spellings of one address.
+    let twice = vec![provider("a", &["::1", "0:0::1"])];
+    assert!(refused(twice).contains("stands there twice"));
 }
 
 #[test]
@@ -183,7 +206,13 @@ fn numbers_have_bounds() {
 #[test]
 fn the_longest_that_stands_for_a_host_counts() {
     let mut hosts = Hosts::default();
-    for host in ["*.org", "*.Example.org", "imap.example.org", "127.0.0.1"] {
+    for host in [
+        "*.org",
+        "*.Example.org",
+        "imap.example.org",
+        "127.0.0.1",
+        "2001:DB8:0::1",
+    ] {
         assert_eq!(hosts.insert(host, host), None);
     }
     for (host, found) in [
@@ -196,6 +225,8 @@ fn the_longest_that_stands_for_a_host_counts() {
         ("notexample.org", Some("*.org")),
         ("org", None),
         ("127.0.0.1", Some("127.0.0.1")),
+        ("2001:db8::1", Some("2001:DB8:0::1")),
+        ("2001:db8::2", None),
         ("example.net", None),
         ("", None),
     ] {
