@@ -1,13 +1,13 @@
 //! From a place in the queue of a host to a connection that is logged in.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use mailbell_bus::Link;
 use mailbell_core::{
     ids::AccountId,
     pace::{Cause, Outcome, Urgency},
     seal::{Binding, open as open_secret},
-    session::Failure,
+    session::{Failure, Pause},
 };
 use mailbell_imap::{self as imap, Connection, Endpoint, Login, SpecialUse, TlsMode};
 use mailbell_proto::{
@@ -144,11 +144,28 @@ pub(crate) async fn connect(
     sealed: &SealedCredential,
 ) -> Result<Connection, Failure> {
     let endpoint = endpoint(record).map_err(|error| failure::of_mail(&error, ""))?;
-    if let Some(pause) = context.said(account, &endpoint.host).pause() {
-        return Err(failure::paused(pause));
-    }
-    let turn = turn_of_check(context, account, &endpoint.host).await?;
+    let turn = tokio::select! {
+        // First: nobody whose turn comes at the same time connects. Either holds nothing but its place, which it gives up.
+        biased;
+        pause = paused(context, account, &endpoint.host) => return Err(failure::paused(pause)),
+        turn = turn_of_check(context, account, &endpoint.host) => turn?,
+    };
     log_in(context, account, record, sealed, &endpoint, turn).await
+}
+
+/// Waits until the operator wants nobody to connect for this account.
+async fn paused(context: &Context, account: &AccountId, host: &str) -> Pause {
+    let mut policy = context.policy.clone();
+    loop {
+        let pause = policy.borrow_and_update().of(account, host).pause();
+        if let Some(pause) = pause {
+            return pause;
+        }
+        if policy.changed().await.is_err() {
+            // Nobody says anything any more.
+            pending::<()>().await;
+        }
+    }
 }
 
 async fn turn_of_check(

@@ -1,7 +1,10 @@
 //! What the operator says of tenants and mail providers, and changes while a session runs.
 
-use mailbell_core::policy::Quirks;
-use tokio::time::sleep;
+use mailbell_core::{
+    pace::{Cause, Urgency},
+    policy::{HostLimits, Hosts, Quirks},
+};
+use tokio::time::{sleep, timeout};
 
 use crate::{driver::connect, policy::Provider};
 
@@ -126,6 +129,36 @@ async fn nobody_checks_a_login_while_paused() {
         let refused = connect(context, &account(), record, &sealed).await;
         assert_eq!(refused.err().unwrap().code, code);
         assert_eq!(bench.server.look(|mailbox| mailbox.logins), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_waits_for_its_turn_is_refused_when_the_pause_begins() {
+    for (paused, code) in pauses() {
+        let (bench, said) = bench(Policy::default());
+        bench.idling().await;
+        let mut one_at_once = Hosts::default();
+        let limits = HostLimits {
+            connections: Some(1),
+            ..HostLimits::default()
+        };
+        one_at_once.insert("*.test", limits);
+        let (context, record) = (Arc::clone(&bench.context), Arc::clone(&bench.record));
+        context.gate.hosts(one_at_once);
+        // Somebody logs in there and takes long.
+        let urgency = Urgency::new(Cause::Asked, 0);
+        let turn = context.gate.enter(&record.host, &account(), urgency);
+        let turn = turn.turn().await;
+        let sealed = bench.log.with(|state| state.credential.clone()).unwrap();
+        let checked =
+            tokio::spawn(async move { connect(&context, &account(), &record, &sealed).await });
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(bench.context.gate.counts().handshake, 1, "it waits");
+        say(&said, None, paused());
+        let refused = timeout(Duration::from_secs(1), checked).await.unwrap();
+        assert_eq!(refused.unwrap().err().unwrap().code, code);
+        drop(turn);
+        assert_eq!(bench.server.look(|mailbox| mailbox.logins), 1);
     }
 }
 
