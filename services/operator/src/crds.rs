@@ -6,7 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt as _;
 
-use crate::api::{MailAccount, Mailbell};
+use crate::api::{MailAccount, MailProvider, Mailbell};
 
 /// Uninstalling the chart leaves what carries this: with a definition go all objects of its kind.
 const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
@@ -14,7 +14,7 @@ const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
 /// The definitions of all custom resources.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    let mut all = vec![Mailbell::crd(), MailAccount::crd()];
+    let mut all = vec![Mailbell::crd(), MailAccount::crd(), MailProvider::crd()];
     for definition in &mut all {
         let annotations = definition.metadata.annotations.get_or_insert_default();
         annotations.insert(KEEP.0.to_owned(), KEEP.1.to_owned());

@@ -1,11 +1,13 @@
 //! Mailbell on Kubernetes.
 //!
 //! [`api`] has the custom resources as Rust types; what a cluster is told of them is generated from there ([`crds`]). [`desired`] says
-//! which objects an installation is made of, [`progress`] how far they are, and [`controller`] keeps them so.
+//! which objects an installation is made of, [`policy`] what its watchers are told of mail providers, [`progress`] how far the objects are,
+//! and [`controller`] keeps them so.
 
 pub mod api;
 pub mod controller;
 pub mod crds;
 pub mod desired;
+pub mod policy;
 pub mod progress;
 pub mod sizing;

@@ -76,14 +76,27 @@ pub fn roots(from: Roots<'_>) -> Result<RootCertStore, Error> {
         }
     }
     if let Roots::File(path) | Roots::SystemAnd(path) = from {
-        for cert in certificates(path)? {
-            store.add(cert).map_err(|error| Error::Certificate {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
-        }
+        add_all(&mut store, path, &read_bounded(path)?)?;
     }
     Ok(store)
+}
+
+/// Whether a client can trust each root certificate of this PEM text, and there is one; `name`: what an error calls it.
+///
+/// # Errors
+/// [`Error::Certificate`].
+pub fn check_roots(name: &str, pem: &[u8]) -> Result<(), Error> {
+    add_all(&mut RootCertStore::empty(), Path::new(name), pem)
+}
+
+fn add_all(store: &mut RootCertStore, path: &Path, pem: &[u8]) -> Result<(), Error> {
+    for cert in parse_certificates(path, pem)? {
+        store.add(cert).map_err(|error| Error::Certificate {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+    }
+    Ok(())
 }
 
 /// A client's configuration that trusts `from`.
@@ -99,11 +112,7 @@ pub fn client_config(from: Roots<'_>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig
     Ok(Arc::new(config))
 }
 
-/// All certificates of a PEM file, at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    parse_certificates(path, &read_bounded(path)?)
-}
-
+/// All certificates of a PEM text, at least one.
 fn parse_certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let bad = |reason: String| Error::Certificate {
         path: path.to_owned(),
@@ -144,6 +153,7 @@ mod tests {
         fs::write(&path, format!("# ours\n{one}\n{two}")).unwrap();
         assert_eq!(roots(Roots::File(&path)).unwrap().len(), 2);
         assert!(client_config(Roots::File(&path), &[ALPN_H2]).is_ok());
+        assert!(check_roots("theirs", one.as_bytes()).is_ok());
     }
 
     #[test]
@@ -166,6 +176,8 @@ mod tests {
                 matches!(error, Error::Certificate { .. }),
                 "{content:?}: {error}"
             );
+            let error = check_roots("theirs", content.as_bytes()).unwrap_err();
+            assert!(error.to_string().starts_with("theirs: "), "{error}");
         }
         fs::File::create(&path)
             .unwrap()

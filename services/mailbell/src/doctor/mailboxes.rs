@@ -116,7 +116,8 @@ fn health(id: &str, state: AccountState) -> Look {
         Health::Watching => Look::Good(format!("watched by {}", state.mode)),
         Health::Paused => Look::Doubt(
             state.sentence,
-            "it goes on when the policy (--policy-file) no longer pauses its tenant or its host"
+            "it goes on when the policy no longer pauses its tenant or its host: --policy-file, or on Kubernetes the Mailbell's \
+             watchers.pausedTenants and the MailProviders"
                 .to_owned(),
         ),
         Health::ActionNeeded => Look::Bad(state.sentence, format!("mailbell account show {id}")),

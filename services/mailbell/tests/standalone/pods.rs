@@ -49,6 +49,9 @@ fn installation() -> Value {
     })
 }
 
+/// What its watchers are told.
+const POLICY: &str = r#"{"pausedTenants":["acme"],"providers":[]}"#;
+
 /// What an object whose pods have one container tells it, in the order of the stages: its name, the pod, and the container.
 fn pods() -> Vec<(String, Value, Value)> {
     let mailbell = serde_json::from_value(installation()).unwrap();
@@ -57,6 +60,7 @@ fn pods() -> Vec<(String, Value, Value)> {
         image: "mailbell",
         watchers: 1,
         gateways: 1,
+        policy: POLICY,
         api_server_ports: &API_SERVER_PORTS,
     });
     let objects = stages.into_iter().flat_map(|stage| stage.objects);
@@ -159,6 +163,7 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
     for (name, key, content) in [
         ("main-nats-tls", "ca.crt", &certificate.authority_pem),
         ("imap-ca", "ca.crt", &certificate.authority_pem),
+        ("main-policy", "policy.json", &POLICY.to_owned()),
         ("tls", "tls.crt", &certificate.certificate_pem),
         ("tls", "tls.key", &certificate.key_pem),
     ] {

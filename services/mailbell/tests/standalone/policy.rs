@@ -45,7 +45,7 @@ impl Watched {
         let mut watched = Self {
             machine,
             file,
-            account: added["id"].as_str().unwrap().to_owned(),
+            account: added.get("id").unwrap().as_str().unwrap().to_owned(),
             _dovecot: dovecot,
         };
         watched.until("watching").await;
@@ -60,24 +60,23 @@ impl Watched {
     fn state(machine: &Machine, account: &str) -> Value {
         let shown = machine.run(&["account", "show", account, "--json"]);
         let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
-        shown["state"].clone()
+        shown.get("state").unwrap().clone()
     }
 
     async fn until(&mut self, code: &str) {
         let account = self.account.clone();
         self.machine
             .until(code, |machine| {
-                Self::state(machine, &account)["code"] == code
+                Self::state(machine, &account).get("code").unwrap() == code
             })
             .await;
     }
 
     async fn until_refused(&mut self, is_refused: u8) {
-        let http = self.machine.addresses().unwrap()["http"].clone();
+        let addresses = self.machine.addresses().unwrap();
+        let http = addresses.get("http").unwrap().as_str().unwrap();
         let line = format!("mailbell_watcher_policy_refused {is_refused}");
-        let tells = |_: &mut Machine| {
-            get(http.as_str().unwrap(), "/metrics").is_ok_and(|text| text.contains(&line))
-        };
+        let tells = |_: &mut Machine| get(http, "/metrics").is_ok_and(|text| text.contains(&line));
         self.machine.until(&line, tells).await;
     }
 }

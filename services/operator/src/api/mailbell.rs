@@ -127,6 +127,14 @@ pub struct Watchers {
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imap_ca_config_map: Option<String>,
+    /// Tenants whose mailboxes rest: nobody connects for them until they are taken out again. Each of `a-z`, `0-9` and `-`.
+    #[schemars(
+        length(max = 1000),
+        inner(length(min = 1, max = 63), regex(pattern = "^[a-z0-9-]+$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paused_tenants: Vec<String>,
     /// Where they run, and with what.
     #[serde(default)]
     pub pods: Pods,

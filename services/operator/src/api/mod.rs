@@ -5,6 +5,7 @@
 )]
 
 mod mail_account;
+mod mail_provider;
 mod mailbell;
 mod pods;
 
@@ -12,6 +13,9 @@ pub use self::{
     mail_account::{
         AccountMode, ImapServer, MailAccount, MailAccountSpec, MailAccountStatus, SecretKey,
         TlsMode,
+    },
+    mail_provider::{
+        MailProvider, MailProviderSpec, MailProviderStatus, ProviderLimits, ProviderQuirks,
     },
     mailbell::{
         Admin, Counts, ExternalNats, GatewayApi, Gateways, ListenerTls, Mailbell, MailbellSpec,

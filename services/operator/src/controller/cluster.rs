@@ -1,12 +1,13 @@
 //! The few things that are done to objects of any kind.
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
     core::{ApiResource, DynamicObject, GroupVersionKind},
-    runtime::events::{Event, EventType},
+    runtime::events::{Event, EventType, Recorder},
 };
+use mailbell_core::event::cut;
 use serde_json::Value;
 
 use super::Error;
@@ -121,8 +122,26 @@ pub(super) fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
 }
 
-/// Something that a person should see in `kubectl describe` and `kubectl events`.
-pub(super) fn event(is_good: bool, reason: &str, note: &str) -> Event {
+/// Bytes of an event's sentence, of which the API server takes 1,024.
+const MAX_NOTE: usize = 1000;
+
+/// Tells something that a person should see in `kubectl describe` and `kubectl events`.
+pub(super) async fn publish(
+    events: &Recorder,
+    place: &ObjectReference,
+    is_good: bool,
+    reason: &str,
+    note: &str,
+) {
+    let event = event(is_good, reason, cut(note, MAX_NOTE));
+    // What cannot be told this way stands in the status.
+    if let Err(error) = events.publish(&event, place).await {
+        let (namespace, kind, name) = (&place.namespace, &place.kind, &place.name);
+        tracing::warn!(namespace, kind, name, %error, "an event could not be published");
+    }
+}
+
+fn event(is_good: bool, reason: &str, note: &str) -> Event {
     Event {
         type_: if is_good {
             EventType::Normal

@@ -10,6 +10,7 @@ mod error;
 mod gateways;
 mod load;
 pub mod metrics;
+mod providers;
 mod reconcile;
 
 use std::{
@@ -32,8 +33,9 @@ use k8s_openapi::{
     },
 };
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt as _,
     api::ListParams,
+    core::PartialObjectMeta,
     runtime::{
         Controller,
         controller::Action,
@@ -46,7 +48,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{MailAccount, Mailbell},
+    api::{MailAccount, MailProvider, Mailbell},
     desired::MANAGER,
 };
 
@@ -56,6 +58,7 @@ use election::Election;
 pub use error::Error;
 use load::Loads;
 pub use metrics::Metrics;
+use providers::Authorities;
 
 /// No look at an installation takes longer: an answer that is lost is not waited for.
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
@@ -101,6 +104,8 @@ struct Context {
     /// How much there is to do in each.
     loads: Loads,
     metrics: Metrics,
+    /// Whom mail providers are trusted by.
+    authorities: Authorities,
     /// How often in a row the look at an installation has failed.
     failures: Mutex<HashMap<ObjectRef<Mailbell>, u32>>,
 }
@@ -171,6 +176,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         api_server_ports: options.api_server_ports.clone(),
         loads: Loads::default(),
         metrics: metrics.clone(),
+        authorities: Authorities::default(),
         failures: Mutex::default(),
     };
     let context = Arc::new(context);
@@ -180,6 +186,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         context.loads.news().await;
         Some(((), context))
     });
+    let of = Arc::clone(&context);
     let controller = Controller::new(api::<Mailbell>(client, options), Config::default())
         .owns(api::<Deployment>(client, options), children())
         .owns(api::<StatefulSet>(client, options), children())
@@ -189,9 +196,29 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         .owns(api::<ConfigMap>(client, options), children())
         .owns(api::<PodDisruptionBudget>(client, options), children())
         .owns(api::<NetworkPolicy>(client, options), children())
+        .watches(
+            api::<MailProvider>(client, options),
+            Config::default(),
+            |provider| {
+                let name = ObjectRef::new(&provider.spec.mailbell);
+                Some(name.within(&provider.namespace().unwrap_or_default()))
+            },
+        )
+        .watches(
+            // Of their names alone it is told, not of what they hold.
+            api::<PartialObjectMeta<ConfigMap>>(client, options),
+            Config::default(),
+            move |config| of.authorities.users(&config),
+        )
         .reconcile_all_on(news);
     let store = controller.store();
     let _leading = metrics.lead(store.clone());
+    let providers = providers::run(
+        api::<MailProvider>(client, options),
+        client.clone(),
+        events.clone(),
+        store.clone(),
+    );
     let setup = accounts::Setup {
         client: client.clone(),
         events,
@@ -209,7 +236,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
             }
         });
     let look = load::watch(&context, store, options.look_every);
-    tokio::join!(work, look, accounts);
+    tokio::join!(work, look, accounts, providers);
 }
 
 fn api<K>(client: &Client, options: &Options) -> Api<K>

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Error,
-    cluster::{Cluster, Key, event, now},
+    cluster::{Cluster, Key, now, publish},
     load::{Pods, Sized},
+    providers,
 };
 use crate::{
     api::{Mailbell, MailbellStatus},
@@ -49,11 +50,13 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         client: &context.client,
         namespace: &namespace,
     };
+    let policy = providers::made(mailbell, context).await?;
     let wanted = Wanted {
         mailbell,
         image: &context.image,
         watchers: size(&cluster, mailbell, context, Sized::Watchers).await?,
         gateways: size(&cluster, mailbell, context, Sized::Gateways).await?,
+        policy: &policy.text,
         api_server_ports: &context.api_server_ports,
     };
     let stages = desired(&wanted);
@@ -71,7 +74,9 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     if stood.all(|(_, progress)| progress.is_usable()) {
         refused = remove_orphans(&cluster, mailbell, &stages).await.err();
     }
+    let untold = providers::tell(policy, &found, context).await;
     tell(mailbell, context, &found).await?;
+    untold?;
     // It is tried again soon, and then less often.
     refused.map_or(Ok(()), Err)
 }
@@ -241,15 +246,9 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         let was_ready = old.as_ref().is_some_and(|old| old.status == "True");
         let is_lost = was_ready && condition.status == "False" && condition.reason != "Paused";
         let is_good = !is_lost && !["Failed", "Impaired"].contains(&condition.reason.as_str());
-        let event = event(is_good, &condition.reason, &condition.message);
-        // What cannot be told this way stands in the status.
-        if let Err(error) = context
-            .events
-            .publish(&event, &mailbell.object_ref(&()))
-            .await
-        {
-            tracing::warn!(installation = name, %error, "an event could not be published");
-        }
+        let place = mailbell.object_ref(&());
+        let (reason, note) = (&condition.reason, &condition.message);
+        publish(&context.events, &place, is_good, reason, note).await;
     }
     Ok(())
 }

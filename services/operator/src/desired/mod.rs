@@ -36,12 +36,17 @@ pub struct Wanted<'a> {
     pub watchers: i32,
     /// How many gateways the devices need now.
     pub gateways: i32,
+    /// What watchers are told of tenants and mail providers, as [`crate::policy`] makes it.
+    pub policy: &'a str,
     /// By which ports the API server is reached: of its service, and of the servers behind it.
     pub api_server_ports: &'a [u16],
 }
 
 /// On most clusters.
 pub const API_SERVER_PORTS: [u16; 2] = [443, 6443];
+
+/// The stage of what watchers go by.
+pub(crate) const POLICY: &str = "the policy";
 
 /// What must be done before what follows is begun.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +62,8 @@ pub struct Stage {
 pub fn desired(wanted: &Wanted<'_>) -> Vec<Stage> {
     let stage = |name, objects| Stage { name, objects };
     vec![
+        // First, and of no other: what is said while something is wrong must count.
+        stage(POLICY, roles::policy(wanted)),
         stage("the network", network::objects(wanted)),
         stage("the Secrets", secrets::objects(wanted)),
         stage("the NATS servers", nats::objects(wanted)),

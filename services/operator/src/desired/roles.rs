@@ -272,6 +272,20 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
     ]
 }
 
+/// The key of the ConfigMap, and the name of the file.
+const POLICY_FILE: &str = "policy.json";
+
+/// What watchers go by while they run. It is always there, so that the first word needs no other pods.
+pub(super) fn policy(wanted: &Wanted<'_>) -> Vec<Value> {
+    let content = json!({ "data": { POLICY_FILE: wanted.policy } });
+    let name = policy_name(wanted);
+    vec![wanted.object("v1", "ConfigMap", &name, Part::Watcher, content)]
+}
+
+fn policy_name(wanted: &Wanted<'_>) -> String {
+    format!("{}-policy", wanted.installation())
+}
+
 /// A StatefulSet, since a watcher that comes back under its name takes at once what it had.
 pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     let part = Part::Watcher;
@@ -281,8 +295,17 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
         source: Source::Secret(format!("{}-key-ring", wanted.installation())),
         items: vec![as_it_is("key.ring")],
     };
-    let mut settings = vec![("MAILBELL_KEY_RING_FILE", ring.path("key.ring"))];
-    let mut files = vec![ring];
+    // A folder, which the kubelet brings up to date in pods that run.
+    let policy = Mount {
+        name: "policy",
+        source: Source::ConfigMap(policy_name(wanted)),
+        items: vec![as_it_is(POLICY_FILE)],
+    };
+    let mut settings = vec![
+        ("MAILBELL_KEY_RING_FILE", ring.path("key.ring")),
+        ("MAILBELL_POLICY_FILE", policy.path(POLICY_FILE)),
+    ];
+    let mut files = vec![ring, policy];
     let mailboxes = mailboxes_per_pod(&wanted.mailbell.spec);
     let most = mailboxes.saturating_add((mailboxes / 10).max(1));
     settings.push(("MAILBELL_MOST_ACCOUNTS", most.to_string()));

@@ -109,6 +109,7 @@ fn wanted(mailbell: &Mailbell) -> Wanted<'_> {
         image: "mailbell.dev/mailbell:0.1.0",
         watchers: 2,
         gateways: 2,
+        policy: r#"{"pausedTenants":["acme"],"providers":[]}"#,
         api_server_ports: &API_SERVER_PORTS,
     }
 }
@@ -287,6 +288,38 @@ fn what_is_paused_has_no_pods_and_keeps_its_store() {
         object["kind"] == "StatefulSet" && object["metadata"]["name"] == "main-nats"
     });
     assert_eq!(nats.unwrap()["spec"]["replicas"], 3);
+}
+
+/// It is there first, in a folder that changes in pods that run, and no pod is another one for it.
+#[test]
+fn what_watchers_are_told_makes_no_other_pods() {
+    for (_, spec) in installations() {
+        let mailbell = mailbell(&spec);
+        let said = wanted(&mailbell);
+        let other = Wanted {
+            policy: "{}",
+            ..said
+        };
+        let (before, after) = (desired(&said), desired(&other));
+        let config = &before[0].objects[0];
+        assert_eq!(name(config), "main-policy");
+        assert_eq!(config["data"]["policy.json"], said.policy);
+        assert_ne!(before[0], after[0]);
+        assert_eq!(before[1..], after[1..]);
+        let (_, watcher) = templates(&spec)
+            .into_iter()
+            .find(|(name, _)| name == "main-watcher")
+            .unwrap();
+        let container = &watcher["spec"]["containers"][0];
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|it| it["name"] == "policy").unwrap();
+        // A single file of a volume stays as it was when the pod began.
+        assert!(mount["subPath"].is_null(), "{mount}");
+        let file = format!("{}/policy.json", mount["mountPath"].as_str().unwrap());
+        let variables = container["env"].as_array().unwrap();
+        let told = json!({ "name": "MAILBELL_POLICY_FILE", "value": file });
+        assert!(variables.contains(&told), "{variables:?}");
+    }
 }
 
 /// A job cannot be changed: the same must be the same one, and another another one.

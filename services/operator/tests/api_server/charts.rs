@@ -3,10 +3,11 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use mailbell_operator::crds;
+use serde_json::json;
 
 use crate::{
     actors::{IMAGE, Operator},
-    world::{World, mailbell},
+    world::{World, mailbell, provider, with},
 };
 
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell-crds");
@@ -74,6 +75,12 @@ async fn whoever_administers_a_namespace_installs_mailbell_in_it() {
     for role in roles {
         bind(role.rsplit_once('/').unwrap().1).await;
     }
+    // With edit and view come our objects.
+    for verb in ["get", "create", "delete"] {
+        let asked = ["auth", "can-i", verb, "mailproviders", "--as=jane"];
+        let (may, said) = world.kubectl(&asked, "").await;
+        assert!(may, "{verb}: {said}");
+    }
     let (installed, said) = world
         .helm(&["uninstall", "--ignore-not-found", "mailbell"])
         .await;
@@ -102,6 +109,20 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
     world.create(&mailbell()).await;
     world.is_installed(IMAGE).await;
     world.until_ready_says("True Running").await;
+    // What one of them may be trusted by is read too.
+    let roots = [
+        "create",
+        "configmap",
+        "example-roots",
+        "--from-literal=ca.crt=none",
+    ];
+    let (made, said) = world.kubectl(&roots, "").await;
+    assert!(made, "{said}");
+    let trusting = with(&provider(), "/spec/caConfigMap", json!("example-roots"));
+    world.has(&trusting).await;
+    world
+        .until_provider_says("example", "example-roots: no certificate in it")
+        .await;
     let (listed, events) = world.kubectl(&["get", "events"], "").await;
     assert!(listed && events.contains("Running"), "{events}");
     operator.stop().await;
@@ -121,6 +142,7 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
         "--clusterrole=admin",
         "--serviceaccount=default:default",
     ];
+    let another = provider().to_string();
     for (arguments, input) in [
         (&["get", "secret", "main-key-ring"][..], ""),
         (&["get", "secret", "main-nats-users"], ""),
@@ -144,6 +166,19 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
         (&["get", "mailbells", "--all-namespaces"], ""),
         (&["get", "services", "--namespace=default"], ""),
         (&["delete", "mailbell", "main"], ""),
+        (&["delete", "mailprovider", "example"], ""),
+        (
+            &[
+                "patch",
+                "mailprovider",
+                "example",
+                "--type=merge",
+                "-p",
+                "{}",
+            ],
+            "",
+        ),
+        (&["create", "-f", "-"], &another),
         (&["get", "nodes"], ""),
         (&["get", "crds"], ""),
     ] {

@@ -9,14 +9,14 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use mailbell_operator::{
-    api::{GROUP, MailAccount, Mailbell, TlsMode},
+    api::{GROUP, MailAccount, MailProvider, Mailbell, ProviderLimits, TlsMode},
     crds,
 };
 use serde_json::{Value, json};
 
 use tokio::time::sleep;
 
-use crate::world::{World, account, mailbell, soon, with};
+use crate::world::{World, account, mailbell, provider, soon, with};
 
 /// Objects of any kind of ours, as JSON.
 fn objects(world: &World, of: &Value) -> Api<DynamicObject> {
@@ -27,7 +27,7 @@ fn objects(world: &World, of: &Value) -> Api<DynamicObject> {
 }
 
 /// Why it was refused; `None`: it was taken.
-async fn refused(world: &World, object: &Value) -> Option<String> {
+pub(crate) async fn refused(world: &World, object: &Value) -> Option<String> {
     let params = PostParams {
         dry_run: true,
         ..PostParams::default()
@@ -122,6 +122,10 @@ async fn what_is_left_out_has_a_default() {
     let object: MailAccount = serde_json::from_value(object).unwrap();
     let stored = world.accounts().create(&params, &object).await.unwrap();
     assert_eq!(stored.spec.password.secret_name, "mail-passwords");
+    let object: MailProvider = serde_json::from_value(provider()).unwrap();
+    let stored = world.providers().create(&params, &object).await.unwrap();
+    assert!(!stored.spec.paused && !stored.spec.quirks.no_idle);
+    assert_eq!(stored.spec.limits, ProviderLimits::default());
 }
 
 /// What the types take and what the server stores are the same.
@@ -335,6 +339,11 @@ async fn what_cannot_be_changed_is_not() {
             with(&whose, "/spec/mailbell", json!("other")),
             "another installation",
         ),
+        (
+            &provider(),
+            with(&provider(), "/spec/mailbell", json!("other")),
+            "another installation",
+        ),
     ] {
         let said = change_refused(&world, before, &after).await;
         let said = said.unwrap_or_else(|| panic!("changed, though: {sentence}"));
@@ -397,6 +406,10 @@ async fn a_list_tells_whether_all_is_well() {
                 "lastArrival": "2026-01-01T00:00:00Z",
             }),
         ),
+        (
+            with(&provider(), "/spec/paused", json!(true)),
+            json!({ "conditions": [condition("Unknown", "Nobody connects.")] }),
+        ),
     ] {
         let api = objects(&world, &object);
         let name = object["metadata"]["name"].as_str().unwrap();
@@ -423,6 +436,16 @@ async fn a_list_tells_whether_all_is_well() {
     }
     for word in ["False", "Poll", "The password is wrong."] {
         assert!(said.contains(word), "{word}: {said}");
+    }
+    let (worked, said) = world.kubectl(&["get", "mailproviders"], "").await;
+    let words = [
+        "Unknown",
+        "true",
+        r#"["imap.example.org","*.example.net"]"#,
+        "Nobody connects.",
+    ];
+    for word in words {
+        assert!(worked && said.contains(word), "{word}: {said}");
     }
 }
 

@@ -8,6 +8,7 @@ mod definitions;
 mod fake_admin;
 mod installation;
 mod mail_accounts;
+mod mail_providers;
 mod operator;
 mod requests;
 mod sizing;

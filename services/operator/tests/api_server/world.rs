@@ -18,7 +18,7 @@ use kube::{
     runtime::{conditions::is_crd_established, wait::await_condition},
 };
 use mailbell_operator::{
-    api::{MailAccount, Mailbell},
+    api::{MailAccount, MailProvider, Mailbell},
     crds,
 };
 use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
@@ -88,6 +88,10 @@ impl World {
     }
 
     pub(crate) fn accounts(&self) -> Api<MailAccount> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub(crate) fn providers(&self) -> Api<MailProvider> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
@@ -161,6 +165,15 @@ pub(crate) fn account() -> Value {
             "server": { "host": "imap.example.org", "user": "bob" },
             "password": { "secretName": "bob" },
         },
+    })
+}
+
+pub(crate) fn provider() -> Value {
+    json!({
+        "apiVersion": "mailbell.dev/v1alpha1",
+        "kind": "MailProvider",
+        "metadata": { "name": "example" },
+        "spec": { "mailbell": "main", "hosts": ["imap.example.org", "*.example.net"] },
     })
 }
 

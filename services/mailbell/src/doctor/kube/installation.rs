@@ -116,10 +116,11 @@ async fn needed_secrets(report: &mut Report, api: &Api<Secret>, mailbell: &Mailb
 fn secrets_of(mailbell: &Mailbell) -> BTreeSet<String> {
     let wanted = Wanted {
         mailbell,
-        // Neither how many there are nor of which image changes what they need.
+        // Neither how many there are, nor of which image, nor what they are told changes what they need.
         image: "",
         watchers: mailbell.spec.watchers.scale.min,
         gateways: mailbell.spec.gateways.scale.min,
+        policy: "",
         api_server_ports: &API_SERVER_PORTS,
     };
     let mut found = BTreeSet::new();

@@ -24,7 +24,7 @@ use crate::{
     controller::{
         Error,
         admin::{Admin, AdminError},
-        cluster::{Key, event, now},
+        cluster::{self, Key, now},
     },
     desired::MANAGER,
 };
@@ -48,9 +48,6 @@ pub(super) async fn look(account: &MailAccount, context: &Context) -> Result<Act
     // The next round looks again.
     Ok(Action::await_change())
 }
-
-/// Bytes of an event's sentence, of which the API server takes 1,024.
-const MAX_NOTE: usize = 1000;
 
 type Done = (Arc<Account>, Version);
 
@@ -322,17 +319,8 @@ pub(super) async fn publish(
     reason: &str,
     note: &str,
 ) {
-    let mut note = note.to_owned();
-    while note.len() > MAX_NOTE {
-        note.pop();
-    }
-    let event = event(is_good, reason, &note);
     let place = account.object_ref(&());
-    // What cannot be told this way stands in the status.
-    if let Err(error) = context.events.publish(&event, &place).await {
-        let (namespace, name) = (account.namespace(), account.name_any());
-        tracing::warn!(namespace, name, %error, "an event could not be published");
-    }
+    cluster::publish(&context.events, &place, is_good, reason, note).await;
 }
 
 pub(super) fn of(name: &str, source: kube::Error) -> Error {

@@ -1,0 +1,239 @@
+//! MailProviders: what watchers are told of all those of an installation goes with its other objects; each says in its status what came of
+//! it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+    core::PartialObjectMeta,
+    runtime::{
+        Controller,
+        controller::Action,
+        events::Recorder,
+        reflector::{ObjectRef, Store},
+        watcher::Config,
+    },
+};
+use serde_json::json;
+
+use super::{
+    Context, Error, LONGEST_WAIT,
+    cluster::{Key, now, publish},
+};
+use crate::{
+    api::{MailProvider, Mailbell},
+    desired::{MANAGER, POLICY},
+    policy::{self, Made, Maker, ROOTS, Verdict},
+    progress::{Found, Progress},
+};
+
+/// Whether its installation has come or gone is looked at so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Which ConfigMaps installations take root certificates from.
+#[derive(Debug, Default)]
+pub(super) struct Authorities(Mutex<HashMap<ObjectRef<Mailbell>, BTreeSet<String>>>);
+
+impl Authorities {
+    fn all(&self) -> MutexGuard<'_, HashMap<ObjectRef<Mailbell>, BTreeSet<String>>> {
+        // Nothing that holds the lock can leave it half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn are(&self, mailbell: &Mailbell, names: BTreeSet<String>) {
+        let place = ObjectRef::from_obj(mailbell);
+        let mut all = self.all();
+        match names.is_empty() {
+            true => drop(all.remove(&place)),
+            false => drop(all.insert(place, names)),
+        }
+    }
+
+    /// The installations that take some from this ConfigMap.
+    pub(super) fn users(&self, config: &PartialObjectMeta<ConfigMap>) -> Vec<ObjectRef<Mailbell>> {
+        let (namespace, name) = (config.namespace(), config.name_any());
+        let all = self.all();
+        let users = all
+            .iter()
+            .filter(|(mailbell, names)| mailbell.namespace == namespace && names.contains(&name));
+        users.map(|(mailbell, _)| mailbell.clone()).collect()
+    }
+}
+
+/// What the watchers of this installation are told, and its MailProviders of that.
+pub(super) async fn made(mailbell: &Mailbell, context: &Context) -> Result<Made, Error> {
+    let namespace = mailbell.namespace().unwrap_or_default();
+    let mut providers = of_installation(mailbell, &context.client, &namespace).await?;
+    policy::sort(&mut providers);
+    let named = providers
+        .iter()
+        .filter_map(|it| it.spec.ca_config_map.clone());
+    // Before they are read: what changes from now on is heard of.
+    context.authorities.are(mailbell, named.collect());
+    let configs: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let tenants = &mailbell.spec.watchers.paused_tenants;
+    let mut maker = Maker::new(tenants).map_err(Error::Json)?;
+    for provider in providers {
+        let roots = match &provider.spec.ca_config_map {
+            Some(name) => roots(&configs, name).await?,
+            None => None,
+        };
+        maker.add(provider, roots).map_err(Error::Json)?;
+    }
+    maker.finish().map_err(Error::Json)
+}
+
+async fn of_installation(
+    mailbell: &Mailbell,
+    client: &Client,
+    namespace: &str,
+) -> Result<Vec<MailProvider>, Error> {
+    let api: Api<MailProvider> = Api::namespaced(client.clone(), namespace);
+    let all = match api.list(&ListParams::default()).await {
+        Ok(all) => all.items,
+        // Its definition is not installed: there are none.
+        Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+        Err(source) => return Err(Error::of(&key(""), source)),
+    };
+    let name = mailbell.name_any();
+    let own = all.into_iter().filter(|it| {
+        // One that is being removed no longer counts, whoever still holds it.
+        it.spec.mailbell == name && it.metadata.deletion_timestamp.is_none()
+    });
+    Ok(own.collect())
+}
+
+async fn roots(configs: &Api<ConfigMap>, name: &str) -> Result<Option<String>, Error> {
+    let key = Key {
+        api: "v1".to_owned(),
+        kind: "ConfigMap".to_owned(),
+        name: name.to_owned(),
+    };
+    let found = configs.get_opt(name).await;
+    let found = found.map_err(|source| Error::of(&key, source))?;
+    Ok(found.and_then(|config| config.data?.remove(ROOTS)))
+}
+
+/// Writes the status of each; what cannot be written of one keeps none of the others from being told.
+pub(super) async fn tell(made: Made, found: &Found, context: &Context) -> Result<(), Error> {
+    let refused = found.stages.iter().find_map(|(stage, progress)| {
+        let Progress::Failed { text, .. } = progress else {
+            return None;
+        };
+        (*stage == POLICY).then(|| policy::refused(text))
+    });
+    let mut first = Ok(());
+    for (provider, verdict) in made.verdicts {
+        let verdict = refused.as_ref().unwrap_or(&verdict);
+        let told = say(&provider, verdict, &context.client, &context.events).await;
+        first = first.and(told);
+    }
+    first
+}
+
+/// Writes the status if it says something else than before; an event tells of a change of what a person cares about.
+async fn say(
+    provider: &MailProvider,
+    verdict: &Verdict,
+    client: &Client,
+    events: &Recorder,
+) -> Result<(), Error> {
+    let status = policy::status(provider, verdict, now());
+    if provider.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let name = provider.name_any();
+    let namespace = provider.namespace().unwrap_or_default();
+    let api: Api<MailProvider> = Api::namespaced(client.clone(), &namespace);
+    let key = key(&name);
+    let patch = json!({ "apiVersion": key.api, "kind": key.kind, "status": status });
+    let params = PatchParams::apply(MANAGER).force();
+    match api
+        .patch_status(&name, &params, &Patch::Apply(&patch))
+        .await
+    {
+        Ok(_) => {}
+        // It is gone, and with it whoever would read that.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(source) => return Err(Error::of(&key, source)),
+    }
+    let before = policy::ready(provider.status.as_ref());
+    let said = before.map(|condition| (condition.reason.as_str(), condition.message.as_str()));
+    if said != Some((verdict.reason, verdict.message.as_str())) {
+        let place = provider.object_ref(&());
+        publish(
+            events,
+            &place,
+            verdict.is_good,
+            verdict.reason,
+            &verdict.message,
+        )
+        .await;
+    }
+    Ok(())
+}
+
+fn key(name: &str) -> Key {
+    Key {
+        api: MailProvider::api_version(&()).into_owned(),
+        kind: MailProvider::kind(&()).into_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// What telling those needs whose installation is not there.
+struct Lost {
+    client: Client,
+    events: Recorder,
+    mailbells: Store<Mailbell>,
+}
+
+/// Tells those whose installation is not there, until it is dropped.
+pub(super) async fn run(
+    providers: Api<MailProvider>,
+    client: Client,
+    events: Recorder,
+    mailbells: Store<Mailbell>,
+) {
+    // An installation that is not known yet is none that is not there. It fails only where nobody lists them any more.
+    if mailbells.wait_until_ready().await.is_err() {
+        return;
+    }
+    let context = Lost {
+        client,
+        events,
+        mailbells,
+    };
+    Controller::new(providers, Config::default())
+        .run(
+            tell_lost,
+            |_, _, _| Action::requeue(LONGEST_WAIT),
+            Arc::new(context),
+        )
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a MailProvider could not be looked after; it is tried again");
+            }
+        })
+        .await;
+}
+
+async fn tell_lost(provider: Arc<MailProvider>, context: Arc<Lost>) -> Result<Action, Error> {
+    let namespace = provider.namespace().unwrap_or_default();
+    let name = &provider.spec.mailbell;
+    let mailbell = ObjectRef::new(name).within(&namespace);
+    let is_going = provider.metadata.deletion_timestamp.is_some();
+    // Of one that is there it is told together with the others.
+    if !is_going && context.mailbells.get(&mailbell).is_none() {
+        let verdict = policy::no_installation(name);
+        say(&provider, &verdict, &context.client, &context.events).await?;
+    }
+    Ok(Action::requeue(LOOK_AGAIN))
+}

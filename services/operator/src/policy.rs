@@ -1,0 +1,303 @@
+//! What watchers are told of tenants and mail providers: of all MailProviders of an installation one file, and what each of them is told
+//! of that. Pure.
+//!
+//! Watchers take the file as a whole or not at all. So whatever of one MailProvider could not be taken is left out here, and said in its
+//! status: it must not keep the others from being in force.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+};
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::ResourceExt as _;
+use mailbell_core::policy::{
+    HostLimits, MAX_BYTES, MAX_PROVIDERS, Policy, Provider, Quirks, canonical,
+};
+use mailbell_runtime::tls::check_roots;
+
+use crate::api::{MailProvider, MailProviderSpec, MailProviderStatus};
+
+/// The key of a ConfigMap with root certificates.
+pub const ROOTS: &str = "ca.crt";
+/// Hosts that a sentence names at most.
+const NAMED: usize = 3;
+
+/// What a MailProvider is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// All of it is in force.
+    pub is_good: bool,
+    /// A word for programs.
+    pub reason: &'static str,
+    /// For a person.
+    pub message: String,
+}
+
+/// The file, and what each MailProvider is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Made {
+    /// Of [`MAX_BYTES`] at most, and such that watchers take it.
+    pub text: String,
+    /// In the order in which they were added.
+    pub verdicts: Vec<(MailProvider, Verdict)>,
+}
+
+/// The oldest first, then by name: those that come first count first.
+pub fn sort(providers: &mut [MailProvider]) {
+    providers.sort_by_cached_key(|provider| {
+        let created = provider.metadata.creation_timestamp.clone();
+        (created.map(|time| time.0), provider.name_any())
+    });
+}
+
+/// Makes the file, of one MailProvider after the other.
+#[derive(Debug)]
+pub struct Maker {
+    policy: Policy,
+    /// Of the text, in bytes.
+    size: usize,
+    /// Of the hosts that are taken, by [`canonical`].
+    owners: HashMap<String, String>,
+    verdicts: Vec<(MailProvider, Verdict)>,
+}
+
+impl Maker {
+    /// Whoever these are: there is always room for them.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON, which is a bug.
+    pub fn new(paused_tenants: &[String]) -> Result<Self, serde_json::Error> {
+        let policy = Policy {
+            paused_tenants: paused_tenants.iter().cloned().collect(),
+            providers: Vec::new(),
+        };
+        Ok(Self {
+            size: serde_json::to_string(&policy)?.len(),
+            policy,
+            owners: HashMap::new(),
+            verdicts: Vec::new(),
+        })
+    }
+
+    /// The next one. `roots`: what the ConfigMap that it names has as [`ROOTS`], if there is such.
+    ///
+    /// # Errors
+    /// As [`Maker::new`].
+    pub fn add(
+        &mut self,
+        provider: MailProvider,
+        roots: Option<String>,
+    ) -> Result<(), serde_json::Error> {
+        let verdict = match entry(&provider, roots, &self.owners) {
+            Ok(InForce { provider, verdict }) => {
+                // With the comma before it.
+                let size = self.size + serde_json::to_string(&provider)?.len() + 1;
+                if size > MAX_BYTES || self.policy.providers.len() >= MAX_PROVIDERS {
+                    no_room()
+                } else {
+                    let owned = provider.hosts.iter().map(|host| canonical(host));
+                    let owned = owned.map(|host| (host, provider.name.clone()));
+                    self.owners.extend(owned);
+                    self.size = size;
+                    self.policy.providers.push(provider);
+                    verdict
+                }
+            }
+            Err(verdict) => verdict,
+        };
+        self.verdicts.push((provider, verdict));
+        Ok(())
+    }
+
+    /// The file, and what each is told.
+    ///
+    /// # Errors
+    /// As [`Maker::new`].
+    pub fn finish(self) -> Result<Made, serde_json::Error> {
+        Ok(Made {
+            text: serde_json::to_string(&self.policy)?,
+            verdicts: self.verdicts,
+        })
+    }
+}
+
+/// What of a MailProvider comes into the file.
+struct InForce {
+    provider: Provider,
+    verdict: Verdict,
+}
+
+/// `owners`: of the hosts that are taken, by [`canonical`]. `Err`: nothing of it comes into the file.
+fn entry(
+    object: &MailProvider,
+    roots: Option<String>,
+    owners: &HashMap<String, String>,
+) -> Result<InForce, Verdict> {
+    let mut provider = provider_of(&object.name_any(), &object.spec);
+    let mut taken = Vec::new();
+    let mut own = HashSet::new();
+    // One that older objects have is theirs; in another spelling of this one it is the same.
+    provider
+        .hosts
+        .retain(|host| match owners.get(&canonical(host)) {
+            Some(owner) => {
+                taken.push((host.clone(), owner.clone()));
+                false
+            }
+            None => own.insert(canonical(host)),
+        });
+    if provider.hosts.is_empty() && !taken.is_empty() {
+        return Err(host_taken(&taken, "it has no other host"));
+    }
+    // As the API server checks them; those of a definition of another release may be otherwise.
+    if let Err(error) = provider.check() {
+        return Err(bad("Invalid", format!("Not in force: {error}.")));
+    }
+    let missing = match (&object.spec.ca_config_map, roots) {
+        (None, _) => None,
+        (Some(name), None) => Some(format!(
+            "there is no ConfigMap {name} with a {ROOTS} in this namespace"
+        )),
+        (Some(name), Some(pem)) => {
+            let name = format!("{ROOTS} of the ConfigMap {name}");
+            // As watchers do.
+            let wrong = check_roots(&name, pem.as_bytes()).err();
+            provider.ca = wrong.is_none().then_some(pem);
+            wrong.map(|error| error.to_string())
+        }
+    };
+    let verdict = match (missing, taken.is_empty()) {
+        (Some(why), _) => bad(
+            "NoCertificates",
+            format!("All but its root certificates is in force: {why}."),
+        ),
+        (None, false) => host_taken(&taken, "its other hosts are in force"),
+        (None, true) if provider.paused => good(
+            "Paused",
+            format!("Nobody connects to {}.", count(provider.hosts.len())),
+        ),
+        (None, true) => good(
+            "InForce",
+            format!("In force for {}.", count(provider.hosts.len())),
+        ),
+    };
+    Ok(InForce { provider, verdict })
+}
+
+/// As watchers have it. A number below zero is refused as one that is too large is.
+fn provider_of(name: &str, spec: &MailProviderSpec) -> Provider {
+    let number =
+        |number: Option<i32>| number.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    Provider {
+        name: name.to_owned(),
+        hosts: spec.hosts.clone(),
+        limits: HostLimits {
+            connects_per_second: number(spec.limits.connects_per_second),
+            logins_per_second: number(spec.limits.logins_per_second),
+            connections: number(spec.limits.connections),
+        },
+        quirks: Quirks {
+            idle_minutes: number(spec.quirks.idle_minutes),
+            no_idle: spec.quirks.no_idle,
+            poll_seconds: number(spec.quirks.poll_seconds),
+        },
+        ca_file: None,
+        ca: None,
+        paused: spec.paused,
+    }
+}
+
+fn count(hosts: usize) -> String {
+    match hosts {
+        1 => "its host".to_owned(),
+        many => format!("its {many} hosts"),
+    }
+}
+
+fn good(reason: &'static str, message: String) -> Verdict {
+    Verdict {
+        is_good: true,
+        reason,
+        message,
+    }
+}
+
+fn bad(reason: &'static str, message: String) -> Verdict {
+    Verdict {
+        is_good: false,
+        reason,
+        message,
+    }
+}
+
+fn host_taken(taken: &[(String, String)], rest: &str) -> Verdict {
+    let mut message = String::new();
+    for (host, owner) in taken.iter().take(NAMED) {
+        let _ = write!(
+            message,
+            "{host} belongs to the older MailProvider {owner}, "
+        );
+    }
+    let more = taken.len().saturating_sub(NAMED);
+    if more > 0 {
+        let _ = write!(message, "{more} more to others, ");
+    }
+    let _ = write!(message, "and {rest}.");
+    bad("HostTaken", message)
+}
+
+fn no_room() -> Verdict {
+    let text = format!(
+        "Not in force: watchers are told of {MAX_PROVIDERS} MailProviders in {} KiB at most, and those that are older fill that.",
+        MAX_BYTES / 1024
+    );
+    bad("NoRoom", text)
+}
+
+/// Of all, where the API server refuses the file.
+#[must_use]
+pub fn refused(why: &str) -> Verdict {
+    bad("Refused", format!("Not in force: {why}."))
+}
+
+/// Of one whose installation is not there.
+#[must_use]
+pub fn no_installation(name: &str) -> Verdict {
+    let text = format!("Not in force: there is no Mailbell {name} in this namespace.");
+    bad("NoInstallation", text)
+}
+
+/// The status by which a MailProvider is told.
+#[must_use]
+pub fn status(provider: &MailProvider, verdict: &Verdict, now: Timestamp) -> MailProviderStatus {
+    let status = if verdict.is_good { "True" } else { "False" };
+    let generation = provider.metadata.generation;
+    let before = ready(provider.status.as_ref());
+    let since = before.filter(|before| before.status == status);
+    MailProviderStatus {
+        observed_generation: generation,
+        conditions: vec![Condition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: verdict.reason.to_owned(),
+            message: verdict.message.clone(),
+            last_transition_time: since
+                .map_or(Time(now), |before| before.last_transition_time.clone()),
+            observed_generation: generation,
+        }],
+    }
+}
+
+/// The condition that says how it is, if it was said.
+#[must_use]
+pub fn ready(status: Option<&MailProviderStatus>) -> Option<&Condition> {
+    let mut conditions = status?.conditions.iter();
+    conditions.find(|condition| condition.type_ == "Ready")
+}
+
+#[cfg(test)]
+mod tests;
