@@ -29,6 +29,7 @@ impl fmt::Debug for CreateAccountRequest {
             no_check,
             paused,
             managed_by,
+            content,
         } = self;
         f.debug_struct("CreateAccountRequest")
             .field("tenant", tenant)
@@ -39,6 +40,7 @@ impl fmt::Debug for CreateAccountRequest {
             .field("no_check", no_check)
             .field("paused", paused)
             .field("managed_by", managed_by)
+            .field("content", content)
             .finish()
     }
 }
@@ -54,6 +56,7 @@ impl fmt::Debug for UpdateAccountRequest {
             no_check,
             revision,
             managed_by,
+            content,
         } = self;
         f.debug_struct("UpdateAccountRequest")
             .field("id", id)
@@ -64,6 +67,7 @@ impl fmt::Debug for UpdateAccountRequest {
             .field("no_check", no_check)
             .field("revision", revision)
             .field("managed_by", managed_by)
+            .field("content", content)
             .finish()
     }
 }

@@ -47,6 +47,9 @@ pub struct Account {
     /// Kubernetes, by the operator's token. Empty: nobody but who holds an admin token.
     #[prost(string, tag = "11")]
     pub managed_by: ::prost::alloc::string::String,
+    /// The most of its messages that leaves the mailbox: the lower of this and the installation's policy holds, whatever a token allows.
+    #[prost(enumeration = "super::super::push::v1::ContentLevel", tag = "12")]
+    pub content: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -73,6 +76,9 @@ pub struct CreateAccountRequest {
     /// As Account has it. The operator's token sets it, and no other; its accounts all have it, and as their `external_id` the same.
     #[prost(string, tag = "8")]
     pub managed_by: ::prost::alloc::string::String,
+    /// As Account has it. Unset: PREVIEW. Less is FAILED_PRECONDITION while an upgrade is not finished, as older watchers would store more.
+    #[prost(enumeration = "super::super::push::v1::ContentLevel", tag = "9")]
+    pub content: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateAccountResponse {
@@ -150,6 +156,10 @@ pub struct UpdateAccountRequest {
     /// `external_id`, since then it was meant to be; another is never taken from whoever has it.
     #[prost(string, tag = "8")]
     pub managed_by: ::prost::alloc::string::String,
+    /// Unset: stays. It counts from the next message on, without a new login; what is in the log already stays there for as long as that
+    /// keeps it (48 hours). FAILED_PRECONDITION as for a new account.
+    #[prost(enumeration = "super::super::push::v1::ContentLevel", tag = "9")]
+    pub content: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteAccountRequest {

@@ -6,7 +6,7 @@ pub struct LogEvent {
     #[prost(message, optional, tag = "1")]
     pub header: ::core::option::Option<Header>,
     /// A `mailbell.push.v1.Message` for ARRIVED, `Changed` for CHANGED, `Bulk` for BULK, `Resync` for RESYNC, `AccountState` for
-    /// ACCOUNT_STATE; empty for GONE.
+    /// ACCOUNT_STATE; empty for GONE, and for ARRIVED where the content policy is KEY: it is told as a stream of that level tells it.
     #[prost(bytes = "bytes", tag = "2")]
     pub content: ::prost::bytes::Bytes,
 }
@@ -141,6 +141,10 @@ pub struct AccountRecord {
     /// Whose account it is to change, such as `mailaccount/<namespace>/<name>`; empty: any admin token's. Schema 2.
     #[prost(string, tag = "13")]
     pub managed_by: ::prost::alloc::string::String,
+    /// The most of its messages that watchers read, store and answer, and gateways show. Unset: as much as the installation allows; so is
+    /// PREVIEW, which is stored as unset. Schema 2.
+    #[prost(enumeration = "super::super::push::v1::ContentLevel", tag = "14")]
+    pub content: i32,
 }
 /// Bucket `CRED_<g>`: the password, sealed for the watchers (HPKE).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -198,7 +198,7 @@ pub struct Times {
 /// A message arrived.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Arrived {
-    /// Unset at content level KEY.
+    /// Unset at content level KEY, whether it is the stream's or the policy of the account.
     #[prost(message, optional, tag = "1")]
     pub message: ::core::option::Option<Message>,
 }

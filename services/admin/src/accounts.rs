@@ -10,6 +10,7 @@
 //!   The password goes here, at once, also if no watcher runs. What a crash leaves is repeated by the next call and at each start
 //!   of an admin process (see `sweep`).
 
+mod content;
 mod create;
 mod managed;
 mod update;

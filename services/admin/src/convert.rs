@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mailbell_core::{
+    content::policy,
     ids::AccountId,
     schema::{may_rewrite, of_account},
     sharding::{
@@ -40,7 +41,7 @@ pub(crate) fn now_ms() -> i64 {
 
 /// The settings in which two accounts may differ.
 pub(crate) fn same_settings(a: &AccountRecord, b: &AccountRecord) -> bool {
-    same_server(a, b) && a.folders == b.folders
+    same_server(a, b) && a.folders == b.folders && policy(a.content) == policy(b.content)
 }
 
 /// What a credential is bound to.
@@ -82,6 +83,7 @@ pub(crate) fn account(
         last_arrival_ms,
         revision,
         managed_by: record.managed_by,
+        content: policy(record.content).into(),
     }
 }
 

@@ -4,7 +4,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mailbell_bus::{Bus, BusError, state::PageToken};
 use mailbell_core::{
     ids::{AccountId, Tenant},
-    token::{AUDIENCE, Claims, MAX_ACCOUNTS, content_word},
+    token::{AUDIENCE, Claims, MAX_ACCOUNTS},
 };
 use mailbell_proto::{
     admin::v1::{self as api, tokens_server},
@@ -61,7 +61,7 @@ impl Tokens {
             tenant: record.tenant.clone(),
             accounts: record.accounts.clone(),
             whole_tenant: record.whole_tenant,
-            content: content_word(content).to_owned(),
+            content: mailbell_core::content::word(content).to_owned(),
             iat: now / 1000,
             exp: record.expires_at_ms / 1000,
         };

@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod checkpoint;
+pub mod content;
 pub mod cursor;
 pub mod dedupe;
 pub mod delivery;

@@ -10,8 +10,8 @@
 //! | a kind of schema N | the same; who does not know a kind of event moves on behind it, and refuses a kind of request |
 //! | the write version | only grows, by a person's word; who does not know it does not run |
 //!
-//! What came with schema 2: `Checkpoint.last_arrival_us`, the request `LoginNow`, `OwnerRequest.signs`, and
-//! `AccountRecord.managed_by`.
+//! What came with schema 2: `Checkpoint.last_arrival_us`, the request `LoginNow`, `OwnerRequest.signs`, `AccountRecord.managed_by` and
+//! `AccountRecord.content`.
 
 use mailbell_proto::bus::v1::{self as bus, owner_request::Request};
 
@@ -26,6 +26,9 @@ const LOGIN_NOW: WriteVersion = WriteVersion(2);
 const SIGNS: WriteVersion = WriteVersion(2);
 /// The first schema of which an account says who manages it.
 const MANAGERS: WriteVersion = WriteVersion(2);
+
+/// The first schema of which an account has a content policy.
+const CONTENT: WriteVersion = WriteVersion(2);
 
 /// The newest schema that may be written now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,15 +96,24 @@ impl WriteVersion {
     pub fn has_managers(self) -> bool {
         self >= MANAGERS
     }
+
+    /// Whether an account may have a content policy. A watcher that does not know it would read and store more.
+    #[must_use]
+    pub fn has_content(self) -> bool {
+        self >= CONTENT
+    }
 }
 
 /// The lowest schema that knows all that an account's record says.
 #[must_use]
 pub fn of_account(record: &bus::AccountRecord) -> u32 {
-    match record.managed_by.is_empty() {
-        true => WriteVersion::FIRST.number(),
-        false => MANAGERS.number(),
-    }
+    let needs = [
+        (!record.managed_by.is_empty(), MANAGERS),
+        (record.content != 0, CONTENT),
+    ];
+    let needed = needs.into_iter().filter(|(says, _)| *says);
+    let versions = needed.map(|(_, version)| version);
+    versions.max().unwrap_or(WriteVersion::FIRST).number()
 }
 
 /// A request as this release knows it; `None` for a kind that came later.
@@ -120,6 +132,8 @@ pub const fn may_rewrite(schema: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use mailbell_proto::push::v1::ContentLevel;
+
     use super::*;
 
     #[test]
@@ -150,6 +164,11 @@ mod tests {
         assert_eq!(of_account(&record), WriteVersion::FIRST.number());
         record.managed_by = "mailaccount/mail/alice".to_owned();
         assert_eq!(of_account(&record), 2);
-        assert!(!WriteVersion::FIRST.has_managers());
+        record = bus::AccountRecord {
+            content: ContentLevel::Headers.into(),
+            ..bus::AccountRecord::default()
+        };
+        assert_eq!(of_account(&record), 2);
+        assert!(!WriteVersion::FIRST.has_managers() && !WriteVersion::FIRST.has_content());
     }
 }

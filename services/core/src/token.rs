@@ -4,6 +4,7 @@ use mailbell_proto::push::v1::ContentLevel;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    content,
     cursor::Subject,
     ids::{AccountId, Tenant},
 };
@@ -58,16 +59,6 @@ pub struct Grant {
 #[error("the token's claims are not those of a device token")]
 pub struct ClaimsError;
 
-/// The claim's word for a content level.
-#[must_use]
-pub fn content_word(level: ContentLevel) -> &'static str {
-    match level {
-        ContentLevel::Key => "key",
-        ContentLevel::Headers => "headers",
-        ContentLevel::Preview | ContentLevel::Unspecified => "preview",
-    }
-}
-
 impl Claims {
     /// What the claims allow. Signature, audience and times are the verifier's.
     ///
@@ -75,12 +66,7 @@ impl Claims {
     /// Whatever does not parse, accounts of another tenant, or no account at all.
     pub fn grant(&self) -> Result<Grant, ClaimsError> {
         let tenant: Tenant = self.tenant.parse().map_err(|_| ClaimsError)?;
-        let content = match self.content.as_str() {
-            "key" => ContentLevel::Key,
-            "headers" => ContentLevel::Headers,
-            "preview" => ContentLevel::Preview,
-            _ => return Err(ClaimsError),
-        };
+        let content = content::level(&self.content).ok_or(ClaimsError)?;
         let subject = if self.whole_tenant && self.accounts.is_empty() {
             Subject::Tenant(tenant.clone())
         } else if !self.whole_tenant

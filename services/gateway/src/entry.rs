@@ -7,13 +7,14 @@ use std::sync::{
 
 use bytes::Bytes;
 use mailbell_core::{
+    content::strip,
     delivery::Entry,
     event::{Event, Fact},
     ids::AccountId,
 };
 use mailbell_proto::push::v1::{
-    self as push, AccountState, Arrived, Bulk, Changed, ContentLevel, EventKind, Gone, Message,
-    Resync, ResyncReason, Times, event::Body, resync::Scope, server_frame::Frame,
+    self as push, AccountState, Arrived, Bulk, Changed, ContentLevel, EventKind, Gone, Resync,
+    ResyncReason, Times, event::Body, resync::Scope, server_frame::Frame,
 };
 use mailbell_runtime::trace::{self, KeyValue, TraceContext};
 use prometheus_client::metrics::counter::Counter;
@@ -124,32 +125,22 @@ impl SharedEntry {
     }
 }
 
-/// A message with no more than this level shows.
-pub(crate) fn strip(mut message: Message, level: ContentLevel) -> Message {
-    match level {
-        ContentLevel::Key => Message {
-            uid: message.uid,
-            ..Message::default()
-        },
-        ContentLevel::Headers => {
-            message.preview.clear();
-            message
-        }
-        ContentLevel::Preview | ContentLevel::Unspecified => message,
-    }
-}
-
 impl LogEntry {
     fn frame(&self, level: ContentLevel, damaged: &Counter) -> Frame {
         let event = &self.event;
+        let level = match event.fact {
+            // It was stored without: there was a policy.
+            Fact::Arrived { .. } if event.content.is_empty() => ContentLevel::Key,
+            _ => level,
+        };
         let body = match &event.fact {
             Fact::Arrived { .. } => {
                 // A fact whose content makes no sense is a fact all the same: told without it.
-                let message = self.content::<Message>(damaged);
-                let message = message.filter(|_| level != ContentLevel::Key);
-                Body::Arrived(Arrived {
-                    message: message.map(|message| strip(message, level)),
-                })
+                let message = match level {
+                    ContentLevel::Key => None,
+                    level => self.content(damaged).map(|message| strip(message, level)),
+                };
+                Body::Arrived(Arrived { message })
             }
             Fact::Changed { .. } => {
                 let changed = self.content::<Changed>(damaged);
@@ -220,7 +211,7 @@ impl LogEntry {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use mailbell_proto::push::v1::{Health, ResyncReason};
+    use mailbell_proto::push::v1::{Health, Message, ResyncReason};
     use prost::Message as _;
 
     use super::*;
@@ -288,6 +279,15 @@ pub(crate) mod tests {
             entry.clone().frame(ContentLevel::Key, &counter),
         );
         assert_eq!(one.as_ptr(), two.as_ptr());
+    }
+
+    #[test]
+    fn what_was_stored_without_content_is_told_as_a_key() {
+        let fact = Fact::Arrived { uid: 9, digest: 4 };
+        let entry = SharedEntry::new(event(fact, Vec::new()), 3, 4);
+        let whole = told(&entry, ContentLevel::Preview);
+        assert_eq!(whole, told(&entry, ContentLevel::Key));
+        assert!(message(&whole).is_none() && whole.folder_name.is_empty() && whole.alert);
     }
 
     #[test]

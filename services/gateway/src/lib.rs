@@ -29,13 +29,13 @@ mod others;
 mod outbox;
 mod page_token;
 mod queue;
+mod records;
 mod replays;
 mod server;
 mod service;
 mod shared;
 pub mod source;
 mod tails;
-mod tombstones;
 
 pub use dispatcher::CHECK;
 pub use error::Error;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mailbell_bus::AskError;
 use mailbell_core::{
+    content::strip,
     ids::{AccountId, INBOX},
     token::Grant,
 };
@@ -21,7 +22,6 @@ use tonic::Status;
 use crate::{
     attach,
     dispatcher::Command,
-    entry::strip,
     metrics::Outcome,
     narrow::level,
     page_token::PageToken,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mailbell_core::{delivery::WindowLimits, timing::Timing};
+use mailbell_proto::push::v1::ContentLevel;
 use mailbell_runtime::incoming::Bounds;
 
 use crate::{Error, queue::QueueLimits};
@@ -36,6 +37,9 @@ pub struct Options {
     pub keep_alive_timeout: Duration,
     /// A connection that carries no device's stream for so long is closed, also under a health `Watch`. Default 2 minutes.
     pub idle: Duration,
+    /// The most that any token allows here, also of what was stored before (all up to the preview). Never
+    /// [`ContentLevel::Unspecified`].
+    pub most_content: ContentLevel,
     /// ListMessages calls at the same time. Default 256.
     pub listings: usize,
     /// How long the owner of an account may take for a page. Default 20 s.
@@ -70,6 +74,7 @@ impl Default for Options {
             keep_alive: Duration::from_secs(60),
             keep_alive_timeout: Duration::from_secs(20),
             idle: Duration::from_secs(2 * 60),
+            most_content: ContentLevel::Preview,
             listings: 256,
             list_timeout: Duration::from_secs(20),
             link_grace: Duration::from_secs(10),

@@ -15,6 +15,7 @@ use std::{
 use mailbell_bus::Filter;
 use mailbell_core::{
     backoff::Backoff,
+    content::limit,
     cursor::Subject,
     delivery::{DeviceId, Replay},
     event::Fact,
@@ -31,9 +32,9 @@ use crate::{
     clock::now_us,
     entry::SharedEntry,
     metrics::{Metrics, Outcome},
+    records::Records,
     source::Source,
     tails::Tails,
-    tombstones::Tombstones,
 };
 
 /// How long one read may take.
@@ -63,7 +64,7 @@ pub(crate) struct Done {
 pub(crate) struct Replays {
     source: Arc<dyn Source>,
     tails: Arc<Tails>,
-    tombstones: Arc<Tombstones>,
+    records: Arc<Records>,
     metrics: Metrics,
     most: usize,
     running: JoinSet<Option<Read>>,
@@ -94,7 +95,7 @@ impl Replays {
         most: usize,
     ) -> Self {
         Self {
-            tombstones: Arc::new(Tombstones::new(Arc::clone(&source))),
+            records: Arc::new(Records::new(Arc::clone(&source))),
             source,
             tails,
             metrics,
@@ -153,10 +154,10 @@ impl Replays {
     /// Begins a read.
     pub(crate) fn begin(&mut self, id: DeviceId, replay: Replay, subject: &Subject) {
         let (source, tails) = (Arc::clone(&self.source), Arc::clone(&self.tails));
-        let tombstones = Arc::clone(&self.tombstones);
+        let records = Arc::clone(&self.records);
         let filter = filter(subject, &replay);
         let group = replay.group;
-        let reading = read(source, tails, tombstones, replay, filter);
+        let reading = read(source, tails, records, replay, filter);
         let task = self.running.spawn(reading);
         self.whose.insert(task.id(), (id, group));
         self.logs[group].running += 1;
@@ -238,7 +239,7 @@ fn filter(subject: &Subject, replay: &Replay) -> Filter {
 async fn read(
     source: Arc<dyn Source>,
     tails: Arc<Tails>,
-    tombstones: Arc<Tombstones>,
+    records: Arc<Records>,
     replay: Replay,
     filter: Filter,
 ) -> Option<Read> {
@@ -263,11 +264,14 @@ async fn read(
         .iter()
         .map(|entry| entry.account.clone())
         .collect();
-    let removed = tombstones.among(accounts).await;
+    let known = records.of(accounts).await;
     let received_us = now_us();
     let entries = batch.entries.into_iter().filter_map(|entry| {
-        let event = entry.event?;
-        if removed.contains(&entry.account) && !tells_of_removal(&event.fact) {
+        let mut event = entry.event?;
+        if let Some(most) = known.most.get(&entry.account) {
+            limit(&mut event, *most);
+        }
+        if known.removed.contains(&entry.account) && !tells_of_removal(&event.fact) {
             return None;
         }
         let shared = SharedEntry::new(event, entry.stored_us, received_us);

@@ -105,16 +105,19 @@ impl Shared {
         }
     }
 
-    /// Who calls.
+    /// Who calls, and what of that the installation lets them see.
     pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Credential, Status> {
         let token = headers
             .get(http::header::AUTHORIZATION)
             .ok_or(Refusal::Missing)
             .and_then(|value| value.to_str().map_err(|_| Refusal::Malformed))
             .and_then(bearer);
-        token
+        let mut credential = token
             .and_then(|token| self.authority.verify(token, now_s()))
-            .map_err(|refusal| self.refuse(refusal))
+            .map_err(|refusal| self.refuse(refusal))?;
+        let grant = &mut credential.grant;
+        grant.content = grant.content.min(self.options.most_content);
+        Ok(credential)
     }
 
     /// Counts a token that is refused.

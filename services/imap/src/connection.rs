@@ -13,6 +13,7 @@ use crate::command::Command;
 use crate::error::Error;
 use crate::fetch::Ahead;
 use crate::guard::Limits;
+use crate::message::Content;
 use crate::settings::{Settings, Timeouts};
 
 /// What is said unasked of one message when all are marked as read, or go: its flags, or its removal.
@@ -53,6 +54,8 @@ pub(crate) struct Session {
     allow_idle: bool,
     pub(crate) timeouts: Timeouts,
     pub(crate) preview_chars: usize,
+    /// See [`Connection::set_content`].
+    pub(crate) content: Content,
     pub(crate) handshake: Duration,
     pub(crate) selected: Option<Selected>,
     /// Something was announced that no [`Connection::look`] has taken into account.
@@ -72,6 +75,7 @@ impl Session {
             allow_idle: settings.idle,
             timeouts: settings.timeouts,
             preview_chars: settings.preview_chars,
+            content: Content::default(),
             handshake,
             selected: None,
             dirty: false,

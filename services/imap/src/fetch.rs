@@ -7,27 +7,22 @@ use std::time::Duration;
 use imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
 use tokio::time::{Instant, timeout};
 
-use crate::capability::Capability;
 use crate::command::{Command, uid_set};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::guard::{LINE_LIMIT, Limits};
+use crate::items::{Depth, FIRST_PART, HEADER_BYTES};
 use crate::login::refused;
 use crate::message::structure::{self, TextPart};
-use crate::message::{FLAGS_LIMIT, Message, cut, headers, preview};
+use crate::message::{Content, FLAGS_LIMIT, Message, cut, headers, preview};
 
 /// Most messages of a page.
 pub const PAGE_LIMIT: usize = 64;
-/// First bytes of the header fields that are fetched.
-const HEADER_BYTES: usize = 16 << 10;
 /// Most bytes of one answer that are read and thrown away since there is more about some message than was asked for, or
 /// its structure has thousands of parts. The whole of an ordinary message, so that one costs at most itself.
 const DISCARD_LIMIT: usize = 16 << 20;
-/// What nearly every message has: its text, or the first part of its text.
-const FIRST_PART: &str = "1";
 /// How long what was read along with a look is as good as fetched anew: flags may change meanwhile.
 const AHEAD_AGE: Duration = Duration::from_secs(1);
-const HEADER_FIELDS: &str = "FROM SENDER TO SUBJECT DATE MESSAGE-ID IN-REPLY-TO REFERENCES";
 /// As many were cut, or nearly: line ends at the end aren't counted.
 const CUT_BYTES: usize = HEADER_BYTES - 4;
 /// Those of them that aren't lists without end, for messages whose first bytes of all are full of one.
@@ -59,16 +54,6 @@ pub struct Page {
     pub messages: Vec<Message>,
     /// Whether there are more in the direction of the query (older ones for `Newest` and `Before`).
     pub more: bool,
-}
-
-/// How much is asked of messages; less when a server's answer could not be read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Depth {
-    Full,
-    NoStructure,
-    Minimal,
-    /// What a server has in its index, without a look into any message.
-    Named,
 }
 
 /// How a server answered about messages.
@@ -139,8 +124,13 @@ impl Connection {
             None => self.fetch_drafts(uids).await?,
         };
         drafts.retain(|_, draft| draft.read || draft.named);
-        self.fetch_short_fields(&mut drafts).await?;
-        self.fetch_texts(&mut drafts).await?;
+        // A server may give more than it was asked for. Nobody asks for the rest of it.
+        if self.session.content != Content::Key {
+            self.fetch_short_fields(&mut drafts).await?;
+        }
+        if self.session.content == Content::Preview {
+            self.fetch_texts(&mut drafts).await?;
+        }
         Ok(drafts.into_values().map(|draft| draft.message).collect())
     }
 
@@ -238,37 +228,6 @@ impl Connection {
         } else {
             Answer::Refused
         })
-    }
-
-    /// What is asked of a message.
-    fn items(&self, depth: Depth) -> String {
-        let capabilities = self.session.capabilities;
-        let mut items = String::from("UID FLAGS");
-        if depth != Depth::Named {
-            items.push_str(" INTERNALDATE RFC822.SIZE");
-        }
-        if matches!(depth, Depth::Full | Depth::NoStructure) {
-            for (capability, more) in [
-                (Capability::CondStore, " MODSEQ"),
-                (Capability::ObjectId, " EMAILID THREADID"),
-                (Capability::Gmail, " X-GM-MSGID X-GM-THRID"),
-            ] {
-                if capabilities.has(capability) {
-                    items.push_str(more);
-                }
-            }
-            items.push_str(&format!(
-                " BODY.PEEK[HEADER.FIELDS ({HEADER_FIELDS})]<0.{HEADER_BYTES}>"
-            ));
-        }
-        if depth == Depth::Full {
-            // The text of most messages is, or begins in, the first part: no further question is needed for those.
-            items.push_str(&format!(
-                " BODYSTRUCTURE BODY.PEEK[{FIRST_PART}]<0.{}>",
-                preview::PLAIN_BYTES
-            ));
-        }
-        items
     }
 
     /// Reads messages by their sequence numbers, for [`Connection::fetch`] to find; their UIDs, ascending, or none if
@@ -447,7 +406,10 @@ impl Connection {
             ListQuery::After(bound, _) => *uid > bound,
             ListQuery::Before(bound, _) => *uid < bound,
         });
-        let messages = self.fetch_all(&uids).await?;
+        let messages = match self.session.content {
+            Content::Key => uids.iter().copied().map(Message::named).collect(),
+            Content::Headers | Content::Preview => self.fetch_all(&uids).await?,
+        };
         let uid_next = opened
             .uid_next
             .max(uids.last().map_or(0, |uid| uid.saturating_add(1)));

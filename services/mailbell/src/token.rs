@@ -238,7 +238,7 @@ fn row(token: &Token, now_ms: i64) -> Vec<String> {
     vec![
         token.id.clone(),
         scope,
-        mailbell_core::token::content_word(token.content()).to_owned(),
+        mailbell_core::content::word(token.content()).to_owned(),
         account::time(token.expires_at_ms),
         token.label.clone(),
         state.to_owned(),
@@ -251,7 +251,7 @@ fn token_json(token: &Token) -> Value {
         "tenant": token.tenant,
         "accounts": token.accounts,
         "whole_tenant": token.whole_tenant,
-        "content": mailbell_core::token::content_word(token.content()),
+        "content": mailbell_core::content::word(token.content()),
         "issued_at_ms": token.issued_at_ms,
         "expires_at_ms": token.expires_at_ms,
         "label": token.label,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mailbell_core::{pace::Rates, session::Limits};
+use mailbell_proto::push::v1::ContentLevel;
 
 /// How a watcher works. Everything has a default but who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub struct Options {
     pub egress: String,
     /// The release, as others see it.
     pub release: String,
+    /// The most of messages that is read, stored and answered, whatever accounts and tokens allow (all up to the preview). Never
+    /// [`ContentLevel::Unspecified`].
+    pub most_content: ContentLevel,
     /// How long a session of a partition that is given away may take to end (10 s).
     pub finish: Duration,
 }
@@ -66,6 +70,7 @@ impl Options {
             most_accounts: None,
             egress: String::new(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
+            most_content: ContentLevel::Preview,
             finish: Duration::from_secs(10),
         }
     }

@@ -139,6 +139,7 @@ impl Running {
             policy: policy.clone(),
             timing: *bus.timing(),
             quiet: options.quiet,
+            most_content: options.most_content,
             page_time: options.page_time,
             requests: options.requests,
             metrics,

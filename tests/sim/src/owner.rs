@@ -13,6 +13,7 @@ use mailbell_core::{
     session::{Config, Input, Known, Pause, Stop},
     sharding,
 };
+use mailbell_proto::push::v1::ContentLevel;
 
 use crate::{
     breach::Breach,
@@ -58,6 +59,7 @@ impl World {
                 .map(|folder| place.folders[folder].to_owned())
                 .collect(),
             paused: self.paused[account].then_some(Pause::Owner),
+            content: ContentLevel::Preview,
             owner_epoch: self.owners[owner].epoch,
             limits: self.scenario.limits,
             timing: self.scenario.timing,

@@ -12,7 +12,7 @@ use mailbell_proto::{
 use ulid::Ulid;
 use zeroize::Zeroizing;
 
-use super::{Accounts, managed::may_create};
+use super::{Accounts, content::policy, managed::may_create};
 use crate::{
     Error,
     auth::Caller,
@@ -92,6 +92,7 @@ impl Accounts {
             updated_at_ms: now,
             credential_version: 1,
             managed_by: request.managed_by,
+            content: policy(request.content, 0, self.bus.write_version())?,
             ..AccountRecord::default()
         };
         convert::put_server(&mut record, server);

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Accounts, changed,
+    content::policy,
     managed::{Step, may_step},
 };
 use crate::{Error, auth::Caller, convert, owner::passed, validate};
@@ -75,6 +76,7 @@ impl Accounts {
         if !request.managed_by.is_empty() {
             record.managed_by = request.managed_by;
         }
+        record.content = policy(request.content, before.content, self.bus.write_version())?;
         if request.server.is_some() {
             let server = validate::server(request.server, self.policy)?;
             convert::put_server(&mut record, server);

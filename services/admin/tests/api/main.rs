@@ -6,6 +6,7 @@
 )]
 
 mod accounts;
+mod content;
 mod managed;
 mod shards;
 mod start;

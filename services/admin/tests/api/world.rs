@@ -18,7 +18,7 @@ use mailbell_proto::{
         tokens_client::TokensClient,
     },
     bus::v1::{
-        CheckLogin, CheckResult, FolderResult, LoginBegun, OwnerResponse, owner_request,
+        CheckLogin, CheckResult, FolderResult, LoginBegun, Meta, OwnerResponse, owner_request,
         owner_response,
     },
 };
@@ -26,6 +26,7 @@ use mailbell_runtime::{
     drain::Drain, health::Health, incoming::IncomingMetrics, listen, metrics::Metrics,
 };
 use mailbell_test_servers::{NatsOptions, NatsServer};
+use prost::Message as _;
 use tonic::{
     Request, Status,
     service::interceptor::InterceptedService,
@@ -133,14 +134,37 @@ pub(crate) async fn until_ready(run: &mut Run, health: &Health) {
     assert!(ready.is_ok(), "not ready: {:?}", health.readiness());
 }
 
+async fn set_up() -> NatsServer {
+    let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
+    connect(&nats, Role::Setup).await.setup().await.unwrap();
+    nats
+}
+
 impl World {
     pub(crate) async fn start() -> Self {
         Self::start_with(Duration::from_secs(20)).await
     }
 
     pub(crate) async fn start_with(owner_timeout: Duration) -> Self {
-        let nats = NatsServer::start(NatsOptions::default()).await.unwrap();
-        connect(&nats, Role::Setup).await.setup().await.unwrap();
+        Self::on(set_up().await, owner_timeout).await
+    }
+
+    /// On an installation whose upgrade from the first release is not finished.
+    pub(crate) async fn unfinished() -> Self {
+        let nats = set_up().await;
+        let meta = Meta {
+            schema: 1,
+            partitions: 1024,
+            groups: 16,
+            write_version: 1,
+        };
+        let operator = async_nats::connect(nats.url()).await.unwrap();
+        let written = operator.request("$KV.MB_test_CTL.meta", meta.encode_to_vec().into());
+        written.await.unwrap();
+        Self::on(nats, Duration::from_secs(20)).await
+    }
+
+    async fn on(nats: NatsServer, owner_timeout: Duration) -> Self {
         let bus = connect(&nats, Role::Watcher).await;
         let mut ring = KeyRing::default();
         let key = ring.add(1, &mut rand::rng()).unwrap();

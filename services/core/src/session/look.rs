@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Folder, Hole, UNSETTLED, gaps, present},
+    content,
     event::{Event, Fact, content_digest, fit_message, place_digest},
     ids::{FolderId, Generation, Uid},
     plant,
@@ -315,7 +316,7 @@ impl Session {
                 detected_us,
                 fetched_us: now.wall_us,
                 folder_name: name.clone(),
-                content: Bytes::from(message.encode_to_vec()),
+                content: content::stored(message, self.config.content),
             });
         }
     }

@@ -16,6 +16,7 @@ mod types;
 
 use std::time::Duration;
 
+use mailbell_proto::push::v1::ContentLevel;
 use rand::Rng;
 
 use self::{
@@ -148,6 +149,12 @@ impl Session {
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// The most that events say of messages now: no more has to be fetched.
+    #[must_use]
+    pub fn content(&self) -> ContentLevel {
+        self.config.content
     }
 
     /// A claim must not call more of the log flushed than this, as far as this account is concerned. `None`: no constraint.
@@ -544,6 +551,10 @@ impl Session {
         if self.config.folders != config.folders {
             self.watches = config.folders.iter().map(|name| Watch::new(name)).collect();
             self.drop_connection(now, effects);
+        }
+        if config.content < self.config.content {
+            // It says more than it may now. What is in flight may be in the log already.
+            self.drop_queue();
         }
         self.config = config;
         // A longer time between polls counts at once.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailbell_proto::push::v1::{Health, Message};
+use mailbell_proto::push::v1::{ContentLevel, Health, Message};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -115,6 +115,8 @@ pub struct Config {
     pub folders: Vec<String>,
     /// Not to be watched now, and why.
     pub paused: Option<Pause>,
+    /// The most that events say of messages. Never [`ContentLevel::Unspecified`].
+    pub content: ContentLevel,
     /// The ownership under which this session appends.
     pub owner_epoch: OwnerEpoch,
     /// Bounds.

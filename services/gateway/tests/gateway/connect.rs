@@ -1,6 +1,7 @@
 //! The stream with a way back.
 
 use mailbell_core::token::Claims;
+use mailbell_gateway::Options;
 use mailbell_proto::push::v1::{
     Ack, ClientFrame, ContentLevel, EventKey, EventKind, Reauthenticate, SubscribeRequest,
     client_frame::Frame as Said,
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::support::{Device, World, account, arrival, bearer, claims, now_s};
+use crate::support::{Device, World, account, arrival, bearer, claims, now_s, options};
 
 type Way = mpsc::Sender<ClientFrame>;
 
@@ -118,12 +119,33 @@ async fn a_new_token_prolongs_the_stream() {
 }
 
 #[tokio::test]
+async fn a_new_token_needs_no_more_than_the_installation_lets_the_stream_show() {
+    let world = World::with(Options {
+        most_content: ContentLevel::Headers,
+        ..options()
+    })
+    .await;
+    let good = world.minter.token(&[account(0)]);
+    let headers = world.minter.sign(&Claims {
+        content: mailbell_core::content::word(ContentLevel::Headers).to_owned(),
+        ..claims(&[account(0)])
+    });
+    let (mut device, way) = connected(&world, &good).await;
+    let new = Said::Reauthenticate(Reauthenticate { token: headers });
+    way.send(said(new)).await.unwrap();
+    // It is taken: the stream goes on.
+    device.try_next().await.unwrap();
+    world.source.append(&arrival(&account(0), 1));
+    assert_eq!(device.uids(1).await, [1]);
+}
+
+#[tokio::test]
 async fn a_new_token_must_allow_what_the_stream_shows() {
     let world = World::start().await;
     let good = world.minter.token(&[account(0)]);
     let other = world.minter.token(&[account(1)]);
     let less = world.minter.sign(&Claims {
-        content: mailbell_core::token::content_word(ContentLevel::Key).to_owned(),
+        content: mailbell_core::content::word(ContentLevel::Key).to_owned(),
         ..claims(&[account(0)])
     });
     for (token, code) in [

@@ -7,6 +7,7 @@
 )]
 
 mod connect;
+mod content;
 mod drain;
 mod listing;
 mod logs;

@@ -34,6 +34,19 @@ const _: () = assert!(
         <= 6 << 10
 );
 
+/// How much of messages is read, and so asked of the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// What is needed to tell of a message, and by which copies are known: flags, time, and an id of the server, or size and
+    /// Message-ID. A listing asks for UIDs alone.
+    Key,
+    /// Also the header fields, and whether there are attachments: nothing of the text.
+    Headers,
+    /// Also the begin of the text.
+    #[default]
+    Preview,
+}
+
 /// A sender or recipient.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
@@ -78,6 +91,14 @@ pub struct Message {
 }
 
 impl Message {
+    /// One of which no more is known than that it is there.
+    pub(crate) fn named(uid: u32) -> Self {
+        Self {
+            uid,
+            ..Self::default()
+        }
+    }
+
     /// Whether the message has this flag.
     #[must_use]
     pub fn has_flag(&self, flag: &str) -> bool {

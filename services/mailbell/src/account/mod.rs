@@ -11,9 +11,12 @@ use std::{
 };
 
 use clap::Subcommand;
-use mailbell_proto::admin::v1::{
-    Account, CheckAccountRequest, CreateAccountRequest, DeleteAccountRequest, GetAccountRequest,
-    ListAccountsRequest, UpdateAccountRequest, get_account_request::By,
+use mailbell_proto::{
+    admin::v1::{
+        Account, CheckAccountRequest, CreateAccountRequest, DeleteAccountRequest,
+        GetAccountRequest, ListAccountsRequest, UpdateAccountRequest, get_account_request::By,
+    },
+    push::v1::ContentLevel,
 };
 use mailbell_runtime::secretfile;
 use zeroize::Zeroizing;
@@ -22,6 +25,7 @@ use crate::{
     admin_client::{AdminArgs, AdminClient, patiently},
     failure::Failure,
     terminal::{clean_line, done},
+    token::Content,
 };
 use url::MailboxUrl;
 
@@ -67,7 +71,8 @@ Only what is named changes. Another server or user needs the password anew.
 Examples:
   mailbell account update default.01JD3Z0V3N8Q4T5R6S7W8X9Y0Z --password     asks for the new password
   mailbell account update default.01JD3Z0V3N8Q4T5R6S7W8X9Y0Z --pause
-  mailbell account update default.01JD3Z0V3N8Q4T5R6S7W8X9Y0Z --folder INBOX --folder Work")]
+  mailbell account update default.01JD3Z0V3N8Q4T5R6S7W8X9Y0Z --folder INBOX --folder Work
+  mailbell account update default.01JD3Z0V3N8Q4T5R6S7W8X9Y0Z --content headers     no text of its mail from now on")]
     Update(Box<Update>),
     /// Stop watching a mailbox and forget its password
     Remove(Remove),
@@ -110,6 +115,9 @@ struct Add {
     /// Add it without watching it yet
     #[arg(long)]
     paused: bool,
+    /// The most of its messages that leaves the mailbox, whatever tokens allow [default: as much as the installation allows]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    content: Option<Content>,
     #[command(flatten)]
     password: PasswordSource,
     #[command(flatten)]
@@ -160,6 +168,9 @@ struct Update {
     /// Watch it again
     #[arg(long)]
     resume: bool,
+    /// The most of its messages that leaves the mailbox from now on; `preview` is as much as the installation allows
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    content: Option<Content>,
     /// Do not try the login first
     #[arg(long)]
     no_check: bool,
@@ -209,6 +220,7 @@ async fn add(args: Add) -> Result<ExitCode, Failure> {
         no_check: args.no_check,
         paused: args.paused,
         managed_by: String::new(),
+        content: level(args.content),
     };
     let answer = patiently(async || client.accounts.create_account(request.clone()).await).await?;
     let account = answer.account.unwrap_or_default();
@@ -299,7 +311,8 @@ async fn update(args: Update) -> Result<ExitCode, Failure> {
         || args.password
         || given
         || args.pause
-        || args.resume;
+        || args.resume
+        || args.content.is_some();
     if !changes {
         return Err(Failure::usage(
             "nothing to change: see `mailbell account update --help`",
@@ -325,9 +338,15 @@ async fn update(args: Update) -> Result<ExitCode, Failure> {
         no_check: args.no_check,
         revision: 0,
         managed_by: String::new(),
+        content: level(args.content),
     };
     let account = patiently(async || client.accounts.update_account(request.clone()).await).await?;
     shown(&account, &args.output)
+}
+
+/// Unset: nothing is said of it.
+fn level(content: Option<Content>) -> i32 {
+    content.map_or(ContentLevel::Unspecified, Into::into).into()
 }
 
 async fn remove(args: Remove) -> Result<ExitCode, Failure> {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use mailbell_core::content::word;
 use mailbell_proto::{
     admin::v1::{Account, CheckAccountResponse, TlsMode},
     push::v1::Health,
@@ -61,6 +62,7 @@ pub(super) fn account_json(account: &Account, created: Option<bool>) -> Value {
         "user": server.user,
         "folders": account.folders,
         "paused": account.paused,
+        "content": word(account.content()),
         "created_at_ms": account.created_at_ms,
         "updated_at_ms": account.updated_at_ms,
         "last_arrival_ms": account.last_arrival_ms,
@@ -144,6 +146,7 @@ pub(super) fn account_page(out: &mut impl Write, account: &Account) -> io::Resul
         ("server", address),
         ("user", server.user),
         ("folders", account.folders.join(", ")),
+        ("content", word(account.content()).to_owned()),
         ("noticed by", state.mode),
         ("since", time(state.since_ms)),
         ("last mail", time(account.last_arrival_ms)),

@@ -43,7 +43,7 @@ pub(super) fn line(event: &AppEvent, now_us: i64) -> Option<Value> {
 }
 
 fn content_word(level: ContentLevel) -> &'static str {
-    mailbell_core::token::content_word(level)
+    mailbell_core::content::word(level)
 }
 
 fn with_key(kind: &str, key: &EventKey, more: Value) -> Value {

@@ -7,6 +7,7 @@ use mailbell_gateway::{CHECK, Gateway, Metrics, Options, Parts, source::BusSourc
 use mailbell_runtime::{listen, listen::Bound, telemetry::TelemetryArgs, tls::ReloadingCert};
 
 use super::{
+    content::ContentArgs,
     nats::NatsArgs,
     process::{Process, ProcessArgs, Work, end_when_outdated},
     tls::TlsArgs,
@@ -43,6 +44,10 @@ pub struct Args {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000)
     )]
     pub most_devices: u32,
+
+    /// How much of mail.
+    #[command(flatten)]
+    pub content: ContentArgs,
 
     /// The certificate.
     #[command(flatten)]
@@ -93,6 +98,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let mut work = Work::new();
     let mut options = options(&bus);
     options.devices = usize::try_from(args.most_devices).unwrap_or(usize::MAX);
+    options.most_content = args.content.level();
     // As long as there is time, so that few connect again in any second.
     options.timing.drain_window = process.window();
     start(

@@ -1,6 +1,7 @@
 //! One role a process, for a cluster.
 
 pub mod admin;
+pub mod content;
 pub mod gateway;
 pub mod key_ring;
 pub mod nats;

@@ -15,6 +15,7 @@ use mailbell_runtime::{ExitCode as Code, telemetry::TelemetryArgs};
 use mailbell_watcher::{Metrics, Options, PolicyFile, Watcher};
 
 use super::{
+    content::ContentArgs,
     key_ring::{RingArgs, RingFile},
     nats::NatsArgs,
     process::{Process, ProcessArgs, Work, end_when_outdated},
@@ -221,6 +222,10 @@ pub struct Args {
     #[command(flatten)]
     pub share: ShareArgs,
 
+    /// How much of mail.
+    #[command(flatten)]
+    pub content: ContentArgs,
+
     /// Mail servers.
     #[command(flatten)]
     pub mail: MailArgs,
@@ -277,14 +282,9 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         return Ok(ExitCode::SUCCESS);
     };
     let mut work = Work::new();
-    start(
-        &mut process,
-        &mut work,
-        options(&member, pace, args.share),
-        servers,
-        ring,
-        bus.clone(),
-    )?;
+    let mut options = options(&member, pace, args.share);
+    options.most_content = args.content.level();
+    start(&mut process, &mut work, options, servers, ring, bus.clone())?;
     process
         .run(work, |_| {}, async move { bus.close().await })
         .await

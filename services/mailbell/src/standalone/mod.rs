@@ -39,6 +39,7 @@ use crate::{
     failure::Failure,
     roles::{
         self,
+        content::ContentArgs,
         key_ring::RingArgs,
         nats::NatsArgs,
         process::{Process, ProcessArgs, Work},
@@ -109,6 +110,10 @@ pub struct Args {
     /// Refuse accounts on loopback, private and link-local addresses
     #[arg(long, env = "MAILBELL_REFUSE_PRIVATE_HOSTS")]
     pub refuse_private_hosts: bool,
+
+    /// How much of mail.
+    #[command(flatten)]
+    pub content: ContentArgs,
 
     /// Mail servers.
     #[command(flatten)]
@@ -227,18 +232,23 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     };
 
     let mut work = Work::new();
+    let mut watcher_options =
+        roles::watcher::options(&identity.member, args.mail.pace, ShareArgs::default());
+    watcher_options.most_content = args.content.level();
     roles::watcher::start(
         &mut process,
         &mut work,
-        roles::watcher::options(&identity.member, args.mail.pace, ShareArgs::default()),
+        watcher_options,
         servers,
         ring,
         watcher_bus.clone(),
     )?;
+    let mut gateway_options = roles::gateway::options(&gateway_bus);
+    gateway_options.most_content = args.content.level();
     roles::gateway::start(
         &mut process,
         &mut work,
-        roles::gateway::options(&gateway_bus),
+        gateway_options,
         (push, push_tls),
         gateway_bus.clone(),
     );

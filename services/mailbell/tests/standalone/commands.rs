@@ -154,6 +154,66 @@ async fn a_mailbox_is_added_listened_to_and_removed() {
     assert!(machine.stop().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_the_policy_is_told_of_mail() {
+    let dovecot = Dovecot::start(DovecotOptions::default()).await.unwrap();
+    let mut machine = Machine::new();
+    machine.start_with(&["--most-content", "headers"]).await;
+    let url = format!("imap+plaintext://alice@127.0.0.1:{}", dovecot.imap_port());
+    let file = password(&machine, "secret");
+    let add = [
+        "account",
+        "add",
+        &url,
+        "--password-file",
+        &file,
+        "--content",
+        "key",
+        "--json",
+    ];
+    let added = json(&machine.run(&add).stdout);
+    assert_eq!(added["content"], "key");
+    let id = added["id"].as_str().unwrap().to_owned();
+    // As much as the installation allows, which is less than a token does.
+    let lifted = machine.run(&["account", "update", &id, "--content", "preview", "--json"]);
+    assert_eq!(json(&lifted.stdout)["content"], "preview");
+    let shown = text(&machine.run(&["account", "show", &id]).stdout);
+    assert!(shown.contains("content     preview"), "{shown}");
+    machine
+        .until("watched", |machine| {
+            let shown = json(&machine.run(&["account", "show", &id, "--json"]).stdout);
+            shown["state"]["health"] == "watching"
+        })
+        .await;
+    let args = ["listen", "--json", "--count", "1", "--exit-after", "60s"];
+    let mut listener = machine
+        .command(&args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(listener.stdout.take().unwrap()).lines();
+    let mut next = |kind: &str| -> Value {
+        loop {
+            let line: Value =
+                serde_json::from_str(&lines.next().expect("a line").unwrap()).unwrap();
+            if line["kind"] == kind {
+                return line;
+            }
+        }
+    };
+    assert_eq!(next("connected")["content"], "headers");
+    next("live");
+    dovecot
+        .deliver_lmtp("alice", mail("Lunch", "Shall we?").as_bytes())
+        .await
+        .unwrap();
+    let arrived = next("arrived");
+    assert_eq!(arrived["message"]["subject"], "Lunch");
+    assert_eq!(arrived["message"]["preview"], "");
+    assert!(listener.wait().unwrap().success());
+    assert_eq!(machine.stop().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn with_a_certificate_its_commands_find_it_by_a_name_of_it() {
     let certificate = Certificate::for_names(&["localhost"]);

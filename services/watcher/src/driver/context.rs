@@ -6,12 +6,13 @@ use std::{
 };
 
 use mailbell_core::{
+    content,
     ids::{AccountId, OwnerEpoch},
     seal::KeyRing,
     session::{Config, Limits, Now, Pause},
     timing::Timing,
 };
-use mailbell_proto::bus::v1::AccountRecord;
+use mailbell_proto::{bus::v1::AccountRecord, push::v1::ContentLevel};
 use tokio::{sync::watch, time::Instant};
 
 use super::Connect;
@@ -35,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) limits: Limits,
     pub(crate) policy: watch::Receiver<Arc<Policy>>,
     pub(crate) timing: Timing,
+    pub(crate) most_content: ContentLevel,
     pub(crate) quiet: Duration,
     pub(crate) page_time: Duration,
     pub(crate) requests: usize,
@@ -110,6 +112,7 @@ pub(super) fn config_of(
             0 => pause_of(record, said),
             _ => Some(Pause::Owner),
         },
+        content: context.most_content.min(content::policy(record.content)),
         owner_epoch: epoch,
         limits: (said.provider.as_ref()).map_or(context.limits, |provider| {
             provider.session_limits(context.limits)

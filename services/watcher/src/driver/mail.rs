@@ -328,11 +328,12 @@ pub(super) async fn fetch(
     match connection.fetch(&uids).await {
         Ok(messages) => {
             let now_ms = clock.now_us() / 1000;
+            let content = connection.content();
             Done::Fetched {
                 connection,
                 messages: messages
                     .into_iter()
-                    .map(|message| convert(message, now_ms))
+                    .map(|message| convert(message, now_ms, content))
                     .collect(),
                 began,
             }

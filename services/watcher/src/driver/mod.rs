@@ -39,7 +39,7 @@ pub(crate) use login::connect;
 pub(crate) use mail::{Connect, Dial};
 pub(crate) use status::record as status_record;
 
-use crate::{failure, ledger::Boxed, policy::Said, slot::Slot};
+use crate::{failure, ledger::Boxed, message::content_of, policy::Said, slot::Slot};
 
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,7 +312,8 @@ impl Driver {
         work: impl FnOnce(Box<mailbell_imap::Connection>, &Context) -> Boxed<Done>,
     ) -> Option<Input> {
         match self.mail.take() {
-            Some(connection) => {
+            Some(mut connection) => {
+                connection.set_content(content_of(self.session.content()));
                 self.mail.busy(op, work(connection, &self.context));
                 None
             }
@@ -379,7 +380,10 @@ impl Driver {
         if moved {
             self.said = self.context.said(&self.slot.account, &new.host);
         }
-        if moved || old.paused != new.paused || old.folders != new.folders {
+        let differs = |old: &AccountRecord, new: &AccountRecord| {
+            old.paused != new.paused || old.folders != new.folders || old.content != new.content
+        };
+        if moved || differs(&old, new) {
             self.reconfigure();
         }
         if relogin {

@@ -1,10 +1,14 @@
 //! One page of a folder, read from the mailbox.
 
-use mailbell_imap::{self as imap, Connection, ListQuery, PAGE_LIMIT};
+use mailbell_core::content::strip;
+use mailbell_imap::{self as imap, Connection, Content, ListQuery, PAGE_LIMIT};
 use mailbell_proto::bus::v1::{ListPage, PageResult};
 use prost::Message as _;
 
-use crate::{failure, message::convert};
+use crate::{
+    failure,
+    message::{convert, level_of},
+};
 
 /// Messages of a page at most.
 const MOST: usize = 100;
@@ -26,7 +30,7 @@ impl From<imap::Error> for Problem {
     }
 }
 
-/// Reads the page. The future must not be dropped half-way, unless the connection is too.
+/// Reads the page, with as much of messages as the connection reads. The future must not be dropped half-way, unless the connection is too.
 pub(crate) async fn page(
     connection: &mut Connection,
     folder: &str,
@@ -40,7 +44,10 @@ pub(crate) async fn page(
     let mut messages: Vec<imap::Message> = Vec::new();
     let mut next = Some(begin(request, limit));
     let mut result = PageResult {
-        folder_name: folder.to_owned(),
+        folder_name: match connection.content() {
+            Content::Key => String::new(),
+            Content::Headers | Content::Preview => folder.to_owned(),
+        },
         ..PageResult::default()
     };
     // The adapter reads at most PAGE_LIMIT messages at once, so two rounds; a bound all the same.
@@ -94,7 +101,7 @@ pub(crate) async fn page(
             });
         }
     }
-    fill(&mut result, messages, request.newest);
+    fill(&mut result, messages, request.newest, connection.content());
     Ok(result)
 }
 
@@ -111,10 +118,10 @@ fn begin(request: &ListPage, limit: usize) -> ListQuery {
 }
 
 /// Takes messages as long as there is room, from the end that the page begins at.
-fn fill(result: &mut PageResult, messages: Vec<imap::Message>, newest: bool) {
+fn fill(result: &mut PageResult, messages: Vec<imap::Message>, newest: bool, content: Content) {
     let mut converted: Vec<_> = messages
         .into_iter()
-        .map(|message| convert(message, 0))
+        .map(|message| strip(convert(message, 0, content), level_of(content)))
         .collect();
     if newest {
         converted.reverse();
@@ -154,7 +161,7 @@ mod tests {
         let messages: Vec<_> = (1..=100).map(large).collect();
         for newest in [true, false] {
             let mut result = PageResult::default();
-            fill(&mut result, messages.clone(), newest);
+            fill(&mut result, messages.clone(), newest, Content::Preview);
             assert!(result.encoded_len() <= MOST_BYTES + 64);
             assert!(result.more && result.messages.len() < 100);
             assert!(result.messages.is_sorted_by_key(|message| message.uid));

@@ -6,6 +6,7 @@
 )]
 
 mod arrivals;
+mod content;
 mod crowd;
 mod hand_over;
 mod mailboxes;

@@ -1,12 +1,13 @@
 //! Single steps of the session. The interleavings are the simulation's, in `tests/sim`; what it found is in [`found`].
 
+mod content;
 mod found;
 mod ownership;
 mod passing;
 mod status;
 
 use super::*;
-use mailbell_proto::push::v1::{Health, Message};
+use mailbell_proto::push::v1::{ContentLevel, Health, Message};
 use prost::Message as _;
 use rand::{SeedableRng as _, rngs::SmallRng};
 
@@ -29,6 +30,7 @@ impl Bench {
             account: "default.01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
             folders: vec!["INBOX".to_owned()],
             paused: None,
+            content: ContentLevel::Preview,
             owner_epoch: 1,
             limits: Limits {
                 flood: 5,
@@ -133,6 +135,7 @@ impl Bench {
                 message: Message {
                     uid: *uid,
                     subject: format!("message {uid}"),
+                    preview: "text".to_owned(),
                     internal_date_ms: self.now.wall_us / 1000,
                     ..Message::default()
                 },

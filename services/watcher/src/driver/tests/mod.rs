@@ -25,7 +25,7 @@ use mailbell_imap::{Settings, TlsSettings};
 use mailbell_proto::{
     admin::v1::TlsMode,
     bus::v1::{AccountRecord, ListPage, PageResult},
-    push::v1::Health,
+    push::v1::{ContentLevel, Health},
 };
 use mailbell_test_servers::Certificate;
 use tokio::{
@@ -103,6 +103,7 @@ pub(crate) fn context(server: &Server, logs: Logs) -> Arc<Context> {
         policy: watch::Sender::default().subscribe(),
         timing: Timing::default(),
         quiet: Duration::from_secs(480),
+        most_content: ContentLevel::Preview,
         page_time: Duration::from_secs(30),
         requests: 2,
         metrics: Metrics::default(),
