@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+use super::Content;
+
 /// What is wanted of a mailbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(
@@ -80,6 +82,9 @@ pub struct MailAccountSpec {
     /// Not watched while true.
     #[serde(default)]
     pub paused: bool,
+    /// The most of its messages that leaves the mailbox. The lower of this and of what the Mailbell says holds, whatever tokens allow.
+    #[serde(default)]
+    pub content: Content,
 }
 
 fn default_tenant() -> String {

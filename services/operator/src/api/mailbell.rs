@@ -8,7 +8,10 @@ use k8s_openapi::{
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::pods::{Pods, Scale, of_kubernetes};
+use super::{
+    Content,
+    pods::{Pods, Scale, of_kubernetes},
+};
 
 /// What is wanted of an installation. Everything but `nats` and a way to encrypt has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -77,6 +80,9 @@ pub struct MailbellSpec {
     /// While true nothing is watched and nobody is served; what is stored stays.
     #[serde(default)]
     pub paused: bool,
+    /// The most of messages that is read from mailboxes and shown to devices, whatever tokens allow.
+    #[serde(default)]
+    pub content: Content,
     /// The pods that hold the connections to mail servers.
     #[serde(default)]
     pub watchers: Watchers,

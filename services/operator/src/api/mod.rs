@@ -4,12 +4,14 @@
     reason = "the derived schemas have copies of these types that nobody can reach"
 )]
 
+mod content;
 mod mail_account;
 mod mail_provider;
 mod mailbell;
 mod pods;
 
 pub use self::{
+    content::Content,
     mail_account::{
         AccountMode, ImapServer, MailAccount, MailAccountSpec, MailAccountStatus, SecretKey,
         TlsMode,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mailbell_core::content::word;
 use serde_json::{Value, json};
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 use kube::ResourceExt as _;
 
 use crate::{
-    api::{Mailbell, MailbellSpec, Pods, Service, ServiceType},
+    api::{Content, Mailbell, MailbellSpec, Pods, Service, ServiceType},
     sizing::Bounds,
 };
 
@@ -108,6 +109,7 @@ pub(super) fn gateway(wanted: &Wanted<'_>) -> Vec<Value> {
     // Those of a neighbour that has died come too. Beyond that they are told to try again, and the pod stays alive to say how many it has.
     let most = devices_per_pod(&wanted.mailbell.spec).saturating_mul(2);
     settings.push(("MAILBELL_MOST_DEVICES", most.to_string()));
+    settings.extend(most_content(&wanted.mailbell.spec));
     let drain = gateways.drain_seconds.unwrap_or(DRAIN_SECONDS);
     let template = wanted.pod(Pod {
         part,
@@ -154,6 +156,17 @@ pub struct Sizes {
     pub watchers: Bounds,
     /// By devices.
     pub gateways: Bounds,
+}
+
+/// Said only where there is a policy: else no pod would have to be made anew for it.
+fn most_content(spec: &MailbellSpec) -> Option<(&'static str, String)> {
+    let limits = spec.content != Content::Preview;
+    limits.then(|| {
+        (
+            "MAILBELL_MOST_CONTENT",
+            word(spec.content.into()).to_owned(),
+        )
+    })
 }
 
 fn devices_per_pod(spec: &MailbellSpec) -> i32 {
@@ -309,6 +322,7 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     let mailboxes = mailboxes_per_pod(&wanted.mailbell.spec);
     let most = mailboxes.saturating_add((mailboxes / 10).max(1));
     settings.push(("MAILBELL_MOST_ACCOUNTS", most.to_string()));
+    settings.extend(most_content(&wanted.mailbell.spec));
     let paces = [
         ("MAILBELL_CONNECTS_PER_HOST", watchers.connects_per_host),
         ("MAILBELL_LOGINS_PER_HOST", watchers.logins_per_host),

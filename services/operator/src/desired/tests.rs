@@ -57,6 +57,7 @@ fn installations() -> [(&'static str, Value); 3] {
                 "image": "registry.example.org/mailbell:1.2.3",
                 "imagePullSecrets": ["registry"],
                 "finishUpgrade": true,
+                "content": "headers",
                 "watchers": {
                     "scale": { "min": 3, "max": 9 },
                     "mailboxesPerPod": 5,

@@ -9,7 +9,7 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use mailbell_operator::{
-    api::{GROUP, MailAccount, MailProvider, Mailbell, ProviderLimits, TlsMode},
+    api::{Content, GROUP, MailAccount, MailProvider, Mailbell, ProviderLimits, TlsMode},
     crds,
 };
 use serde_json::{Value, json};
@@ -106,6 +106,7 @@ async fn what_is_left_out_has_a_default() {
     assert_eq!(stored.nats.managed.unwrap().nodes, 3);
     assert_eq!(stored.nats.external, None);
     assert!(!stored.paused && !stored.finish_upgrade);
+    assert_eq!(stored.content, Content::Preview);
     let object: MailAccount = serde_json::from_value(account()).unwrap();
     let stored = world
         .accounts()
@@ -116,6 +117,7 @@ async fn what_is_left_out_has_a_default() {
     assert_eq!(stored.tenant, "default");
     assert_eq!(stored.folders, ["INBOX"]);
     assert_eq!(stored.server.tls, TlsMode::Implicit);
+    assert_eq!(stored.content, Content::Preview);
     assert_eq!(stored.password.key, None);
     let object = with(&account(), "/metadata/name", json!("carol"));
     let object = with(&object, "/spec/password", Value::Null);
@@ -149,6 +151,12 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
     let (good, whose) = (mailbell(), account());
     assert_eq!(refused(&world, &good).await, None);
     assert_eq!(refused(&world, &whose).await, None);
+    for level in ["key", "headers", "preview"] {
+        for object in [&good, &whose] {
+            let object = with(object, "/spec/content", json!(level));
+            assert_eq!(refused(&world, &object).await, None);
+        }
+    }
     let long = "a".repeat(33);
     let external = json!({ "urls": ["tls://nats:4222"], "usersSecret": "nats" });
     let scale = json!({ "min": 3, "max": 2 });
@@ -274,6 +282,9 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
         ),
         (with(&whose, "/spec/server/tls", json!("None")), "Implicit"),
         (with(&whose, "/spec/tenant", json!("A B")), "should match"),
+        // The words of tokens, and no others.
+        (with(&whose, "/spec/content", json!("Key")), "\"headers\""),
+        (with(&good, "/spec/content", json!("all")), "\"headers\""),
         (
             with(&whose, "/spec/server/user", Value::Null),
             "spec.server.user: Required value",

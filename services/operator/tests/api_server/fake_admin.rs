@@ -236,6 +236,7 @@ impl Accounts for Service {
             folders: asked.folders,
             paused: asked.paused,
             managed_by: asked.managed_by,
+            content: asked.content,
             ..Account::default()
         };
         watching(&mut account);
@@ -300,6 +301,7 @@ impl Accounts for Service {
         account.folders = asked.folders;
         account.paused = asked.paused.unwrap();
         account.managed_by = asked.managed_by;
+        account.content = asked.content;
         watching(account);
         let account = account.clone();
         if let Some(password) = asked.password {

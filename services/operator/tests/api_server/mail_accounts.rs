@@ -13,7 +13,7 @@ use mailbell_operator::{
 };
 use mailbell_proto::{
     admin::v1::Account,
-    push::v1::{AccountState, Health},
+    push::v1::{AccountState, ContentLevel, Health},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -215,6 +215,22 @@ async fn an_account_is_as_it_is_declared() {
     drifted.folders.clear();
     admin.put(drifted);
     until(|| is(&bob, is_moved), "put right").await;
+    // The policy too, in both directions.
+    let has = |content: ContentLevel| {
+        admin
+            .account(&bob)
+            .is_some_and(|it| it.content() == content)
+    };
+    world
+        .apply(with(&moved, "/spec/content", json!("key")))
+        .await;
+    until(|| has(ContentLevel::Key), "limited").await;
+    let mut drifted = admin.account(&bob).unwrap();
+    drifted.content = ContentLevel::Unspecified.into();
+    admin.put(drifted);
+    until(|| has(ContentLevel::Key), "limited again").await;
+    world.apply(moved).await;
+    until(|| has(ContentLevel::Preview), "lifted").await;
     world.delete("bob").await;
     world.until_gone("bob").await;
     assert!(admin.account(&bob).is_none());

@@ -5,9 +5,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::ResourceExt as _;
+use mailbell_core::content::policy;
 use mailbell_proto::{
     admin::v1::{Account, CreateAccountRequest, ImapServer, TlsMode, UpdateAccountRequest},
-    push::v1::Health,
+    push::v1::{ContentLevel, Health},
 };
 
 use crate::api::{self, AccountMode, MailAccount, MailAccountStatus};
@@ -32,6 +33,7 @@ pub(super) fn is_right(wanted: &MailAccount, there: &Account) -> bool {
     has_server(wanted, there)
         && there.folders == folders(wanted)
         && there.paused == wanted.spec.paused
+        && policy(there.content) == wanted.spec.content.into()
         && there.managed_by == manager(wanted)
 }
 
@@ -53,6 +55,7 @@ pub(super) fn creation(wanted: &MailAccount, password: String) -> CreateAccountR
         no_check: true,
         paused: wanted.spec.paused,
         managed_by: manager(wanted),
+        content: level(wanted),
     }
 }
 
@@ -71,7 +74,12 @@ pub(super) fn change(
         no_check: true,
         revision: there.revision,
         managed_by: manager(wanted),
+        content: level(wanted),
     }
+}
+
+fn level(wanted: &MailAccount) -> i32 {
+    ContentLevel::from(wanted.spec.content).into()
 }
 
 /// As the admin API answers it: complete, and in its spelling.

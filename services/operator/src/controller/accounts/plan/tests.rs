@@ -32,6 +32,7 @@ fn there() -> Account {
         server: asked.server,
         folders: asked.folders,
         managed_by: asked.managed_by,
+        content: asked.content,
         revision: 7,
         ..Account::default()
     }
@@ -88,7 +89,7 @@ fn what_is_asked_for_is_complete_and_in_one_spelling() {
 #[test]
 fn each_difference_is_seen() {
     assert!(is_right(&wanted(), &there()));
-    let changes: [fn(&mut Account); 7] = [
+    let changes: [fn(&mut Account); 8] = [
         |it| it.server.as_mut().unwrap().host.push('x'),
         |it| it.server.as_mut().unwrap().port += 1,
         |it| it.server.as_mut().unwrap().user.push('x'),
@@ -96,6 +97,7 @@ fn each_difference_is_seen() {
         |it| it.folders.truncate(1),
         |it| it.paused = true,
         |it| it.managed_by.clear(),
+        |it| it.content = ContentLevel::Headers.into(),
     ];
     for (number, change) in changes.into_iter().enumerate() {
         let mut account = there();
@@ -106,7 +108,20 @@ fn each_difference_is_seen() {
     // Of what it was, nothing is left but its id.
     let asked = change(&wanted(), &there(), None);
     assert_eq!((asked.id.as_str(), asked.revision), ("default.01", 7));
+    // Said in so many words: unset would leave what somebody else has set.
+    assert_eq!(asked.content(), ContentLevel::Preview);
     assert_eq!((asked.paused, asked.password), (Some(false), None));
+    let mut limited = wanted();
+    limited.spec.content = api::Content::Key;
+    assert!(!is_right(&limited, &there()));
+    assert_eq!(
+        change(&limited, &there(), None).content(),
+        ContentLevel::Key
+    );
+    assert_eq!(
+        creation(&limited, String::new()).content(),
+        ContentLevel::Key
+    );
 }
 
 #[test]
