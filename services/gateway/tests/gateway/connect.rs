@@ -1,7 +1,6 @@
 //! The stream with a way back.
 
 use mailbell_core::token::Claims;
-use mailbell_gateway::Options;
 use mailbell_proto::push::v1::{
     Ack, ClientFrame, ContentLevel, EventKey, EventKind, Reauthenticate, SubscribeRequest,
     client_frame::Frame as Said,
@@ -10,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::support::{Device, World, account, arrival, bearer, claims, now_s, options};
+use crate::support::{Device, World, account, arrival, bearer, claims, now_s};
 
 type Way = mpsc::Sender<ClientFrame>;
 
@@ -116,27 +115,6 @@ async fn a_new_token_prolongs_the_stream() {
     // The new one does.
     world.source.revoke(&tenant, "t2", (past + 60) * 1000);
     assert_eq!(ends(&mut device).await, Code::Unauthenticated);
-}
-
-#[tokio::test]
-async fn a_new_token_needs_no_more_than_the_installation_lets_the_stream_show() {
-    let world = World::with(Options {
-        most_content: ContentLevel::Headers,
-        ..options()
-    })
-    .await;
-    let good = world.minter.token(&[account(0)]);
-    let headers = world.minter.sign(&Claims {
-        content: mailbell_core::content::word(ContentLevel::Headers).to_owned(),
-        ..claims(&[account(0)])
-    });
-    let (mut device, way) = connected(&world, &good).await;
-    let new = Said::Reauthenticate(Reauthenticate { token: headers });
-    way.send(said(new)).await.unwrap();
-    // It is taken: the stream goes on.
-    device.try_next().await.unwrap();
-    world.source.append(&arrival(&account(0), 1));
-    assert_eq!(device.uids(1).await, [1]);
 }
 
 #[tokio::test]
