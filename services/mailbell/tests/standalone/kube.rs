@@ -99,6 +99,11 @@ impl Cluster {
         .await;
     }
 
+    async fn left_accounts(&self, ids: Value) {
+        let status = json!({ "leftAccounts": ids });
+        self.status("mailbell/main", status).await;
+    }
+
     async fn ready(&self, status: &str, reason: &str, message: &str) {
         let ready = json!({ "type": "Ready", "status": status, "reason": reason, "message": message,
             "lastTransitionTime": "2026-01-01T00:00:00Z" });
@@ -350,6 +355,19 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
     assert_eq!(doctor(&admin).code, Some(0));
 
     mail_accounts(&cluster, &admin).await;
+    let left = json!({ "count": 12, "ids": ["default.01", "default.02"] });
+    cluster.left_accounts(left).await;
+    let said = doctor(&admin);
+    assert_eq!(
+        (said.code, said.of("warn")),
+        (Some(0), vec!["left in main"])
+    );
+    said.has(
+        "left in main",
+        "warn",
+        "12 accounts are watched whose MailAccounts are gone: default.01, default.02",
+    );
+    cluster.left_accounts(Value::Null).await;
 
     // For people too.
     let output = admin.run(&["doctor", "--kube", "--namespace", "default"]);

@@ -7,6 +7,7 @@ use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
 use mailbell_test_servers::{
     Dovecot, DovecotOptions, NatsOptions, NatsServer, SyntheticImap, SyntheticOptions, free_port,
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep};
 
@@ -25,6 +26,7 @@ struct World {
     /// Has the state directory by which commands are given.
     tool: Machine,
     admin_token: String,
+    operator_token: String,
     _nats: NatsServer,
     _roles: Vec<Machine>,
 }
@@ -84,6 +86,7 @@ impl World {
             admin_url: format!("http://{listen}"),
             tool,
             admin_token,
+            operator_token,
             _nats: nats,
             _roles: vec![watcher, admin],
         };
@@ -187,15 +190,33 @@ impl World {
         self.once(name, reason, said).await
     }
 
+    /// Once the installation names these accounts as left by their MailAccounts.
+    async fn once_left(&self, expected: &[&str]) {
+        let begin = Instant::now();
+        let path = "jsonpath={.status.leftAccounts.ids[*]}";
+        loop {
+            let said = self
+                .kubectl(&["get", "mailbell", "main", "-o", path], "")
+                .await;
+            let found: Vec<&str> = said.split_whitespace().collect();
+            if found == expected {
+                return;
+            }
+            assert!(begin.elapsed() < LIMIT, "{said} and not {expected:?}");
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// With the admin token.
     fn account(&self, arguments: &[&str]) -> (bool, String) {
+        self.account_by(&self.admin_token, arguments)
+    }
+
+    fn account_by(&self, token: &str, arguments: &[&str]) -> (bool, String) {
         let mut command = self.tool.command(&["account"]);
-        command.args(arguments).args([
-            "--admin-url",
-            &self.admin_url,
-            "--admin-token-file",
-            &self.admin_token,
-        ]);
+        command
+            .args(arguments)
+            .args(["--admin-url", &self.admin_url, "--admin-token-file", token]);
         let output = command.output().unwrap();
         let said = text(&output.stdout) + &text(&output.stderr);
         (output.status.success(), said)
@@ -290,6 +311,22 @@ async fn what_is_declared_is_watched_until_it_is_declared_no_longer() {
     assert!(!events.contains("AccountLeft"), "{events}");
     assert!(world.account(&["show", id(&again)]).0);
     world.once_ready("again", "True", "Watching").await;
+
+    // One whose object goes without it is named, and can be removed by who may do what the operator may.
+    let freed = ["--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#];
+    let free = [&["patch", "mailaccount", "again"][..], &freed].concat();
+    operator.signal(Signal::STOP);
+    world
+        .kubectl(&["delete", "mailaccount", "again", "--wait=false"], "")
+        .await;
+    world.kubectl(&free, "").await;
+    operator.signal(Signal::CONT);
+    world.once_left(&[id(&again)]).await;
+    let remove = ["remove", id(&again), "--yes"];
+    assert!(!world.account(&remove).0);
+    let (removed, said) = world.account_by(&world.operator_token, &remove);
+    assert!(removed, "{said}");
+    world.once_left(&[]).await;
 
     assert_eq!(operator.stop().await.code(), Some(0));
     for secret in [ADMIN, OPERATOR, "secret\"", "=secret", " secret "] {

@@ -427,6 +427,20 @@ pub struct MailbellStatus {
     /// What runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
+    /// Accounts whose MailAccounts are gone, and which are watched on. Unset: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_accounts: Option<LeftAccounts>,
+}
+
+/// Accounts that no MailAccount declares any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftAccounts {
+    /// How many.
+    pub count: i64,
+    /// The first of them.
+    #[schemars(length(max = 10))]
+    pub ids: Vec<String>,
 }
 
 /// How many there are of what.

@@ -20,9 +20,9 @@ pub use self::{
         MailProvider, MailProviderSpec, MailProviderStatus, ProviderLimits, ProviderQuirks,
     },
     mailbell::{
-        Admin, Counts, ExternalNats, GatewayApi, Gateways, ListenerTls, Mailbell, MailbellSpec,
-        MailbellStatus, ManagedNats, Nats, ParentRef, Service, ServiceType, Storage, Telemetry,
-        Versions, Watchers,
+        Admin, Counts, ExternalNats, GatewayApi, Gateways, LeftAccounts, ListenerTls, Mailbell,
+        MailbellSpec, MailbellStatus, ManagedNats, Nats, ParentRef, Service, ServiceType, Storage,
+        Telemetry, Versions, Watchers,
     },
     pods::{Pods, Scale},
 };

@@ -8,6 +8,7 @@ mod cluster;
 mod election;
 mod error;
 mod gateways;
+mod left;
 mod load;
 pub mod metrics;
 mod providers;
@@ -56,6 +57,7 @@ pub use accounts::{Pace, goes_on_by_itself};
 use admin::Admins;
 use election::Election;
 pub use error::Error;
+use left::Left;
 use load::Loads;
 pub use metrics::Metrics;
 use providers::Authorities;
@@ -103,6 +105,8 @@ struct Context {
     api_server_ports: Vec<u16>,
     /// How much there is to do in each.
     loads: Loads,
+    /// Accounts that nobody declares any more.
+    left: Arc<Left>,
     metrics: Metrics,
     /// Whom mail providers are trusted by.
     authorities: Authorities,
@@ -175,6 +179,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         gateways: options.gateways.clone(),
         api_server_ports: options.api_server_ports.clone(),
         loads: Loads::default(),
+        left: Arc::default(),
         metrics: metrics.clone(),
         authorities: Authorities::default(),
         failures: Mutex::default(),
@@ -183,7 +188,11 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
     let children = Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let children = || children.clone();
     let news = stream::unfold(Arc::clone(&context), |context| async {
-        context.loads.news().await;
+        tokio::select! {
+            // Unbiased: either has all of them looked at.
+            () = context.loads.news() => {}
+            () = context.left.news() => {}
+        }
         Some(((), context))
     });
     let of = Arc::clone(&context);
@@ -224,6 +233,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         events,
         admins: Arc::clone(&context.admins),
         mailbells: store.clone(),
+        left: Arc::clone(&context.left),
         pace: options.pace,
     };
     let accounts = accounts::run(api::<MailAccount>(client, options), setup);

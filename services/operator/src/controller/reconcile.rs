@@ -210,11 +210,16 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         // As whoever led before has seen it.
         None => (before.counts, before.versions.clone()),
     };
+    let left_accounts = match context.left.of(mailbell) {
+        Some(left) => (left.count > 0).then_some(left),
+        None => before.left_accounts.clone(),
+    };
     let status = MailbellStatus {
         observed_generation: generation,
         conditions: conditions(found, &before.conditions, generation, now),
         counts,
         versions,
+        left_accounts,
     };
     if status == before && status == read {
         return Ok(());

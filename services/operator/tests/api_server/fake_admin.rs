@@ -120,6 +120,10 @@ impl FakeAdmin {
         self.state().accounts.insert(id, account);
     }
 
+    pub(crate) fn remove(&self, external_id: &str) {
+        self.state().accounts.remove(external_id);
+    }
+
     /// Those that were set, from the first to the last.
     pub(crate) fn passwords(&self, external_id: &str) -> Vec<String> {
         let state = self.state();

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::Event;
 use kube::{
     ResourceExt as _,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use mailbell_operator::{
     api::MailAccount,
@@ -426,6 +426,75 @@ async fn an_admin_api_that_is_away_holds_nothing_up_for_ever() {
     world.until_gone("alice").await;
     let left = world.events("alice", "AccountLeft").await;
     assert!(left[0].contains("there is no Mailbell main"), "{left:?}");
+    operator.stop().await;
+}
+
+/// By a finalizer that somebody has taken off, also for an operator that has not seen the MailAccount.
+#[tokio::test]
+async fn an_account_whose_mail_account_is_gone_is_named_until_it_is_gone_too() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    world.is_set_up(json!({ "bob": "b", "carol": "c" })).await;
+    let operator = start(&world, &admin, "one", None);
+    for name in ["bob", "carol"] {
+        world.apply(declared(name)).await;
+        world.until_says(name, "True Watching").await;
+    }
+    operator.stop().await;
+    let bob = admin.account(&world.id("bob")).unwrap();
+    // Of another kind, and so nobody's business.
+    admin.put(Account {
+        external_id: "other".to_owned(),
+        id: "default.other".to_owned(),
+        ..bob.clone()
+    });
+    let mut other = admin.account("other").unwrap();
+    other.managed_by = String::new();
+    admin.put(other);
+    world.delete("bob").await;
+    let freed = json!({ "metadata": { "finalizers": null } });
+    let params = PatchParams::default();
+    let freed = Patch::Merge(&freed);
+    world
+        .accounts()
+        .patch("bob", &params, &freed)
+        .await
+        .unwrap();
+    world.until_gone("bob").await;
+    let left = |expected: Option<(i64, Vec<String>)>| {
+        let world = &world;
+        async move {
+            let is = || async {
+                let mailbell = world.mailbells().get("main").await.unwrap();
+                let left = mailbell.status?.left_accounts;
+                (left.map(|left| (left.count, left.ids)) == expected).then_some(())
+            };
+            world.once(is, "what is left").await;
+        }
+    };
+    let of_bob = Some((1, vec![bob.id.clone()]));
+    let operator = start(&world, &admin, "two", None);
+    left(of_bob.clone()).await;
+    // With the last MailAccount of the tenant goes the reason to ask for it, but for this.
+    world.delete("carol").await;
+    world.until_gone("carol").await;
+    operator.stop().await;
+    admin.put(Account {
+        external_id: world.id("dave"),
+        id: "default.dave".to_owned(),
+        managed_by: world.id("dave"),
+        ..Account::default()
+    });
+    let operator = start(&world, &admin, "three", None);
+    left(Some((2, vec![bob.id.clone(), "default.dave".to_owned()]))).await;
+    // Declared again it is nobody's any more, and so it is when it is gone.
+    world.apply(declared("bob")).await;
+    world.until_says("bob", "True Watching").await;
+    left(Some((1, vec!["default.dave".to_owned()]))).await;
+    admin.remove(&world.id("dave"));
+    left(None).await;
     operator.stop().await;
 }
 

@@ -29,6 +29,7 @@ pub(super) async fn examine(
     mailbell: &Mailbell,
 ) {
     status(report, mailbell);
+    left_accounts(report, mailbell);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     needed_secrets(report, &secrets, mailbell).await;
     certificates(report, &secrets, mailbell).await;
@@ -80,6 +81,23 @@ fn status(report: &mut Report, mailbell: &Mailbell) {
             "see to what is named; the operator tries again by itself",
         ),
     }
+}
+
+/// Accounts that no MailAccount declares any more.
+fn left_accounts(report: &mut Report, mailbell: &Mailbell) {
+    let status = mailbell.status.as_ref();
+    let Some(left) = status.and_then(|status| status.left_accounts.as_ref()) else {
+        return;
+    };
+    report.warn(
+        &format!("left in {}", mailbell.name_any()),
+        format!(
+            "{} accounts are watched whose MailAccounts are gone: {}",
+            left.count,
+            left.ids.join(", ")
+        ),
+        "declare them again; or remove them with the operator's token: docs/operating.md, What to do when",
+    );
 }
 
 /// By name only: what is in them is nobody's business here.

@@ -36,7 +36,7 @@ use tokio::{
 
 pub use self::plan::goes_on_by_itself;
 use self::{secrets::Secrets, seen::Seen};
-use super::{Error, LONGEST_WAIT, LOOK_LIMIT, admin::Admins};
+use super::{Error, LONGEST_WAIT, LOOK_LIMIT, admin::Admins, left::Left};
 use crate::api::{MailAccount, MailAccountStatus, Mailbell};
 
 /// It is on each MailAccount whose account may exist, until that is deleted.
@@ -87,6 +87,7 @@ struct Context {
     events: Recorder,
     admins: Arc<Admins>,
     mailbells: Store<Mailbell>,
+    left: Arc<Left>,
     secrets: Secrets,
     seen: Seen,
     pace: Pace,
@@ -158,6 +159,7 @@ pub(super) struct Setup {
     pub(super) events: Recorder,
     pub(super) admins: Arc<Admins>,
     pub(super) mailbells: Store<Mailbell>,
+    pub(super) left: Arc<Left>,
     pub(super) pace: Pace,
 }
 
@@ -168,6 +170,7 @@ pub(super) async fn run(accounts: Api<MailAccount>, setup: Setup) {
         events,
         admins,
         mailbells,
+        left,
         pace,
     } = setup;
     let installations = mailbells.clone();
@@ -177,6 +180,7 @@ pub(super) async fn run(accounts: Api<MailAccount>, setup: Setup) {
         events,
         admins,
         mailbells,
+        left,
         pace,
         seen: Seen::default(),
         memory: Mutex::default(),

@@ -19,7 +19,12 @@ const READY: &str = "Ready";
 /// The external id of its account, and who manages that: no two MailAccounts of a cluster have the same.
 pub(super) fn manager(wanted: &MailAccount) -> String {
     let namespace = wanted.namespace().unwrap_or_default();
-    format!("mailaccount/{namespace}/{}", wanted.name_any())
+    format!("{}{}", managers_of(&namespace), wanted.name_any())
+}
+
+/// With what those of a namespace begin.
+pub(super) fn managers_of(namespace: &str) -> String {
+    format!("mailaccount/{namespace}/")
 }
 
 /// The key of its password: unless it says another one its own name, so that one Secret can have the passwords of all.

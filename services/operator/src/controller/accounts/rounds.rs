@@ -16,7 +16,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Context, plan::manager, seen::Place};
+use super::{
+    Context,
+    plan::{manager, managers_of},
+    seen::Place,
+};
 use crate::{
     api::{MailAccount, Mailbell},
     controller::admin::AdminError,
@@ -42,7 +46,7 @@ pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: 
     let mut last = Instant::now();
     loop {
         let begin = Instant::now();
-        round(context, &accounts.state(), begin - last).await;
+        round(context, accounts, begin - last).await;
         last = begin;
         // Full: they are looked at anyway.
         let _ = look.try_send(());
@@ -64,13 +68,16 @@ pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: 
 #[derive(Default)]
 struct Asked {
     tenants: BTreeSet<String>,
+    /// Where accounts of MailAccounts that are gone may be.
+    others: BTreeSet<String>,
     external_ids: HashSet<String>,
 }
 
-async fn round(context: &Context, accounts: &[Arc<MailAccount>], since: Duration) {
+async fn round(context: &Context, store: &Store<MailAccount>, since: Duration) {
+    let accounts = store.state();
     let mut asked: BTreeMap<Place, Asked> = BTreeMap::new();
     let mut secrets = BTreeSet::new();
-    for account in accounts {
+    for account in &accounts {
         let namespace = account.namespace().unwrap_or_default();
         let place = (namespace.clone(), account.spec.mailbell.clone());
         let one = asked.entry(place).or_default();
@@ -78,7 +85,23 @@ async fn round(context: &Context, accounts: &[Arc<MailAccount>], since: Duration
         one.external_ids.insert(manager(account));
         secrets.insert((namespace, account.spec.password.secret_name.clone()));
     }
+    let mailbells = context.mailbells.state();
+    for mailbell in &mailbells {
+        let tenants = context.left.tenants(mailbell);
+        if !tenants.is_empty() {
+            let place = (
+                mailbell.namespace().unwrap_or_default(),
+                mailbell.name_any(),
+            );
+            asked.entry(place).or_default().others = tenants;
+        }
+    }
     context.seen.retain(|place| asked.contains_key(place));
+    let there = |(namespace, name): &Place| {
+        let place = ObjectRef::new(name).within(namespace);
+        context.mailbells.get(&place).is_some()
+    };
+    context.left.retain(there);
     let known: HashSet<_> = accounts
         .iter()
         .map(|account| ObjectRef::from_obj(&**account))
@@ -90,7 +113,9 @@ async fn round(context: &Context, accounts: &[Arc<MailAccount>], since: Duration
     for (place, asked) in &asked {
         let name = ObjectRef::new(&place.1).within(&place.0);
         match context.mailbells.get(&name) {
-            Some(mailbell) if is_up(&mailbell) => ask(context, &mailbell, place, asked).await,
+            Some(mailbell) if is_up(&mailbell) => {
+                ask(context, store, &mailbell, place, asked).await;
+            }
             // There is nobody to ask, and a MailAccount says so without.
             _ => context.seen.forget(place),
         }
@@ -102,9 +127,30 @@ pub(super) fn is_up(mailbell: &Mailbell) -> bool {
     !mailbell.spec.paused && mailbell.metadata.deletion_timestamp.is_none()
 }
 
-async fn ask(context: &Context, mailbell: &Mailbell, place: &Place, asked: &Asked) {
+async fn ask(
+    context: &Context,
+    store: &Store<MailAccount>,
+    mailbell: &Mailbell,
+    place: &Place,
+    asked: &Asked,
+) {
     match read(context, mailbell, asked).await {
-        Ok(accounts) => context.seen.are(place, accounts),
+        Ok(Found { accounts, strays }) => {
+            context.seen.are(place, accounts);
+            let declared: HashSet<String> = match strays.is_empty() {
+                true => HashSet::new(),
+                // With those that came meanwhile.
+                false => {
+                    let all = store.state();
+                    let ours = all.iter().filter(|it| it.spec.mailbell == place.1);
+                    ours.map(|it| manager(it)).collect()
+                }
+            };
+            let strays = strays.into_iter();
+            let left = strays.filter(|(manager, _)| !declared.contains(manager));
+            let left = left.map(|(_, id)| id).collect();
+            context.left.are(mailbell, asked.tenants.clone(), &left);
+        }
         Err(error) => {
             context.admins.note(mailbell, &error);
             context.seen.is_silent(place, error.to_string());
@@ -112,22 +158,31 @@ async fn ask(context: &Context, mailbell: &Mailbell, place: &Place, asked: &Aske
     }
 }
 
-async fn read(
-    context: &Context,
-    mailbell: &Mailbell,
-    asked: &Asked,
-) -> Result<HashMap<String, Arc<Account>>, AdminError> {
+/// What an admin API has.
+#[derive(Default)]
+struct Found {
+    /// By their external ids, those that MailAccounts want to know of.
+    accounts: HashMap<String, Arc<Account>>,
+    /// Those that a MailAccount of this namespace declares, which was not there when it was asked: who that is, and the account's id.
+    strays: Vec<(String, String)>,
+}
+
+async fn read(context: &Context, mailbell: &Mailbell, asked: &Asked) -> Result<Found, AdminError> {
     let admin = context.admins.of(mailbell).await?;
-    let mut found = HashMap::new();
-    for tenant in &asked.tenants {
+    let mut found = Found::default();
+    let kin = managers_of(&mailbell.namespace().unwrap_or_default());
+    for tenant in asked.tenants.union(&asked.others) {
         let mut after = String::new();
         for _ in 0..MOST_PAGES {
             let page = admin.accounts(tenant, after).await?;
             for account in page.accounts {
-                // Others of the tenant are nothing to us.
                 if asked.external_ids.contains(&account.external_id) {
-                    found.insert(account.external_id.clone(), Arc::new(account));
+                    let id = account.external_id.clone();
+                    found.accounts.insert(id, Arc::new(account));
+                } else if account.managed_by.starts_with(&kin) {
+                    found.strays.push((account.managed_by, account.id));
                 }
+                // Others of the tenant are nothing to us.
             }
             after = page.next_page_token;
             if after.is_empty() {
