@@ -46,6 +46,8 @@ struct State {
     passwords: BTreeMap<String, Vec<String>>,
     calls: Vec<&'static str>,
     silent: bool,
+    /// A change leaves an account's state as it is.
+    helpless: bool,
     /// Why no account is made.
     refuses: Option<&'static str>,
     token: String,
@@ -104,6 +106,11 @@ impl FakeAdmin {
     /// Makes no account, with this sentence; or makes them again.
     pub(crate) fn refuses(&self, sentence: Option<&'static str>) {
         self.state().refuses = sentence;
+    }
+
+    /// Whether an account is watched after a change, whatever was wrong.
+    pub(crate) fn helps(&self, helps: bool) {
+        self.state().helpless = !helps;
     }
 
     pub(crate) fn takes_token(&self, token: &str) {
@@ -296,6 +303,7 @@ impl Accounts for Service {
     ) -> Result<Response<Account>, Status> {
         let asked = self.begin("update", request).await?;
         let mut state = self.0.lock().unwrap();
+        let helpless = state.helpless;
         let mut all = state.accounts.values_mut();
         let account = all.find(|it| it.id == asked.id).ok_or_else(not_found)?;
         if account.server != asked.server && asked.password.is_none() {
@@ -306,7 +314,10 @@ impl Accounts for Service {
         account.paused = asked.paused.unwrap();
         account.managed_by = asked.managed_by;
         account.content = asked.content;
-        watching(account);
+        match helpless {
+            true => account.revision += 1,
+            false => watching(account),
+        }
         let account = account.clone();
         if let Some(password) = asked.password {
             let id = account.external_id.clone();

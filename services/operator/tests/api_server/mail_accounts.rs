@@ -498,6 +498,50 @@ async fn an_account_whose_mail_account_is_gone_is_named_until_it_is_gone_too() {
     operator.stop().await;
 }
 
+/// The watchers' key ring was lost, for instance, and made anew. It may be of no use, and is not tried all the time.
+#[tokio::test]
+async fn a_password_that_cannot_be_opened_is_given_again_at_a_bounded_pace() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    world.is_set_up(json!({ "bob": "b" })).await;
+    world.apply(declared("bob")).await;
+    let operator = start(&world, &admin, "one", None);
+    world.until_says("bob", "True Watching").await;
+    let bob = world.id("bob");
+    let is_said = |code: &str| {
+        let mut account = admin.account(&bob).unwrap();
+        account.state = Some(AccountState {
+            health: Health::ActionNeeded.into(),
+            code: code.to_owned(),
+            sentence: "It cannot be opened.".to_owned(),
+            ..AccountState::default()
+        });
+        account.revision += 1;
+        admin.put(account);
+    };
+    // It is there, and a release before cannot read it: not to be written over.
+    is_said("credential-newer");
+    world.until_says("bob", "False CredentialNewer").await;
+    assert_eq!(admin.passwords(&bob), ["b"]);
+    is_said("sealing-key-missing");
+    until(|| admin.passwords(&bob).len() == 2, "given again").await;
+    world.until_says("bob", "True Watching").await;
+    // Where it does not help, the next time is a minute later at the earliest.
+    admin.helps(false);
+    is_said("credential-mismatch");
+    until(|| admin.passwords(&bob).len() == 3, "given again").await;
+    is_said("starting");
+    world.until_says("bob", "False Starting").await;
+    is_said("credential-missing");
+    world.until_says("bob", "False CredentialMissing").await;
+    admin.calls_for_accounts();
+    four_rounds(&admin).await;
+    assert_eq!(admin.passwords(&bob), ["b"; 3]);
+    operator.stop().await;
+}
+
 /// It is tried again, ever less often, but at once when something else is declared.
 #[tokio::test]
 async fn what_is_refused_is_said_and_not_asked_for_all_the_time() {

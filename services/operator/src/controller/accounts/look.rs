@@ -13,7 +13,7 @@ use tokio::time::{Duration, Instant};
 use tonic::Code;
 
 use super::{
-    Context, Held, again,
+    Context, Held, again, again_given,
     plan::{self, Registered, Trouble, manager},
     rounds::is_up,
     secrets::{Place, Version},
@@ -61,7 +61,9 @@ async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done
         Some(there) => there,
         None => return Ok(None),
     };
-    let is_same = has_password(wanted, context, &version);
+    let is_lost = there.as_deref().is_some_and(plan::has_lost_password);
+    let gives = is_lost && may_give(wanted, context);
+    let is_same = has_password(wanted, context, &version) && !gives;
     if let Some(there) = &there
         && is_same
         && plan::is_right(wanted, there)
@@ -70,13 +72,18 @@ async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done
             memory.digest = Some(version.digest);
             memory.held = None;
             memory.refusals = 0;
+            // Else it was not tried yet, or did not help.
+            if plan::is_watched(there) {
+                memory.given = None;
+                memory.gifts = 0;
+            }
         });
         return Ok(Some((Arc::clone(there), version)));
     }
     if is_held(wanted, context, &version) {
         return Ok(None);
     }
-    let made = make(wanted, context, &mailbell, there.as_deref()).await;
+    let made = make(wanted, context, &mailbell, there.as_deref(), gives).await;
     match made {
         Ok((account, version)) => {
             let account = Arc::new(account);
@@ -85,6 +92,9 @@ async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done
                 memory.digest = Some(version.digest);
                 memory.held = None;
                 memory.refusals = 0;
+                if gives {
+                    memory.given = Some(Instant::now() + again_given(&mut memory.gifts));
+                }
             });
             Ok(Some((account, version)))
         }
@@ -165,6 +175,15 @@ fn has_password(wanted: &MailAccount, context: &Context, version: &Version) -> b
     is_same
 }
 
+/// Whether a password that was lost may be given again: what was given a moment ago was not tried yet.
+fn may_give(wanted: &MailAccount, context: &Context) -> bool {
+    let mut may = false;
+    context.remember(wanted, |memory| {
+        may = memory.given.is_none_or(|until| until <= Instant::now());
+    });
+    may
+}
+
 fn is_held(wanted: &MailAccount, context: &Context, version: &Version) -> bool {
     let mut is_held = false;
     context.remember(wanted, |memory| {
@@ -177,18 +196,19 @@ fn is_held(wanted: &MailAccount, context: &Context, version: &Version) -> bool {
     is_held
 }
 
-/// Has the account made, or changed.
+/// Has the account made, or changed; `gives`: with its password, also if that is the same.
 async fn make(
     wanted: &MailAccount,
     context: &Context,
     mailbell: &Mailbell,
     there: Option<&Account>,
+    gives: bool,
 ) -> Result<(Account, Version), Trouble> {
     let password = context
         .secrets
         .password(&secret(wanted), &plan::password_key(wanted))
         .await?;
-    let is_same = has_password(wanted, context, &password.version);
+    let is_same = has_password(wanted, context, &password.version) && !gives;
     let call = async {
         let admin = context.admins.of(mailbell).await?;
         let found;

@@ -41,6 +41,8 @@ use crate::api::{MailAccount, MailAccountStatus, Mailbell};
 
 /// It is on each MailAccount whose account may exist, until that is deleted.
 const FINALIZER: &str = "mailbell.dev/account";
+/// The longest wait before a password that was lost is given again.
+const LONGEST_GIFT_WAIT: Duration = Duration::from_secs(3600);
 /// MailAccounts that are looked at at the same time.
 const AT_ONCE: u16 = 16;
 
@@ -107,6 +109,10 @@ struct Memory {
     told: Option<Instant>,
     /// What the admin API refused is not tried again before.
     held: Option<Held>,
+    /// A password that was lost is not given again before.
+    given: Option<Instant>,
+    /// How often in a row it was given again, and did not help.
+    gifts: u32,
     /// How often in a row it was refused.
     refusals: u32,
     /// How often in a row a look came to nothing.
@@ -257,6 +263,12 @@ fn on_error(account: Arc<MailAccount>, error: &Missed, context: Arc<Context>) ->
         }
     }
     Action::requeue(wait)
+}
+
+/// Longer with each failure in a row. The first wait is longer than a watcher needs to try a password, and a day has few of them.
+fn again_given(gifts: &mut u32) -> Duration {
+    *gifts = gifts.saturating_add(1);
+    Duration::from_secs(60 << (*gifts - 1).min(6)).min(LONGEST_GIFT_WAIT)
 }
 
 /// Longer with each failure in a row.

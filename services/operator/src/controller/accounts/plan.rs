@@ -48,6 +48,18 @@ pub(super) fn has_server(wanted: &MailAccount, there: &Account) -> bool {
     there.server.as_ref() == Some(&server)
 }
 
+/// Whether its state says that the stored password cannot be opened, so that only giving it again helps: the watchers' key ring was lost,
+/// or what was stored. (Words of the watcher.) Not one of a newer release, nor one that only cannot be read now.
+pub(super) fn has_lost_password(there: &Account) -> bool {
+    const CODES: [&str; 3] = [
+        "sealing-key-missing",
+        "credential-missing",
+        "credential-mismatch",
+    ];
+    let state = there.state.as_ref();
+    state.is_some_and(|state| CODES.contains(&state.code.as_str()))
+}
+
 /// It is added without a login: wrong settings show as its state, where a person looks anyway, and mailboxes by the thousand are logged in
 /// to at the pace that their servers allow.
 pub(super) fn creation(wanted: &MailAccount, password: String) -> CreateAccountRequest {
@@ -224,9 +236,15 @@ fn arrival(account: &Account) -> Option<Time> {
     at.flatten().map(Time)
 }
 
+/// Whether its password is good, among all else.
+pub(super) fn is_watched(account: &Account) -> bool {
+    let state = account.state.as_ref();
+    state.is_some_and(|state| state.health() == Health::Watching)
+}
+
 fn of_account(account: &Account) -> (&'static str, String, String) {
     let state = account.state.clone().unwrap_or_default();
-    let is_watched = state.health() == Health::Watching;
+    let is_watched = is_watched(account);
     let status = if is_watched { "True" } else { "False" };
     let reason = match (is_watched, camel(&state.code)) {
         (true, _) => "Watching".to_owned(),
