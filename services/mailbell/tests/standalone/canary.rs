@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use mailbell_test_servers::{Dovecot, DovecotOptions, free_port};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::machine::{Machine, send, text};
 
@@ -37,7 +37,7 @@ impl Scene {
         let added = machine.run(&add);
         assert!(added.status.success(), "{}", text(&added.stderr));
         let added: Value = serde_json::from_slice(&added.stdout).unwrap();
-        let id = added["id"].as_str().unwrap().to_owned();
+        let id = added.get("id").unwrap().as_str().unwrap().to_owned();
         let mut scene = Self {
             dovecot,
             machine,
@@ -47,7 +47,7 @@ impl Scene {
         let watched = |machine: &mut Machine| {
             let show: Vec<&str> = show.iter().map(String::as_str).collect();
             let shown: Value = serde_json::from_slice(&machine.run(&show).stdout).unwrap();
-            shown["state"]["health"] == "watching"
+            shown.pointer("/state/health") == Some(&json!("watching"))
         };
         scene.machine.until("watched", watched).await;
         scene
@@ -83,9 +83,10 @@ impl Scene {
         assert_eq!(tokens_of_it.len(), tokens, "{listed}");
         for token in tokens_of_it {
             let token: Value = serde_json::from_str(token).unwrap();
-            assert_eq!(token["revoked"], true, "{listed}");
-            assert_eq!(token["accounts"], serde_json::json!([self.id]), "{listed}");
-            assert_eq!(token["content"], "key", "{listed}");
+            let has = |name: &str, value: Value| token.get(name) == Some(&value);
+            assert!(has("revoked", json!(true)), "{listed}");
+            assert!(has("accounts", json!([self.id])), "{listed}");
+            assert!(has("content", json!("key")), "{listed}");
         }
     }
 }
@@ -93,9 +94,9 @@ impl Scene {
 fn canary(said: &[u8]) -> Vec<String> {
     let report: Value =
         serde_json::from_slice(said).unwrap_or_else(|error| panic!("{error}: {}", text(said)));
-    let findings = report["findings"].as_array().unwrap().iter();
-    let of_canary = findings.filter(|it| it["name"] == "canary");
-    let field = |it: &Value, name: &str| it[name].as_str().unwrap().to_owned();
+    let findings = report.get("findings").unwrap().as_array().unwrap().iter();
+    let of_canary = findings.filter(|it| it.get("name") == Some(&json!("canary")));
+    let field = |it: &Value, name: &str| it.get(name).unwrap().as_str().unwrap().to_owned();
     of_canary
         .map(|it| {
             let parts = ["verdict", "said", "advice"].map(|name| field(it, name));
@@ -107,7 +108,7 @@ fn canary(said: &[u8]) -> Vec<String> {
 fn one(said: &[String], words: &[&str]) {
     assert_eq!(said.len(), 1, "{said:?}");
     for word in words {
-        assert!(said[0].contains(word), "{word}: {said:?}");
+        assert!(said.concat().contains(word), "{word}: {said:?}");
     }
 }
 

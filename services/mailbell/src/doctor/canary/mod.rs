@@ -4,7 +4,10 @@
 
 mod made;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use mailbell_client::{AppEvent, Events};
 use mailbell_imap::{Canary, Error as ImapError, Put};
@@ -136,12 +139,7 @@ struct Flight<'a> {
 }
 
 impl Flight<'_> {
-    async fn fly(
-        &mut self,
-        id: &str,
-        password: &PathBuf,
-        admin: &AdminArgs,
-    ) -> Result<String, Fault> {
+    async fn fly(&mut self, id: &str, password: &Path, admin: &AdminArgs) -> Result<String, Fault> {
         let password = secretfile::read_text(password)
             .map_err(|error| Fault::new(error.to_string(), "name a file of mode 0600"))?;
         let secret = password.lines().next().unwrap_or_default();
