@@ -47,10 +47,12 @@ PACK = cargo run --quiet --release --locked -p mailbell-image -- --binary
 COMMIT = --revision $$(git describe --always --abbrev=40 --dirty --exclude '*') --created $$(git log -1 --format=%ct)
 IMAGE ?= mailbell.dev/mailbell:$(VERSION)
 
+BUILD_STATIC = CFLAGS="$(REMAP:%=-ffile-prefix-map=%)" RUSTFLAGS="-C target-feature=+crt-static $(REMAP:%=--remap-path-prefix=%)" \
+	  cargo build --release --locked --target $(TRIPLE) --target-dir $(TARGET)/image -p mailbell
+
 .PHONY: static
 static:
-	CFLAGS="$(REMAP:%=-ffile-prefix-map=%)" RUSTFLAGS="-C target-feature=+crt-static $(REMAP:%=--remap-path-prefix=%)" \
-	  cargo build --release --locked --target $(TRIPLE) --target-dir $(TARGET)/image -p mailbell
+	$(BUILD_STATIC)
 
 .PHONY: image
 image: static sbom ## target/mailbell.oci.tar: the image for a cluster (make image IMAGE=name:tag), without an engine or a registry
@@ -91,13 +93,19 @@ E2E := cargo test --workspace --features mailbell/failpoints,mailbell-test-clust
 ON_CLUSTER := MAILBELL_BIN=$(abspath $(STATIC)) $(E2E) --test kubernetes -- --test-threads 1 --nocapture
 
 .PHONY: e2e
-e2e: e2e-images ## Tests on a Kubernetes with nodes and pods: as root (tests/cluster/README.md)
+e2e: e2e-prev e2e-images ## Tests on a Kubernetes with nodes and pods: as root (tests/cluster/README.md)
 	$(E2E) --test nodes -- --test-threads 1
 	$(ON_CLUSTER)
 
 .PHONY: e2e-short
 e2e-short: e2e-images ## Of these one: Mailbell is installed, mail arrives, and it is upgraded
 	$(ON_CLUSTER) installed_and_upgraded
+
+# The release before this one, which one of them begins with. First: `static` puts this one in its place.
+.PHONY: e2e-prev
+e2e-prev:
+	$(BUILD_STATIC) --features mailbell/schema-prev
+	$(PACK) $(STATIC) archive --output $(TARGET)/mailbell-prev.oci.tar --name mailbell.dev/mailbell:prev $(COMMIT)
 
 # The same image by another name is what is upgraded to.
 .PHONY: e2e-images

@@ -1,15 +1,16 @@
-//! Mail that arrives all the time, and how long each message took to a device.
+//! Mail that arrives all the time at several mailboxes, and how long each message took to each device.
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use mailbell_test_servers::Dovecot;
-use mailbell_tests::{
-    auditor::Seen, device::Device, journal::Journal, load::message, world::SETTLE_LIMIT,
-};
+use mailbell_tests::{auditor::Seen, journal::Journal, load::message, world::SETTLE_LIMIT};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -17,16 +18,45 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-const EVERY: Duration = Duration::from_millis(200);
+use crate::subscribers::{Mailbox, Phone};
+
+/// To each mailbox.
+const EVERY: Duration = Duration::from_millis(400);
 
 /// When something became of a message, by its number.
 type Times = BTreeMap<u64, Instant>;
 
-/// Mail to one mailbox, followed on one device.
+/// Numbers for messages, each given once.
+#[derive(Debug, Clone)]
+pub(crate) struct Numbers(Arc<AtomicU64>);
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU64::new(1)))
+    }
+}
+
+impl Numbers {
+    pub(crate) fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Mail to all mailboxes, followed on all devices.
 #[derive(Debug)]
 pub(crate) struct Load {
     stop: CancellationToken,
-    deliveries: JoinHandle<Times>,
+    /// One a mailbox.
+    deliveries: Vec<JoinHandle<Times>>,
+    devices: Vec<Follower>,
+    connections: usize,
+}
+
+/// What one device is told.
+#[derive(Debug)]
+struct Follower {
+    /// Of these mailboxes.
+    mailboxes: Vec<usize>,
     told: watch::Receiver<Times>,
 }
 
@@ -34,55 +64,88 @@ pub(crate) struct Load {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) messages: usize,
-    /// From the delivery of a message until the device was told: the longest, in which the device's longest gap is.
+    /// From the delivery of a message until a device was told: the longest of any device, in which its longest gap is.
     pub(crate) longest: Duration,
+    /// How often any device had connected before.
+    pub(crate) connections: usize,
 }
 
 impl Load {
-    /// Delivers messages of these numbers.
     pub(crate) fn start(
-        dovecot: Arc<Dovecot>,
-        user: String,
-        numbers: impl Iterator<Item = u64> + Send + 'static,
-        device: &Device,
+        dovecot: &Arc<Dovecot>,
+        numbers: &Numbers,
+        mailboxes: &[Mailbox],
+        phones: &[Phone],
     ) -> Self {
         let stop = CancellationToken::new();
-        let deliveries = tokio::spawn(deliver(dovecot, user, numbers, stop.clone()));
-        let (sender, told) = watch::channel(Times::new());
-        tokio::spawn(follow(device.follow(), sender));
+        let deliver = |mailbox: &Mailbox| {
+            tokio::spawn(deliver(
+                dovecot.clone(),
+                mailbox.user.clone(),
+                numbers.clone(),
+                stop.clone(),
+            ))
+        };
+        let deliveries = mailboxes.iter().map(deliver).collect();
+        let follow = |phone: &Phone| {
+            let (sender, told) = watch::channel(Times::new());
+            tokio::spawn(follow(phone.device.follow(), sender));
+            Follower {
+                mailboxes: phone.mailboxes.clone(),
+                told,
+            }
+        };
         Self {
-            stop,
+            devices: phones.iter().map(follow).collect(),
+            connections: connections(phones),
             deliveries,
-            told,
+            stop,
         }
     }
 
     /// Ends it, once all have been told.
-    pub(crate) async fn stop(mut self) -> Outcome {
+    pub(crate) async fn stop(self) -> Outcome {
         self.stop.cancel();
-        let delivered = self.deliveries.await.unwrap();
-        let all = |told: &Times| delivered.keys().all(|number| told.contains_key(number));
-        let told = timeout(SETTLE_LIMIT, self.told.wait_for(all)).await;
-        let told = told.expect("every message is told").unwrap();
-        let took = |(number, at): (&u64, &Instant)| told[number].saturating_duration_since(*at);
+        let mut delivered = Vec::new();
+        for mailbox in self.deliveries {
+            delivered.push(mailbox.await.unwrap());
+        }
+        let mut longest = Duration::ZERO;
+        for mut device in self.devices {
+            let of_device = device.mailboxes.iter().map(|n| &delivered[*n]);
+            let sent: Vec<(&u64, &Instant)> = of_device.flatten().collect();
+            let all = |told: &Times| sent.iter().all(|(number, _)| told.contains_key(number));
+            let told = timeout(SETTLE_LIMIT, device.told.wait_for(all)).await;
+            let told = told.expect("every message is told").unwrap();
+            for (number, at) in sent {
+                longest = longest.max(told[number].saturating_duration_since(*at));
+            }
+        }
         Outcome {
-            messages: delivered.len(),
-            longest: delivered.iter().map(took).max().unwrap_or_default(),
+            messages: delivered.iter().map(BTreeMap::len).sum(),
+            longest,
+            connections: self.connections,
         }
     }
+}
+
+/// How often these have connected.
+pub(crate) fn connections(phones: &[Phone]) -> usize {
+    let of = |phone: &Phone| phone.device.journal().connections;
+    phones.iter().map(of).sum()
 }
 
 async fn deliver(
     dovecot: Arc<Dovecot>,
     user: String,
-    mut numbers: impl Iterator<Item = u64>,
+    numbers: Numbers,
     stop: CancellationToken,
 ) -> Times {
     let mut pace = interval(EVERY);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut delivered = Times::new();
     while stop.run_until_cancelled(pace.tick()).await.is_some() {
-        let number = numbers.next().unwrap();
+        let number = numbers.next();
         let done = dovecot.deliver_lmtp(&user, &message(number)).await;
         done.unwrap();
         delivered.insert(number, Instant::now());

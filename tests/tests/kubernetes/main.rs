@@ -3,6 +3,10 @@
 #![cfg(test)]
 
 mod balancer;
+mod figures;
+mod install;
 mod load;
+mod pods;
 mod scenes;
+mod subscribers;
 mod world;

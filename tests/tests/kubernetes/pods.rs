@@ -1,0 +1,114 @@
+//! The pods of an installation, as the API server has them.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use serde_json::Value;
+
+use crate::world::World;
+
+/// Of the operator and the admin API: two each.
+const OTHERS: usize = 4;
+pub(crate) const NATS_SERVERS: usize = 3;
+
+/// One pod.
+#[derive(Debug, Clone)]
+pub(crate) struct Pod(Value);
+
+impl Pod {
+    /// The kind of what has made it.
+    fn owner(&self) -> &str {
+        let owner = &self.0["metadata"]["ownerReferences"][0]["kind"];
+        owner.as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.0["metadata"]["name"].as_str().unwrap()
+    }
+
+    pub(crate) fn component(&self) -> &str {
+        let component = &self.0["metadata"]["labels"]["app.kubernetes.io/component"];
+        component.as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn node(&self) -> &str {
+        self.0["spec"]["nodeName"].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn image(&self) -> &str {
+        let image = &self.0["spec"]["containers"][0]["image"];
+        image.as_str().unwrap_or_default()
+    }
+
+    /// Where it listens on a port.
+    pub(crate) fn at(&self, port: u16) -> SocketAddr {
+        let address = self.0["status"]["podIP"].as_str().unwrap();
+        SocketAddr::new(address.parse::<IpAddr>().unwrap(), port)
+    }
+
+    /// Which it is, and how often its container was started anew.
+    pub(crate) fn life(&self) -> (String, u64) {
+        let uid = self.0["metadata"]["uid"].as_str().unwrap().to_owned();
+        let restarts = &self.0["status"]["containerStatuses"][0]["restartCount"];
+        (uid, restarts.as_u64().unwrap())
+    }
+
+    /// It is not about to go.
+    pub(crate) fn is_ready(&self) -> bool {
+        let conditions = self.0["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        self.0["metadata"]["deletionTimestamp"].is_null()
+            && conditions
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    }
+}
+
+impl World {
+    /// All of the namespace, but what jobs leave, which has ended.
+    pub(crate) async fn pods(&self) -> Vec<Pod> {
+        let list: Value = serde_json::from_str(&self.kubectl("get pods -o json").await).unwrap();
+        let all = list["items"].as_array().unwrap().iter().cloned().map(Pod);
+        all.filter(|pod| pod.owner() != "Job").collect()
+    }
+
+    pub(crate) async fn pods_of(&self, part: &str) -> Vec<Pod> {
+        let mut pods = self.pods().await;
+        pods.retain(|pod| pod.component() == part);
+        pods
+    }
+
+    /// Waits until all pods are there and ready, those of Mailbell with this image, and the installation is too.
+    pub(crate) async fn wait_running(&self, tag: &str) {
+        self.wait_scaled(tag, 2).await;
+    }
+
+    /// The same, with so many watchers and as many gateways. Those that were more are gone.
+    pub(crate) async fn wait_scaled(&self, tag: &str, each: usize) {
+        let image = format!("mailbell.dev/mailbell:{tag}");
+        let ours = OTHERS + 2 * each;
+        self.until("all pods run", async || {
+            let pods = self.pods().await;
+            let ready: Vec<&Pod> = pods.iter().filter(|pod| pod.is_ready()).collect();
+            let of = |part: &str| pods.iter().filter(|pod| pod.component() == part).count();
+            ready.len() == ours + NATS_SERVERS
+                && ready.iter().filter(|pod| pod.image() == image).count() == ours
+                && ["watcher", "gateway"].iter().all(|part| of(part) == each)
+        })
+        .await;
+        self.wait_ready().await;
+    }
+
+    /// That the loss of a node takes no part of the installation away.
+    pub(crate) async fn assert_spread(&self) {
+        let pods = self.pods().await;
+        for part in ["watcher", "gateway", "admin", "nats"] {
+            let of_part = pods.iter().filter(|pod| pod.component() == part);
+            let nodes: Vec<&str> = of_part.map(Pod::node).collect();
+            let distinct: BTreeSet<&str> = nodes.iter().copied().collect();
+            assert!(nodes.len() > 1, "{part} has {} pods", nodes.len());
+            assert_eq!(distinct.len(), nodes.len(), "{part}: {nodes:?}");
+        }
+    }
+}
