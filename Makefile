@@ -37,7 +37,8 @@ build: nats ## The binary, optimized: target/release/mailbell, with the nats-ser
 	install -m 755 "$(MAILBELL_NATS_SERVER)" $(RELEASE)/nats-server
 
 # Without libraries, and without a path of this machine in it: the same commit makes the same bytes, in any folder of a machine with the
-# same C library and compiler (its own are linked in).
+# same C library and compiler (its own are linked in). Without symbols, a quarter of it: with STRIP=debuginfo the same code has them, for
+# whoever is to read a back-trace.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_AT = $(or $(CARGO_HOME),$(HOME)/.cargo)
 REMAP = $(CURDIR)=/mailbell $(abspath $(TARGET))=/target $(CARGO_AT)=/cargo $(shell rustc --print sysroot)=/rust
@@ -48,11 +49,12 @@ COMMIT = --revision $$(git describe --always --abbrev=40 --dirty --exclude '*') 
 IMAGE ?= mailbell.dev/mailbell:$(VERSION)
 
 BUILD_STATIC = CFLAGS="$(REMAP:%=-ffile-prefix-map=%)" RUSTFLAGS="-C target-feature=+crt-static $(REMAP:%=--remap-path-prefix=%)" \
-	  cargo build --release --locked --target $(TRIPLE) --target-dir $(TARGET)/image -p mailbell
+	  cargo rustc --release --locked --target $(TRIPLE) --target-dir $(TARGET)/image -p mailbell --bin mailbell
+STRIPPED = -- -C strip=$(or $(STRIP),symbols)
 
 .PHONY: static
 static:
-	$(BUILD_STATIC)
+	$(BUILD_STATIC) $(STRIPPED)
 
 .PHONY: image
 image: static sbom ## target/mailbell.oci.tar: the image for a cluster (make image IMAGE=name:tag), without an engine or a registry
@@ -104,7 +106,7 @@ e2e-short: e2e-images ## Of these one: Mailbell is installed, mail arrives, and 
 # The release before this one, which one of them begins with. First: `static` puts this one in its place.
 .PHONY: e2e-prev
 e2e-prev:
-	$(BUILD_STATIC) --features mailbell/schema-prev
+	$(BUILD_STATIC) --features mailbell/schema-prev $(STRIPPED)
 	$(PACK) $(STATIC) archive --output $(TARGET)/mailbell-prev.oci.tar --name mailbell.dev/mailbell:prev $(COMMIT)
 
 # The same image by another name is what is upgraded to.
