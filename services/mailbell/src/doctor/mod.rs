@@ -38,8 +38,9 @@ the operator says, Secrets (by name; certificates are read), disks, pods, and Ma
 name). What you may not see is skipped, and said.
 
 With --canary, in either case, it puts a message into the mailbox of an account, marked as read, and says how long it takes until a
-device is told; then it removes the message. For that it logs in with a password that you give, makes a token that is good for this
-account only, and revokes it. The mail server has to be able to remove a single message (UIDPLUS). Ctrl-C removes both too.
+device is told; then it removes the message (some servers keep what is removed in an archive). For that it logs in with a password that
+you give, makes a token that is good for this account only, and revokes it. The mail server has to be able to remove a single message
+(UIDPLUS). Ctrl-C removes both too.
 
 With --json a finding's `verdict` is ok, warn, fail, or skipped: that was not looked at, and `said` says why.
 

@@ -1,10 +1,14 @@
 //! `mailbell doctor --canary` with a real mail server: what it says, and that nothing stays.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use mailbell_test_servers::{Dovecot, DovecotOptions, free_port};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::machine::{Machine, send, text};
 
@@ -19,11 +23,11 @@ impl Scene {
     async fn start(quirks: &str) -> Self {
         let dovecot = Dovecot::start(DovecotOptions::default()).await.unwrap();
         let mut machine = Machine::new();
-        let providers = format!(
+        let policy = format!(
             r#"{{"providers": [{{"name": "ours", "hosts": ["127.0.0.1"], "quirks": {{{quirks}}}}}]}}"#
         );
-        let providers = machine.beside("providers.json", &providers);
-        machine.start_with(&["--providers-file", &providers]).await;
+        let policy = machine.beside("policy.json", &policy);
+        machine.start_with(&["--policy-file", &policy]).await;
         let url = format!("imap+plaintext://alice@127.0.0.1:{}", dovecot.imap_port());
         let password = machine.beside("password", "secret\n");
         let add = [
@@ -183,14 +187,18 @@ async fn a_canary_that_is_not_told_and_one_that_is_given_up_are_removed_too() {
 
     for (number, signal) in [(2, Signal::INT), (3, Signal::TERM)] {
         let mut doctor = scene.doctor("secret\n", &["--canary-wait", "30m"]);
-        let doctor: Child = doctor.stdout(Stdio::piped()).spawn().unwrap();
+        let mut doctor: Child = doctor.stdout(Stdio::piped()).spawn().unwrap();
         let mut raw = scene.dovecot.imap("alice").await.unwrap();
         while !raw
             .command("STATUS INBOX (MESSAGES)")
             .await
             .unwrap()
             .contains("MESSAGES 1")
-        {}
+        {
+            // It waits for half an hour, or has ended without a message.
+            assert_eq!(doctor.try_wait().unwrap(), None);
+            sleep(Duration::from_millis(20)).await;
+        }
         raw.command("EXAMINE INBOX").await.unwrap();
         let message = raw.command("UID FETCH 1:* (BODY.PEEK[])").await.unwrap();
         assert!(

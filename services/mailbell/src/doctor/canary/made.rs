@@ -102,7 +102,12 @@ impl Made {
             label: "mailbell doctor".to_owned(),
             ..MintTokenRequest::default()
         };
-        let late = || Fault::new("no token could be had in time", "look again");
+        let late = || {
+            Fault::new(
+                "no token could be had in time",
+                "one labelled `mailbell doctor` may be there all the same, for an hour: mailbell token list",
+            )
+        };
         let minted = timeout(STEP, client.tokens.mint_token(request)).await;
         let minted = minted.map_err(|_elapsed| late())?;
         let minted = minted.map_err(|status| Fault::of_admin(status.into()))?;

@@ -138,11 +138,11 @@ impl Counted {
 }
 
 impl Tally {
-    /// A mailbox with something wrong is no fault of the installation; if it watches none at all, something is.
+    /// A mailbox with something wrong is no fault of the installation; if all of them are, something is.
     fn tell(self, report: &mut Report, finding: &str, said: String, namespace: &str) {
-        let verdict = match (self.wrong, self.watched) {
-            (0, _) => return report.ok(finding, said),
-            (_, 0) => Verdict::Fail,
+        let verdict = match self.wrong {
+            0 => return report.ok(finding, said),
+            wrong if wrong == self.declared => Verdict::Fail,
             _ => Verdict::Warn,
         };
         let advice = match self.wrong > self.named.len() {
@@ -271,6 +271,26 @@ mod tests {
                 "message": message, "lastTransitionTime": NOW }] });
         }
         serde_json::from_value(object).unwrap()
+    }
+
+    /// One that waits may be well in a moment.
+    #[test]
+    fn a_failure_is_only_where_all_of_them_have_something_wrong() {
+        let ready = |reason| Some(["False", reason, "It says why."]);
+        let wrong = account("bob", "main", json!({}), ready("BadCredentials"));
+        let waits = account("eve", "main", json!({}), ready("Paused"));
+        for (all, verdict) in [
+            (vec![&wrong], Verdict::Fail),
+            (vec![&wrong, &waits], Verdict::Warn),
+        ] {
+            let mut counted = Counted::of(&["main".to_owned()], true);
+            for account in all {
+                counted.add(account, NOW.parse().unwrap());
+            }
+            let mut report = Report::default();
+            counted.tell(&mut report, "mail");
+            assert_eq!(report.findings[0].verdict, verdict);
+        }
     }
 
     fn judged(metadata: Value, ready: Option<[&str; 3]>) -> Judged {

@@ -56,8 +56,10 @@ fn paused_tenant() -> Policy {
     policy
 }
 
+type Made = fn() -> Policy;
+
 /// Each pause of the operator's, and what it is called.
-fn pauses() -> [(fn() -> Policy, &'static str); 2] {
+fn pauses() -> [(Made, &'static str); 2] {
     [
         (paused_provider, "provider-paused"),
         (paused_tenant, "tenant-paused"),
