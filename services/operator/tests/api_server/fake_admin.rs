@@ -127,6 +127,19 @@ impl FakeAdmin {
         self.state().accounts.insert(id, account);
     }
 
+    /// A watcher has found that this is wrong with it.
+    pub(crate) fn says(&self, external_id: &str, code: &str) {
+        let mut state = self.state();
+        let account = state.accounts.get_mut(external_id).unwrap();
+        account.state = Some(AccountState {
+            health: Health::ActionNeeded.into(),
+            code: code.to_owned(),
+            sentence: "Somebody has to see to it.".to_owned(),
+            ..AccountState::default()
+        });
+        account.revision += 1;
+    }
+
     pub(crate) fn remove(&self, external_id: &str) {
         self.state().accounts.remove(external_id);
     }

@@ -1,20 +1,21 @@
 //! MailAccounts on a real API server, with an admin API that does what a test tells it. The real one is in `services/mailbell/tests`.
 
+mod deleted;
+mod passwords;
+mod trouble;
+
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Event;
 use kube::{
     ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams},
 };
 use mailbell_operator::{
     api::MailAccount,
     controller::{Options, Pace},
 };
-use mailbell_proto::{
-    admin::v1::Account,
-    push::v1::{AccountState, ContentLevel, Health},
-};
+use mailbell_proto::{admin::v1::Account, push::v1::ContentLevel};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -24,8 +25,6 @@ use crate::{
     requests::{self, Requests},
     world::{World, account, mailbell, soon, with},
 };
-
-const MAILBELL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell");
 
 /// As an operator's, in a hurry.
 const PACE: Pace = Pace {
@@ -38,6 +37,20 @@ const PACE: Pace = Pace {
 
 fn start(world: &World, admin: &FakeAdmin, identity: &str, user: Option<&str>) -> Operator {
     Operator::start_told(world, identity, user, tell(admin))
+}
+
+/// The next operator, whose requests of this kind are held back; there is one.
+async fn start_held(
+    world: &Arc<World>,
+    admin: &FakeAdmin,
+    parts: &'static [&'static str],
+) -> (Operator, Arc<Requests>) {
+    let requests = Requests::holding(parts);
+    let (of, held) = (Arc::clone(world), Arc::clone(&requests));
+    let client = async move { requests::client(&of, held).await };
+    let operator = Operator::start_by(world, "two", client, tell(admin));
+    soon(requests.are_over()).await;
+    (operator, requests)
 }
 
 fn tell(admin: &FakeAdmin) -> impl FnOnce(&mut Options) {
@@ -54,12 +67,28 @@ fn declared(name: &str) -> Value {
     with(&object, "/spec/password", Value::Null)
 }
 
+/// An installation whose operator watches a mailbox for each of these MailAccounts.
+async fn watched(names: &[&str]) -> Option<(Arc<World>, FakeAdmin, Operator)> {
+    let world = World::new().await?;
+    let admin = FakeAdmin::start(None);
+    world.is_set_up().await;
+    for name in names {
+        world.apply(declared(name)).await;
+    }
+    let operator = start(&world, &admin, "one", None);
+    for name in names {
+        world.until_says(name, "True Watching").await;
+    }
+    Some((Arc::new(world), admin, operator))
+}
+
 impl World {
     /// An installation, the operator's token, and passwords.
-    async fn is_set_up(&self, passwords: Value) {
+    async fn is_set_up(&self) {
         self.create(&mailbell()).await;
         self.secret("main-operator-token", json!({ "token": TOKEN }))
             .await;
+        let passwords = json!({ "alice": "a", "bob": "b", "again": "b", "carol": "c" });
         self.secret("mail-passwords", passwords).await;
     }
 
@@ -121,6 +150,25 @@ fn said(account: &MailAccount) -> String {
     ready.map_or_else(String::new, |it| {
         format!("{} {} {}", it.status, it.reason, it.message)
     })
+}
+
+/// Each of one page, and nothing else, since calls were last asked for.
+async fn four_rounds(admin: &FakeAdmin) {
+    let mut calls = Vec::new();
+    let rounds = || {
+        calls.extend(admin.calls_for_accounts());
+        calls.len() >= 4
+    };
+    until(rounds, "rounds").await;
+    assert!(calls.iter().all(|call| *call == "list"), "{calls:?}");
+}
+
+async fn until(mut is_so: impl FnMut() -> bool, what: &str) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "not {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// One change a change, and none while nothing changes.
@@ -242,25 +290,6 @@ async fn an_account_is_as_it_is_declared() {
     operator.stop().await;
 }
 
-/// Each of one page, and nothing else, since calls were last asked for.
-async fn four_rounds(admin: &FakeAdmin) {
-    let mut calls = Vec::new();
-    let rounds = || {
-        calls.extend(admin.calls_for_accounts());
-        calls.len() >= 4
-    };
-    until(rounds, "rounds").await;
-    assert!(calls.iter().all(|call| *call == "list"), "{calls:?}");
-}
-
-async fn until(mut is_so: impl FnMut() -> bool, what: &str) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "not {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// One that was there before it was declared: of a release before, or of another cluster whose manifests are applied here.
 #[tokio::test]
 async fn what_carries_its_id_is_taken_over_and_several_are_kept_apart() {
@@ -275,9 +304,7 @@ async fn what_carries_its_id_is_taken_over_and_several_are_kept_apart() {
         ..Account::default()
     };
     admin.put(theirs);
-    world
-        .is_set_up(json!({ "bob": "b", "again": "b", "carol": "c" }))
-        .await;
+    world.is_set_up().await;
     for name in ["bob", "again", "carol"] {
         world.apply(declared(name)).await;
     }
@@ -297,349 +324,5 @@ async fn what_carries_its_id_is_taken_over_and_several_are_kept_apart() {
     assert_eq!(ids[0], "default.theirs");
     assert!(ids[1] != ids[2] && ids[1] != ids[0]);
     assert_eq!(admin.passwords(&world.id("bob")), ["b"]);
-    operator.stop().await;
-}
-
-/// Of one Secret with many, also by an operator that has not seen the one before.
-#[tokio::test]
-async fn only_a_password_that_has_changed_is_set() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let admin = FakeAdmin::start(None);
-    world.is_set_up(json!({ "alice": "a", "bob": "b" })).await;
-    let names = ["alice", "bob"];
-    for name in names {
-        world.apply(declared(name)).await;
-    }
-    let operator = start(&world, &admin, "one", None);
-    let mut versions = Vec::new();
-    for name in names {
-        world.until_says(name, "True Watching").await;
-        let status = world.accounts().get(name).await.unwrap().status.unwrap();
-        versions.push(status.password_version.unwrap());
-    }
-    let all_say_another = async |versions: &mut [String]| {
-        for (name, version) in names.iter().zip(versions) {
-            let is_other = |account: &MailAccount| {
-                let status = account.status.as_ref().unwrap();
-                status.password_version.as_ref() != Some(&*version)
-            };
-            world
-                .once_account(name, "of the new Secret", is_other)
-                .await;
-            let status = world.accounts().get(name).await.unwrap().status.unwrap();
-            *version = status.password_version.unwrap();
-        }
-    };
-    world
-        .secret("mail-passwords", json!({ "alice": "a", "bob": "next" }))
-        .await;
-    all_say_another(&mut versions).await;
-    assert_eq!(admin.passwords(&world.id("alice")), ["a"]);
-    assert_eq!(admin.passwords(&world.id("bob")), ["b", "next"]);
-    operator.stop().await;
-    // The next one knows by the version that nothing is to be done.
-    admin.calls_for_accounts();
-    let operator = start(&world, &admin, "two", None);
-    four_rounds(&admin).await;
-    world
-        .secret("mail-passwords", json!({ "alice": "a", "bob": "last" }))
-        .await;
-    all_say_another(&mut versions).await;
-    assert_eq!(admin.passwords(&world.id("alice")), ["a"]);
-    assert_eq!(admin.passwords(&world.id("bob")), ["b", "next", "last"]);
-    operator.stop().await;
-}
-
-#[tokio::test]
-async fn the_operator_reads_the_secrets_that_the_chart_names_and_no_other() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let (installed, said) = world.helm(&["install", "mailbell", MAILBELL]).await;
-    assert!(installed, "{said}");
-    let admin = FakeAdmin::start(None);
-    let operator = start(&world, &admin, "one", Some("mailbell-operator"));
-    world.is_set_up(json!({ "bob": "b" })).await;
-    world.secret("other", json!({ "carol": "c" })).await;
-    world.apply(declared("bob")).await;
-    let elsewhere = json!({ "secretName": "other" });
-    world
-        .apply(with(&declared("carol"), "/spec/password", elsewhere))
-        .await;
-    world.until_says("bob", "True Watching").await;
-    let sentence = "False SecretForbidden the operator may not read the Secret other: name it in mailAccounts.passwordSecrets";
-    world.until_says("carol", sentence).await;
-    world.delete("carol").await;
-    world.until_gone("carol").await;
-    world.delete("bob").await;
-    world.until_gone("bob").await;
-    operator.stop().await;
-}
-
-/// It may be back in a moment; if it is not, that is said, and nobody waits for it without end.
-#[tokio::test]
-async fn an_admin_api_that_is_away_holds_nothing_up_for_ever() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let admin = FakeAdmin::start(None);
-    world
-        .is_set_up(json!({ "alice": "a", "bob": "b", "carol": "c" }))
-        .await;
-    for name in ["alice", "bob"] {
-        world.apply(declared(name)).await;
-    }
-    let operator = start(&world, &admin, "one", None);
-    for name in ["alice", "bob"] {
-        world.until_says(name, "True Watching").await;
-    }
-    drop(admin);
-    // Nobody knows it yet.
-    world.apply(declared("carol")).await;
-    world
-        .until_says("carol", "Unknown AdminAway the admin API does not answer")
-        .await;
-    let bob = world.accounts().get("bob").await.unwrap();
-    assert!(said(&bob).starts_with("True Watching"), "{}", said(&bob));
-    world
-        .until_says("bob", "Unknown AdminAway the admin API does not answer")
-        .await;
-    world.delete("bob").await;
-    world
-        .until_says("bob", "False Removing its account could not be deleted yet")
-        .await;
-    world.until_gone("bob").await;
-    let left = world.events("bob", "AccountLeft").await;
-    assert_eq!(left.len(), 1);
-    assert!(left[0].contains("does not answer"), "{left:?}");
-    // Of one that was never registered nothing is left.
-    world.delete("carol").await;
-    world.until_gone("carol").await;
-    assert_eq!(world.events("carol", "AccountLeft").await.len(), 0);
-    // With its installation there is nobody to ask any more.
-    let params = DeleteParams::default();
-    world.mailbells().delete("main", &params).await.unwrap();
-    world.until_says("alice", "False NoInstallation").await;
-    world.delete("alice").await;
-    world.until_gone("alice").await;
-    let left = world.events("alice", "AccountLeft").await;
-    assert!(left[0].contains("there is no Mailbell main"), "{left:?}");
-    operator.stop().await;
-}
-
-/// By a finalizer that somebody has taken off, also for an operator that has not seen the MailAccount.
-#[tokio::test]
-async fn an_account_whose_mail_account_is_gone_is_named_until_it_is_gone_too() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let admin = FakeAdmin::start(None);
-    world.is_set_up(json!({ "bob": "b", "carol": "c" })).await;
-    let operator = start(&world, &admin, "one", None);
-    for name in ["bob", "carol"] {
-        world.apply(declared(name)).await;
-        world.until_says(name, "True Watching").await;
-    }
-    operator.stop().await;
-    let bob = admin.account(&world.id("bob")).unwrap();
-    // Of another kind, and so nobody's business.
-    admin.put(Account {
-        external_id: "other".to_owned(),
-        id: "default.other".to_owned(),
-        ..bob.clone()
-    });
-    let mut other = admin.account("other").unwrap();
-    other.managed_by = String::new();
-    admin.put(other);
-    world.delete("bob").await;
-    let freed = json!({ "metadata": { "finalizers": null } });
-    let params = PatchParams::default();
-    let freed = Patch::Merge(&freed);
-    world
-        .accounts()
-        .patch("bob", &params, &freed)
-        .await
-        .unwrap();
-    world.until_gone("bob").await;
-    let left = |expected: Option<(i64, Vec<String>)>| {
-        let world = &world;
-        async move {
-            let is = || async {
-                let mailbell = world.mailbells().get("main").await.unwrap();
-                let left = mailbell.status?.left_accounts;
-                (left.map(|left| (left.count, left.ids)) == expected).then_some(())
-            };
-            world.once(is, "what is left").await;
-        }
-    };
-    let of_bob = Some((1, vec![bob.id.clone()]));
-    let operator = start(&world, &admin, "two", None);
-    left(of_bob.clone()).await;
-    // With the last MailAccount of the tenant goes the reason to ask for it, but for this.
-    world.delete("carol").await;
-    world.until_gone("carol").await;
-    operator.stop().await;
-    admin.put(Account {
-        external_id: world.id("dave"),
-        id: "default.dave".to_owned(),
-        managed_by: world.id("dave"),
-        ..Account::default()
-    });
-    let operator = start(&world, &admin, "three", None);
-    left(Some((2, vec![bob.id.clone(), "default.dave".to_owned()]))).await;
-    // Declared again it is nobody's any more, and so it is when it is gone.
-    world.apply(declared("bob")).await;
-    world.until_says("bob", "True Watching").await;
-    left(Some((1, vec!["default.dave".to_owned()]))).await;
-    admin.remove(&world.id("dave"));
-    left(None).await;
-    operator.stop().await;
-}
-
-/// The watchers' key ring was lost, for instance, and made anew. It may be of no use, and is not tried all the time.
-#[tokio::test]
-async fn a_password_that_cannot_be_opened_is_given_again_at_a_bounded_pace() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let admin = FakeAdmin::start(None);
-    world.is_set_up(json!({ "bob": "b" })).await;
-    world.apply(declared("bob")).await;
-    let operator = start(&world, &admin, "one", None);
-    world.until_says("bob", "True Watching").await;
-    let bob = world.id("bob");
-    let is_said = |code: &str| {
-        let mut account = admin.account(&bob).unwrap();
-        account.state = Some(AccountState {
-            health: Health::ActionNeeded.into(),
-            code: code.to_owned(),
-            sentence: "It cannot be opened.".to_owned(),
-            ..AccountState::default()
-        });
-        account.revision += 1;
-        admin.put(account);
-    };
-    // It is there, and a release before cannot read it: not to be written over.
-    is_said("credential-newer");
-    world.until_says("bob", "False CredentialNewer").await;
-    assert_eq!(admin.passwords(&bob), ["b"]);
-    is_said("sealing-key-missing");
-    until(|| admin.passwords(&bob).len() == 2, "given again").await;
-    world.until_says("bob", "True Watching").await;
-    // Where it does not help, the next time is a minute later at the earliest.
-    admin.helps(false);
-    is_said("credential-mismatch");
-    until(|| admin.passwords(&bob).len() == 3, "given again").await;
-    is_said("starting");
-    world.until_says("bob", "False Starting").await;
-    is_said("credential-missing");
-    world.until_says("bob", "False CredentialMissing").await;
-    admin.calls_for_accounts();
-    four_rounds(&admin).await;
-    assert_eq!(admin.passwords(&bob), ["b"; 3]);
-    operator.stop().await;
-}
-
-/// It is tried again, ever less often, but at once when something else is declared.
-#[tokio::test]
-async fn what_is_refused_is_said_and_not_asked_for_all_the_time() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let admin = FakeAdmin::start(None);
-    admin.refuses(Some("not before the upgrade is finished"));
-    world.is_set_up(json!({ "bob": "b" })).await;
-    world.apply(declared("bob")).await;
-    let operator = start(&world, &admin, "one", None);
-    world
-        .until_says("bob", "False Refused not before the upgrade is finished")
-        .await;
-    // Not in each round: it waits 2, 4, 8 and more seconds.
-    let mut calls = Vec::new();
-    let rounds = || {
-        calls.extend(admin.calls_for_accounts());
-        calls.iter().filter(|call| **call == "list").count() >= 12
-    };
-    until(rounds, "rounds").await;
-    let tries = calls.iter().filter(|call| **call == "create").count();
-    assert!((1..8).contains(&tries), "{calls:?}");
-    admin.refuses(None);
-    let other = with(&declared("bob"), "/spec/paused", json!(true));
-    world.apply(other).await;
-    world.until_says("bob", "True Watching").await;
-    assert_eq!(world.events("bob", "Refused").await.len(), 1);
-    operator.stop().await;
-}
-
-/// Whoever leads then may hear of what was deleted before it hears of the installation, and takes that for none that is not there.
-#[tokio::test]
-async fn what_is_deleted_while_nobody_leads_is_deleted_by_the_next_one() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let world = Arc::new(world);
-    let admin = FakeAdmin::start(None);
-    world.is_set_up(json!({ "bob": "b" })).await;
-    let operator = start(&world, &admin, "one", None);
-    world.apply(declared("bob")).await;
-    world.until_says("bob", "True").await;
-    operator.stop().await;
-    world.delete("bob").await;
-    let requests = Requests::holding(&["/mailbells"]);
-    let (of, held) = (Arc::clone(&world), Arc::clone(&requests));
-    let client = async move { requests::client(&of, held).await };
-    let operator = Operator::start_by(&world, "two", client, tell(&admin));
-    soon(requests.are_over()).await;
-    // All others are listed and watched: MailAccounts, and nine kinds of objects; and the lease was written.
-    let begun = || async { (requests.made() >= 20).then_some(()) };
-    world.once(begun, "the beginning").await;
-    requests.let_go();
-    world.until_gone("bob").await;
-    assert!(admin.calls().contains(&"delete"));
-    assert_eq!(admin.account(&world.id("bob")), None);
-    operator.stop().await;
-}
-
-/// What is read of one may be older than what was last written of it.
-#[tokio::test]
-async fn each_change_is_told_once_while_the_watch_is_late() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let world = Arc::new(world);
-    let admin = FakeAdmin::start(None);
-    world.is_set_up(json!({ "bob": "b" })).await;
-    world.apply(declared("bob")).await;
-    let operator = start(&world, &admin, "one", None);
-    world.until_says("bob", "True Watching").await;
-    operator.stop().await;
-    let requests = Requests::holding(&["/mailaccounts?", "watch=true"]);
-    let (of, held) = (Arc::clone(&world), Arc::clone(&requests));
-    let client = async move { requests::client(&of, held).await };
-    let operator = Operator::start_by(&world, "two", client, tell(&admin));
-    soon(requests.are_over()).await;
-    let mut account = admin.account(&world.id("bob")).unwrap();
-    account.state = Some(AccountState {
-        health: Health::ActionNeeded.into(),
-        code: "bad-credentials".to_owned(),
-        sentence: "The password is refused.".to_owned(),
-        ..AccountState::default()
-    });
-    account.revision += 1;
-    admin.put(account);
-    world.until_says("bob", "False BadCredentials").await;
-    admin.calls_for_accounts();
-    four_rounds(&admin).await;
-    assert_eq!(world.events("bob", "BadCredentials").await.len(), 1);
-    requests.let_go();
-    // Once it is known what stands there, nothing is written any more.
-    let quiet = || async {
-        let before = requests.statuses();
-        four_rounds(&admin).await;
-        (requests.statuses() == before).then_some(())
-    };
-    world.once(quiet, "an end of writing").await;
     operator.stop().await;
 }

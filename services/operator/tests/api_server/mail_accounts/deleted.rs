@@ -1,0 +1,88 @@
+//! MailAccounts that are deleted, by the operator's leave or without it.
+
+use kube::api::{Patch, PatchParams};
+use mailbell_proto::admin::v1::Account;
+use serde_json::json;
+
+use super::{declared, start, start_held, watched};
+
+/// By a finalizer that somebody has taken off, also for an operator that has not seen the MailAccount.
+#[tokio::test]
+async fn an_account_whose_mail_account_is_gone_is_named_until_it_is_gone_too() {
+    let Some((world, admin, operator)) = watched(&["bob", "carol"]).await else {
+        return;
+    };
+    operator.stop().await;
+    let bob = admin.account(&world.id("bob")).unwrap();
+    // Of another kind, and so nobody's business.
+    admin.put(Account {
+        external_id: "other".to_owned(),
+        id: "default.other".to_owned(),
+        ..bob.clone()
+    });
+    let mut other = admin.account("other").unwrap();
+    other.managed_by = String::new();
+    admin.put(other);
+    world.delete("bob").await;
+    let freed = json!({ "metadata": { "finalizers": null } });
+    let params = PatchParams::default();
+    let freed = Patch::Merge(&freed);
+    world
+        .accounts()
+        .patch("bob", &params, &freed)
+        .await
+        .unwrap();
+    world.until_gone("bob").await;
+    let left = |expected: Option<(i64, Vec<String>)>| {
+        let world = &world;
+        async move {
+            let is = || async {
+                let mailbell = world.mailbells().get("main").await.unwrap();
+                let left = mailbell.status?.left_accounts;
+                (left.map(|left| (left.count, left.ids)) == expected).then_some(())
+            };
+            world.once(is, "what is left").await;
+        }
+    };
+    let of_bob = Some((1, vec![bob.id.clone()]));
+    let operator = start(&world, &admin, "two", None);
+    left(of_bob.clone()).await;
+    // With the last MailAccount of the tenant goes the reason to ask for it, but for this.
+    world.delete("carol").await;
+    world.until_gone("carol").await;
+    operator.stop().await;
+    admin.put(Account {
+        external_id: world.id("dave"),
+        id: "default.dave".to_owned(),
+        managed_by: world.id("dave"),
+        ..Account::default()
+    });
+    let operator = start(&world, &admin, "three", None);
+    left(Some((2, vec![bob.id.clone(), "default.dave".to_owned()]))).await;
+    // Declared again it is nobody's any more, and so it is when it is gone.
+    world.apply(declared("bob")).await;
+    world.until_says("bob", "True Watching").await;
+    left(Some((1, vec!["default.dave".to_owned()]))).await;
+    admin.remove(&world.id("dave"));
+    left(None).await;
+    operator.stop().await;
+}
+
+/// Whoever leads then may hear of what was deleted before it hears of the installation, and takes that for none that is not there.
+#[tokio::test]
+async fn what_is_deleted_while_nobody_leads_is_deleted_by_the_next_one() {
+    let Some((world, admin, operator)) = watched(&["bob"]).await else {
+        return;
+    };
+    operator.stop().await;
+    world.delete("bob").await;
+    let (operator, requests) = start_held(&world, &admin, &["/mailbells"]).await;
+    // All others are listed and watched: MailAccounts, and nine kinds of objects; and the lease was written.
+    let begun = || async { (requests.made() >= 20).then_some(()) };
+    world.once(begun, "the beginning").await;
+    requests.let_go();
+    world.until_gone("bob").await;
+    assert!(admin.calls().contains(&"delete"));
+    assert_eq!(admin.account(&world.id("bob")), None);
+    operator.stop().await;
+}
