@@ -319,6 +319,9 @@ impl Accounts for Service {
         let helpless = state.helpless;
         let mut all = state.accounts.values_mut();
         let account = all.find(|it| it.id == asked.id).ok_or_else(not_found)?;
+        if asked.revision != 0 && asked.revision != account.revision {
+            return Err(Status::aborted("somebody else changed it meanwhile"));
+        }
         if account.server != asked.server && asked.password.is_none() {
             return Err(Status::invalid_argument("the password is needed anew"));
         }

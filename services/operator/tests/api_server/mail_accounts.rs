@@ -46,14 +46,24 @@ async fn start_held(
     parts: &'static [&'static str],
 ) -> (Operator, Arc<Requests>) {
     let requests = Requests::holding(parts);
-    let (of, held) = (Arc::clone(world), Arc::clone(&requests));
-    let client = async move { requests::client(&of, held).await };
-    let operator = Operator::start_by(world, "two", client, tell(admin));
+    let operator = start_counted(world, "two", &requests, tell(admin));
     soon(requests.are_over()).await;
     (operator, requests)
 }
 
-fn tell(admin: &FakeAdmin) -> impl FnOnce(&mut Options) {
+/// Whose requests are counted.
+fn start_counted(
+    world: &Arc<World>,
+    identity: &str,
+    requests: &Arc<Requests>,
+    tell: impl FnOnce(&mut Options),
+) -> Operator {
+    let (of, counted) = (Arc::clone(world), Arc::clone(requests));
+    let client = async move { requests::client(&of, counted).await };
+    Operator::start_by(world, identity, client, tell)
+}
+
+fn tell(admin: &FakeAdmin) -> impl FnOnce(&mut Options) + use<> {
     let url = admin.url("http");
     |options| {
         options.admin_url = Some(url);

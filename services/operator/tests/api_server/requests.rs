@@ -22,6 +22,8 @@ pub(crate) struct Requests {
     made: AtomicUsize,
     /// Of these, statuses of MailAccounts that were written.
     statuses: AtomicUsize,
+    /// And tokens of the operator that were read.
+    tokens: AtomicUsize,
     limit: usize,
     reached: Notify,
     /// Those whose path and query have all of these in them wait until there are permits.
@@ -34,6 +36,7 @@ impl Requests {
         Arc::new(Self {
             made: AtomicUsize::new(0),
             statuses: AtomicUsize::new(0),
+            tokens: AtomicUsize::new(0),
             limit,
             reached: Notify::new(),
             held: None,
@@ -45,6 +48,7 @@ impl Requests {
         Arc::new(Self {
             made: AtomicUsize::new(0),
             statuses: AtomicUsize::new(0),
+            tokens: AtomicUsize::new(0),
             limit: usize::MAX,
             reached: Notify::new(),
             held: Some((parts, Semaphore::new(0))),
@@ -64,6 +68,11 @@ impl Requests {
     /// How often the status of a MailAccount was written.
     pub(crate) fn statuses(&self) -> usize {
         self.statuses.load(Ordering::Relaxed)
+    }
+
+    /// How often the token was read by which an admin API knows the operator: anew for each call after one that nobody answered.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens.load(Ordering::Relaxed)
     }
 
     /// Waits for the first one that is not sent, or held.
@@ -99,6 +108,9 @@ pub(crate) async fn client(world: &World, requests: Arc<Requests>) -> Client {
             let uri = request.uri();
             if uri.path().contains("/mailaccounts/") && uri.path().ends_with("/status") {
                 requests.statuses.fetch_add(1, Ordering::Relaxed);
+            }
+            if uri.path().ends_with("-operator-token") {
+                requests.tokens.fetch_add(1, Ordering::Relaxed);
             }
             requests.pass(&uri.to_string()).await;
             Ok::<_, BoxError>(request)

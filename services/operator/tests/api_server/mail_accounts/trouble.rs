@@ -1,11 +1,16 @@
 //! Admin APIs that are away or refuse, and an API server whose watch is late.
 
+use std::time::Duration;
+
 use kube::api::DeleteParams;
+use mailbell_operator::controller::Options;
 use serde_json::json;
 
-use super::{declared, four_rounds, said, start, start_held, until, watched};
+use super::{declared, four_rounds, said, start, start_counted, start_held, tell, until, watched};
 use crate::{
+    actors::Operator,
     fake_admin::FakeAdmin,
+    requests::Requests,
     world::{World, with},
 };
 
@@ -15,14 +20,29 @@ async fn an_admin_api_that_is_away_holds_nothing_up_for_ever() {
     let Some((world, admin, operator)) = watched(&["alice", "bob"]).await else {
         return;
     };
+    operator.stop().await;
+    // One that waits longer than any test.
+    let requests = Requests::limited(usize::MAX);
+    let (patient, hurried) = (tell(&admin), tell(&admin));
+    let patient = |options: &mut Options| {
+        patient(options);
+        options.pace.silence = Duration::MAX;
+    };
+    let operator = start_counted(&world, "two", &requests, patient);
+    admin.calls_for_accounts();
+    four_rounds(&admin).await;
     drop(admin);
-    // Nobody knows it yet.
+    // Of one that is new nobody knows how it is, and of the others it is not said yet.
     world.apply(declared("carol")).await;
     world
         .until_says("carol", "Unknown AdminAway the admin API does not answer")
         .await;
+    let first = requests.tokens();
+    until(|| requests.tokens() >= first + 4, "asked again").await;
     let bob = world.accounts().get("bob").await.unwrap();
     assert!(said(&bob).starts_with("True Watching"), "{}", said(&bob));
+    operator.stop().await;
+    let operator = Operator::start_told(&world, "three", None, hurried);
     world
         .until_says("bob", "Unknown AdminAway the admin API does not answer")
         .await;
