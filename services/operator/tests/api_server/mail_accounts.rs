@@ -33,6 +33,8 @@ const PACE: Pace = Pace {
     secrets: Duration::from_millis(300),
     silence: Duration::from_secs(3),
     removal: Duration::from_secs(3),
+    // None of these comes to an end.
+    gift: Duration::from_secs(3600),
 };
 
 fn start(world: &World, admin: &FakeAdmin, identity: &str, user: Option<&str>) -> Operator {

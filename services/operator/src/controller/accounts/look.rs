@@ -13,7 +13,7 @@ use tokio::time::{Duration, Instant};
 use tonic::Code;
 
 use super::{
-    Context, Held, again, again_given,
+    Context, Held, again,
     plan::{self, Registered, Trouble, manager},
     rounds::is_up,
     secrets::{Place, Version},
@@ -72,11 +72,6 @@ async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done
             memory.digest = Some(version.digest);
             memory.held = None;
             memory.refusals = 0;
-            // Else it was not tried yet, or did not help.
-            if plan::is_watched(there) {
-                memory.given = None;
-                memory.gifts = 0;
-            }
         });
         return Ok(Some((Arc::clone(there), version)));
     }
@@ -93,7 +88,7 @@ async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done
                 memory.held = None;
                 memory.refusals = 0;
                 if gives {
-                    memory.given = Some(Instant::now() + again_given(&mut memory.gifts));
+                    memory.gifts.given(Instant::now(), context.pace.gift);
                 }
             });
             Ok(Some((account, version)))
@@ -179,7 +174,7 @@ fn has_password(wanted: &MailAccount, context: &Context, version: &Version) -> b
 fn may_give(wanted: &MailAccount, context: &Context) -> bool {
     let mut may = false;
     context.remember(wanted, |memory| {
-        may = memory.given.is_none_or(|until| until <= Instant::now());
+        may = memory.gifts.may_give(Instant::now());
     });
     may
 }

@@ -4,6 +4,7 @@
 //! looked at, which asks nobody anything unless something differs. So a thousand of them cost a few calls a round, and a status is written
 //! when it says something else. A change of a MailAccount is looked at when it comes.
 
+mod gifts;
 mod look;
 mod plan;
 mod removal;
@@ -35,14 +36,12 @@ use tokio::{
 };
 
 pub use self::plan::goes_on_by_itself;
-use self::{secrets::Secrets, seen::Seen};
+use self::{gifts::Gifts, secrets::Secrets, seen::Seen};
 use super::{Error, LONGEST_WAIT, LOOK_LIMIT, admin::Admins, left::Left};
 use crate::api::{MailAccount, MailAccountStatus, Mailbell};
 
 /// It is on each MailAccount whose account may exist, until that is deleted.
 const FINALIZER: &str = "mailbell.dev/account";
-/// The longest wait before a password that was lost is given again.
-const LONGEST_GIFT_WAIT: Duration = Duration::from_secs(3600);
 /// MailAccounts that are looked at at the same time.
 const AT_ONCE: u16 = 16;
 
@@ -59,6 +58,9 @@ pub struct Pace {
     pub silence: Duration,
     /// A MailAccount that was deleted goes after this time also if its account could not be. Default 10 minutes.
     pub removal: Duration,
+    /// A password that was given again, as the stored one could not be opened, is not given once more before; later it waits longer, up to
+    /// an hour. Longer than a watcher needs to try it. Default 1 minute.
+    pub gift: Duration,
 }
 
 impl Default for Pace {
@@ -69,6 +71,7 @@ impl Default for Pace {
             secrets: Duration::from_secs(30),
             silence: Duration::from_secs(180),
             removal: Duration::from_secs(600),
+            gift: Duration::from_secs(60),
         }
     }
 }
@@ -109,10 +112,8 @@ struct Memory {
     told: Option<Instant>,
     /// What the admin API refused is not tried again before.
     held: Option<Held>,
-    /// A password that was lost is not given again before.
-    given: Option<Instant>,
-    /// How often in a row it was given again, and did not help.
-    gifts: u32,
+    /// When the password was given again, as it was lost.
+    gifts: Gifts,
     /// How often in a row it was refused.
     refusals: u32,
     /// How often in a row a look came to nothing.
@@ -263,12 +264,6 @@ fn on_error(account: Arc<MailAccount>, error: &Missed, context: Arc<Context>) ->
         }
     }
     Action::requeue(wait)
-}
-
-/// Longer with each failure in a row. The first wait is longer than a watcher needs to try a password, and a day has few of them.
-fn again_given(gifts: &mut u32) -> Duration {
-    *gifts = gifts.saturating_add(1);
-    Duration::from_secs(60 << (*gifts - 1).min(6)).min(LONGEST_GIFT_WAIT)
 }
 
 /// Longer with each failure in a row.

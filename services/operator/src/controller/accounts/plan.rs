@@ -236,15 +236,9 @@ fn arrival(account: &Account) -> Option<Time> {
     at.flatten().map(Time)
 }
 
-/// Whether its password is good, among all else.
-pub(super) fn is_watched(account: &Account) -> bool {
-    let state = account.state.as_ref();
-    state.is_some_and(|state| state.health() == Health::Watching)
-}
-
 fn of_account(account: &Account) -> (&'static str, String, String) {
     let state = account.state.clone().unwrap_or_default();
-    let is_watched = is_watched(account);
+    let is_watched = state.health() == Health::Watching;
     let status = if is_watched { "True" } else { "False" };
     let reason = match (is_watched, camel(&state.code)) {
         (true, _) => "Watching".to_owned(),
