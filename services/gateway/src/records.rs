@@ -23,8 +23,8 @@ const FRESH: Duration = Duration::from_secs(30);
 const MOST: usize = 16 * 1024;
 /// Records that are asked for at once.
 const AT_ONCE: usize = 8;
-/// How long it may take to look at a batch's accounts. What is not known by then is told: facts may be told, and must not be
-/// held back.
+/// How long it may take to look at a batch's accounts. What is not known by then is told without its content: facts must not be held
+/// back, and what may be shown of them is not known.
 const LIMIT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ enum Seen {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) removed: HashSet<AccountId>,
-    /// The policies of those that have one.
+    /// The policies of those that have one; KEY for those of which nobody could say.
     pub(crate) most: HashMap<AccountId, ContentLevel>,
 }
 
@@ -87,7 +87,11 @@ impl Records {
                             asked.push(account);
                         }
                     }
-                    None => asked.push(account),
+                    None => {
+                        // If nobody answers, no content is told: a device can list.
+                        known.note(account.clone(), ContentLevel::Key);
+                        asked.push(account);
+                    }
                 }
             }
         }
@@ -219,6 +223,26 @@ mod tests {
         let found = records.of((0..40).map(account).collect()).await;
         assert_eq!(found.removed, [account(0)].into());
         assert_eq!(before.elapsed(), LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_what_was_never_seen_no_content_is_told_while_nobody_answers() {
+        let source = MemorySource::new();
+        let records = Records::new(Arc::new(source.clone()));
+        source.put_account(&account(1), record(0));
+        source.put_account(&account(2), record(0));
+        let most = async || {
+            let known = records.of([account(1), account(2)].into()).await;
+            assert!(known.removed.is_empty());
+            known.most
+        };
+        let key = ContentLevel::Key;
+        source.disconnect();
+        let neither = HashMap::from([(account(1), key), (account(2), key)]);
+        assert_eq!(most().await, neither);
+        source.reconnect();
+        source.hold_account(&account(2));
+        assert_eq!(most().await, HashMap::from([(account(2), key)]));
     }
 
     #[tokio::test(start_paused = true)]

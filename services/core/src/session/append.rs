@@ -1,12 +1,14 @@
 //! One append in flight, until the log is known to hold it.
 //!
-//! Not acknowledged: the same bytes and id again. After a disconnect, or when the first try is so old that the server may have
+//! Not acknowledged: the same event and id again, with less content if the policy got stricter. After a disconnect, or when the first try is so old that the server may have
 //! forgotten its id, the account's tail is read from the leader first.
 
 use std::{collections::VecDeque, time::Duration};
 
+use mailbell_proto::push::v1::ContentLevel;
+
 use super::types::{Now, Op};
-use crate::{event::Event, ids::Position};
+use crate::{content::limit, event::Event, ids::Position};
 
 /// Where the append in flight stands.
 #[derive(Debug)]
@@ -68,6 +70,16 @@ impl Outbox {
             | Flight::Reading { event, .. } => Some(&**event),
         };
         flying.into_iter().chain(&self.queue)
+    }
+
+    /// What is in flight says no more than this from its next try on. Neither its key nor its id depends on that.
+    pub(super) fn limit(&mut self, most: ContentLevel) {
+        match &mut self.flight {
+            Flight::None => {}
+            Flight::Sent { event, .. }
+            | Flight::Waiting { event, .. }
+            | Flight::Reading { event, .. } => limit(event, most),
+        }
     }
 
     /// The answer to `op` was not an acknowledgement: try again after `delay`.

@@ -553,8 +553,10 @@ impl Session {
             self.drop_connection(now, effects);
         }
         if config.content < self.config.content {
-            // It says more than it may now. What is in flight may be in the log already.
+            // It says more than it may now. What is in flight may be in the log already: it goes out again as the same fact, and with
+            // no more than it may say.
             self.drop_queue();
+            self.outbox.limit(config.content);
         }
         self.config = config;
         // A longer time between polls counts at once.

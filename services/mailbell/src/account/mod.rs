@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::Subcommand;
+use mailbell_core::content::{policy, word};
 use mailbell_proto::{
     admin::v1::{
         Account, CheckAccountRequest, CreateAccountRequest, DeleteAccountRequest,
@@ -224,6 +225,7 @@ async fn add(args: Add) -> Result<ExitCode, Failure> {
     };
     let answer = patiently(async || client.accounts.create_account(request.clone()).await).await?;
     let account = answer.account.unwrap_or_default();
+    kept(args.content, &account)?;
     let mut out = io::stdout().lock();
     if args.output.json {
         let value = print::account_json(&account, Some(answer.created));
@@ -341,12 +343,28 @@ async fn update(args: Update) -> Result<ExitCode, Failure> {
         content: level(args.content),
     };
     let account = patiently(async || client.accounts.update_account(request.clone()).await).await?;
+    kept(args.content, &account)?;
     shown(&account, &args.output)
 }
 
 /// Unset: nothing is said of it.
 fn level(content: Option<Content>) -> i32 {
     content.map_or(ContentLevel::Unspecified, Into::into).into()
+}
+
+/// An admin API of an older release passes over a policy, and does all else.
+fn kept(asked: Option<Content>, account: &Account) -> Result<(), Failure> {
+    let (has, Some(asked)) = (policy(account.content), asked.map(ContentLevel::from)) else {
+        return Ok(());
+    };
+    if has == asked {
+        return Ok(());
+    }
+    let (id, has, asked) = (clean_line(&account.id), word(has), word(asked));
+    Err(Failure::unavailable(format!(
+        "the admin API did all of it for {id} but the content policy, which is `{has}` and not `{asked}`: it is of an older release; \
+         upgrade it, then run `mailbell account update {id} --content {asked}`"
+    )))
 }
 
 async fn remove(args: Remove) -> Result<ExitCode, Failure> {
@@ -432,4 +450,33 @@ fn first_line(text: &str) -> Zeroizing<String> {
 fn printed(result: io::Result<()>) -> Result<ExitCode, Failure> {
     done(result)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_an_older_admin_passed_over_is_a_failure() {
+        let with = |content: ContentLevel| Account {
+            id: "default.x".to_owned(),
+            content: content.into(),
+            ..Account::default()
+        };
+        let none = with(ContentLevel::Unspecified);
+        for (asked, answered) in [
+            (None, ContentLevel::Key),
+            (None, ContentLevel::Unspecified),
+            (Some(Content::Preview), ContentLevel::Unspecified),
+            (Some(Content::Headers), ContentLevel::Headers),
+            (Some(Content::Key), ContentLevel::Key),
+        ] {
+            kept(asked, &with(answered)).unwrap();
+        }
+        for asked in [Content::Key, Content::Headers] {
+            let failure = kept(Some(asked), &none).unwrap_err();
+            let advice = format!("update default.x --content {}", word(asked.into()));
+            assert!(failure.message.contains(&advice), "{failure}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use mailbell_core::content::word;
+use mailbell_core::content::{policy, word};
 use mailbell_proto::{
     admin::v1::{Account, CheckAccountResponse, TlsMode},
     push::v1::Health,
@@ -62,7 +62,7 @@ pub(super) fn account_json(account: &Account, created: Option<bool>) -> Value {
         "user": server.user,
         "folders": account.folders,
         "paused": account.paused,
-        "content": word(account.content()),
+        "content": word(policy(account.content)),
         "created_at_ms": account.created_at_ms,
         "updated_at_ms": account.updated_at_ms,
         "last_arrival_ms": account.last_arrival_ms,
@@ -146,7 +146,7 @@ pub(super) fn account_page(out: &mut impl Write, account: &Account) -> io::Resul
         ("server", address),
         ("user", server.user),
         ("folders", account.folders.join(", ")),
-        ("content", word(account.content()).to_owned()),
+        ("content", word(policy(account.content)).to_owned()),
         ("noticed by", state.mode),
         ("since", time(state.since_ms)),
         ("last mail", time(account.last_arrival_ms)),
@@ -278,6 +278,22 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains(manager), "{text}");
         assert_eq!(account_json(&declared, None)["managed_by"], manager);
+    }
+
+    #[test]
+    fn a_policy_that_is_not_known_is_shown_as_it_is_kept() {
+        for (content, shown) in [(0, "preview"), (2, "headers"), (77, "key")] {
+            let account = Account {
+                content,
+                ..Account::default()
+            };
+            assert_eq!(account_json(&account, None)["content"], shown);
+            let mut out = Vec::new();
+            account_page(&mut out, &account).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            let line = format!("content     {shown}");
+            assert!(text.contains(&line), "{text}");
+        }
     }
 
     #[test]

@@ -10,8 +10,9 @@ pub struct ContentArgs {
     /// The most of messages that is read from mailboxes and shown to devices, whatever accounts and tokens allow
     ///
     /// A watcher does not fetch, store or answer more than this; a gateway shows no more, also of what was stored before. Set it alike
-    /// for all watchers and gateways: where they differ, the lower one holds. With `key` devices hear that there is a message, and
-    /// nothing of it; what that costs is in docs/protocol.md, "Content levels".
+    /// for all watchers and gateways: where they differ, a device sees the lower of its gateway's and the watcher's, and what is stored
+    /// is the watcher's. With `key` devices hear that there is a message, and nothing of it; what that costs is in docs/protocol.md,
+    /// "Content levels".
     #[arg(
         long,
         env = "MAILBELL_MOST_CONTENT",

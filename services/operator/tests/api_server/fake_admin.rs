@@ -48,12 +48,21 @@ struct State {
     silent: bool,
     /// A change leaves an account's state as it is.
     helpless: bool,
+    /// It is of a release that knows no content policies.
+    is_old: bool,
     /// Why no account is made.
     refuses: Option<&'static str>,
     token: String,
     made: u64,
     /// `None`: it cannot say.
     shards: Option<GetShardsResponse>,
+}
+
+impl State {
+    /// What is kept of one that is asked for.
+    fn policy(&self, asked: i32) -> i32 {
+        if self.is_old { 0 } else { asked }
+    }
 }
 
 impl FakeAdmin {
@@ -111,6 +120,11 @@ impl FakeAdmin {
     /// Whether an account is watched after a change, whatever was wrong.
     pub(crate) fn helps(&self, helps: bool) {
         self.state().helpless = !helps;
+    }
+
+    /// Whether it is of a release that passes over content policies.
+    pub(crate) fn is_old(&self, is_old: bool) {
+        self.state().is_old = is_old;
     }
 
     pub(crate) fn takes_token(&self, token: &str) {
@@ -260,7 +274,7 @@ impl Accounts for Service {
             folders: asked.folders,
             paused: asked.paused,
             managed_by: asked.managed_by,
-            content: asked.content,
+            content: state.policy(asked.content),
             ..Account::default()
         };
         watching(&mut account);
@@ -316,7 +330,7 @@ impl Accounts for Service {
     ) -> Result<Response<Account>, Status> {
         let asked = self.begin("update", request).await?;
         let mut state = self.0.lock().unwrap();
-        let helpless = state.helpless;
+        let (helpless, content) = (state.helpless, state.policy(asked.content));
         let mut all = state.accounts.values_mut();
         let account = all.find(|it| it.id == asked.id).ok_or_else(not_found)?;
         if asked.revision != 0 && asked.revision != account.revision {
@@ -329,7 +343,7 @@ impl Accounts for Service {
         account.folders = asked.folders;
         account.paused = asked.paused.unwrap();
         account.managed_by = asked.managed_by;
-        account.content = asked.content;
+        account.content = content;
         match helpless {
             true => account.revision += 1,
             false => watching(account),

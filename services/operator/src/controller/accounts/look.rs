@@ -83,28 +83,40 @@ async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done
         Ok((account, version)) => {
             let account = Arc::new(account);
             context.seen.is(&seat(wanted), Arc::clone(&account));
+            let is_kept = plan::has_content(wanted, &account);
             context.remember(wanted, |memory| {
                 memory.digest = Some(version.digest);
-                memory.held = None;
-                memory.refusals = 0;
                 if gives {
                     memory.gifts.given(Instant::now(), context.pace.gift);
                 }
+                if is_kept {
+                    memory.held = None;
+                    memory.refusals = 0;
+                }
             });
-            Ok(Some((account, version)))
+            if is_kept {
+                return Ok(Some((account, version)));
+            }
+            hold(wanted, context, &version);
+            Err(plan::too_old(&account))
         }
         Err(trouble) => {
             context.seen.is_not(&seat(wanted), &manager(wanted));
-            context.remember(wanted, |memory| {
-                memory.held = Some(Held {
-                    until: Instant::now() + again(&mut memory.refusals),
-                    generation: wanted.metadata.generation,
-                    password: version.text.clone(),
-                });
-            });
+            hold(wanted, context, &version);
             Err(trouble)
         }
     }
+}
+
+/// Nothing is asked for it again for a while.
+fn hold(wanted: &MailAccount, context: &Context, version: &Version) {
+    context.remember(wanted, |memory| {
+        memory.held = Some(Held {
+            until: Instant::now() + again(&mut memory.refusals),
+            generation: wanted.metadata.generation,
+            password: version.text.clone(),
+        });
+    });
 }
 
 /// The installation, if it is there to be asked.

@@ -5,7 +5,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::ResourceExt as _;
-use mailbell_core::content::policy;
+use mailbell_core::content::{policy, word};
 use mailbell_proto::{
     admin::v1::{Account, CreateAccountRequest, ImapServer, TlsMode, UpdateAccountRequest},
     push::v1::{ContentLevel, Health},
@@ -38,8 +38,22 @@ pub(super) fn is_right(wanted: &MailAccount, there: &Account) -> bool {
     has_server(wanted, there)
         && there.folders == folders(wanted)
         && there.paused == wanted.spec.paused
-        && policy(there.content) == wanted.spec.content.into()
+        && has_content(wanted, there)
         && there.managed_by == manager(wanted)
+}
+
+/// Whether the account has the content policy that is wanted. An admin API of an older release passes over that, and does all else.
+pub(super) fn has_content(wanted: &MailAccount, there: &Account) -> bool {
+    policy(there.content) == wanted.spec.content.into()
+}
+
+/// Why one is not as it is wanted though the admin API said that it made it so.
+pub(super) fn too_old(there: &Account) -> Trouble {
+    let has = word(policy(there.content));
+    let text = format!(
+        "the admin API did all of it but the content policy, which is `{has}`: it is of an older release, and has to be upgraded"
+    );
+    Trouble::unknown("AdminTooOld", text)
 }
 
 /// Whether the stored password is of this server and user: it is bound to them.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kube::api::DeleteParams;
 use mailbell_operator::controller::Options;
+use mailbell_proto::push::v1::ContentLevel;
 use serde_json::json;
 
 use super::{declared, four_rounds, said, start, start_counted, start_held, tell, until, watched};
@@ -121,5 +122,38 @@ async fn each_change_is_told_once_while_the_watch_is_late() {
         (requests.statuses() == before).then_some(())
     };
     world.once(quiet, "an end of writing").await;
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn an_older_admin_is_not_asked_each_round_for_what_it_does_not_know() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    admin.is_old(true);
+    let operator = start(&world, &admin, "one", None);
+    world.is_set_up().await;
+    let key = with(&declared("bob"), "/spec/content", json!("key"));
+    world.apply(key).await;
+    let trouble = "Unknown AdminTooOld the admin API did all of it but the content policy, which is `preview`";
+    world.until_says("bob", trouble).await;
+    // Longer and longer it is only listed.
+    let (mut quiet, mut updates) = (0, 0);
+    let rests = || {
+        for call in admin.calls_for_accounts() {
+            quiet = if call == "list" { quiet + 1 } else { 0 };
+            updates += usize::from(call == "update");
+        }
+        quiet >= 5 && updates >= 2
+    };
+    until(rests, "left alone after an update").await;
+    world.until_says("bob", trouble).await;
+    let bob = world.id("bob");
+    assert_eq!(admin.passwords(&bob), ["b"]);
+    admin.is_old(false);
+    world.until_says("bob", "True Watching").await;
+    assert_eq!(admin.account(&bob).unwrap().content(), ContentLevel::Key);
+    assert_eq!(world.events("bob", "AdminTooOld").await.len(), 1);
     operator.stop().await;
 }
