@@ -311,7 +311,14 @@ mod tests {
     fn what_needs_somebody_is_told_from_what_goes_on_by_itself() {
         let watched = Some(["True", "Watching", "It is watched."]);
         assert_eq!(judged(json!({}), watched), Judged::Watched);
-        for reason in ["Starting", "Paused", "InstallationPaused", "Trying"] {
+        for reason in [
+            "Starting",
+            "Paused",
+            "TenantPaused",
+            "ProviderPaused",
+            "InstallationPaused",
+            "Trying",
+        ] {
             let ready = Some(["False", reason, "so"]);
             assert_eq!(judged(json!({}), ready), Judged::Waits, "{reason}");
         }

@@ -5,7 +5,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::ResourceExt as _;
-use mailbell_core::content::{policy, word};
+use mailbell_core::{
+    content::{policy, word},
+    session::Pause,
+};
 use mailbell_proto::{
     admin::v1::{Account, CreateAccountRequest, ImapServer, TlsMode, UpdateAccountRequest},
     push::v1::{ContentLevel, Health},
@@ -290,7 +293,8 @@ pub(super) fn said(status: &MailAccountStatus) -> Option<(&str, &str)> {
 /// Whether nobody has to do anything about a MailAccount whose condition Ready has this reason, though it is not watched.
 #[must_use]
 pub fn goes_on_by_itself(reason: &str) -> bool {
-    ["Starting", "Paused", "InstallationPaused", "Trying"].contains(&reason)
+    ["Starting", "InstallationPaused", "Trying"].contains(&reason)
+        || Pause::ALL.iter().any(|pause| camel(pause.code()) == reason)
 }
 
 /// Whether nothing but the time of the last arrival differs.

@@ -201,6 +201,26 @@ fn any_code_makes_a_reason_that_kubernetes_takes() {
     assert_eq!(said.conditions[0].reason, "NotWatched");
 }
 
+/// Else each of thousands of mailboxes would have a warning when one provider is paused.
+#[test]
+fn no_pause_needs_somebody() {
+    let reasons: Vec<String> = Pause::ALL
+        .iter()
+        .map(|pause| {
+            let account = in_state(Health::Paused, pause.code(), "It is paused.", "");
+            let said = status(&wanted(), &of(&account), now());
+            said.conditions[0].reason.clone()
+        })
+        .collect();
+    assert_eq!(reasons, ["Paused", "TenantPaused", "ProviderPaused"]);
+    for reason in &reasons {
+        assert!(goes_on_by_itself(reason), "{reason}");
+    }
+    for reason in ["BadCredentials", "NotWatched", "NoSecret", ""] {
+        assert!(!goes_on_by_itself(reason), "{reason}");
+    }
+}
+
 #[test]
 fn mail_alone_is_no_news() {
     let account = in_state(Health::Watching, "ok", "", "idle");
