@@ -62,6 +62,8 @@ pub struct Maker {
     size: usize,
     /// Of the hosts that are taken, by [`canonical`].
     owners: HashMap<String, String>,
+    /// By ConfigMap, what is known of its root certificates for all that name it: those that stand in the file, or why they cannot.
+    roots: HashMap<String, Result<String, String>>,
     verdicts: Vec<(MailProvider, Verdict)>,
 }
 
@@ -79,8 +81,15 @@ impl Maker {
             size: serde_json::to_string(&policy)?.len(),
             policy,
             owners: HashMap::new(),
+            roots: HashMap::new(),
             verdicts: Vec::new(),
         })
+    }
+
+    /// Whether [`Maker::add`] goes by what it has learnt of this ConfigMap, whatever is there.
+    #[must_use]
+    pub fn knows(&self, config: &str) -> bool {
+        self.roots.contains_key(config)
     }
 
     /// The next one. `roots`: what the ConfigMap that it names has as [`ROOTS`], if there is such.
@@ -92,25 +101,82 @@ impl Maker {
         provider: MailProvider,
         roots: Option<String>,
     ) -> Result<(), serde_json::Error> {
-        let verdict = match entry(&provider, roots, &self.owners) {
-            Ok(InForce { provider, verdict }) => {
-                // With the comma before it.
-                let size = self.size + serde_json::to_string(&provider)?.len() + 1;
-                if size > MAX_BYTES || self.policy.providers.len() >= MAX_PROVIDERS {
-                    no_room()
-                } else {
-                    let owned = provider.hosts.iter().map(|host| canonical(host));
-                    let owned = owned.map(|host| (host, provider.name.clone()));
-                    self.owners.extend(owned);
-                    self.size = size;
-                    self.policy.providers.push(provider);
-                    verdict
-                }
-            }
+        let verdict = match entry(&provider, &self.owners) {
+            Ok(entry) => self.admit(entry, provider.spec.ca_config_map.as_deref(), roots)?,
             Err(verdict) => verdict,
         };
         self.verdicts.push((provider, verdict));
         Ok(())
+    }
+
+    /// Takes it into the file if there is room, in need without its root certificates. Which of both, and why, is the answer.
+    fn admit(
+        &mut self,
+        InForce {
+            mut provider,
+            taken,
+        }: InForce,
+        config: Option<&str>,
+        read: Option<String>,
+    ) -> Result<Verdict, serde_json::Error> {
+        let mut missing = None;
+        let mut size = self.size_with(&provider)?;
+        if size > MAX_BYTES || self.policy.providers.len() >= MAX_PROVIDERS {
+            return Ok(no_room());
+        }
+        if let Some(name) = config {
+            match self.roots_of(name, read) {
+                Ok(pem) => provider.ca = Some(pem),
+                Err(why) => missing = Some(why),
+            }
+            let with_roots = self.size_with(&provider)?;
+            if with_roots > MAX_BYTES {
+                provider.ca = None;
+                missing = Some(no_room_for_roots());
+            } else {
+                size = with_roots;
+            }
+            if let Some(pem) = &provider.ca {
+                self.roots.insert(name.to_owned(), Ok(pem.clone()));
+            }
+        }
+        let verdict = verdict(&provider, &taken, missing);
+        let owned = provider.hosts.iter().map(|host| canonical(host));
+        let owned = owned.map(|host| (host, provider.name.clone()));
+        self.owners.extend(owned);
+        self.size = size;
+        self.policy.providers.push(provider);
+        Ok(verdict)
+    }
+
+    /// Of the file, if this one comes into it: with the comma before it.
+    fn size_with(&self, provider: &Provider) -> Result<usize, serde_json::Error> {
+        Ok(self.size + serde_json::to_string(provider)?.len() + 1)
+    }
+
+    /// Looks at those of one ConfigMap once. What is kept of them is in the file, or short, so that all together are bounded.
+    fn roots_of(&mut self, name: &str, read: Option<String>) -> Result<String, String> {
+        let roots = match (self.roots.get(name), read) {
+            (Some(known), _) => known.clone(),
+            (None, None) => Err(format!(
+                "there is no ConfigMap {name} with a {ROOTS} in this namespace"
+            )),
+            (None, Some(pem)) => {
+                let name = format!("{ROOTS} of the ConfigMap {name}");
+                // As watchers do.
+                let checked = check_roots(&name, pem.as_bytes());
+                checked.map(|_| pem).map_err(|error| error.to_string())
+            }
+        };
+        // The file only grows: what has no room now has none later.
+        let roots = roots.and_then(|pem| match self.size + pem.len() > MAX_BYTES {
+            true => Err(no_room_for_roots()),
+            false => Ok(pem),
+        });
+        if let Err(why) = &roots {
+            self.roots.insert(name.to_owned(), Err(why.clone()));
+        }
+        roots
     }
 
     /// The file, and what each is told.
@@ -127,16 +193,14 @@ impl Maker {
 
 /// What of a MailProvider comes into the file.
 struct InForce {
+    /// Without its root certificates.
     provider: Provider,
-    verdict: Verdict,
+    /// Hosts of it that are others', and whose.
+    taken: Vec<(String, String)>,
 }
 
 /// `owners`: of the hosts that are taken, by [`canonical`]. `Err`: nothing of it comes into the file.
-fn entry(
-    object: &MailProvider,
-    roots: Option<String>,
-    owners: &HashMap<String, String>,
-) -> Result<InForce, Verdict> {
+fn entry(object: &MailProvider, owners: &HashMap<String, String>) -> Result<InForce, Verdict> {
     let mut provider = provider_of(&object.name_any(), &object.spec);
     let mut taken = Vec::new();
     let mut own = HashSet::new();
@@ -157,35 +221,32 @@ fn entry(
     if let Err(error) = provider.check() {
         return Err(bad("Invalid", format!("Not in force: {error}.")));
     }
-    let missing = match (&object.spec.ca_config_map, roots) {
-        (None, _) => None,
-        (Some(name), None) => Some(format!(
-            "there is no ConfigMap {name} with a {ROOTS} in this namespace"
-        )),
-        (Some(name), Some(pem)) => {
-            let name = format!("{ROOTS} of the ConfigMap {name}");
-            // As watchers do.
-            let wrong = check_roots(&name, pem.as_bytes()).err();
-            provider.ca = wrong.is_none().then_some(pem);
-            wrong.map(|error| error.to_string())
-        }
-    };
-    let verdict = match (missing, taken.is_empty()) {
-        (Some(why), _) => bad(
+    Ok(InForce { provider, taken })
+}
+
+/// Of one that is in the file. Nobody has asked watchers, so nothing is said of what they do now.
+fn verdict(provider: &Provider, taken: &[(String, String)], missing: Option<String>) -> Verdict {
+    let hosts = count(provider.hosts.len());
+    match (missing, taken.is_empty()) {
+        (Some(why), true) => bad(
             "NoCertificates",
             format!("All but its root certificates is in force: {why}."),
         ),
-        (None, false) => host_taken(&taken, "its other hosts are in force"),
+        (Some(why), false) => {
+            let Verdict { message, .. } = host_taken(taken, "its other hosts are in force");
+            let message = format!("{message} Its root certificates are not: {why}.");
+            bad("NoCertificates", message)
+        }
+        (None, false) => host_taken(taken, "its other hosts are in force"),
         (None, true) if provider.paused => good(
             "Paused",
-            format!("Nobody connects to {}.", count(provider.hosts.len())),
+            format!("Watchers are told within some minutes: nobody connects to {hosts}."),
         ),
         (None, true) => good(
             "InForce",
-            format!("In force for {}.", count(provider.hosts.len())),
+            format!("Watchers are told within some minutes: in force for {hosts}."),
         ),
-    };
-    Ok(InForce { provider, verdict })
+    }
 }
 
 /// As watchers have it. A number below zero is refused as one that is too large is.
@@ -258,10 +319,21 @@ fn no_room() -> Verdict {
     bad("NoRoom", text)
 }
 
-/// Of all, where the API server refuses the file.
+fn no_room_for_roots() -> String {
+    format!(
+        "there is no room for them in the {} KiB that watchers are told",
+        MAX_BYTES / 1024
+    )
+}
+
+/// Of all, where the API server refuses the file. `before`: there is one, and what it says holds.
 #[must_use]
-pub fn refused(why: &str) -> Verdict {
-    bad("Refused", format!("Not in force: {why}."))
+pub fn refused(why: &str, before: bool) -> Verdict {
+    let what = match before {
+        true => "Changes are not in force",
+        false => "Not in force",
+    };
+    bad("Refused", format!("{what}: {why}."))
 }
 
 /// Of one whose installation is not there.

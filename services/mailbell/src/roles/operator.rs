@@ -144,9 +144,11 @@ impl From<Error> for Failure {
         match error {
             Error::Denied(_) => Self::new(Code::Permission, text),
             Error::NoDefinitions => Self::new(Code::Usage, text),
-            Error::Object { .. } | Error::Json(_) | Error::TooLong | Error::Unreachable(_) => {
-                Self::unavailable(text)
-            }
+            Error::Object { .. }
+            | Error::Json(_)
+            | Error::TooManyProviders
+            | Error::TooLong
+            | Error::Unreachable(_) => Self::unavailable(text),
         }
     }
 }

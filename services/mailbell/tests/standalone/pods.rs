@@ -60,7 +60,7 @@ fn pods() -> Vec<(String, Value, Value)> {
         image: "mailbell",
         watchers: 1,
         gateways: 1,
-        policy: POLICY,
+        policy: Some(POLICY),
         api_server_ports: &API_SERVER_PORTS,
     });
     let objects = stages.into_iter().flat_map(|stage| stage.objects);

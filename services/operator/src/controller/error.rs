@@ -30,6 +30,9 @@ pub enum Error {
     /// The API server cannot be reached.
     #[error("the API server does not answer: {}", said(.0))]
     Unreachable(Box<kube::Error>),
+    /// Nobody can say which of them are the oldest.
+    #[error("there are more than 10000 MailProviders in this namespace")]
+    TooManyProviders,
     /// A look took too long.
     #[error("the API server took too long to answer")]
     TooLong,
@@ -60,7 +63,7 @@ impl Error {
             Self::Object { .. } if self.is_answer() => "refused",
             Self::Object { .. } | Self::Unreachable(_) => "unreachable",
             Self::TooLong => "too-long",
-            Self::Json(_) => "unreadable",
+            Self::Json(_) | Self::TooManyProviders => "unreadable",
             Self::Denied(_) => "denied",
             Self::NoDefinitions => "no-definitions",
         }

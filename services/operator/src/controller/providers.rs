@@ -25,15 +25,19 @@ use serde_json::json;
 
 use super::{
     Context, Error, LONGEST_WAIT,
-    cluster::{Key, now, publish},
+    cluster::{Cluster, Key, now, publish},
 };
 use crate::{
     api::{MailProvider, Mailbell},
-    desired::{MANAGER, POLICY},
+    desired::{MANAGER, POLICY, policy_name},
     policy::{self, Made, Maker, ROOTS, Verdict},
     progress::{Found, Progress},
 };
 
+/// Of how many one answer of the API server tells.
+const PAGE: u32 = 200;
+/// So many of such answers are read: 10,000 MailProviders, ten times what watchers are told of one installation.
+const MOST_PAGES: usize = 50;
 /// Whether its installation has come or gone is looked at so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -82,12 +86,27 @@ pub(super) async fn made(mailbell: &Mailbell, context: &Context) -> Result<Made,
     let mut maker = Maker::new(tenants).map_err(Error::Json)?;
     for provider in providers {
         let roots = match &provider.spec.ca_config_map {
-            Some(name) => roots(&configs, name).await?,
-            None => None,
+            Some(name) if !maker.knows(name) => roots(&configs, name).await?,
+            _ => None,
         };
         maker.add(provider, roots).map_err(Error::Json)?;
     }
     maker.finish().map_err(Error::Json)
+}
+
+/// What watchers are told where [`made`] fails. `None`: what they were told before, which stays. Where there is nothing yet, it is the
+/// tenants alone, since no watcher starts without.
+pub(super) async fn first(
+    mailbell: &Mailbell,
+    cluster: &Cluster<'_>,
+) -> Result<Option<String>, Error> {
+    let key = config(policy_name(&mailbell.name_any()));
+    if cluster.get(&key).await?.is_some() {
+        return Ok(None);
+    }
+    let maker = Maker::new(&mailbell.spec.watchers.paused_tenants);
+    let made = maker.and_then(Maker::finish).map_err(Error::Json)?;
+    Ok(Some(made.text))
 }
 
 async fn of_installation(
@@ -96,38 +115,53 @@ async fn of_installation(
     namespace: &str,
 ) -> Result<Vec<MailProvider>, Error> {
     let api: Api<MailProvider> = Api::namespaced(client.clone(), namespace);
-    let all = match api.list(&ListParams::default()).await {
-        Ok(all) => all.items,
-        // Its definition is not installed: there are none.
-        Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
-        Err(source) => return Err(Error::of(&key(""), source)),
-    };
     let name = mailbell.name_any();
-    let own = all.into_iter().filter(|it| {
-        // One that is being removed no longer counts, whoever still holds it.
-        it.spec.mailbell == name && it.metadata.deletion_timestamp.is_none()
-    });
-    Ok(own.collect())
+    let mut own = Vec::new();
+    let mut params = ListParams::default().limit(PAGE);
+    for _ in 0..MOST_PAGES {
+        let page = match api.list(&params).await {
+            Ok(page) => page,
+            // Its definition is not installed: there are none.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(own),
+            Err(source) => {
+                let mut key = key(&format!("of {namespace}"));
+                key.kind.push('s');
+                return Err(Error::of(&key, source));
+            }
+        };
+        own.extend(page.items.into_iter().filter(|it| {
+            // One that is being removed no longer counts, whoever still holds it.
+            it.spec.mailbell == name && it.metadata.deletion_timestamp.is_none()
+        }));
+        params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+        if params.continue_token.is_none() {
+            return Ok(own);
+        }
+    }
+    Err(Error::TooManyProviders)
 }
 
 async fn roots(configs: &Api<ConfigMap>, name: &str) -> Result<Option<String>, Error> {
-    let key = Key {
+    let found = configs.get_opt(name).await;
+    let found = found.map_err(|source| Error::of(&config(name.to_owned()), source))?;
+    Ok(found.and_then(|config| config.data?.remove(ROOTS)))
+}
+
+fn config(name: String) -> Key {
+    Key {
         api: "v1".to_owned(),
         kind: "ConfigMap".to_owned(),
-        name: name.to_owned(),
-    };
-    let found = configs.get_opt(name).await;
-    let found = found.map_err(|source| Error::of(&key, source))?;
-    Ok(found.and_then(|config| config.data?.remove(ROOTS)))
+        name,
+    }
 }
 
 /// Writes the status of each; what cannot be written of one keeps none of the others from being told.
 pub(super) async fn tell(made: Made, found: &Found, context: &Context) -> Result<(), Error> {
     let refused = found.stages.iter().find_map(|(stage, progress)| {
-        let Progress::Failed { text, .. } = progress else {
+        let Progress::Failed { text, serves } = progress else {
             return None;
         };
-        (*stage == POLICY).then(|| policy::refused(text))
+        (*stage == POLICY).then(|| policy::refused(text, *serves))
     });
     let mut first = Ok(());
     for (provider, verdict) in made.verdicts {
@@ -236,4 +270,43 @@ async fn tell_lost(provider: Arc<MailProvider>, context: Arc<Lost>) -> Result<Ac
         say(&provider, &verdict, &context.client, &context.events).await?;
     }
     Ok(Action::requeue(LOOK_AGAIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    /// No real server has that many in a test, and none goes on for ever.
+    #[tokio::test]
+    async fn a_list_that_does_not_end_is_given_up() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let n = count.fetch_add(1, Ordering::Relaxed);
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            assert!(query.contains("limit=200"), "{query}");
+            assert_eq!(n > 0, query.contains("continue=more"), "{query}");
+            let page = json!({ "apiVersion": "mailbell.dev/v1alpha1", "kind": "MailProviderList",
+                "metadata": { "continue": "more" }, "items": [] });
+            async move { Ok::<_, Infallible>(Response::new(Body::from(page.to_string().into_bytes()))) }
+        });
+        let client = Client::new(server, "mail");
+        let spec = json!({
+            "gateways": { "tls": { "secretName": "push-tls" } },
+            "admin": { "tls": { "secretName": "admin-tls" } },
+            "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } },
+        });
+        let mailbell = Mailbell::new("main", serde_json::from_value(spec).unwrap());
+        let found = of_installation(&mailbell, &client, "mail").await;
+        assert!(matches!(found, Err(Error::TooManyProviders)), "{found:?}");
+        assert_eq!(asked.load(Ordering::Relaxed), MOST_PAGES);
+    }
 }

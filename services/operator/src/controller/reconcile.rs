@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::{Mailbell, MailbellStatus},
-    desired::{MANAGER, Stage, Wanted, desired},
+    desired::{MANAGER, POLICY, Stage, Wanted, desired},
     progress::{self, Found, Progress, conditions},
 };
 
@@ -50,17 +50,34 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         client: &context.client,
         namespace: &namespace,
     };
-    let policy = providers::made(mailbell, context).await?;
+    // Where it cannot be made nothing else waits for it.
+    let (policy, unmade) = match providers::made(mailbell, context).await {
+        Ok(made) => (Some(made), None),
+        Err(error) => (None, Some(error)),
+    };
+    let text = match &policy {
+        Some(made) => Some(made.text.clone()),
+        None => providers::first(mailbell, &cluster).await?,
+    };
     let wanted = Wanted {
         mailbell,
         image: &context.image,
         watchers: size(&cluster, mailbell, context, Sized::Watchers).await?,
         gateways: size(&cluster, mailbell, context, Sized::Gateways).await?,
-        policy: &policy.text,
+        policy: text.as_deref(),
         api_server_ports: &context.api_server_ports,
     };
     let stages = desired(&wanted);
-    let (found, mut refused) = apply(&cluster, &stages, mailbell.spec.paused).await?;
+    let (mut found, mut refused) = apply(&cluster, &stages, mailbell.spec.paused).await?;
+    if let Some(error) = unmade {
+        let is_policy = |(stage, _): &&mut (&'static str, Progress)| *stage == POLICY;
+        if let Some((_, progress)) = found.iter_mut().find(is_policy) {
+            let text = error.to_string();
+            let failed = Progress::Failed { text, serves: true };
+            *progress = progress.clone().worse(failed);
+        }
+        refused.get_or_insert(error);
+    }
     let mut found = Found {
         stages: found,
         paused: mailbell.spec.paused,
@@ -74,7 +91,10 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     if stood.all(|(_, progress)| progress.is_usable()) {
         refused = remove_orphans(&cluster, mailbell, &stages).await.err();
     }
-    let untold = providers::tell(policy, &found, context).await;
+    let untold = match policy {
+        Some(policy) => providers::tell(policy, &found, context).await,
+        None => Ok(()),
+    };
     tell(mailbell, context, &found).await?;
     untold?;
     // It is tried again soon, and then less often.

@@ -11,6 +11,7 @@ mod pod;
 mod roles;
 mod secrets;
 
+pub(crate) use roles::policy_name;
 pub use roles::{Sizes, gateway_pods, sizes};
 
 use std::hash::Hasher;
@@ -36,8 +37,8 @@ pub struct Wanted<'a> {
     pub watchers: i32,
     /// How many gateways the devices need now.
     pub gateways: i32,
-    /// What watchers are told of tenants and mail providers, as [`crate::policy`] makes it.
-    pub policy: &'a str,
+    /// What watchers are told of tenants and mail providers, as [`crate::policy`] makes it. `None`: what they were told stays.
+    pub policy: Option<&'a str>,
     /// By which ports the API server is reached: of its service, and of the servers behind it.
     pub api_server_ports: &'a [u16],
 }

@@ -290,13 +290,17 @@ const POLICY_FILE: &str = "policy.json";
 
 /// What watchers go by while they run. It is always there, so that the first word needs no other pods.
 pub(super) fn policy(wanted: &Wanted<'_>) -> Vec<Value> {
-    let content = json!({ "data": { POLICY_FILE: wanted.policy } });
-    let name = policy_name(wanted);
+    let Some(text) = wanted.policy else {
+        return Vec::new();
+    };
+    let content = json!({ "data": { POLICY_FILE: text } });
+    let name = policy_name(&wanted.installation());
     vec![wanted.object("v1", "ConfigMap", &name, Part::Watcher, content)]
 }
 
-fn policy_name(wanted: &Wanted<'_>) -> String {
-    format!("{}-policy", wanted.installation())
+/// The ConfigMap of what the watchers of this installation go by.
+pub(crate) fn policy_name(installation: &str) -> String {
+    format!("{installation}-policy")
 }
 
 /// A StatefulSet, since a watcher that comes back under its name takes at once what it had.
@@ -311,7 +315,7 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     // A folder, which the kubelet brings up to date in pods that run.
     let policy = Mount {
         name: "policy",
-        source: Source::ConfigMap(policy_name(wanted)),
+        source: Source::ConfigMap(policy_name(&wanted.installation())),
         items: vec![as_it_is(POLICY_FILE)],
     };
     let mut settings = vec![

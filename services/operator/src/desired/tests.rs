@@ -110,7 +110,7 @@ fn wanted(mailbell: &Mailbell) -> Wanted<'_> {
         image: "mailbell.dev/mailbell:0.1.0",
         watchers: 2,
         gateways: 2,
-        policy: r#"{"pausedTenants":["acme"],"providers":[]}"#,
+        policy: Some(r#"{"pausedTenants":["acme"],"providers":[]}"#),
         api_server_ports: &API_SERVER_PORTS,
     }
 }
@@ -298,13 +298,13 @@ fn what_watchers_are_told_makes_no_other_pods() {
         let mailbell = mailbell(&spec);
         let said = wanted(&mailbell);
         let other = Wanted {
-            policy: "{}",
+            policy: Some("{}"),
             ..said
         };
         let (before, after) = (desired(&said), desired(&other));
         let config = &before[0].objects[0];
         assert_eq!(name(config), "main-policy");
-        assert_eq!(config["data"]["policy.json"], said.policy);
+        assert_eq!(config["data"]["policy.json"], said.policy.unwrap());
         assert_ne!(before[0], after[0]);
         assert_eq!(before[1..], after[1..]);
         let (_, watcher) = templates(&spec)

@@ -19,6 +19,13 @@ fn object(name: &str, second: u8, spec: &Value) -> MailProvider {
     serde_json::from_value(object).unwrap()
 }
 
+/// With this host alone.
+fn with_host(provider: &MailProvider, host: &str) -> MailProvider {
+    let mut provider = provider.clone();
+    provider.spec.hosts = vec![host.to_owned()];
+    provider
+}
+
 /// With these hosts.
 fn at(name: &str, second: u8, hosts: &[&str]) -> MailProvider {
     object(name, second, &json!({ "hosts": hosts }))
@@ -94,12 +101,12 @@ fn all_that_an_object_says_is_in_the_file_and_the_same_objects_make_the_same() {
             (
                 "one".to_owned(),
                 "Paused",
-                sentence("Nobody connects to its 2 hosts.")
+                sentence("Watchers are told within some minutes: nobody connects to its 2 hosts.")
             ),
             (
                 "two".to_owned(),
                 "InForce",
-                sentence("In force for its host.")
+                sentence("Watchers are told within some minutes: in force for its host.")
             ),
         ]
     );
@@ -206,7 +213,7 @@ fn root_certificates_come_along_and_where_they_cannot_the_rest_counts() {
         object(
             name,
             second,
-            &json!({ "hosts": [host], "caConfigMap": "theirs", "paused": true }),
+            &json!({ "hosts": [host], "caConfigMap": name, "paused": true }),
         )
     };
     let (policy, made) = made(
@@ -232,14 +239,14 @@ fn root_certificates_come_along_and_where_they_cannot_the_rest_counts() {
         (told[1].1, told[1].2.as_str()),
         (
             "NoCertificates",
-            "All but its root certificates is in force: there is no ConfigMap theirs with a ca.crt in this namespace."
+            "All but its root certificates is in force: there is no ConfigMap missing with a ca.crt in this namespace."
         )
     );
     assert_eq!(
         (told[2].1, told[2].2.as_str()),
         (
             "NoCertificates",
-            "All but its root certificates is in force: ca.crt of the ConfigMap theirs: no certificate in it."
+            "All but its root certificates is in force: ca.crt of the ConfigMap broken: no certificate in it."
         )
     );
 }
@@ -255,7 +262,7 @@ fn what_does_not_fit_is_said_and_the_rest_is_in_force() {
         object(
             name,
             second,
-            &json!({ "hosts": [host], "caConfigMap": "theirs" }),
+            &json!({ "hosts": [host], "caConfigMap": name }),
         )
     };
     let (policy, made) = made(
@@ -267,10 +274,17 @@ fn what_does_not_fit_is_said_and_the_rest_is_in_force() {
         ],
     );
     let names: Vec<_> = policy.providers.iter().map(|it| it.name.as_str()).collect();
-    assert_eq!(names, ["one", "three"]);
-    let told = told(&made);
-    assert_eq!(told[1].1, "NoRoom");
-    assert!(told[1].2.contains("1024 KiB at most"), "{}", told[1].2);
+    assert_eq!(names, ["one", "two", "three"]);
+    let ca: Vec<_> = policy.providers.iter().map(|it| it.ca.is_some()).collect();
+    assert_eq!(ca, [true, false, true]);
+    let (_, reason, message) = &told(&made)[1];
+    assert_eq!(
+        (*reason, message.as_str()),
+        (
+            "NoCertificates",
+            "All but its root certificates is in force: there is no room for them in the 1024 KiB that watchers are told."
+        )
+    );
     assert!(policy.paused_tenants.contains("acme"));
 
     let many: Vec<MailProvider> = (0..=MAX_PROVIDERS)
@@ -283,6 +297,99 @@ fn what_does_not_fit_is_said_and_the_rest_is_in_force() {
         (last.0.name_any().as_str(), last.1.reason),
         ("p1000", "NoRoom")
     );
+}
+
+/// Who has that many hosts has none of them, and a smaller one after it has.
+#[test]
+fn hosts_that_have_no_room_are_said() {
+    let label = "a".repeat(240);
+    let wide = |name: &str| {
+        let hosts: Vec<String> = (0..100).map(|n| format!("{label}.{name}-{n}")).collect();
+        let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+        at(name, 1, &hosts)
+    };
+    let many = (0..50).map(|n| wide(&format!("p{n:02}")));
+    let (policy, made) = without_roots(many.chain([at("q", 1, &["q.test"])]).collect());
+    assert!((30..50).contains(&policy.providers.len()));
+    assert_eq!(policy.providers.last().unwrap().name, "q");
+    let (_, reason, message) = &told(&made)[49];
+    assert_eq!(*reason, "NoRoom");
+    assert!(message.contains("1024 KiB at most"), "{message}");
+}
+
+/// What is known of a ConfigMap is not asked again, and nothing is known of one that nothing came of.
+#[test]
+fn many_go_by_one_config_map() {
+    let roots = Certificate::localhost().authority_pem;
+    let named = |name: &str, config: &str| {
+        let hosts = [format!("{name}.test")];
+        object(name, 1, &json!({ "hosts": hosts, "caConfigMap": config }))
+    };
+    let mut maker = Maker::new(&[]).unwrap();
+    let double = with_host(&named("none", "unused"), ":");
+    maker.add(double, Some(roots.clone())).unwrap();
+    assert!(!maker.knows("unused"));
+    for (config, read) in [
+        ("theirs", Some(roots.clone())),
+        ("bad", Some("none".to_owned())),
+        ("gone", None),
+        ("large", Some("#\n".repeat(MAX_BYTES / 2) + &roots)),
+    ] {
+        assert!(!maker.knows(config), "{config}");
+        maker
+            .add(named(&format!("{config}-1"), config), read)
+            .unwrap();
+        assert!(maker.knows(config), "{config}");
+        maker
+            .add(named(&format!("{config}-2"), config), None)
+            .unwrap();
+    }
+    let made = maker.finish().unwrap();
+    let policy: Policy = serde_json::from_str(&made.text).unwrap();
+    let ca = policy.providers.iter().map(|it| it.ca.as_ref());
+    let with_roots: Vec<_> = ca.map(|ca| ca == Some(&roots)).collect();
+    let rest = [false; 6];
+    assert_eq!(with_roots, [&[true; 2][..], &rest].concat());
+    let told = told(&made);
+    let pairs = told[1..].chunks(2).map(|pair| (&pair[0], &pair[1]));
+    for (first, second) in pairs {
+        assert_eq!((first.1, &first.2), (second.1, &second.2));
+    }
+    let said: Vec<_> = [1, 3, 5, 7].map(|n: usize| told[n].2.as_str()).to_vec();
+    for (message, part) in
+        said.iter()
+            .zip(["its host", "no certificate", "no ConfigMap gone", "no room"])
+    {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn hosts_of_others_and_missing_certificates_are_both_said() {
+    let both = object(
+        "late",
+        2,
+        &json!({ "hosts": ["a.test", "b.test"], "caConfigMap": "theirs" }),
+    );
+    let (policy, made) = without_roots(vec![at("early", 1, &["a.test"]), both]);
+    assert_eq!(hosts(&policy)[1], ("late", vec!["b.test"]));
+    let (_, reason, message) = &told(&made)[1];
+    assert_eq!(
+        (*reason, message.as_str()),
+        (
+            "NoCertificates",
+            "a.test belongs to the older MailProvider early, and its other hosts are in force. Its root certificates are not: there is \
+             no ConfigMap theirs with a ca.crt in this namespace."
+        )
+    );
+}
+
+/// Where there is a file already, what it says goes on to hold.
+#[test]
+fn what_the_server_refuses_takes_nothing_out_of_force() {
+    let said = |before| refused("so", before).message;
+    assert_eq!(said(true), "Changes are not in force: so.");
+    assert_eq!(said(false), "Not in force: so.");
 }
 
 /// To the byte.
@@ -306,8 +413,8 @@ fn the_bound_of_the_file_is_exact() {
         (1, MAX_BYTES - 1)
     );
     let (policy, over) = filled(rest + 1);
-    assert_eq!(policy.providers.len(), 0);
-    assert_eq!(told(&over)[0].1, "NoRoom");
+    assert_eq!(policy.providers[0].ca, None);
+    assert_eq!(told(&over)[0].1, "NoCertificates");
 }
 
 #[test]

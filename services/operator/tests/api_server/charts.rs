@@ -11,7 +11,7 @@ use crate::{
 };
 
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell-crds");
-const MAILBELL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell");
+pub(crate) const MAILBELL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell");
 
 /// Their objects are the users' accounts.
 #[tokio::test]

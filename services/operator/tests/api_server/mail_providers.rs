@@ -3,6 +3,7 @@
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Event},
+    rbac::v1::Role,
 };
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use mailbell_core::policy::{Policy, Provider};
@@ -10,7 +11,8 @@ use mailbell_test_servers::Certificate;
 use serde_json::{Value, json};
 
 use crate::{
-    actors::Operator,
+    actors::{IMAGE, Operator},
+    charts::MAILBELL as CHART,
     definitions::refused,
     world::{World, mailbell, provider, with},
 };
@@ -96,13 +98,19 @@ async fn watchers_are_told_and_none_of_them_is_started_anew() {
     assert_eq!(one.limits.logins_per_second, Some(2));
     assert!(one.paused);
     world
-        .until_provider_says("example", "True Paused Nobody connects to its 2 hosts.")
+        .until_provider_says(
+            "example",
+            "True Paused Watchers are told within some minutes: nobody connects to its 2 hosts.",
+        )
         .await;
     let go_on = Patch::Merge(json!({ "spec": { "paused": false } }));
     let (providers, params) = (world.providers(), PatchParams::default());
     providers.patch("example", &params, &go_on).await.unwrap();
     world
-        .until_provider_says("example", "True InForce In force for its 2 hosts.")
+        .until_provider_says(
+            "example",
+            "True InForce Watchers are told within some minutes: in force for its 2 hosts.",
+        )
         .await;
     world
         .change(json!({ "spec": { "watchers": { "pausedTenants": ["acme"] } } }))
@@ -287,7 +295,7 @@ async fn a_file_that_the_server_refuses_is_said() {
     world
         .until_provider_says(
             "example",
-            "False Refused Not in force: ConfigMap main-policy: ",
+            "False Refused Changes are not in force: ConfigMap main-policy: ",
         )
         .await;
     world
@@ -295,6 +303,77 @@ async fn a_file_that_the_server_refuses_is_said() {
         .await;
     world.has_no_config("main-policy").await;
     world.until_provider_says("example", "True InForce").await;
+    operator.stop().await;
+}
+
+/// As after an upgrade of the operator without its chart.
+#[tokio::test]
+async fn an_installation_waits_for_no_provider_that_cannot_be_read() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let (installed, said) = world.helm(&["install", "mailbell", CHART]).await;
+    assert!(installed, "{said}");
+    let read = |verbs: Value| {
+        let rule = json!({ "apiGroups": ["mailbell.dev"], "resources": ["mailproviders"], "verbs": verbs });
+        async {
+            let (roles, name) = (world.api::<Role>(), "mailbell-operator");
+            let mut role = roles.get(name).await.unwrap();
+            let rules = role.rules.as_mut().unwrap();
+            for rule in rules.iter_mut() {
+                let of = rule.resources.iter_mut();
+                of.for_each(|all| all.retain(|it| it != "mailproviders"));
+            }
+            rules.retain(|rule| rule.resources.as_ref().is_none_or(|all| !all.is_empty()));
+            rules.push(serde_json::from_value(rule).unwrap());
+            let params = PostParams::default();
+            roles.replace(name, &params, &role).await.unwrap();
+        }
+    };
+    read(json!(["watch"])).await;
+    world
+        .has(&with(&provider(), "/spec/paused", json!(true)))
+        .await;
+    let operator = Operator::start_as(&world, "one", Some("mailbell-operator"));
+    let paused = json!(["acme"]);
+    world
+        .create(&with(&mailbell(), "/spec/watchers/pausedTenants", paused))
+        .await;
+    world.is_installed(IMAGE).await;
+    // No pod of a watcher starts without.
+    let policy = world.until_told("the tenant", |_| true).await;
+    assert!(policy.paused_tenants.contains("acme") && policy.providers.is_empty());
+    let denied = "True Impaired The policy: MailProviders of ";
+    world.until_ready_says(denied).await;
+    read(json!(["get", "list", "watch"])).await;
+    world.until_ready_says("True Running").await;
+    let told = world
+        .until_told("the provider", |policy| policy.providers.len() == 1)
+        .await;
+    // What was told before stays, also with all that the look would have removed.
+    read(json!(["watch"])).await;
+    let nobody = json!({ "spec": { "watchers": { "pausedTenants": [] } } });
+    world.change(nobody).await;
+    world.until_ready_says(denied).await;
+    assert_eq!(world.until_told("the same", |_| true).await, told);
+    operator.stop().await;
+}
+
+/// Of more than one answer of the server.
+#[tokio::test]
+async fn watchers_are_told_of_hundreds() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    for n in 0..205 {
+        let host = format!("h{n}.test");
+        world.has_provider(&format!("p{n:03}"), &[&host]).await;
+    }
+    let operator = Operator::start(&world, "one");
+    world.create(&mailbell()).await;
+    world
+        .until_told("all of them", |policy| policy.providers.len() == 205)
+        .await;
     operator.stop().await;
 }
 

@@ -128,7 +128,7 @@ fn the_values_for_high_availability_keep_nats_servers_on_nodes_of_their_own() {
         image: "mailbell.dev/mailbell:0.1.0",
         watchers: mailbell.spec.watchers.scale.min,
         gateways: mailbell.spec.gateways.scale.min,
-        policy: "",
+        policy: Some(""),
         api_server_ports: &API_SERVER_PORTS,
     };
     let objects: Vec<Value> = desired(&wanted)

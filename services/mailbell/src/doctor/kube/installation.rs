@@ -138,7 +138,7 @@ fn secrets_of(mailbell: &Mailbell) -> BTreeSet<String> {
         image: "",
         watchers: mailbell.spec.watchers.scale.min,
         gateways: mailbell.spec.gateways.scale.min,
-        policy: "",
+        policy: None,
         api_server_ports: &API_SERVER_PORTS,
     };
     let mut found = BTreeSet::new();
