@@ -23,8 +23,8 @@ const FRESH: Duration = Duration::from_secs(30);
 const MOST: usize = 16 * 1024;
 /// Records that are asked for at once.
 const AT_ONCE: usize = 8;
-/// How long it may take to look at a batch's accounts. What is not known by then is told without its content: facts must not be held
-/// back, and what may be shown of them is not known.
+/// How long it may take to look at a batch's accounts. By then what was last seen of an account counts; of one that was never seen nobody
+/// knows what may be shown, and the batch has to wait.
 const LIMIT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ enum Seen {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) removed: HashSet<AccountId>,
-    /// The policies of those that have one; KEY for those of which nobody could say.
+    /// The policies of those that have one.
     pub(crate) most: HashMap<AccountId, ContentLevel>,
 }
 
@@ -69,10 +69,12 @@ impl Records {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the records of these accounts say.
-    pub(crate) async fn of(&self, accounts: HashSet<AccountId>) -> Known {
+    /// What the records of these accounts say. `None`: of one that was never seen nobody can say it now. It is asked for again then; what
+    /// was heard of others is remembered.
+    pub(crate) async fn of(&self, accounts: HashSet<AccountId>) -> Option<Known> {
         let mut known = Known::default();
         let mut asked = Vec::new();
+        let mut unseen = HashSet::new();
         {
             let (seen, now) = (self.seen(), Instant::now());
             for account in accounts {
@@ -88,8 +90,7 @@ impl Records {
                         }
                     }
                     None => {
-                        // If nobody answers, no content is told: a device can list.
-                        known.note(account.clone(), ContentLevel::Key);
+                        unseen.insert(account.clone());
                         asked.push(account);
                     }
                 }
@@ -110,6 +111,7 @@ impl Records {
             .buffer_unordered(AT_ONCE)
             .for_each(|found| {
                 if let Some((account, seen)) = found {
+                    unseen.remove(&account);
                     known.most.remove(&account);
                     match seen {
                         Seen::Removed => {
@@ -123,7 +125,7 @@ impl Records {
             });
         // What was found until then counts.
         let _ = timeout(LIMIT, looks).await;
-        known
+        unseen.is_empty().then_some(known)
     }
 
     fn note(&self, account: AccountId, what: Seen) {
@@ -166,17 +168,18 @@ mod tests {
         source.put_account(&account(1), record(5));
         source.put_account(&account(2), record(0));
         // The third has no record at all.
-        assert_eq!(records.of(all()).await.removed, [account(1)].into());
+        let removed = async || records.of(all()).await.unwrap().removed;
+        assert_eq!(removed().await, [account(1)].into());
         source.put_account(&account(1), record(0));
         source.put_account(&account(2), record(6));
-        assert_eq!(records.of(all()).await.removed, [account(1)].into());
+        assert_eq!(removed().await, [account(1)].into());
         advance(FRESH).await;
         let both = HashSet::from([account(1), account(2)]);
-        assert_eq!(records.of(all()).await.removed, both);
+        assert_eq!(removed().await, both);
         // Who cannot be asked is not known to be removed.
         source.disconnect();
         advance(FRESH).await;
-        assert_eq!(records.of(all()).await.removed, both);
+        assert_eq!(removed().await, both);
     }
 
     #[tokio::test(start_paused = true)]
@@ -191,7 +194,7 @@ mod tests {
             source.put_account(&account(1), record);
         };
         let most = async || {
-            let known = records.of(HashSet::from([account(1)])).await;
+            let known = records.of(HashSet::from([account(1)])).await.unwrap();
             known.most.get(&account(1)).copied()
         };
         put(ContentLevel::Unspecified);
@@ -218,31 +221,31 @@ mod tests {
             }
         }
         let before = Instant::now();
-        let found = records.of(HashSet::from([account(0)])).await;
+        let found = records.of(HashSet::from([account(0)])).await.unwrap();
         assert_eq!(found.removed, [account(0)].into());
-        let found = records.of((0..40).map(account).collect()).await;
-        assert_eq!(found.removed, [account(0)].into());
+        assert_eq!(records.of((0..40).map(account).collect()).await, None);
         assert_eq!(before.elapsed(), LIMIT);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_what_was_never_seen_no_content_is_told_while_nobody_answers() {
+    async fn nothing_is_told_of_what_was_never_seen_before_somebody_has_answered() {
         let source = MemorySource::new();
         let records = Records::new(Arc::new(source.clone()));
         source.put_account(&account(1), record(0));
         source.put_account(&account(2), record(0));
-        let most = async || {
-            let known = records.of([account(1), account(2)].into()).await;
-            assert!(known.removed.is_empty());
-            known.most
+        let of = async |numbers: &[usize]| {
+            let all = numbers.iter().map(|number| account(*number));
+            records.of(all.collect()).await
         };
-        let key = ContentLevel::Key;
         source.disconnect();
-        let neither = HashMap::from([(account(1), key), (account(2), key)]);
-        assert_eq!(most().await, neither);
+        assert_eq!(of(&[1]).await, None);
         source.reconnect();
         source.hold_account(&account(2));
-        assert_eq!(most().await, HashMap::from([(account(2), key)]));
+        assert_eq!(of(&[1, 2]).await, None);
+        // What was heard meanwhile need not be asked for again.
+        source.disconnect();
+        assert_eq!(of(&[1]).await, Some(Known::default()));
+        assert_eq!(of(&[1, 2]).await, None);
     }
 
     #[tokio::test(start_paused = true)]

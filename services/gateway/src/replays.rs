@@ -264,7 +264,10 @@ async fn read(
         .iter()
         .map(|entry| entry.account.clone())
         .collect();
-    let known = records.of(accounts).await;
+    let Some(known) = records.of(accounts).await else {
+        tracing::debug!(group = %replay.group, "records of accounts could not be read for a replay");
+        return None;
+    };
     let received_us = now_us();
     let entries = batch.entries.into_iter().filter_map(|entry| {
         let mut event = entry.event?;

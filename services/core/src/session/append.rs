@@ -1,7 +1,7 @@
 //! One append in flight, until the log is known to hold it.
 //!
-//! Not acknowledged: the same event and id again, with less content if the policy got stricter. After a disconnect, or when the first try is so old that the server may have
-//! forgotten its id, the account's tail is read from the leader first.
+//! Not acknowledged: the same event and id again, with less content if the policy got stricter. After a disconnect, or when the first try is
+//! so old that the server may have forgotten its id, the account's tail is read from the leader first.
 
 use std::{collections::VecDeque, time::Duration};
 

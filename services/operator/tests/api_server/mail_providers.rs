@@ -2,10 +2,14 @@
 
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
+    authorization::v1::SubjectAccessReview,
     core::v1::{ConfigMap, Event},
     rbac::v1::Role,
 };
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
 use mailbell_core::policy::{Policy, Provider};
 use mailbell_test_servers::Certificate;
 use serde_json::{Value, json};
@@ -28,6 +32,23 @@ impl World {
         let object = serde_json::from_value(provider.clone()).unwrap();
         let params = PostParams::default();
         self.providers().create(&params, &object).await.unwrap();
+    }
+
+    /// Until the server goes by the operator's role as it is, which it hears of a moment later.
+    async fn until_may_list(&self, may: bool) {
+        let review = json!({ "metadata": {}, "spec": {
+            "user": format!("system:serviceaccount:{}:mailbell-operator", self.namespace),
+            "resourceAttributes": {
+                "namespace": self.namespace, "group": "mailbell.dev", "resource": "mailproviders", "verb": "list",
+            },
+        }});
+        let review: SubjectAccessReview = serde_json::from_value(review).unwrap();
+        let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let look = || async {
+            let answer = reviews.create(&PostParams::default(), &review).await;
+            (answer.unwrap().status?.allowed == may).then_some(())
+        };
+        self.once(look, "the operator's role").await;
     }
 
     async fn has_no(&self, provider: &str) {
@@ -315,8 +336,10 @@ async fn an_installation_waits_for_no_provider_that_cannot_be_read() {
     let (installed, said) = world.helm(&["install", "mailbell", CHART]).await;
     assert!(installed, "{said}");
     let read = |verbs: Value| {
+        let world = &world;
+        let may = verbs.as_array().unwrap().contains(&json!("list"));
         let rule = json!({ "apiGroups": ["mailbell.dev"], "resources": ["mailproviders"], "verbs": verbs });
-        async {
+        async move {
             let (roles, name) = (world.api::<Role>(), "mailbell-operator");
             let mut role = roles.get(name).await.unwrap();
             let rules = role.rules.as_mut().unwrap();
@@ -328,6 +351,7 @@ async fn an_installation_waits_for_no_provider_that_cannot_be_read() {
             rules.push(serde_json::from_value(rule).unwrap());
             let params = PostParams::default();
             roles.replace(name, &params, &role).await.unwrap();
+            world.until_may_list(may).await;
         }
     };
     read(json!(["watch"])).await;
