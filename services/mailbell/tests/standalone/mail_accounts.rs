@@ -7,7 +7,6 @@ use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
 use mailbell_test_servers::{
     Dovecot, DovecotOptions, NatsOptions, NatsServer, SyntheticImap, SyntheticOptions, free_port,
 };
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep};
 
@@ -246,7 +245,7 @@ async fn what_is_declared_is_watched_until_it_is_declared_no_longer() {
     };
     let dovecot = Dovecot::start(options).await.unwrap();
     let mut world = World::start(binaries, dovecot.imap_port()).await;
-    let mut operator = world.operator().await;
+    let operator = world.operator().await;
     world.declare("alice", "alice", json!({})).await;
     world.once_ready("alice", "False", "NoSecret").await;
     let passwords = |bob: &str| json!({ "alice": "secret", "again": "secret\n", "bob": bob });
@@ -312,15 +311,16 @@ async fn what_is_declared_is_watched_until_it_is_declared_no_longer() {
     assert!(world.account(&["show", id(&again)]).0);
     world.once_ready("again", "True", "Watching").await;
 
-    // One whose object goes without it is named, and can be removed by who may do what the operator may.
+    // One whose object goes without it is named, and can be removed by who may do what the operator may. Nobody looks meanwhile: who
+    // saw that it is to be deleted would delete the account.
     let freed = ["--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#];
     let free = [&["patch", "mailaccount", "again"][..], &freed].concat();
-    operator.signal(Signal::STOP);
+    ended(operator).await;
     world
         .kubectl(&["delete", "mailaccount", "again", "--wait=false"], "")
         .await;
     world.kubectl(&free, "").await;
-    operator.signal(Signal::CONT);
+    let operator = world.operator().await;
     world.once_left(&[id(&again)]).await;
     let remove = ["remove", id(&again), "--yes"];
     assert!(!world.account(&remove).0);
@@ -328,11 +328,16 @@ async fn what_is_declared_is_watched_until_it_is_declared_no_longer() {
     assert!(removed, "{said}");
     world.once_left(&[]).await;
 
+    ended(operator).await;
+    world.server.stop().await;
+}
+
+/// Ends it; it has said no secret.
+async fn ended(mut operator: Machine) {
     assert_eq!(operator.stop().await.code(), Some(0));
     for secret in [ADMIN, OPERATOR, "secret\"", "=secret", " secret "] {
         assert!(!operator.said().contains(secret), "{}", operator.said());
     }
-    world.server.stop().await;
 }
 
 /// Requests that the API server has counted, by kind and verb: those of the operator, and those of the server itself for leases.
