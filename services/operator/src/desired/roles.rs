@@ -201,7 +201,8 @@ fn headless(wanted: &Wanted<'_>, part: Part, name: &str, unready_too: bool) -> V
     wanted.object("v1", "Service", name, part, content)
 }
 
-/// Of the Gateway API. Streams last for hours, so nothing on the way may count their time.
+/// Of the Gateway API. Streams last for hours, so nothing on the way may count their time. A GRPCRoute has no field for that (an HTTPRoute
+/// has): what a Gateway does by itself is for its own settings to say.
 fn route(wanted: &Wanted<'_>) -> Option<Value> {
     let gateways = &wanted.mailbell.spec.gateways;
     let api = gateways.gateway_api.as_ref()?;
