@@ -28,20 +28,7 @@ impl Scene {
         );
         let policy = machine.beside("policy.json", &policy);
         machine.start_with(&["--policy-file", &policy]).await;
-        let url = format!("imap+plaintext://alice@127.0.0.1:{}", dovecot.imap_port());
-        let password = machine.beside("password", "secret\n");
-        let add = [
-            "account",
-            "add",
-            &url,
-            "--password-file",
-            &password,
-            "--json",
-        ];
-        let added = machine.run(&add);
-        assert!(added.status.success(), "{}", text(&added.stderr));
-        let added: Value = serde_json::from_slice(&added.stdout).unwrap();
-        let id = added.get("id").unwrap().as_str().unwrap().to_owned();
+        let id = machine.add_alice(dovecot.imap_port());
         let mut scene = Self {
             dovecot,
             machine,

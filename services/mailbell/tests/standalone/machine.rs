@@ -244,6 +244,17 @@ impl Machine {
         self.child.take().expect("it runs").wait().unwrap();
     }
 
+    /// Registers the mailbox of alice on a private mail server; its id.
+    pub(crate) fn add_alice(&self, port: u16) -> String {
+        let url = format!("imap+plaintext://alice@127.0.0.1:{port}");
+        let password = self.beside("password", "secret\n");
+        let file = ["--password-file", &password, "--json"];
+        let added = self.run(&[&["account", "add", &url][..], &file].concat());
+        assert!(added.status.success(), "{}", text(&added.stderr));
+        let added: Value = serde_json::from_slice(&added.stdout).unwrap();
+        added.get("id").unwrap().as_str().unwrap().to_owned()
+    }
+
     /// SIGTERM, and the end.
     pub(crate) async fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);

@@ -29,23 +29,11 @@ impl Watched {
         let mut machine = Machine::new();
         let file = write(&machine, "{}");
         machine.start_with(&["--policy-file", &file]).await;
-        let url = format!("imap+plaintext://alice@127.0.0.1:{}", dovecot.imap_port());
-        let password = machine.beside("password", "secret\n");
-        let add = [
-            "account",
-            "add",
-            &url,
-            "--password-file",
-            &password,
-            "--json",
-        ];
-        let added = machine.run(&add);
-        assert!(added.status.success(), "{}", text(&added.stderr));
-        let added: Value = serde_json::from_slice(&added.stdout).unwrap();
+        let account = machine.add_alice(dovecot.imap_port());
         let mut watched = Self {
             machine,
             file,
-            account: added.get("id").unwrap().as_str().unwrap().to_owned(),
+            account,
             _dovecot: dovecot,
         };
         watched.until("watching").await;
