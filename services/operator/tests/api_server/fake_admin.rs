@@ -46,6 +46,10 @@ struct State {
     passwords: BTreeMap<String, Vec<String>>,
     calls: Vec<&'static str>,
     silent: bool,
+    /// Nobody who lists this tenant's accounts is answered.
+    silent_of: Option<&'static str>,
+    /// So many wait for that.
+    waiting: usize,
     /// A change leaves an account's state as it is.
     helpless: bool,
     /// It is of a release that knows no content policies.
@@ -105,6 +109,16 @@ impl FakeAdmin {
     /// Takes calls and never answers, or answers again.
     pub(crate) fn is_silent(&self, silent: bool) {
         self.state().silent = silent;
+    }
+
+    /// Never answers who lists this tenant's accounts.
+    pub(crate) fn is_silent_of(&self, tenant: &'static str) {
+        self.state().silent_of = Some(tenant);
+    }
+
+    /// How many wait for such an answer now.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state().waiting
     }
 
     /// So many mailboxes are registered; `None`: it cannot say.
@@ -230,6 +244,22 @@ impl Service {
     }
 }
 
+/// One that waits for ever, until it gives up.
+struct Waiting(Arc<Mutex<State>>);
+
+impl Waiting {
+    fn new(state: &Arc<Mutex<State>>) -> Self {
+        state.lock().unwrap().waiting += 1;
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().waiting -= 1;
+    }
+}
+
 fn watching(account: &mut Account) {
     account.state = Some(AccountState {
         health: Health::Watching.into(),
@@ -308,6 +338,11 @@ impl Accounts for Service {
         request: Request<ListAccountsRequest>,
     ) -> Result<Response<ListAccountsResponse>, Status> {
         let asked = self.begin("list", request).await?;
+        let silent_of = self.0.lock().unwrap().silent_of;
+        if silent_of == Some(asked.tenant.as_str()) {
+            let _waiting = Waiting::new(&self.0);
+            std::future::pending::<()>().await;
+        }
         let state = self.0.lock().unwrap();
         let first: usize = asked.page_token.parse().unwrap_or(0);
         let all = state.accounts.values().cloned();

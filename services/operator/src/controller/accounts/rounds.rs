@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream};
 use kube::{
     ResourceExt as _,
     runtime::reflector::{ObjectRef, Store},
@@ -28,12 +29,14 @@ use crate::{
 
 /// Pages of one tenant that are read in a round: 100,000 accounts. Where there are more, MailAccounts should have a tenant of their own.
 const MOST_PAGES: usize = 200;
+/// Installations that are asked at once: the round of one that is silent is not the sum of all.
+const AT_ONCE: usize = 8;
 /// After a change its account's state changes too, mostly within this time.
 const BUSY: Duration = Duration::from_secs(60);
 /// A round that is asked for begins so soon at most.
 const SOONEST: Duration = Duration::from_secs(1);
 
-/// Until it is dropped. After each round `look` hears that every MailAccount is to be looked at.
+/// Until it is dropped. After each answer `look` hears that every MailAccount is to be looked at.
 pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: mpsc::Sender<()>) {
     // Else none of them would be thought to be used.
     let ready = async {
@@ -46,10 +49,8 @@ pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: 
     let mut last = Instant::now();
     loop {
         let begin = Instant::now();
-        round(context, accounts, begin - last).await;
+        round(context, accounts, begin - last, &look).await;
         last = begin;
-        // Full: they are looked at anyway.
-        let _ = look.try_send(());
         let wait = match context.seen.changed_within(BUSY) {
             true => context.pace.busy,
             false => context.pace.round,
@@ -73,7 +74,12 @@ struct Asked {
     external_ids: HashSet<String>,
 }
 
-async fn round(context: &Context, store: &Store<MailAccount>, since: Duration) {
+async fn round(
+    context: &Context,
+    store: &Store<MailAccount>,
+    since: Duration,
+    look: &mpsc::Sender<()>,
+) {
     let accounts = store.state();
     let mut asked: BTreeMap<Place, Asked> = BTreeMap::new();
     let mut secrets = BTreeSet::new();
@@ -110,7 +116,7 @@ async fn round(context: &Context, store: &Store<MailAccount>, since: Duration) {
         .memory()
         .retain(|account, _| known.contains(account));
     context.secrets.look_again(&secrets, since).await;
-    for (place, asked) in &asked {
+    let asking = stream::iter(&asked).for_each_concurrent(AT_ONCE, |(place, asked)| async move {
         let name = ObjectRef::new(&place.1).within(&place.0);
         match context.mailbells.get(&name) {
             Some(mailbell) if is_up(&mailbell) => {
@@ -119,7 +125,10 @@ async fn round(context: &Context, store: &Store<MailAccount>, since: Duration) {
             // There is nobody to ask, and a MailAccount says so without.
             _ => context.seen.forget(place),
         }
-    }
+        // At once: another may be silent for long. Full: they are looked at anyway.
+        let _ = look.try_send(());
+    });
+    asking.await;
 }
 
 /// Whether its admin API is meant to run.

@@ -10,9 +10,9 @@ use serde_json::json;
 use super::{declared, four_rounds, said, start, start_counted, start_held, tell, until, watched};
 use crate::{
     actors::Operator,
-    fake_admin::FakeAdmin,
+    fake_admin::{FakeAdmin, TOKEN},
     requests::Requests,
-    world::{World, with},
+    world::{World, mailbell, with},
 };
 
 /// It may be back in a moment; if it is not, that is said, and nobody waits for it without end.
@@ -67,6 +67,32 @@ async fn an_admin_api_that_is_away_holds_nothing_up_for_ever() {
     world.until_gone("alice").await;
     let left = world.events("alice", "AccountLeft").await;
     assert!(left[0].contains("there is no Mailbell main"), "{left:?}");
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn an_admin_api_that_is_silent_holds_up_no_other_installation() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let admin = FakeAdmin::start(None);
+    admin.is_silent_of("quiet");
+    world.is_set_up().await;
+    // By its name it would be asked first.
+    let other = with(&mailbell(), "/metadata/name", json!("another"));
+    world.create(&other).await;
+    world
+        .secret("another-operator-token", json!({ "token": TOKEN }))
+        .await;
+    let quiet = with(&declared("alice"), "/spec/tenant", json!("quiet"));
+    let quiet = with(&quiet, "/spec/mailbell", json!("another"));
+    world.apply(quiet).await;
+    world.apply(declared("bob")).await;
+    let operator = start(&world, &admin, "one", None);
+    world.until_says("bob", "True Watching").await;
+    // The first that is not answered has not been given up yet.
+    let lists = admin.calls().iter().filter(|call| **call == "list").count();
+    assert_eq!((admin.waiting(), lists), (1, 2));
     operator.stop().await;
 }
 
