@@ -2,7 +2,7 @@
 //!
 //! [`api`] has the custom resources as Rust types; what a cluster is told of them is generated from there ([`crds`]). [`desired`] says
 //! which objects an installation is made of, [`policy`] what its watchers are told of mail providers, [`progress`] how far the objects are,
-//! and [`controller`] keeps them so.
+//! [`watched`] whether all mailboxes are, and [`controller`] keeps them so.
 
 pub mod api;
 pub mod controller;
@@ -11,3 +11,4 @@ pub mod desired;
 pub mod policy;
 pub mod progress;
 pub mod sizing;
+pub mod watched;

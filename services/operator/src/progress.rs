@@ -34,7 +34,8 @@ impl Progress {
     }
 
     /// Whether it does its work.
-    fn serves(&self) -> bool {
+    #[must_use]
+    pub fn serves(&self) -> bool {
         match self {
             Self::Done | Self::Usable(_) | Self::Changing(_) => true,
             Self::Waiting(_) => false,
@@ -210,6 +211,15 @@ pub struct Found {
     pub paused: bool,
 }
 
+impl Found {
+    /// Whether it does its work.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        let mut stages = self.stages.iter();
+        stages.all(|(_, progress)| progress.serves()) && !self.paused
+    }
+}
+
 /// The conditions that say it, each with the time since which it has its status.
 #[must_use]
 pub fn conditions(
@@ -226,7 +236,7 @@ pub fn conditions(
         Some(format!("{}: {what}.", capital(stage)))
     });
     let worst = worst.map_or(&Progress::Done, |(_, progress)| progress);
-    let serves = found.stages.iter().all(|(_, progress)| progress.serves()) && !found.paused;
+    let serves = found.serves();
     let text = || sentence.clone().unwrap_or_default();
     let was = |kind: &str| {
         let mut before = before.iter();

@@ -12,7 +12,7 @@ use crate::api::Scale;
 /// For so long fewer pods must have been enough before one goes, and again before the next one.
 pub const WINDOW: Duration = Duration::from_secs(300);
 /// Who has not looked for so long knows nothing of the time between.
-const GAP: Duration = Duration::from_secs(120);
+pub(crate) const GAP: Duration = Duration::from_secs(120);
 /// Who has not known for so long says so: a restart of what is asked takes less.
 const BLIND: Duration = Duration::from_secs(180);
 /// One pod fewer must be filled to nine tenths at most: else a few mailboxes, or devices, more or less would move all of them again and again.

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Display,
+    mem::{Discriminant, discriminant},
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -27,7 +28,9 @@ use super::{
 use crate::{
     api::{Counts, Mailbell, MailbellStatus, Versions},
     desired::{gateway_pods, sizes},
+    progress::Progress,
     sizing::{Bounds, Sizer},
+    watched::{Mailboxes, Watched},
 };
 
 /// Counts that stand in the status are no older than this; they change all the time, and each change is a write.
@@ -59,6 +62,7 @@ struct Load {
     status: Option<MailbellStatus>,
     watchers: Part,
     gateways: Part,
+    watched: Watched,
     /// `None`: nobody has looked yet.
     seen: Option<Seen>,
     /// What stands in the status, and since when.
@@ -90,6 +94,8 @@ pub(super) struct Seen {
     pub(super) versions: Option<Versions>,
     /// Why mailboxes or devices are not known, and so the numbers of pods stay; for a while already.
     pub(super) blind: Option<String>,
+    /// What is wrong with mailboxes that should be watched, for a while already.
+    pub(super) unwatched: Option<Progress>,
 }
 
 impl Loads {
@@ -130,6 +136,12 @@ impl Loads {
         of(&mut self.all(), mailbell).seen.as_ref()?.blind.clone()
     }
 
+    /// What is wrong with mailboxes that should be watched, if something is for a while.
+    pub(super) fn unwatched(&self, mailbell: &Mailbell) -> Option<Progress> {
+        let mut all = self.all();
+        of(&mut all, mailbell).seen.as_ref()?.unwatched.clone()
+    }
+
     /// The status that was last written; `None`: none was, by this operator.
     pub(super) fn status(&self, mailbell: &Mailbell) -> Option<MailbellStatus> {
         of(&mut self.all(), mailbell).status.clone()
@@ -152,7 +164,12 @@ impl Loads {
         let load = of(&mut all, mailbell);
         let mailboxes = shards.as_ref().ok().map(|shards| shards.mailboxes);
         let devices = gateways.as_ref().ok().map(|gateways| gateways.devices);
-        load.watchers.sizer.observe(now, mailboxes);
+        load.watchers
+            .sizer
+            .observe(now, mailboxes.map(|seen| seen.registered));
+        if let Some(seen) = mailboxes {
+            load.watched.observe(now, seen);
+        }
         load.gateways.sizer.observe(now, devices);
         let why = [shards.as_ref().err(), gateways.as_ref().err()];
         let why = why.into_iter().flatten().next().cloned();
@@ -161,9 +178,9 @@ impl Loads {
             .any(|part| part.sizer.is_blind(now));
         let mut seen = Seen::of(shards.ok(), gateways.ok());
         seen.blind = why.filter(|_| is_long);
-        let is_news = |before: &Seen| before.blind.is_some() != seen.blind.is_some();
-        let told = load.seen.as_ref();
-        let changed = told.map_or(seen.blind.is_some(), is_news);
+        seen.unwatched = load.watched.trouble(now);
+        let before = load.seen.as_ref().map(Seen::troubles).unwrap_or_default();
+        let changed = before != seen.troubles();
         load.seen = Some(seen);
         let changes = [Sized::Watchers, Sized::Gateways]
             .into_iter()
@@ -235,8 +252,7 @@ impl Part {
 /// What the admin API knows of mailboxes and of watchers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Shards {
-    mailboxes: u64,
-    watched: u64,
+    mailboxes: Mailboxes,
     releases: BTreeSet<String>,
 }
 
@@ -244,8 +260,12 @@ impl Seen {
     fn of(shards: Option<Shards>, gateways: Option<Gateways>) -> Self {
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let counts = Counts {
-            mailboxes: shards.as_ref().map(|shards| number(shards.mailboxes)),
-            watched: shards.as_ref().map(|shards| number(shards.watched)),
+            mailboxes: shards
+                .as_ref()
+                .map(|shards| number(shards.mailboxes.registered)),
+            watched: shards
+                .as_ref()
+                .map(|shards| number(shards.mailboxes.watched)),
             devices: gateways.as_ref().map(|gateways| number(gateways.devices)),
         };
         let releases: BTreeSet<String> = shards
@@ -260,8 +280,15 @@ impl Seen {
             versions: (!running.is_empty()).then(|| Versions {
                 running: running.join(", "),
             }),
-            blind: None,
+            ..Self::default()
         }
+    }
+
+    /// What is to be told at once: what is wrong, and not how many it concerns.
+    fn troubles(&self) -> (bool, Option<(Discriminant<Progress>, bool)>) {
+        let unwatched = self.unwatched.as_ref();
+        let unwatched = unwatched.map(|it| (discriminant(it), it.serves()));
+        (self.blind.is_some(), unwatched)
     }
 }
 
@@ -310,13 +337,12 @@ async fn shards(context: &Context, mailbell: &Mailbell) -> Result<Shards, String
             return Err(unknown(&late));
         }
     };
-    let Some(totals) = answer.totals else {
+    let Some(mailboxes) = Mailboxes::of(&answer) else {
         return Err(unknown(&"the answer says nothing of it"));
     };
     let live = answer.members.iter().filter(|member| member.owned > 0);
     Ok(Shards {
-        mailboxes: totals.accounts,
-        watched: live.clone().map(|member| u64::from(member.watching)).sum(),
+        mailboxes,
         releases: live.map(|member| member.release.clone()).collect(),
     })
 }
@@ -369,9 +395,12 @@ mod tests {
         serde_json::from_value(object).unwrap()
     }
 
-    fn shards(mailboxes: u64) -> Result<Shards, String> {
+    fn shards(registered: u64) -> Result<Shards, String> {
         Ok(Shards {
-            mailboxes,
+            mailboxes: Mailboxes {
+                registered,
+                ..Mailboxes::default()
+            },
             ..Shards::default()
         })
     }

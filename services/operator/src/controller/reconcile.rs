@@ -91,6 +91,12 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     if stood.all(|(_, progress)| progress.is_usable()) {
         refused = remove_orphans(&cluster, mailbell, &stages).await.err();
     }
+    // Where a part does not do its work, that is why.
+    let unwatched = context.loads.unwatched(mailbell);
+    let unwatched = unwatched.filter(|_| found.serves());
+    found
+        .stages
+        .extend(unwatched.map(|trouble| ("the mailboxes", trouble)));
     let untold = match policy {
         Some(policy) => providers::tell(policy, &found, context).await,
         None => Ok(()),

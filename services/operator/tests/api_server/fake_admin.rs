@@ -126,6 +126,16 @@ impl FakeAdmin {
         self.state().shards = mailboxes.map(shards);
     }
 
+    /// So many are watched, and as many others have been nobody's for so long.
+    pub(crate) fn watches(&self, watched: u32, unowned: u64, unowned_for: Duration) {
+        let mut answer = shards(u64::from(watched) + unowned);
+        answer.members[0].watching = watched;
+        let totals = answer.totals.as_mut().unwrap();
+        totals.accounts_unowned = unowned;
+        totals.unowned_ms = u64::try_from(unowned_for.as_millis()).unwrap();
+        self.state().shards = Some(answer);
+    }
+
     /// Makes no account, with this sentence; or makes them again.
     pub(crate) fn refuses(&self, sentence: Option<&'static str>) {
         self.state().refuses = sentence;

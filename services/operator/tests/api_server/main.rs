@@ -12,4 +12,5 @@ mod mail_providers;
 mod operator;
 mod requests;
 mod sizing;
+mod watched;
 mod world;

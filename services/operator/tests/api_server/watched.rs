@@ -1,0 +1,83 @@
+//! What is said where mailboxes that should be watched are not.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Event;
+use kube::api::ListParams;
+use serde_json::json;
+
+use crate::{
+    actors::{IMAGE, Operator},
+    fake_admin::{FakeAdmin, TOKEN},
+    world::{World, mailbell},
+};
+
+/// As long as the alert waits.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Who reads `kubectl get mailbells` alone is not told that all is well; and is told when it is again.
+#[tokio::test]
+async fn ready_is_not_said_of_mailboxes_that_nobody_watches() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    world
+        .secret("main-operator-token", json!({ "token": TOKEN }))
+        .await;
+    let admin = FakeAdmin::start(None);
+    admin.watches(20, 0, Duration::ZERO);
+    let operator = Operator::start_with(&world, "one", |options| {
+        options.admin_url = Some(admin.url("http"));
+        options.look_every = Duration::from_millis(100);
+    });
+    world.create(&mailbell()).await;
+    world.is_installed(IMAGE).await;
+    world
+        .until_ready_says("True Running Everything runs.")
+        .await;
+    admin.watches(15, 5, LONG);
+    world
+        .until_ready_says("True Impaired The mailboxes: nobody watches 5 of 20: `mailbell shards`")
+        .await;
+    assert_eq!(world.degraded().await, "True Failed");
+    admin.watches(0, 20, LONG);
+    world
+        .until_ready_says("False Failed The mailboxes: nobody watches 20 of 20: ")
+        .await;
+    let (_, listed) = world.kubectl(&["get", "mailbells"], "").await;
+    assert!(
+        listed.contains("False") && listed.contains("nobody watches 20 of 20"),
+        "{listed}"
+    );
+    // It is not asked for longer than until it is known again.
+    admin.watches(20, 0, Duration::ZERO);
+    world
+        .until_ready_says("True Running Everything runs.")
+        .await;
+    assert_eq!(world.degraded().await, "False Whole");
+    let told = || async {
+        let (events, params) = (world.api::<Event>(), ListParams::default());
+        let events = events.list(&params).await.unwrap().items.into_iter();
+        let about = |event: &Event| event.involved_object.kind.as_deref() == Some("Mailbell");
+        let mut told: Vec<_> = events
+            .filter(about)
+            .filter_map(|event| Some((event.reason?, event.type_?, event.series.is_none())))
+            .filter(|(reason, ..)| ["Impaired", "Failed"].contains(&reason.as_str()))
+            .collect();
+        told.sort();
+        let warning = |reason: &str| (reason.to_owned(), "Warning".to_owned(), true);
+        (told == [warning("Failed"), warning("Impaired")]).then_some(())
+    };
+    world.once(told, "an event a change").await;
+    operator.stop().await;
+}
+
+impl World {
+    /// Status and reason.
+    async fn degraded(&self) -> String {
+        let status = self.mailbells().get("main").await.unwrap().status.unwrap();
+        let mut conditions = status.conditions.iter();
+        let degraded = conditions.find(|it| it.type_ == "Degraded").unwrap();
+        format!("{} {}", degraded.status, degraded.reason)
+    }
+}
