@@ -458,6 +458,18 @@ pub struct Counts {
     pub devices: Option<i64>,
 }
 
+impl Counts {
+    /// While nothing runs.
+    #[must_use]
+    pub fn paused(self) -> Self {
+        Self {
+            watched: Some(0),
+            devices: Some(0),
+            ..self
+        }
+    }
+}
+
 /// What runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

@@ -131,6 +131,14 @@ impl Loads {
         load.seen.clone()
     }
 
+    /// Of one that is paused nobody looks: what was seen before holds no longer.
+    pub(super) fn rest(&self, mailbell: &Mailbell) {
+        let mut all = self.all();
+        let load = of(&mut all, mailbell);
+        load.seen = None;
+        load.watched = Watched::default();
+    }
+
     /// Why the numbers of pods stay as they are, if they do for a while.
     pub(super) fn blind(&self, mailbell: &Mailbell) -> Option<String> {
         of(&mut self.all(), mailbell).seen.as_ref()?.blind.clone()

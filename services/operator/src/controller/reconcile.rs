@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::{Mailbell, MailbellStatus},
-    desired::{MANAGER, POLICY, Stage, Wanted, desired},
+    desired::{MANAGER, POLICY, REPLICAS, Stage, Wanted, desired},
     progress::{self, Found, Progress, conditions},
 };
 
@@ -44,6 +44,9 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     // One that is being removed takes all its objects with it.
     if mailbell.metadata.deletion_timestamp.is_some() {
         return Ok(());
+    }
+    if mailbell.spec.paused {
+        context.loads.rest(mailbell);
     }
     let namespace = mailbell.namespace().unwrap_or_default();
     let cluster = Cluster {
@@ -128,8 +131,12 @@ async fn size(
         let number = object.pointer(place).and_then(Value::as_i64);
         number.and_then(|count| i32::try_from(count).ok())
     };
+    // Of one that is paused, or was until now, as many as before.
+    let note = object.pointer("/metadata/annotations");
+    let note = note.and_then(|all| all.get(REPLICAS)?.as_str()?.parse().ok());
+    let there = number("/spec/replicas").filter(|there| *there > 0);
     let pods = Pods {
-        there: number("/spec/replicas").unwrap_or_default(),
+        there: there.or(note).unwrap_or_default(),
         ready: number("/status/readyReplicas").unwrap_or_default(),
         settled: progress::of(&object) == Progress::Done,
     };
@@ -236,6 +243,12 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         // As whoever led before has seen it.
         None => (before.counts, before.versions.clone()),
     };
+    // What is registered stays, and of the rest nothing is there.
+    let counts = counts.map(|counts| match found.paused {
+        true => counts.paused(),
+        false => counts,
+    });
+    let versions = versions.filter(|_| !found.paused);
     let left_accounts = match context.left.of(mailbell) {
         Some(left) => (left.count > 0).then_some(left),
         None => before.left_accounts.clone(),

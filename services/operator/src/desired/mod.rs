@@ -43,6 +43,9 @@ pub struct Wanted<'a> {
     pub api_server_ports: &'a [u16],
 }
 
+/// The annotation of what has no pods while its installation is paused: how many there were before, and are to be again.
+pub(crate) const REPLICAS: &str = "mailbell.dev/replicas";
+
 /// On most clusters.
 pub const API_SERVER_PORTS: [u16; 2] = [443, 6443];
 

@@ -6,7 +6,7 @@ use mailbell_core::content::word;
 use serde_json::{Value, json};
 
 use super::{
-    Part, Wanted, digest, merge,
+    Part, REPLICAS, Wanted, digest, merge,
     pod::{HTTP_PORT, Mount, Pod, Source, as_it_is, tls},
     present,
 };
@@ -282,7 +282,7 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
         wanted.service_account(part),
         wanted.disruption_budget(part),
         service_of(wanted, part, &service, ("admin", ADMIN_PORT)),
-        deployment(wanted, part, wanted.unless_paused(replicas), template),
+        deployment(wanted, part, replicas, template),
     ]
 }
 
@@ -359,9 +359,8 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
         resources: resources("250m", "1Gi"),
     });
     let name = wanted.name(part);
-    let set = json!({
+    let mut set = json!({
         "spec": {
-            "replicas": wanted.unless_paused(wanted.watchers),
             "serviceName": name,
             // They share the mailboxes among themselves, and need not wait for one another to start.
             "podManagementPolicy": "Parallel",
@@ -369,6 +368,7 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
             "template": template,
         },
     });
+    merge(&mut set, wanted.scale(wanted.watchers));
     vec![
         wanted.disruption_budget(part),
         headless(wanted, part, &name, true),
@@ -377,25 +377,27 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
 }
 
 impl Wanted<'_> {
-    pub(super) fn unless_paused(&self, replicas: i32) -> i32 {
+    /// So many pods; while nothing is to run none, with a note of how many there are to be again.
+    fn scale(&self, replicas: i32) -> Value {
         if self.mailbell.spec.paused {
-            0
+            let note = json!({ REPLICAS: replicas.to_string() });
+            json!({ "metadata": { "annotations": note }, "spec": { "replicas": 0 } })
         } else {
-            replicas
+            json!({ "spec": { "replicas": replicas } })
         }
     }
 }
 
 fn deployment(wanted: &Wanted<'_>, part: Part, replicas: i32, template: Value) -> Value {
-    let content = json!({
+    let mut content = json!({
         "spec": {
-            "replicas": wanted.unless_paused(replicas),
             "selector": { "matchLabels": wanted.selector(part) },
             // One more first: whoever is sent elsewhere finds somebody.
             "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
             "template": template,
         },
     });
+    merge(&mut content, wanted.scale(replicas));
     wanted.object("apps/v1", "Deployment", &wanted.name(part), part, content)
 }
 

@@ -69,9 +69,89 @@ impl World {
             &format!("{watchers} watchers and {gateways} gateways"),
         )
         .await;
-        self.all_is_ready().await;
-        self.until_ready_says("True Running").await;
+        let runs = async || {
+            self.all_is_ready().await;
+            let status = self.mailbells().get("main").await.unwrap().status?;
+            let mut ready = status.conditions.iter();
+            ready.any(|it| it.reason == "Running").then_some(())
+        };
+        self.once(runs, "all of it to run").await;
     }
+}
+
+/// Whoever goes on has as many pods as before at once, and need not be asked for how many mailboxes and devices there are: nobody can tell
+/// before they are there.
+#[tokio::test]
+async fn what_is_paused_goes_on_with_as_many_pods_as_before() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    world
+        .secret("main-operator-token", json!({ "token": TOKEN }))
+        .await;
+    let (admin, gateway) = (FakeAdmin::start(None), Arc::new(Gateway::default()));
+    let address = gateway.serve().await;
+    let start = |identity: &str| {
+        Operator::start_with(&world, identity, |options| {
+            options.admin_url = Some(admin.url("http"));
+            options.gateways = Some(vec![address; 8]);
+            options.look_every = Duration::from_millis(100);
+        })
+    };
+    admin.watches(1_950, 0, Duration::ZERO);
+    gateway.devices.store(30, Ordering::Relaxed);
+    let scale = json!({ "min": 2, "max": 30 });
+    let mut wanted = with(
+        &mailbell(),
+        "/spec/watchers",
+        json!({ "scale": scale, "mailboxesPerPod": 100 }),
+    );
+    wanted = with(&wanted, "/spec/gateways/scale", scale);
+    wanted = with(&wanted, "/spec/gateways/devicesPerPod", json!(80));
+    let operator = start("one");
+    world.create(&wanted).await;
+    world.is_installed(IMAGE).await;
+    world.until_pods(20, 3).await;
+    world.change(json!({ "spec": { "paused": true } })).await;
+    let rests = async || {
+        world.all_is_ready().await;
+        let there = (world.watchers().await, world.gateways().await);
+        (there == (0, 0)).then_some(())
+    };
+    world.once(rests, "nothing to run").await;
+    admin.has_mailboxes(None);
+    gateway.devices.store(0, Ordering::Relaxed);
+    world
+        .until_ready_says("False Paused Paused: nothing is watched, and nobody is served.")
+        .await;
+    let told = || async {
+        let status = world.mailbells().get("main").await.unwrap().status?;
+        let counts = status.counts?;
+        let counts = (counts.mailboxes?, counts.watched?, counts.devices?);
+        (counts == (1_950, 0, 0) && status.versions.is_none()).then_some(())
+    };
+    world
+        .once(told, "what is registered, and nothing else")
+        .await;
+    // What is stored stays where it is.
+    let nats: StatefulSet = world.there("main-nats").await;
+    assert_eq!(nats.spec.unwrap().replicas, Some(3));
+    // Another one, which has seen nothing of it.
+    operator.stop().await;
+    let operator = start("two");
+    world.change(json!({ "spec": { "paused": false } })).await;
+    let first = |count: i32| (count > 0).then_some(count);
+    let gateways = world.once(async || first(world.gateways().await), "gateways");
+    assert_eq!(gateways.await, 3);
+    let watchers = async || {
+        world.all_is_ready().await;
+        first(world.watchers().await)
+    };
+    assert_eq!(world.once(watchers, "watchers").await, 20);
+    world.until_pods(20, 3).await;
+    let set: StatefulSet = world.there("main-watcher").await;
+    assert_eq!(set.metadata.annotations.unwrap_or_default().len(), 0);
+    operator.stop().await;
 }
 
 /// More mailboxes make more watchers, more devices more gateways, up to the bound; what is not known, or was needed a while ago, takes
