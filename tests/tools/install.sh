@@ -7,7 +7,7 @@
 #   install.sh deny      cargo-deny         -> .tools/bin        (crates.io; about a minute)
 #   install.sh sbom      cargo-cyclonedx    -> .tools/bin        (crates.io; about a minute)
 #   install.sh kube      etcd, kube-apiserver, kubectl -> .tools/kube, Helm -> .tools/helm: links into ~/.cache/mailbell (Go modules;
-#                        about eight minutes when nothing is cached)
+#                        about eight minutes when nothing is cached); definitions of others' resources -> .tools/definitions
 #   install.sh nodes     the control plane's other programs and a node's -> .tools/nodes (Go modules; about nine minutes more), and
 #                        containerd with what it needs -> the system (Debian; root or sudo, only if it isn't there)
 set -euo pipefail
@@ -130,6 +130,31 @@ kube() {
     # Somebody named a folder that has its programs, as other tools' tests do.
     [ -n "${KUBEBUILDER_ASSETS:-}" ] || from_go kubernetes k8s.io/kubernetes kube "six minutes" kubernetes etcd
     from_go helm helm.sh/helm/v4 helm "two minutes" helm
+    definitions
+}
+
+# Of the Gateway API and of the Prometheus operator, as their modules carry them (7 MB).
+definitions() {
+    local sums="$root/tests/cluster/tools/definitions" folder="$root/.tools/definitions" staging module file
+    [ ! "$folder" -nt "$sums/go.sum" ] || return 0
+    if ! command -v go >/dev/null; then
+        [ -z "${CI:-}" ] || fail "getting definitions of others needs Go"
+        say "no Go here: tests that need definitions of others are left out (tests/cluster/README.md)"
+        return 0
+    fi
+    say "getting definitions of others (Go modules)"
+    staging="$folder.new"
+    rm -rf "$staging" "$folder"
+    mkdir -p "$staging"
+    (cd "$sums" && GOTOOLCHAIN=local go mod download)
+    while read -r module file; do
+        cp "$(cd "$sums" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly go list -m -f '{{.Dir}}' "$module")/$file" "$staging"
+    done <<'END'
+sigs.k8s.io/gateway-api config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml
+github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml
+github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml
+END
+    mv "$staging" "$folder"
 }
 
 nodes() {

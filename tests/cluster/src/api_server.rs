@@ -1,6 +1,11 @@
 //! One API server with its etcd.
 
-use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kube::{
     Client, Config,
@@ -304,6 +309,12 @@ impl ApiServer {
         let path = self.path(&format!("kubeconfig-{name}"));
         std::fs::write(&path, self.config_with(token))?;
         Ok(path)
+    }
+
+    /// The folder with definitions of others' custom resources, one a file of YAML: of the Gateway API and of the Prometheus operator.
+    #[must_use]
+    pub fn definitions(&self) -> &Path {
+        self.binaries.definitions()
     }
 
     /// Where a program is.

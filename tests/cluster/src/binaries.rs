@@ -8,18 +8,20 @@ use std::{
 use crate::Tool;
 
 /// What a developer is told who has not got them.
-pub const MISSING: &str = "no kube-apiserver, etcd, kubectl and helm: `make kube` builds them, it needs Go (tests/cluster/README.md)";
+pub const MISSING: &str = "not all of kube-apiserver, etcd, kubectl, helm and definitions of others are here: `make kube` gets them, it \
+     needs Go (tests/cluster/README.md)";
 
-/// Where `etcd`, `kube-apiserver`, `kubectl` and `helm` are.
+/// Where `etcd`, `kube-apiserver`, `kubectl` and `helm` are, and definitions of others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binaries {
     kubernetes: PathBuf,
     helm: PathBuf,
+    definitions: PathBuf,
 }
 
 impl Binaries {
     /// Those of Kubernetes in `KUBEBUILDER_ASSETS`, which other tools' tests know too, else in `.tools/kube` of the workspace; Helm in
-    /// `.tools/helm`. `None`: one is missing.
+    /// `.tools/helm`, definitions of others in `.tools/definitions`. `None`: one is missing.
     ///
     /// # Panics
     /// When one is missing and `CI` is set: tests that nobody runs must not pass.
@@ -30,9 +32,11 @@ impl Binaries {
         let all = Self {
             kubernetes: named.unwrap_or_else(|| own.join("kube")),
             helm: own.join("helm"),
+            definitions: own.join("definitions"),
         };
         let paths = ["etcd", "kube-apiserver", "kubectl", "helm"].map(|name| all.path(name));
-        let found = paths.iter().all(|path| path.is_file()).then_some(all);
+        let found = paths.iter().all(|path| path.is_file()) && all.definitions.is_dir();
+        let found = found.then_some(all);
         assert!(found.is_some() || env::var_os("CI").is_none(), "{MISSING}");
         found
     }
@@ -41,6 +45,10 @@ impl Binaries {
     #[must_use]
     pub fn helm(&self, home: &Path) -> Tool {
         Tool::new(self.path("helm"), home.join("kubeconfig"), home)
+    }
+
+    pub(crate) fn definitions(&self) -> &Path {
+        &self.definitions
     }
 
     pub(crate) fn folders(&self) -> [PathBuf; 2] {

@@ -11,15 +11,17 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
 };
 use kube::{
-    Resource as _, ResourceExt as _,
+    Api, Resource as _, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    core::{ApiResource, DynamicObject, GroupVersionKind},
 };
+use mailbell_operator::crds;
 use serde_json::{Value, json};
 
 use crate::{
     actors::{IMAGE, NEXT, Operator},
     requests::{self, Requests},
-    world::{World, mailbell, soon, with},
+    world::{World, define, definitions_of_others, mailbell, soon, with},
 };
 
 /// Nothing is begun before what it stands on is there, and each step is said in words.
@@ -381,26 +383,59 @@ async fn what_is_refused_is_said_in_the_status() {
     operator.stop().await;
 }
 
-/// A cluster without the Gateway API serves all the same, and says what it lacks.
+/// A cluster without the Gateway API serves all the same, and says what it lacks; with it there is a route for as long as one is wanted.
 #[tokio::test]
-async fn a_cluster_without_the_gateway_api_says_so() {
-    let Some(world) = World::new().await else {
+async fn a_route_is_there_while_it_is_wanted_and_the_cluster_knows_routes() {
+    let Some(world) = World::alone().await else {
         return;
     };
+    define(&world.client, crds::definitions()).await;
     let operator = Operator::start(&world, "one");
-    let routes = json!({ "parentRefs": [{ "name": "edge" }] });
-    let plain = with(
-        &mailbell(),
-        "/spec/gateways/tls",
-        json!({ "insecurePlaintext": true }),
-    );
+    let edge =
+        |listener: &str| json!({ "parentRefs": [{ "name": "edge", "sectionName": listener }] });
+    let plain = json!({ "insecurePlaintext": true });
+    let plain = with(&mailbell(), "/spec/gateways/tls", plain);
     world
-        .create(&with(&plain, "/spec/gateways/gatewayApi", routes))
+        .create(&with(&plain, "/spec/gateways/gatewayApi", edge("push")))
         .await;
     world.is_installed(IMAGE).await;
     world
         .until_ready_says("True Impaired The gateways: there is no Gateway API on this cluster")
         .await;
+    define(&world.client, definitions_of_others(&world.server)).await;
+    // It looks again in some minutes, or when something changes.
+    let routed = |routes: Value| json!({ "spec": { "gateways": { "gatewayApi": routes } } });
+    world.change(routed(edge("devices"))).await;
+    world
+        .until_ready_says("True Running Everything runs.")
+        .await;
+    let api = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GRPCRoute");
+    let api = ApiResource::from_gvk(&api);
+    let routes: Api<DynamicObject> =
+        Api::namespaced_with(world.client.clone(), &world.namespace, &api);
+    let route = routes.get("main-gateway").await.unwrap();
+    assert_eq!(
+        route.data["spec"]["parentRefs"][0]["sectionName"],
+        "devices"
+    );
+    let backend = &route.data["spec"]["rules"][0]["backendRefs"][0];
+    let service: Service = world.there("main-gateway").await;
+    let port = service.spec.unwrap().ports.unwrap()[0].port;
+    assert_eq!(
+        (&backend["name"], &backend["port"]),
+        (&json!("main-gateway"), &json!(port))
+    );
+    // Somebody else's is not touched.
+    let theirs = json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GRPCRoute",
+        "metadata": { "name": "theirs", "labels": route.metadata.labels }, "spec": { "rules": [] } });
+    world.apply(theirs).await;
+    world.change(routed(Value::Null)).await;
+    let gone = || async {
+        let there = routes.get_opt("main-gateway").await.unwrap();
+        there.is_none().then_some(())
+    };
+    world.once(gone, "the end of the route").await;
+    assert!(routes.get_opt("theirs").await.unwrap().is_some());
     operator.stop().await;
 }
 

@@ -125,15 +125,32 @@ async fn bare() -> Option<Arc<ApiServer>> {
 async fn with_definitions() -> Option<Arc<ApiServer>> {
     let server = bare().await?;
     let client = server.client().await.unwrap();
-    let api: Api<CustomResourceDefinition> = Api::all(client);
-    for definition in crds::definitions() {
+    define(&client, crds::definitions()).await;
+    define(&client, definitions_of_others(&server)).await;
+    Some(server)
+}
+
+/// Until the server takes objects of these kinds.
+pub(crate) async fn define(client: &Client, definitions: Vec<CustomResourceDefinition>) {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for definition in definitions {
         let name = definition.name_any();
         let (params, patch) = (PatchParams::apply("tests"), Patch::Apply(&definition));
         api.patch(&name, &params, &patch).await.unwrap();
         let established = await_condition(api.clone(), &name, is_crd_established());
         soon(established).await.unwrap();
     }
-    Some(server)
+}
+
+/// Of the Gateway API and of the Prometheus operator.
+pub(crate) fn definitions_of_others(server: &ApiServer) -> Vec<CustomResourceDefinition> {
+    let files = std::fs::read_dir(server.definitions())
+        .unwrap()
+        .map(|file| {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            serde_saphyr::from_str(&text).unwrap()
+        });
+    files.collect()
 }
 
 /// Waits for what must come.
