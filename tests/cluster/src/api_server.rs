@@ -7,9 +7,11 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
 use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Client, Config,
+    api::PostParams,
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use mailbell_test_servers::{
     Authority, free_port,
@@ -272,13 +274,20 @@ impl ApiServer {
         client(self.config().await?)
     }
 
-    /// A client of somebody else, such as `system:serviceaccount:<namespace>:<name>`: what he may is what roles say.
+    /// A client of a service account, with a token of its own: what it may is what roles say.
     ///
     /// # Errors
-    /// When the configuration cannot be read.
-    pub async fn client_of(&self, user: &str) -> io::Result<Client> {
+    /// When there is no such account.
+    pub async fn client_of(&self, namespace: &str, account: &str) -> io::Result<Client> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
+        let (params, request) = (PostParams::default(), TokenRequest::default());
+        let asked = accounts.create_token_request(account, &params, &request);
+        let token = asked.await.map_err(io::Error::other)?.status;
         let mut config = self.config().await?;
-        config.auth_info.impersonate = Some(user.to_owned());
+        config.auth_info = AuthInfo {
+            token: token.map(|token| token.token.into()),
+            ..AuthInfo::default()
+        };
         client(config)
     }
 

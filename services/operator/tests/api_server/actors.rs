@@ -40,7 +40,7 @@ impl Operator {
         Self::start_as(world, identity, None)
     }
 
-    /// With the rights of a service account.
+    /// With the rights of a service account of the world's namespace.
     pub(crate) fn start_as(world: &World, identity: &str, account: Option<&str>) -> Self {
         Self::start_told(world, identity, account, |_| {})
     }
@@ -61,14 +61,13 @@ impl Operator {
         account: Option<&str>,
         tell: impl FnOnce(&mut Options),
     ) -> Self {
-        let user =
-            account.map(|account| format!("system:serviceaccount:{}:{account}", world.namespace));
-        let server = Arc::clone(&world.server);
+        let account = account.map(ToOwned::to_owned);
+        let (server, namespace) = (Arc::clone(&world.server), world.namespace.clone());
         let mut options = options(world, identity);
         tell(&mut options);
         Self::launch(options, async move {
-            match user {
-                Some(user) => server.client_of(&user).await.unwrap(),
+            match account {
+                Some(account) => server.client_of(&namespace, &account).await.unwrap(),
                 None => server.client().await.unwrap(),
             }
         })
@@ -286,6 +285,16 @@ impl World {
             said.contains(expected).then_some(())
         };
         self.once(look, expected).await;
+    }
+
+    /// The operator has seen, and told, all that the user has changed.
+    pub(crate) async fn is_looked_at(&self) {
+        let looked = || async {
+            let mailbell = self.mailbells().get("main").await.unwrap();
+            let seen = mailbell.status?.observed_generation;
+            (seen == mailbell.metadata.generation).then_some(())
+        };
+        self.once(looked, "a look").await;
     }
 
     /// Whatever there is does its work.

@@ -3,12 +3,8 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use mailbell_operator::crds;
-use serde_json::json;
 
-use crate::{
-    actors::{IMAGE, Operator},
-    world::{World, mailbell, provider, with},
-};
+use crate::world::World;
 
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell-crds");
 pub(crate) const MAILBELL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/mailbell");
@@ -87,104 +83,4 @@ async fn whoever_administers_a_namespace_installs_mailbell_in_it() {
     assert!(installed, "{said}");
     let (installed, said) = world.helm(&install).await;
     assert!(installed, "{said}");
-}
-
-/// The role is enough for all that an operator does, and for nothing that it need not.
-#[tokio::test]
-async fn an_operator_may_what_it_does_and_nothing_else() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let (installed, said) = world.helm(&["install", "mailbell", MAILBELL]).await;
-    assert!(
-        installed
-            && said.contains("kubectl explain mailbell.spec")
-            && said.contains(&format!(
-                "helm --namespace {} test mailbell",
-                world.namespace
-            )),
-        "{said}"
-    );
-    let operator = Operator::start_as(&world, "one", Some("mailbell-operator"));
-    world.create(&mailbell()).await;
-    world.is_installed(IMAGE).await;
-    world.until_ready_says("True Running").await;
-    // What one of them may be trusted by is read too.
-    let roots = [
-        "create",
-        "configmap",
-        "example-roots",
-        "--from-literal=ca.crt=none",
-    ];
-    let (made, said) = world.kubectl(&roots, "").await;
-    assert!(made, "{said}");
-    let trusting = with(&provider(), "/spec/caConfigMap", json!("example-roots"));
-    world.has(&trusting).await;
-    world
-        .until_provider_says("example", "example-roots: no certificate in it")
-        .await;
-    let (listed, events) = world.kubectl(&["get", "events"], "").await;
-    assert!(listed && events.contains("Running"), "{events}");
-    operator.stop().await;
-    let user = format!(
-        "--as=system:serviceaccount:{}:mailbell-operator",
-        world.namespace
-    );
-    let token = ["get", "secret", "main-operator-token", &user];
-    let (read, said) = world.kubectl(&token, "").await;
-    assert!(read, "{said}");
-    let role = r#"{ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": { "name": "more" },
-        "rules": [{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["get"] }] }"#;
-    let binding = [
-        "create",
-        "rolebinding",
-        "more",
-        "--clusterrole=admin",
-        "--serviceaccount=default:default",
-    ];
-    let another = provider().to_string();
-    for (arguments, input) in [
-        (&["get", "secret", "main-key-ring"][..], ""),
-        (&["get", "secret", "main-nats-users"], ""),
-        (
-            &[
-                "get",
-                "secrets",
-                "--field-selector=metadata.name=mail-passwords",
-            ],
-            "",
-        ),
-        (&["patch", "secret", "main-operator-token", "-p", "{}"], ""),
-        (&["create", "secret", "generic", "mine"], ""),
-        (&["get", "secrets"], ""),
-        (&["delete", "secret", "main-key-ring"], ""),
-        (&["get", "pods"], ""),
-        (&["run", "mine", "--image=mine"], ""),
-        (&["create", "-f", "-"], role),
-        (&binding, ""),
-        (&["create", "token", "mailbell-operator"], ""),
-        (&["get", "mailbells", "--all-namespaces"], ""),
-        (&["get", "services", "--namespace=default"], ""),
-        (&["delete", "mailbell", "main"], ""),
-        (&["delete", "mailprovider", "example"], ""),
-        (
-            &[
-                "patch",
-                "mailprovider",
-                "example",
-                "--type=merge",
-                "-p",
-                "{}",
-            ],
-            "",
-        ),
-        (&["create", "-f", "-"], &another),
-        (&["get", "nodes"], ""),
-        (&["get", "crds"], ""),
-    ] {
-        let mut all = vec![user.as_str()];
-        all.extend(arguments);
-        let (allowed, said) = world.kubectl(&all, input).await;
-        assert!(!allowed && said.contains("cannot"), "{arguments:?}: {said}");
-    }
 }

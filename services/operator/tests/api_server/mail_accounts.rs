@@ -65,7 +65,7 @@ fn start_counted(
     Operator::start_by(world, identity, client, tell)
 }
 
-fn tell(admin: &FakeAdmin) -> impl FnOnce(&mut Options) + use<> {
+pub(crate) fn tell(admin: &FakeAdmin) -> impl FnOnce(&mut Options) + use<> {
     let url = admin.url("http");
     |options| {
         options.admin_url = Some(url);
@@ -74,7 +74,7 @@ fn tell(admin: &FakeAdmin) -> impl FnOnce(&mut Options) + use<> {
 }
 
 /// With the password in the Secret that needs no mention.
-fn declared(name: &str) -> Value {
+pub(crate) fn declared(name: &str) -> Value {
     let object = with(&account(), "/metadata/name", json!(name));
     with(&object, "/spec/password", Value::Null)
 }
@@ -96,7 +96,7 @@ async fn watched(names: &[&str]) -> Option<(Arc<World>, FakeAdmin, Operator)> {
 
 impl World {
     /// An installation, the operator's token, and passwords.
-    async fn is_set_up(&self) {
+    pub(crate) async fn is_set_up(&self) {
         self.create(&mailbell()).await;
         self.secret("main-operator-token", json!({ "token": TOKEN }))
             .await;
@@ -104,7 +104,7 @@ impl World {
         self.secret("mail-passwords", passwords).await;
     }
 
-    fn id(&self, name: &str) -> String {
+    pub(crate) fn id(&self, name: &str) -> String {
         format!("mailaccount/{}/{name}", self.namespace)
     }
 
@@ -122,12 +122,12 @@ impl World {
     }
 
     /// Waits until the condition begins so: its status, its reason, and its sentence.
-    async fn until_says(&self, name: &str, expected: &str) {
+    pub(crate) async fn until_says(&self, name: &str, expected: &str) {
         let says = |account: &MailAccount| said(account).starts_with(expected);
         self.once_account(name, expected, says).await;
     }
 
-    async fn until_gone(&self, name: &str) {
+    pub(crate) async fn until_gone(&self, name: &str) {
         let gone = || async {
             let found = self.accounts().get_opt(name).await.unwrap();
             found.is_none().then_some(())
@@ -135,7 +135,7 @@ impl World {
         self.once(gone, "the end of a MailAccount").await;
     }
 
-    async fn delete(&self, name: &str) {
+    pub(crate) async fn delete(&self, name: &str) {
         let params = DeleteParams::default();
         self.accounts().delete(name, &params).await.unwrap();
     }

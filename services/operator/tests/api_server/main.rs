@@ -3,6 +3,7 @@
 #![cfg(test)]
 mod actors;
 mod admin;
+mod all_namespaces;
 mod charts;
 mod definitions;
 mod fake_admin;
@@ -11,6 +12,7 @@ mod mail_accounts;
 mod mail_providers;
 mod operator;
 mod requests;
+mod rights;
 mod sizing;
 mod watched;
 mod world;

@@ -447,14 +447,7 @@ async fn what_is_applied_again_is_no_change() {
     };
     let operator = Operator::start(&world, "one");
     world.create(&mailbell()).await;
-    let looked = || async {
-        let mailbell = world.mailbells().get("main").await.unwrap();
-        let seen = mailbell
-            .status
-            .and_then(|status| status.observed_generation);
-        (seen == mailbell.metadata.generation).then_some(())
-    };
-    world.once(looked, "a look").await;
+    world.is_looked_at().await;
     let versions = async || {
         let (policies, params) = (world.api::<NetworkPolicy>(), ListParams::default());
         let policies = policies.list(&params).await.unwrap().items.into_iter();
@@ -467,7 +460,7 @@ async fn what_is_applied_again_is_no_change() {
     world
         .change(json!({ "spec": { "watchers": { "connectsPerHost": 7 } } }))
         .await;
-    world.once(looked, "another look").await;
+    world.is_looked_at().await;
     assert_eq!(versions().await, before);
     operator.stop().await;
 }

@@ -62,6 +62,11 @@ impl World {
         Some(Self::on(with_definitions().await?).await)
     }
 
+    /// Another namespace of the same server.
+    pub(crate) async fn beside(&self) -> Self {
+        Self::on(Arc::clone(&self.server)).await
+    }
+
     /// Stops the server and starts it again; only of one that nobody else has.
     pub(crate) async fn restart(&mut self) {
         let server = Arc::get_mut(&mut self.server).unwrap();
