@@ -27,7 +27,6 @@ use tokio::{
     time::sleep,
 };
 
-const PASSWORD: &str = "mb-for-tests-only";
 /// How long servers may take to be ready.
 const SOON: Duration = Duration::from_secs(60);
 
@@ -39,6 +38,11 @@ fn object(snapshot: &str, kind: &str, name: &str) -> Value {
     let mut objects = documents.map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
     let is_it = |object: &Value| object["kind"] == kind && object["metadata"]["name"] == name;
     objects.find(is_it).unwrap()
+}
+
+/// What a Secret has under this key.
+fn password(secret: &str, key: &str) -> String {
+    format!("{key}-of_{secret}")
 }
 
 /// Servers with the configuration of a snapshot, on loopback: other ports, names and folders, and nothing else.
@@ -72,20 +76,18 @@ impl Servers {
         };
         let (clients, monitors, routes) = (ports()?, ports()?, ports()?);
         let folder = TempDir::with_prefix("mailbell-nats-config-")?;
-        let certificate = Certificate::localhost();
-        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text);
-        write("ca.crt", &certificate.authority_pem)?;
-        write("tls.crt", &certificate.certificate_pem)?;
-        write("tls.key", &certificate.key_pem)?;
         let config = object(snapshot, "ConfigMap", "main-nats");
         let text = |name: &str| config["data"][name].as_str().unwrap().to_owned();
-        write("users.conf", &text("users.conf"))?;
+        fs::write(folder.path().join("users.conf"), text("users.conf"))?;
         let mut servers = Self {
             folder,
             clients,
             monitors,
             processes: Vec::new(),
         };
+        let certificate = Certificate::localhost();
+        servers.trust(&certificate.authority_pem)?;
+        servers.show(&certificate)?;
         for node in 0..nodes {
             let mut own = text("nats.conf")
                 .replace(
@@ -106,9 +108,9 @@ impl Servers {
                 let name = format!("main-nats-{other}.main-nats.mail.svc:6222");
                 own = own.replace(&name, &format!("localhost:{port}"));
             }
-            let file = servers.path(&format!("node-{node}.conf"));
-            fs::write(&file, own)?;
-            servers.launch(node, &file, &set)?;
+            fs::write(servers.config(node), own)?;
+            let process = servers.launch(node, &set)?;
+            servers.processes.push(process);
         }
         servers.wait_ready(&set).await?;
         Ok(servers)
@@ -124,24 +126,51 @@ impl Servers {
             .to_owned()
     }
 
+    fn config(&self, node: usize) -> String {
+        self.path(&format!("node-{node}.conf"))
+    }
+
+    /// What `ca.crt` of their Secret has.
+    fn trust(&self, authorities: &str) -> io::Result<()> {
+        fs::write(self.path("ca.crt"), authorities)
+    }
+
+    /// What the rest of their Secret has.
+    fn show(&self, certificate: &Certificate) -> io::Result<()> {
+        fs::write(self.path("tls.crt"), &certificate.certificate_pem)?;
+        fs::write(self.path("tls.key"), &certificate.key_pem)
+    }
+
+    /// One after the other, each once the one before is ready, as their StatefulSet does.
+    async fn start_anew(&mut self, set: &Value) -> io::Result<()> {
+        for node in (0..self.processes.len()).rev() {
+            self.processes[node].terminate(SOON).await;
+            self.processes[node] = self.launch(node, set)?;
+            self.wait_ready(set).await?;
+        }
+        Ok(())
+    }
+
     /// With the environment of the pod.
-    fn launch(&mut self, node: usize, config: &str, set: &Value) -> io::Result<()> {
+    fn launch(&self, node: usize, set: &Value) -> io::Result<Process> {
         let container = &set["spec"]["template"]["spec"]["containers"][0];
         let variables = container["env"].as_array().unwrap().iter().map(|variable| {
             let name = variable["name"].as_str().unwrap();
             match name {
                 "POD_NAME" => format!("{name}=main-nats-{node}"),
                 "GOMEMLIMIT" => format!("{name}=900MiB"),
-                _ => format!("{name}={PASSWORD}"),
+                _ => {
+                    let of = &variable["valueFrom"]["secretKeyRef"];
+                    let text = |field: &str| of[field].as_str().unwrap();
+                    format!("{name}={}", password(text("name"), text("key")))
+                }
             }
         });
-        let binary = nats_binary();
+        let (binary, config) = (nats_binary(), self.config(node));
         let mut arguments: Vec<String> = variables.collect();
-        arguments.extend([binary.to_str().unwrap(), "--config", config].map(str::to_owned));
+        arguments.extend([binary.to_str().unwrap(), "--config", &config].map(str::to_owned));
         let log = self.folder.path().join(format!("node-{node}.log"));
-        self.processes
-            .push(Process::start(Path::new("env"), &arguments, &log)?);
-        Ok(())
+        Process::start(Path::new("env"), &arguments, &log)
     }
 
     /// As the kubelet sees it, by the probes of the pod. One that ends takes the others with it: they wait for it in vain.
@@ -205,26 +234,63 @@ async fn is_good(port: u16, path: &str) -> io::Result<bool> {
     Ok(answer.starts_with("HTTP/1.0 200"))
 }
 
-/// One node, and three that keep everything three times.
+/// One node, with users and a certificate that are brought, and three that keep everything three times.
 #[tokio::test]
 async fn a_server_takes_its_configuration_and_mailbell_finds_all_it_needs() {
-    for (snapshot, replicas) in [("full.yaml", 1), ("usual.yaml", 3)] {
+    for (snapshot, replicas, users, certificate) in [
+        ("full.yaml", 1, "own-users", "own-nats-tls"),
+        ("usual.yaml", 3, "main-nats-users", "main-nats-tls"),
+    ] {
+        let set = object(snapshot, "StatefulSet", "main-nats");
+        let volumes = set["spec"]["template"]["spec"]["volumes"]
+            .as_array()
+            .unwrap();
+        let tls = volumes.iter().find(|volume| volume["name"] == "tls");
+        assert_eq!(tls.unwrap()["secret"]["secretName"], certificate);
         let servers = Servers::start(snapshot).await;
         assert_eq!(servers.clients.len(), usize::from(replicas));
-        let setup = servers
-            .connect(Role::Setup, PASSWORD, replicas)
-            .await
-            .unwrap();
+        let connect = |role: Role| {
+            let password = password(users, role.as_str());
+            let servers = &servers;
+            async move { servers.connect(role, &password, replicas).await }
+        };
+        let setup = connect(Role::Setup).await.unwrap();
         // Three that have just met have no leader yet; the job is started again then.
         let report = patiently(|| setup.setup()).await.unwrap();
         assert!(report.created.len() > 60, "{snapshot}");
         assert_eq!(setup.verify().await.unwrap().drift, []);
         for role in Role::ALL {
-            servers.connect(role, PASSWORD, replicas).await.unwrap();
+            connect(role).await.unwrap();
         }
         let refused = servers.connect(Role::Watcher, "wrong", replicas).await;
         assert!(refused.is_err(), "{snapshot}");
     }
+}
+
+/// As docs/operating.md says it: the servers and whoever is connected find each other all along, though none that trusts the old authority
+/// alone could speak to one that shows the new certificate.
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_taken_over_in_two_steps() {
+    let set = object("usual.yaml", "StatefulSet", "main-nats");
+    let mut servers = Servers::start("usual.yaml").await;
+    let (role, password) = (Role::Setup, password("main-nats-users", "setup"));
+    let connected = servers.connect(role, &password, 3).await.unwrap();
+    patiently(|| connected.setup()).await.unwrap();
+    let old = fs::read_to_string(servers.path("ca.crt")).unwrap();
+    let new = Certificate::localhost();
+    let both = format!("{old}{}", new.authority_pem);
+    servers.trust(&both).unwrap();
+    servers.start_anew(&set).await.unwrap();
+    servers.show(&new).unwrap();
+    servers.start_anew(&set).await.unwrap();
+    // Who was there before is there still.
+    let verified = patiently(|| connected.verify()).await.unwrap();
+    assert_eq!(verified.drift, []);
+    servers.trust(&old).unwrap();
+    let refused = servers.connect(role, &password, 3).await;
+    assert!(refused.is_err());
+    servers.trust(&new.authority_pem).unwrap();
+    servers.connect(role, &password, 3).await.unwrap();
 }
 
 /// The smallest disk that the API server takes has room for what is set aside.

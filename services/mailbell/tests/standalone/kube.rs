@@ -1,10 +1,12 @@
 //! `mailbell doctor --kube` on a real Kubernetes API server. There are no nodes: what they and the operator would say is said here.
 
+mod helm_test;
+
 use serde_json::{Value, json};
 
 use crate::{
     cluster::{CHART, Cluster},
-    machine::{LIMIT, Machine, text},
+    machine::{Machine, text},
 };
 
 /// What the command says of each thing that it looks at.
@@ -173,6 +175,8 @@ impl Cluster {
         self.ready("True", "Running", "Everything runs.").await;
         self.certificate("push-tls", certificate(-1, 90)).await;
         self.certificate("admin-tls", certificate(-1, 90)).await;
+        self.certificate("main-nats-tls", certificate(-1, 3_650))
+            .await;
         for number in 0..3 {
             self.disk(number, "Bound").await;
         }
@@ -319,6 +323,12 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
     );
     cluster.certificate("push-tls", certificate(-1, 90)).await;
 
+    let nats = "main-nats-tls";
+    cluster.certificate(nats, certificate(-90, -1)).await;
+    let finding = "certificate main-nats-tls";
+    wrong(finding, "nobody reaches NATS", "start the servers anew");
+    cluster.certificate(nats, certificate(-1, 3_650)).await;
+
     cluster
         .kubectl(&["delete", "secret", "main-key-ring"])
         .await;
@@ -354,6 +364,8 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
         .await;
     assert_eq!(doctor(&admin).code, Some(0));
 
+    secrets_that_are_brought(&cluster, &admin).await;
+
     mail_accounts(&cluster, &admin).await;
     let left = json!({ "count": 12, "ids": ["default.01", "default.02"] });
     cluster.left_accounts(left).await;
@@ -376,6 +388,42 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
         said.contains("ok    installation main  Everything runs."),
         "{said}"
     );
+}
+
+/// They are looked for under their own names, and what they stand for is missed no more.
+async fn secrets_that_are_brought(cluster: &Cluster, admin: &Machine) {
+    let named = |ring: Value, users: Value, tls: Value| {
+        let managed = json!({ "usersSecret": users, "tls": tls });
+        let spec = json!({ "watchers": { "keyRingSecret": ring }, "nats": { "managed": managed } });
+        json!({ "spec": spec }).to_string()
+    };
+    let tls = json!({ "secretName": "own-tls" });
+    let patch = named("own-ring".into(), "own-users".into(), tls);
+    let change = ["patch", "mailbell", "main", "--type=merge", "-p"];
+    cluster.kubectl(&[&change[..], &[&patch]].concat()).await;
+    let said = doctor(admin);
+    let advice = said.has(
+        "secrets main",
+        "fail",
+        "not there: own-ring, own-tls, own-users",
+    );
+    assert!(advice.contains("make them"), "{advice}");
+    for name in ["own-ring", "own-users"] {
+        cluster
+            .kubectl(&["create", "secret", "generic", name])
+            .await;
+    }
+    cluster.certificate("own-tls", certificate(-80, 7)).await;
+    let said = doctor(admin);
+    said.has("secrets main", "ok", "are there");
+    said.has("certificate own-tls", "warn", "good for");
+    assert!(!format!("{said:?}").contains("main-nats-tls"), "{said:?}");
+    let patch = named(Value::Null, Value::Null, Value::Null);
+    cluster.kubectl(&[&change[..], &[&patch]].concat()).await;
+    // Of each change of a spec the operator says that it has seen it.
+    let status = json!({ "observedGeneration": 3 });
+    cluster.status("mailbell/main", status).await;
+    assert_eq!(doctor(admin).code, Some(0));
 }
 
 /// One mailbox that is not watched is something to see to, and all of them a failure.
@@ -420,68 +468,4 @@ async fn mail_accounts(cluster: &Cluster, admin: &Machine) {
     let said = doctor(admin);
     assert_eq!(said.of("ok").len(), said.findings.len(), "{said:?}");
     said.has("accounts main", "ok", "512 declared: 2 watched");
-}
-
-/// What `helm test` says, with this machine as the node: the pod's command is run with the pod's rights, and its end is told.
-async fn helm_test(cluster: &Cluster) -> (bool, String) {
-    let pod = "mailbell-operator-test";
-    let test = cluster.tool("helm", &["test", "mailbell", "--timeout", "60s"]);
-    let node = async {
-        let get = ["get", "pod", pod, "-o", "json"];
-        let shown = loop {
-            let (there, shown) = cluster.tool("kubectl", &get).await;
-            let shown: Value = serde_json::from_str(&shown).unwrap_or_default();
-            // One that has ended is that of the test before.
-            if there && shown.pointer("/status/phase") == Some(&json!("Pending")) {
-                break shown;
-            }
-        };
-        let text_at = |place: &str| shown.pointer(place).unwrap().as_str().unwrap().to_owned();
-        let arguments = shown.pointer("/spec/containers/0/args").unwrap();
-        let arguments: Vec<&str> = arguments
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|argument| argument.as_str().unwrap())
-            .collect();
-        let account = text_at("/spec/serviceAccountName");
-        let output = cluster.machine_of(&account).await.run(&arguments);
-        let phase = if output.status.success() {
-            "Succeeded"
-        } else {
-            "Failed"
-        };
-        cluster
-            .status(&format!("pod/{pod}"), json!({ "phase": phase }))
-            .await;
-        text(&output.stdout)
-    };
-    let both = async { tokio::join!(test, node) };
-    let ((passed, said), doctor) = tokio::time::timeout(LIMIT * 2, both).await.unwrap();
-    (passed, format!("{said}{doctor}"))
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn helm_test_passes_while_all_is_well_and_fails_else() {
-    let Some(cluster) = Cluster::start().await else {
-        return;
-    };
-    let admin = Machine::on_cluster(cluster.server.kubeconfig());
-    cluster.definitions(&admin).await;
-    cluster.all_is_well().await;
-    let (passed, said) = helm_test(&cluster).await;
-    assert!(
-        passed && said.contains("mailbell-operator-1 in default works"),
-        "{said}"
-    );
-    cluster.ready("False", "Failed", "The watchers: no.").await;
-    let (passed, said) = helm_test(&cluster).await;
-    assert!(
-        !passed && said.contains("FAIL  installation main"),
-        "{said}"
-    );
-    // Also after one that has failed.
-    cluster.ready("True", "Running", "Everything runs.").await;
-    let (passed, said) = helm_test(&cluster).await;
-    assert!(passed, "{said}");
 }

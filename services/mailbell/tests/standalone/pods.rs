@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::machine::{Machine, text};
 
-/// What is made for an installation. The certificate of NATS is another one here: it is one for names of a cluster.
+/// What an installation needs. The certificate of NATS is another one here: it is one for names of a cluster.
 const MADE: [What; 5] = [
     What::NatsUsers,
     What::AdminToken,
@@ -29,6 +29,15 @@ const MADE: [What; 5] = [
     What::SigningKey,
     What::KeyRing,
 ];
+
+/// What is brought under another name than it would be made with.
+fn secret_of(what: What) -> String {
+    match what {
+        What::NatsUsers => "own-users".to_owned(),
+        What::KeyRing => "own-ring".to_owned(),
+        what => format!("main-{}", what.as_str()),
+    }
+}
 
 /// All said that a role can be told, but of what is in the clear.
 fn installation() -> Value {
@@ -40,10 +49,12 @@ fn installation() -> Value {
         "spec": {
             "finishUpgrade": true,
             "watchers": { "connectsPerHost": 20, "loginsPerHost": 10, "allowPrivateHosts": true,
-                "allowPlaintextImap": true, "imapCaConfigMap": "imap-ca" },
+                "allowPlaintextImap": true, "imapCaConfigMap": "imap-ca",
+                "keyRingSecret": "own-ring" },
             "gateways": { "tls": tls, "drainSeconds": 90 },
             "admin": { "tls": tls },
-            "nats": { "managed": { "nodes": 1, "image": "nats", "storage": { "size": "8Gi" } } },
+            "nats": { "managed": { "nodes": 1, "image": "nats", "storage": { "size": "8Gi" },
+                "usersSecret": "own-users", "tls": { "secretName": "own-nats-tls" } } },
             "telemetry": { "log": "debug", "otlpEndpoint": "http://127.0.0.1:1", "otlpSample": 0.25 },
         },
     })
@@ -101,7 +112,7 @@ fn secrets() -> Secrets {
     };
     let mut all = Secrets::new();
     for what in MADE {
-        let name = format!("main-{}", what.as_str());
+        let name = secret_of(what);
         for (key, value) in missing(what, names, &BTreeMap::new()).unwrap() {
             let value = String::from_utf8(value.to_vec()).unwrap();
             all.insert((name.clone(), key.to_owned()), value);
@@ -145,7 +156,7 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
     let mut secrets = secrets();
     let mut config = String::new();
     for ((name, role), password) in &secrets {
-        if name == "main-nats-users" {
+        if *name == secret_of(What::NatsUsers) {
             let role = role.to_uppercase();
             // As the server finds it in its environment.
             config.push_str(&format!("MAILBELL_{role}_PASSWORD: {password}\n"));
@@ -161,7 +172,7 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
     });
     let nats = nats.await.unwrap();
     for (name, key, content) in [
-        ("main-nats-tls", "ca.crt", &certificate.authority_pem),
+        ("own-nats-tls", "ca.crt", &certificate.authority_pem),
         ("imap-ca", "ca.crt", &certificate.authority_pem),
         ("main-policy", "policy.json", &POLICY.to_owned()),
         ("tls", "tls.crt", &certificate.certificate_pem),

@@ -8,6 +8,7 @@ mod content;
 mod mail_account;
 mod mail_provider;
 mod mailbell;
+mod nats;
 mod pods;
 
 pub use self::{
@@ -20,10 +21,10 @@ pub use self::{
         MailProvider, MailProviderSpec, MailProviderStatus, ProviderLimits, ProviderQuirks,
     },
     mailbell::{
-        Admin, Counts, ExternalNats, GatewayApi, Gateways, LeftAccounts, ListenerTls, Mailbell,
-        MailbellSpec, MailbellStatus, ManagedNats, Nats, ParentRef, Service, ServiceType, Storage,
-        Telemetry, Versions, Watchers,
+        Admin, Counts, GatewayApi, Gateways, LeftAccounts, ListenerTls, Mailbell, MailbellSpec,
+        MailbellStatus, ParentRef, Service, ServiceType, Telemetry, Versions, Watchers,
     },
+    nats::{ExternalNats, ManagedNats, Nats, NatsTls, Storage},
     pods::{Pods, Scale},
 };
 

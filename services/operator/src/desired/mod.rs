@@ -11,6 +11,7 @@ mod pod;
 mod roles;
 mod secrets;
 
+pub use nats::nats_certificate;
 pub(crate) use roles::policy_name;
 pub use roles::{Sizes, gateway_pods, sizes};
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
+use kube::ResourceExt as _;
 use mailbell_bus::{
     Role,
     server_config::{MAX_PAYLOAD, password_variable, user_name, users_config},
@@ -15,7 +16,7 @@ use super::{
     pod::{container_security, pod_security, probe},
     roles::resources,
 };
-use crate::api::{ManagedNats, Nats};
+use crate::api::{Mailbell, ManagedNats, Nats};
 
 /// Where clients connect.
 pub(super) const CLIENT_PORT: i32 = 4222;
@@ -90,14 +91,23 @@ impl Wanted<'_> {
 
     /// With the password of each role's user.
     pub(super) fn nats_users_secret(&self) -> String {
-        format!("{}-users", self.name(Part::Nats))
+        let managed = self.mailbell.spec.nats.managed.as_ref();
+        let named = managed.and_then(|managed| managed.users_secret.as_deref());
+        self.secret(named, "nats-users")
     }
 
-    /// With `tls.crt` and `tls.key` of the servers, and `ca.crt`, whom clients and the other servers trust. The certificate has the names
-    /// `*.<name>-nats.<namespace>.svc`, and is one of a server and of a client: the servers show it to one another.
     pub(super) fn nats_tls_secret(&self) -> String {
-        format!("{}-tls", self.name(Part::Nats))
+        nats_certificate(self.mailbell).unwrap_or_default()
     }
+}
+
+/// The Secret with `tls.crt` and `tls.key` of the servers that the operator runs, and `ca.crt`, whom clients and the other servers trust. The
+/// certificate has the name `*.<name>-nats.<namespace>.svc`, and is one of a server and of a client: the servers show it to one another.
+#[must_use]
+pub fn nats_certificate(mailbell: &Mailbell) -> Option<String> {
+    let managed = mailbell.spec.nats.managed.as_ref()?;
+    let made = || format!("{}-nats-tls", mailbell.name_any());
+    Some(managed.tls_secret().map_or_else(made, str::to_owned))
 }
 
 fn users(wanted: &Wanted<'_>) -> String {

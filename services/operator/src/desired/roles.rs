@@ -224,10 +224,8 @@ fn route(wanted: &Wanted<'_>) -> Option<Value> {
 pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
     let part = Part::Admin;
     let admin = &wanted.mailbell.spec.admin;
-    let secret = |named: &Option<String>, usual: &str| {
-        let usual = || format!("{}-{usual}", wanted.installation());
-        Source::Secret(named.clone().unwrap_or_else(usual))
-    };
+    let secret =
+        |named: &Option<String>, made| Source::Secret(wanted.secret(named.as_deref(), made));
     let tokens = Mount {
         name: "admin-tokens",
         source: secret(&admin.token_secret, "admin-token"),
@@ -310,7 +308,7 @@ pub(super) fn watcher(wanted: &Wanted<'_>) -> Vec<Value> {
     let watchers = &wanted.mailbell.spec.watchers;
     let ring = Mount {
         name: "key-ring",
-        source: Source::Secret(format!("{}-key-ring", wanted.installation())),
+        source: Source::Secret(wanted.secret(watchers.key_ring_secret.as_deref(), "key-ring")),
         items: vec![as_it_is("key.ring")],
     };
     // A folder, which the kubelet brings up to date in pods that run.

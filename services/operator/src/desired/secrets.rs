@@ -17,19 +17,30 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
     }
     objects.push(wanted.service_account(Part::Secrets));
     let mut needed = vec!["secrets", "operator-token"];
-    if spec.nats.managed.is_some() {
-        needed.extend(["nats-users", "nats-tls"]);
+    let mut unless = |named: Option<&str>, made| {
+        if named.is_none() {
+            needed.push(made);
+        }
+    };
+    if let Some(managed) = &spec.nats.managed {
+        unless(managed.users_secret.as_deref(), "nats-users");
+        unless(managed.tls_secret(), "nats-tls");
     }
-    if spec.admin.token_secret.is_none() {
-        needed.push("admin-token");
-    }
-    if spec.admin.signing_key_secret.is_none() {
-        needed.push("signing-key");
-    }
+    unless(spec.admin.token_secret.as_deref(), "admin-token");
+    unless(spec.admin.signing_key_secret.as_deref(), "signing-key");
     objects.push(made_by(wanted, Part::Secrets, "secrets", needed));
-    let keys = vec!["secrets", "key-ring"];
-    objects.push(made_by(wanted, Part::Watcher, "key-ring", keys));
+    if spec.watchers.key_ring_secret.is_none() {
+        let keys = vec!["secrets", "key-ring"];
+        objects.push(made_by(wanted, Part::Watcher, "key-ring", keys));
+    }
     objects
+}
+
+impl Wanted<'_> {
+    /// The Secret that the user names, or else the one that is made.
+    pub(super) fn secret(&self, named: Option<&str>, made: &str) -> String {
+        named.map_or_else(|| format!("{}-{made}", self.installation()), str::to_owned)
+    }
 }
 
 /// A job that has the rights of this part.

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Installations that have nothing in common: the shortest that there is, one on NATS of its own, and one in which everything is said.
-fn installations() -> [(&'static str, Value); 3] {
+/// Installations that have nothing in common: the shortest that there is, two on NATS of their own, of which one is in the clear, and one
+/// in which everything is said, and which brings its Secrets.
+fn installations() -> [(&'static str, Value); 4] {
     let tls = json!({ "secretName": "push-tls" });
     let plain = json!({ "insecurePlaintext": true });
     let pods = json!({
@@ -52,6 +53,18 @@ fn installations() -> [(&'static str, Value); 3] {
             }),
         ),
         (
+            "plain",
+            json!({
+                "gateways": { "tls": plain },
+                "admin": { "tls": plain },
+                "nats": { "external": {
+                    "urls": ["nats://nats:4222"],
+                    "usersSecret": "nats-users",
+                    "allowPlaintext": true,
+                } },
+            }),
+        ),
+        (
             "full",
             json!({
                 "image": "registry.example.org/mailbell:1.2.3",
@@ -66,6 +79,7 @@ fn installations() -> [(&'static str, Value); 3] {
                     "allowPrivateHosts": true,
                     "allowPlaintextImap": true,
                     "imapCaConfigMap": "imap-ca",
+                    "keyRingSecret": "own-ring",
                     "pods": pods,
                 },
                 "gateways": {
@@ -78,6 +92,8 @@ fn installations() -> [(&'static str, Value); 3] {
                 "admin": {
                     "replicas": 3,
                     "tls": { "secretName": "admin-tls" },
+                    "tokenSecret": "own-tokens",
+                    "signingKeySecret": "own-signing",
                     "service": { "type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"] },
                     "pods": pods,
                 },
@@ -85,6 +101,8 @@ fn installations() -> [(&'static str, Value); 3] {
                     "nodes": 1,
                     "image": "nats:2.12",
                     "storage": { "size": "1Ti", "className": "fast" },
+                    "usersSecret": "own-users",
+                    "tls": { "secretName": "own-nats-tls" },
                     "resources": { "limits": { "memory": "4Gi" } },
                     "pods": pods,
                 } },
@@ -373,7 +391,7 @@ fn secrets_that_are_missing_are_made_by_those_who_may() {
         };
         jobs(spec).iter().filter_map(of).collect()
     };
-    let [(_, mut usual), (_, external), _] = installations();
+    let [(_, mut usual), (_, external), _, (_, full)] = installations();
     let ring = || ("main-watcher".to_owned(), vec!["key-ring".to_owned()]);
     let all = [
         "operator-token",
@@ -392,6 +410,57 @@ fn secrets_that_are_missing_are_made_by_those_who_may() {
     usual["nats"] = external["nats"].clone();
     assert_eq!(made(&usual), [others(&["operator-token"]), ring()]);
     assert_eq!(made(&external), []);
+    assert_eq!(made(&full), [others(&["operator-token"])]);
+}
+
+/// Where nothing is brought, pods read what jobs make; and of what is brought under another name they read that alone.
+#[test]
+fn pods_read_the_secrets_that_are_named_and_no_others() {
+    fn named(value: &Value, found: &mut BTreeSet<String>) {
+        for place in ["/secret/secretName", "/secretKeyRef/name"] {
+            let name = value.pointer(place).and_then(Value::as_str);
+            found.extend(name.map(str::to_owned));
+        }
+        match value {
+            Value::Object(parts) => parts.values().for_each(|part| named(part, found)),
+            Value::Array(parts) => parts.iter().for_each(|part| named(part, found)),
+            _ => {}
+        }
+    }
+    let [(_, usual), _, _, (_, full)] = installations();
+    for (spec, expected) in [
+        (
+            usual,
+            &[
+                "admin-tls",
+                "main-admin-token",
+                "main-key-ring",
+                "main-nats-tls",
+                "main-nats-users",
+                "main-operator-token",
+                "main-signing-key",
+                "push-tls",
+            ][..],
+        ),
+        (
+            full,
+            &[
+                "admin-tls",
+                "main-operator-token",
+                "own-nats-tls",
+                "own-ring",
+                "own-signing",
+                "own-tokens",
+                "own-users",
+            ],
+        ),
+    ] {
+        let mut found = BTreeSet::new();
+        for (_, template) in templates(&spec) {
+            named(&template, &mut found);
+        }
+        assert_eq!(Vec::from_iter(&found), expected);
+    }
 }
 
 #[test]

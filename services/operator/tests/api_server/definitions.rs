@@ -168,6 +168,8 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
         json!({ "external": { "urls": ["nats://nats:4222"], "usersSecret": "nats" } });
     let two =
         json!({ "external": { "urls": ["tls://a:4222,tls://b:4222"], "usersSecret": "nats" } });
+    let twice =
+        json!({ "external": { "urls": ["tls://a:4222"], "usersSecret": "nats", "replicas": 2 } });
     let bad = [
         (
             with(
@@ -259,6 +261,18 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
             "allowPlaintext: true",
         ),
         (with(&good, "/spec/nats", two), "should match"),
+        (
+            with(&good, "/spec/nats", twice),
+            "replicas must be 1, 3 or 5",
+        ),
+        (
+            with(&good, "/spec/nats/managed/tls", json!({})),
+            "tls.secretName: Required value",
+        ),
+        (
+            with(&good, "/spec/watchers/keyRingSecret", json!("")),
+            "at least 1 chars",
+        ),
         (
             with(&good, "/spec/watchers/scale", json!({ "max": 1 })),
             "scale.min: Required value",
@@ -364,6 +378,11 @@ async fn what_cannot_be_changed_is_not() {
         (
             &good,
             with(&good, "/spec/nats/managed/image", json!("nats:2.14")),
+        ),
+        // The same keys in another place.
+        (
+            &good,
+            with(&good, "/spec/watchers/keyRingSecret", json!("own-ring")),
         ),
         (
             &whose,

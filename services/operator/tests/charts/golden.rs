@@ -14,14 +14,34 @@ use crate::{
 };
 
 /// Each way to install it, with its values.
-fn modes() -> [(&'static str, Value); 5] {
+fn modes() -> [(&'static str, Value); 8] {
     let installation = json!({
         "gateways": { "tls": { "secretName": "push-tls" } },
         "admin": { "tls": { "secretName": "admin-tls" } },
         "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } },
     });
+    let mut bringing = installation.clone();
+    bringing["generateSecrets"] = false.into();
+    let mut other = installation.clone();
+    other["watchers"] = json!({ "keyRingSecret": "own-ring" });
+    other["admin"]["signingKeySecret"] = "own-signing".into();
+    other["nats"]["managed"]["usersSecret"] = "own-users".into();
+    other["nats"]["managed"]["tls"] = json!({ "secretName": "own-nats-tls" });
     [
         ("default", json!({})),
+        ("no-installations", json!({ "installations": [] })),
+        (
+            "bringing",
+            json!({ "mailbell": { "create": true, "spec": bringing } }),
+        ),
+        (
+            "monitored",
+            json!({
+                "networkPolicy": { "create": true },
+                "podMonitor": { "create": true },
+                "prometheusRule": { "create": true },
+            }),
+        ),
         ("all-namespaces", json!({ "watchAllNamespaces": true })),
         (
             "installation",
@@ -59,7 +79,7 @@ fn modes() -> [(&'static str, Value); 5] {
                 },
                 "podMonitor": { "create": true, "interval": "1m", "labels": { "release": "prometheus" } },
                 "prometheusRule": { "create": true, "labels": { "release": "prometheus" } },
-                "mailbell": { "create": true, "name": "other", "spec": installation },
+                "mailbell": { "create": true, "name": "other", "spec": other },
             }),
         ),
     ]

@@ -55,8 +55,8 @@ async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
             "prometheusRule.labels are of use only with prometheusRule.create: true",
         ),
         (
-            json!({ "mailbell": { "create": true, "name": "other", "spec": { "paused": true } } }),
-            "mailbell.name: add other to installations, or bring its Secrets",
+            json!({ "mailbell": { "create": true, "name": "other", "spec": { "generateSecrets": false } } }),
+            "mailbell.name: add other to installations: its operator may not read its own token else",
         ),
         (
             json!({ "installations": ["mail/main"] }),
@@ -65,6 +65,13 @@ async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
         (
             json!({ "mailAccounts": { "passwordSecrets": ["main-key-ring"] } }),
             "mailAccounts.passwordSecrets: the operator must not read main-key-ring",
+        ),
+        (
+            json!({
+                "mailAccounts": { "passwordSecrets": ["own-ring"] },
+                "mailbell": { "create": true, "spec": { "watchers": { "keyRingSecret": "own-ring" } } },
+            }),
+            "mailAccounts.passwordSecrets: the operator must not read own-ring",
         ),
     ] {
         let (rendered, said) = helm.render(&values).await;

@@ -1,6 +1,9 @@
 //! One installation: what its operator says of it, and what its pods need.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
 
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, Secret},
@@ -9,7 +12,7 @@ use k8s_openapi::{
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use mailbell_operator::{
     api::Mailbell,
-    desired::{API_SERVER_PORTS, Wanted, desired},
+    desired::{API_SERVER_PORTS, Wanted, desired, nats_certificate},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -152,9 +155,19 @@ fn secrets_of(mailbell: &Mailbell) -> BTreeSet<String> {
 }
 
 fn names(value: &Value, found: &mut BTreeSet<String>) {
-    let text = |place: &str| value.pointer(place).and_then(Value::as_str);
-    let both = [text("/secret/secretName"), text("/secretKeyRef/name")];
-    found.extend(both.into_iter().flatten().map(str::to_owned));
+    // As a volume, as a part of one, and as a variable.
+    for (reference, name) in [
+        ("/secret", "secretName"),
+        ("/secret", "name"),
+        ("/secretKeyRef", "name"),
+    ] {
+        let Some(reference) = value.pointer(reference) else {
+            continue;
+        };
+        let is_needed = reference.get("optional") != Some(&Value::Bool(true));
+        let name = reference.get(name).and_then(Value::as_str);
+        found.extend(name.filter(|_| is_needed).map(str::to_owned));
+    }
     match value {
         Value::Object(parts) => parts.values().for_each(|part| names(part, found)),
         Value::Array(parts) => parts.iter().for_each(|part| names(part, found)),
@@ -162,12 +175,20 @@ fn names(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Those that devices, and callers of the admin API, are shown. The key comes along with the certificate, and is not looked at.
+/// Those that devices, callers of the admin API and clients of NATS are shown. The key comes along with the certificate, and is not looked at.
 async fn certificates(report: &mut Report, api: &Api<Secret>, mailbell: &Mailbell) {
     let spec = &mailbell.spec;
+    let mut all = BTreeMap::new();
+    let lost = "has expired: once it starts again nobody reaches NATS";
+    let renew =
+        "make another one, and start the servers anew: docs/operating.md, Secrets of your own";
+    all.extend(nats_certificate(mailbell).map(|name| (name, (lost, renew))));
     let both = [&spec.gateways.tls.secret_name, &spec.admin.tls.secret_name];
-    let both: BTreeSet<&String> = both.into_iter().flatten().collect();
-    for name in both {
+    let lost = "has expired: no device connects";
+    let renew = "renew it; cert-manager does so by itself: kubectl describe certificate says why it has not";
+    let both = both.into_iter().flatten();
+    all.extend(both.map(|name| (name.clone(), (lost, renew))));
+    for (name, (lost, renew)) in &all {
         let finding = format!("certificate {name}");
         let secret = match seen(api.get(name).await) {
             Seen::There(secret) => secret,
@@ -184,11 +205,12 @@ async fn certificates(report: &mut Report, api: &Api<Secret>, mailbell: &Mailbel
         };
         let data = secret.data.unwrap_or_default();
         let pem = data.get("tls.crt").map(|it| it.0.as_slice());
-        let renew = "renew it; cert-manager does so by itself: kubectl describe certificate says why it has not";
         match good(pem.unwrap_or_default(), Timestamp::now().as_second()) {
             Some(Good::Days(days)) => report.ok(&finding, format!("good for {days} days")),
-            Some(Good::Soon(days)) => report.warn(&finding, format!("good for {days} days"), renew),
-            Some(Good::Expired) => report.fail(&finding, "has expired: no device connects", renew),
+            Some(Good::Soon(days)) => {
+                report.warn(&finding, format!("good for {days} days"), *renew)
+            }
+            Some(Good::Expired) => report.fail(&finding, *lost, *renew),
             Some(Good::NotYet) => report.fail(
                 &finding,
                 "is not good yet",
