@@ -4,6 +4,7 @@
 #![cfg(test)]
 mod alerts;
 mod golden;
+mod notes;
 mod readme;
 mod refusals;
 mod values;
