@@ -156,11 +156,12 @@ impl Servers {
         let container = &set["spec"]["template"]["spec"]["containers"][0];
         let variables = container["env"].as_array().unwrap().iter().map(|variable| {
             let name = variable["name"].as_str().unwrap();
-            match name {
-                "POD_NAME" => format!("{name}=main-nats-{node}"),
-                "GOMEMLIMIT" => format!("{name}=900MiB"),
-                _ => {
-                    let of = &variable["valueFrom"]["secretKeyRef"];
+            let of = &variable["valueFrom"]["secretKeyRef"];
+            match (name, variable["value"].as_str()) {
+                ("POD_NAME", _) => format!("{name}=main-nats-{node}"),
+                (_, Some(value)) => format!("{name}={value}"),
+                ("GOMEMLIMIT", None) => format!("{name}=900MiB"),
+                (_, None) => {
                     let text = |field: &str| of[field].as_str().unwrap();
                     format!("{name}={}", password(text("name"), text("key")))
                 }

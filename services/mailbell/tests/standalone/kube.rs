@@ -394,7 +394,15 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
 async fn secrets_that_are_brought(cluster: &Cluster, admin: &Machine) {
     let named = |ring: Value, users: Value, tls: Value| {
         let managed = json!({ "usersSecret": users, "tls": tls });
-        let spec = json!({ "watchers": { "keyRingSecret": ring }, "nats": { "managed": managed } });
+        let pods = json!({
+            "env": [{ "name": "HEADERS", "valueFrom": { "secretKeyRef": { "name": "own-headers", "key": "headers" } } }],
+            "volumes": [
+                { "name": "parts", "projected": { "sources": [{ "secret": { "name": "own-part" } }] } },
+                { "name": "perhaps", "secret": { "secretName": "own-perhaps", "optional": true } },
+            ],
+        });
+        let spec = json!({ "watchers": { "keyRingSecret": ring, "pods": if ring.is_null() { Value::Null } else { pods } },
+            "nats": { "managed": managed } });
         json!({ "spec": spec }).to_string()
     };
     let tls = json!({ "secretName": "own-tls" });
@@ -405,10 +413,10 @@ async fn secrets_that_are_brought(cluster: &Cluster, admin: &Machine) {
     let advice = said.has(
         "secrets main",
         "fail",
-        "not there: own-ring, own-tls, own-users",
+        "not there: own-headers, own-part, own-ring, own-tls, own-users",
     );
     assert!(advice.contains("make them"), "{advice}");
-    for name in ["own-ring", "own-users"] {
+    for name in ["own-headers", "own-part", "own-ring", "own-users"] {
         cluster
             .kubectl(&["create", "secret", "generic", name])
             .await;

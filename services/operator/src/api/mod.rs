@@ -11,6 +11,8 @@ mod mailbell;
 mod nats;
 mod pods;
 
+#[cfg(test)]
+pub(crate) use self::pods::{VARIABLES, VOLUMES};
 pub use self::{
     content::Content,
     mail_account::{
@@ -25,7 +27,7 @@ pub use self::{
         MailbellStatus, ParentRef, Service, ServiceType, Telemetry, Versions, Watchers,
     },
     nats::{ExternalNats, ManagedNats, Nats, NatsTls, Storage},
-    pods::{Pods, Scale},
+    pods::{EnvVar, Pods, Scale, Volume, VolumeMount},
 };
 
 /// The group of all of them.

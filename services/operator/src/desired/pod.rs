@@ -306,13 +306,33 @@ impl Wanted<'_> {
         }
     }
 
-    pub(super) fn template(&self, part: Part, pods: &Pods, spec: Value) -> Value {
+    pub(super) fn template(&self, part: Part, pods: &Pods, mut spec: Value) -> Value {
+        add(&mut spec, pods);
         let mut labels = json!(pods.labels);
         merge(&mut labels, self.labels(part));
         json!({
             "metadata": { "labels": labels, "annotations": pods.annotations },
             "spec": spec,
         })
+    }
+}
+
+/// Variables and volumes of the user, behind those of the operator. The API server refuses new ones with a name that the operator uses, but
+/// keeps those that were there before a release uses it; it would take no pod with both.
+fn add(spec: &mut Value, pods: &Pods) {
+    let mounts = "/containers/0/volumeMounts";
+    for (place, more, key) in [
+        ("/containers/0/env", json!(pods.env), "name"),
+        ("/volumes", json!(pods.volumes), "name"),
+        (mounts, json!(pods.volume_mounts), "mountPath"),
+    ] {
+        if let (Some(Value::Array(all)), Value::Array(more)) = (spec.pointer_mut(place), more) {
+            for one in more {
+                if all.iter().all(|other| other.get(key) != one.get(key)) {
+                    all.push(one);
+                }
+            }
+        }
     }
 }
 

@@ -80,6 +80,9 @@ pub(super) fn wherever_watchers_run(wanted: &Wanted<'_>) -> Pods {
         resources: None,
         annotations: BTreeMap::new(),
         labels: BTreeMap::new(),
+        env: Vec::new(),
+        volumes: Vec::new(),
+        volume_mounts: Vec::new(),
         ..wanted.mailbell.spec.watchers.pods.clone()
     }
 }

@@ -5,112 +5,11 @@ use std::{collections::BTreeSet, fs, path::Path};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::{VARIABLES, VOLUMES};
 
-/// Installations that have nothing in common: the shortest that there is, two on NATS of their own, of which one is in the clear, and one
-/// in which everything is said, and which brings its Secrets.
-fn installations() -> [(&'static str, Value); 4] {
-    let tls = json!({ "secretName": "push-tls" });
-    let plain = json!({ "insecurePlaintext": true });
-    let pods = json!({
-        "resources": { "requests": { "cpu": "2" } },
-        "nodeSelector": { "pool": "mail" },
-        "tolerations": [{ "key": "mail", "operator": "Exists" }],
-        "affinity": {
-            "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
-                "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "gpu", "operator": "DoesNotExist" }] }],
-            } },
-            "podAntiAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{
-                "weight": 1,
-                "podAffinityTerm": { "topologyKey": "rack", "labelSelector": { "matchLabels": { "app": "other" } } },
-            }] },
-        },
-        "priorityClassName": "high",
-        "annotations": { "note": "mail" },
-        "labels": { "team": "mail", "app.kubernetes.io/component": "mine" },
-    });
-    [
-        (
-            "usual",
-            json!({
-                "gateways": { "tls": tls },
-                "admin": { "tls": { "secretName": "admin-tls" } },
-                "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } },
-            }),
-        ),
-        (
-            "external",
-            json!({
-                "paused": true,
-                "generateSecrets": false,
-                "gateways": { "tls": plain },
-                "admin": { "tls": plain, "tokenSecret": "tokens", "signingKeySecret": "signing" },
-                "nats": { "external": {
-                    "urls": ["tls://a.example.org:4222", "tls://b.example.org:4333"],
-                    "usersSecret": "nats-users",
-                    "caConfigMap": "nats-ca",
-                    "replicas": 3,
-                } },
-            }),
-        ),
-        (
-            "plain",
-            json!({
-                "gateways": { "tls": plain },
-                "admin": { "tls": plain },
-                "nats": { "external": {
-                    "urls": ["nats://nats:4222"],
-                    "usersSecret": "nats-users",
-                    "allowPlaintext": true,
-                } },
-            }),
-        ),
-        (
-            "full",
-            json!({
-                "image": "registry.example.org/mailbell:1.2.3",
-                "imagePullSecrets": ["registry"],
-                "finishUpgrade": true,
-                "content": "headers",
-                "watchers": {
-                    "scale": { "min": 3, "max": 9 },
-                    "mailboxesPerPod": 5,
-                    "connectsPerHost": 20,
-                    "loginsPerHost": 10,
-                    "allowPrivateHosts": true,
-                    "allowPlaintextImap": true,
-                    "imapCaConfigMap": "imap-ca",
-                    "keyRingSecret": "own-ring",
-                    "pods": pods,
-                },
-                "gateways": {
-                    "drainSeconds": 300,
-                    "tls": plain,
-                    "service": { "annotations": { "cloud": "internal" } },
-                    "gatewayApi": { "parentRefs": [{ "name": "edge", "namespace": "infra" }], "hostnames": ["push.example.org"] },
-                    "pods": pods,
-                },
-                "admin": {
-                    "replicas": 3,
-                    "tls": { "secretName": "admin-tls" },
-                    "tokenSecret": "own-tokens",
-                    "signingKeySecret": "own-signing",
-                    "service": { "type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"] },
-                    "pods": pods,
-                },
-                "nats": { "managed": {
-                    "nodes": 1,
-                    "image": "nats:2.12",
-                    "storage": { "size": "1Ti", "className": "fast" },
-                    "usersSecret": "own-users",
-                    "tls": { "secretName": "own-nats-tls" },
-                    "resources": { "limits": { "memory": "4Gi" } },
-                    "pods": pods,
-                } },
-                "telemetry": { "log": "debug", "otlpEndpoint": "http://collector:4317", "otlpSample": 0.25 },
-            }),
-        ),
-    ]
-}
+mod installations;
+
+use installations::installations;
 
 fn mailbell(spec: &Value) -> Mailbell {
     let object = json!({
@@ -447,6 +346,8 @@ fn pods_read_the_secrets_that_are_named_and_no_others() {
             &[
                 "admin-tls",
                 "main-operator-token",
+                "own-files",
+                "own-headers",
                 "own-nats-tls",
                 "own-ring",
                 "own-signing",
@@ -460,6 +361,66 @@ fn pods_read_the_secrets_that_are_named_and_no_others() {
             named(&template, &mut found);
         }
         assert_eq!(Vec::from_iter(&found), expected);
+    }
+}
+
+/// What the operator sets is what the API server takes of no user.
+#[test]
+fn each_name_that_the_operator_uses_is_refused_to_users_and_no_other() {
+    let (mut variables, mut volumes) = (BTreeSet::new(), BTreeSet::new());
+    for (_, mut spec) in installations() {
+        for part in ["/watchers", "/gateways", "/admin", "/nats/managed"] {
+            if let Some(part) = spec.pointer_mut(part).and_then(Value::as_object_mut) {
+                part.remove("pods");
+            }
+        }
+        // Its disk is a volume too.
+        volumes.extend(spec.pointer("/nats/managed").map(|_| "data".to_owned()));
+        for (_, template) in templates(&spec) {
+            let names = |place: &str| {
+                let all = template.pointer(place).and_then(Value::as_array).unwrap();
+                let name = |it: &Value| it["name"].as_str().unwrap().to_owned();
+                all.iter().map(name).collect::<Vec<_>>()
+            };
+            variables.extend(names("/spec/containers/0/env"));
+            volumes.extend(names("/spec/volumes"));
+        }
+    }
+    assert_eq!(Vec::from_iter(variables), VARIABLES);
+    assert_eq!(Vec::from_iter(volumes), VOLUMES);
+}
+
+/// Two of a name would be refused by the API server, with all that waits for the pod.
+#[test]
+fn what_users_add_is_there_once_and_stands_behind_what_the_operator_sets() {
+    let (_, mut spec) = installations()[0].clone();
+    let env = json!([{ "name": "MAILBELL_LOG", "value": "trace" }, { "name": "MAILBELL_EGRESS", "value": "one" }]);
+    let volumes = json!([{ "name": "tls", "emptyDir": {} }, { "name": "tmp", "emptyDir": {} }]);
+    let mounts = json!([{ "name": "tmp", "mountPath": "/run/mailbell/tls" }, { "name": "tmp", "mountPath": "/tmp" }]);
+    spec["gateways"]["pods"] = json!({ "env": env, "volumes": volumes, "volumeMounts": mounts });
+    let all = templates(&spec);
+    let of = |name: &str| &all.iter().find(|(it, _)| it == name).unwrap().1["spec"];
+    let gateway = of("main-gateway");
+    let named = |place: &str, key: &str, name: &str| -> Vec<Value> {
+        let list = gateway.pointer(place).and_then(Value::as_array).unwrap();
+        let found = list.iter().filter(|it| it[key] == name);
+        found.cloned().collect()
+    };
+    let env = "/containers/0/env";
+    let log = json!([{ "name": "MAILBELL_LOG", "value": "info,async_nats=warn" }]);
+    assert_eq!(json!(named(env, "name", "MAILBELL_LOG")), log);
+    assert_eq!(named(env, "name", "MAILBELL_EGRESS").len(), 1);
+    let tls = named("/volumes", "name", "tls");
+    assert!(tls.len() == 1 && tls[0]["emptyDir"].is_null(), "{tls:?}");
+    assert_eq!(named("/volumes", "name", "tmp").len(), 1);
+    let mounts = "/containers/0/volumeMounts";
+    let tls = named(mounts, "mountPath", "/run/mailbell/tls");
+    assert!(tls.len() == 1 && tls[0]["name"] == "tls", "{tls:?}");
+    assert_eq!(named(mounts, "mountPath", "/tmp").len(), 1);
+    // They are this part's alone, and no job's.
+    for (name, template) in &all {
+        let has = template.to_string().contains("MAILBELL_EGRESS");
+        assert_eq!(has, name == "main-gateway", "{name}");
     }
 }
 

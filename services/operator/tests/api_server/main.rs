@@ -11,6 +11,7 @@ mod installation;
 mod mail_accounts;
 mod mail_providers;
 mod operator;
+mod pods;
 mod requests;
 mod rights;
 mod sizing;

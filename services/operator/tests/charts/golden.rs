@@ -72,6 +72,9 @@ fn modes() -> [(&'static str, Value); 8] {
                 "priorityClassName": "high",
                 "podLabels": { "team": "mail" },
                 "podAnnotations": { "note": "mail" },
+                "extraEnv": [{ "name": "TZ", "value": "Europe/Berlin" }],
+                "extraVolumes": [{ "name": "roots", "configMap": { "name": "roots" } }],
+                "extraVolumeMounts": [{ "name": "roots", "mountPath": "/etc/ssl/certs", "readOnly": true }],
                 "networkPolicy": {
                     "create": true,
                     "apiServerPorts": [16443],

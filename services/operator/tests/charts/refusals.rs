@@ -115,9 +115,37 @@ async fn values_out_of_their_bounds_are_refused() {
         ),
         (json!({ "tolerations": [1] }), "want object"),
         (json!({ "podLabels": { "a": 1 } }), "want string"),
+        (
+            json!({ "extraEnv": [{ "value": "a" }] }),
+            "missing property 'name'",
+        ),
     ] {
         let (rendered, said) = helm.render(&values).await;
         assert!(!rendered && said.contains(sentence), "{values}: {said}");
+    }
+}
+
+/// A container with two of a name is refused by some ways of applying it, and has either of them by others.
+#[tokio::test]
+async fn a_variable_that_the_chart_sets_is_refused() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    let (rendered, text) = helm.render(&json!({})).await;
+    assert!(rendered, "{text}");
+    let documents = text
+        .split("---\n")
+        .filter_map(|it| serde_saphyr::from_str(it).ok());
+    let mut found = documents.filter(|it: &Value| it["kind"] == "Deployment");
+    let container = found.next().unwrap()["spec"]["template"]["spec"]["containers"][0].take();
+    let names = container["env"].as_array().unwrap().iter();
+    let names: Vec<&str> = names.map(|it| it["name"].as_str().unwrap()).collect();
+    assert!(names.len() > 5, "{names:?}");
+    for name in names {
+        let values = json!({ "extraEnv": [{ "name": "TZ" }, { "name": name, "value": "mine" }] });
+        let (rendered, said) = helm.render(&values).await;
+        let sentence = format!("extraEnv: {name} is set by the chart itself");
+        assert!(!rendered && said.contains(&sentence), "{values}: {said}");
     }
 }
 
