@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::api::Scale;
 
-/// For so long fewer pods must have been enough before one goes, and again before the next one.
+/// For so long fewer pods must have been enough before one goes, and again before the next one, where nobody says otherwise.
 pub const WINDOW: Duration = Duration::from_secs(300);
 /// Who has not looked for so long knows nothing of the time between.
 pub(crate) const GAP: Duration = Duration::from_secs(120);
@@ -61,8 +61,8 @@ impl Sizer {
             .is_some_and(|since| now.duration_since(since) >= BLIND)
     }
 
-    /// Notes how much there is to do now.
-    pub fn observe(&mut self, now: Instant, load: Option<u64>) {
+    /// Notes how much there is to do now. `window`: what [`Self::wanted`] is asked with.
+    pub fn observe(&mut self, now: Instant, load: Option<u64>, window: Duration) {
         match load {
             Some(_) => self.blind = None,
             None => _ = self.blind.get_or_insert(now),
@@ -77,7 +77,7 @@ impl Sizer {
                 while self.most.pop_if(|(_, less)| *less <= load).is_some() {}
                 self.most.push((now, load));
                 self.most
-                    .retain(|(seen, _)| now.duration_since(*seen) <= WINDOW);
+                    .retain(|(seen, _)| now.duration_since(*seen) <= window);
             }
             None => {
                 self.since = None;
@@ -87,9 +87,9 @@ impl Sizer {
         self.last = Some((now, load));
     }
 
-    /// How many pods there are to be where there are so many.
+    /// How many pods there are to be where there are so many. `window`: for so long fewer must have been enough before one goes.
     #[must_use]
-    pub fn wanted(&self, now: Instant, there: i32, bounds: Bounds) -> i32 {
+    pub fn wanted(&self, now: Instant, there: i32, bounds: Bounds, window: Duration) -> i32 {
         let held = bounds.hold(there);
         let known = self
             .last
@@ -103,7 +103,7 @@ impl Sizer {
         }
         let is_long = self
             .since
-            .is_some_and(|since| now.duration_since(since) >= WINDOW);
+            .is_some_and(|since| now.duration_since(since) >= window);
         // The most of the whole time.
         let most = self.most.first().map_or(load, |(_, most)| *most);
         let (part, whole) = FILL;
@@ -152,8 +152,8 @@ mod tests {
             let mut all = Vec::new();
             let end = self.now + time;
             while self.now < end {
-                self.sizer.observe(self.now, load);
-                let wanted = self.sizer.wanted(self.now, self.pods, BOUNDS);
+                self.sizer.observe(self.now, load, WINDOW);
+                let wanted = self.sizer.wanted(self.now, self.pods, BOUNDS, WINDOW);
                 if wanted < self.pods {
                     self.sizer.stepped(self.now);
                 }
@@ -230,9 +230,10 @@ mod tests {
         assert_eq!(run.sees(Some(0), WINDOW), [5; 10]);
         // What was seen long ago is not known now.
         let mut run = Run::new(3);
-        run.sizer.observe(run.now, Some(900));
-        assert_eq!(run.sizer.wanted(run.now + GAP, 3, BOUNDS), 9);
-        assert_eq!(run.sizer.wanted(run.now + GAP + LOOK, 3, BOUNDS), 3);
+        run.sizer.observe(run.now, Some(900), WINDOW);
+        let wanted = |now| run.sizer.wanted(now, 3, BOUNDS, WINDOW);
+        assert_eq!(wanted(run.now + GAP), 9);
+        assert_eq!(wanted(run.now + GAP + LOOK), 3);
     }
 
     #[test]

@@ -74,11 +74,11 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Notes what is seen now.
-    pub fn observe(&mut self, now: Instant, seen: Mailboxes) {
-        if !seen.steady {
+    /// Notes what is seen now, if anything is.
+    pub fn observe(&mut self, now: Instant, seen: Option<Mailboxes>) {
+        let Some(seen) = seen.filter(|seen| seen.steady) else {
             return;
-        }
+        };
         if self
             .last
             .is_none_or(|(last, _)| now.duration_since(last) > GAP)
@@ -158,7 +158,7 @@ mod tests {
         let mut said = Vec::new();
         for _ in 0..many {
             *now += LOOK;
-            watched.observe(*now, seen);
+            watched.observe(*now, Some(seen));
             said.push(watched.trouble(*now));
         }
         said

@@ -14,7 +14,7 @@ use super::{
     process::{Process, ProcessArgs, Work},
     watcher::host_name,
 };
-use crate::failure::Failure;
+use crate::{duration, failure::Failure};
 
 /// Each step can be done again by the next one, so there is nothing to wait for but the lease to be given away.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -75,9 +75,21 @@ pub struct Args {
     )]
     pub api_server_ports: Vec<u16>,
 
+    /// For so long fewer watchers, or gateways, must have been enough before one goes, and again before the next one
+    #[arg(long, env = "MAILBELL_SCALE_DOWN_AFTER", value_name = "DURATION", default_value = "5m", value_parser = scale_down_after)]
+    pub scale_down_after: Duration,
+
     /// Metrics, health and the end.
     #[command(flatten)]
     pub process: ProcessArgs,
+}
+
+/// Less is less than two looks at how much there is to do.
+fn scale_down_after(text: &str) -> Result<Duration, String> {
+    match duration::parse(text)? {
+        short if short < LOAD_EVERY * 2 => Err("at least a minute".to_owned()),
+        long => Ok(long),
+    }
 }
 
 fn admin_url(text: &str) -> Result<String, String> {
@@ -107,6 +119,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         admin_url: args.admin_url,
         gateways: (!args.gateway_http.is_empty()).then_some(args.gateway_http),
         look_every: LOAD_EVERY,
+        scale_down_after: args.scale_down_after,
         api_server_ports: args.api_server_ports,
         pace: Pace::default(),
     };

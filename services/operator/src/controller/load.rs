@@ -48,8 +48,10 @@ pub(super) enum Sized {
 }
 
 /// What is known of each installation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Loads {
+    /// For so long fewer pods must have been enough before one goes.
+    window: Duration,
     all: Mutex<HashMap<ObjectRef<Mailbell>, Load>>,
     /// Something is to be done, or told.
     news: Notify,
@@ -99,6 +101,14 @@ pub(super) struct Seen {
 }
 
 impl Loads {
+    pub(super) fn new(window: Duration) -> Self {
+        Self {
+            window,
+            all: Mutex::default(),
+            news: Notify::new(),
+        }
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<ObjectRef<Mailbell>, Load>> {
         // Nothing that holds the lock can leave it half changed.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
@@ -116,7 +126,7 @@ impl Loads {
         let of = load.part(part);
         of.pods = Some(pods);
         let now = Instant::now();
-        let wanted = of.wanted(now, bounds(mailbell, part), pods);
+        let wanted = of.wanted(now, bounds(mailbell, part), pods, self.window);
         if wanted < pods.there {
             of.sizer.stepped(now);
         }
@@ -172,13 +182,10 @@ impl Loads {
         let load = of(&mut all, mailbell);
         let mailboxes = shards.as_ref().ok().map(|shards| shards.mailboxes);
         let devices = gateways.as_ref().ok().map(|gateways| gateways.devices);
-        load.watchers
-            .sizer
-            .observe(now, mailboxes.map(|seen| seen.registered));
-        if let Some(seen) = mailboxes {
-            load.watched.observe(now, seen);
-        }
-        load.gateways.sizer.observe(now, devices);
+        load.watched.observe(now, mailboxes);
+        let registered = mailboxes.map(|seen| seen.registered);
+        load.watchers.sizer.observe(now, registered, self.window);
+        load.gateways.sizer.observe(now, devices, self.window);
         let why = [shards.as_ref().err(), gateways.as_ref().err()];
         let why = why.into_iter().flatten().next().cloned();
         let is_long = [&load.watchers, &load.gateways]
@@ -190,9 +197,10 @@ impl Loads {
         let before = load.seen.as_ref().map(Seen::troubles).unwrap_or_default();
         let changed = before != seen.troubles();
         load.seen = Some(seen);
-        let changes = [Sized::Watchers, Sized::Gateways]
-            .into_iter()
-            .any(|part| load.part(part).changes(now, bounds(mailbell, part)));
+        let changes = [Sized::Watchers, Sized::Gateways].into_iter().any(|part| {
+            let bounds = bounds(mailbell, part);
+            load.part(part).changes(now, bounds, self.window)
+        });
         let untold = match &load.told {
             Some((since, told)) => {
                 let is_old = told.is_none() || now.duration_since(*since) >= TELL_EVERY;
@@ -239,9 +247,9 @@ impl Load {
 }
 
 impl Part {
-    fn wanted(&self, now: Instant, bounds: Bounds, pods: Pods) -> i32 {
+    fn wanted(&self, now: Instant, bounds: Bounds, pods: Pods, window: Duration) -> i32 {
         let held = bounds.hold(pods.there);
-        let wanted = self.sizer.wanted(now, pods.there, bounds);
+        let wanted = self.sizer.wanted(now, pods.there, bounds, window);
         // The last one has not gone yet.
         if pods.settled {
             wanted
@@ -250,10 +258,10 @@ impl Part {
         }
     }
 
-    fn changes(&self, now: Instant, bounds: Bounds) -> bool {
+    fn changes(&self, now: Instant, bounds: Bounds, window: Duration) -> bool {
         // Not of one that is paused, or was never there.
         let pods = self.pods.filter(|pods| pods.there > 0);
-        pods.is_some_and(|pods| self.wanted(now, bounds, pods) != pods.there)
+        pods.is_some_and(|pods| self.wanted(now, bounds, pods, window) != pods.there)
     }
 }
 
@@ -443,7 +451,7 @@ mod tests {
     #[tokio::test]
     async fn pods_go_one_by_one_and_none_while_another_is_on_its_way() {
         pause();
-        let loads = Loads::default();
+        let loads = Loads::new(WINDOW);
         assert_eq!(after(&loads, &shards(0), WINDOW, pods(5, true)).await, 5);
         assert_eq!(after(&loads, &shards(0), LOOK, pods(5, false)).await, 5);
         assert_eq!(after(&loads, &shards(0), LOOK, pods(5, true)).await, 4);
@@ -459,7 +467,7 @@ mod tests {
     #[tokio::test]
     async fn who_knows_nothing_for_a_while_says_so_until_it_knows_again() {
         pause();
-        let (loads, mailbell) = (Loads::default(), mailbell("a"));
+        let (loads, mailbell) = (Loads::new(WINDOW), mailbell("a"));
         let away = Err("nobody answers".to_owned());
         after(&loads, &away, LOOK * 3, pods(3, true)).await;
         assert_eq!(loads.blind(&mailbell), None);
@@ -481,7 +489,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_seen_is_of_the_object_itself() {
         pause();
-        let loads = Loads::default();
+        let loads = Loads::new(WINDOW);
         after(&loads, &shards(7), LOOK, pods(3, true)).await;
         assert!(loads.tell(&mailbell("a")).is_some());
         loads.is_said(&mailbell("a"), MailbellStatus::default());

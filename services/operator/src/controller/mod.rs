@@ -89,6 +89,8 @@ pub struct Options {
     pub gateways: Option<Vec<SocketAddr>>,
     /// How often is looked how much there is to do: [`LOAD_EVERY`], but in tests.
     pub look_every: Duration,
+    /// For so long fewer watchers, or gateways, must have been enough before one goes, and again before the next one.
+    pub scale_down_after: Duration,
     /// By which ports pods reach the API server, for their network policies.
     pub api_server_ports: Vec<u16>,
     /// Of what is done for MailAccounts.
@@ -178,7 +180,7 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         admins: Arc::new(Admins::new(client.clone(), options.admin_url.clone())),
         gateways: options.gateways.clone(),
         api_server_ports: options.api_server_ports.clone(),
-        loads: Loads::default(),
+        loads: Loads::new(options.scale_down_after),
         left: Arc::default(),
         metrics: metrics.clone(),
         authorities: Authorities::default(),

@@ -17,6 +17,7 @@ use mailbell_operator::{
     api::Mailbell,
     controller::{LOAD_EVERY, Metrics, Options, Pace, run},
     desired::API_SERVER_PORTS,
+    sizing::WINDOW,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -123,6 +124,7 @@ fn options(world: &World, identity: &str) -> Options {
         admin_url: Some("http://127.0.0.1:1".to_owned()),
         gateways: Some(Vec::new()),
         look_every: LOAD_EVERY,
+        scale_down_after: WINDOW,
         api_server_ports: API_SERVER_PORTS.to_vec(),
         pace: Pace::default(),
     }

@@ -4,8 +4,8 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -24,7 +24,8 @@ use crate::{
 /// Health and metrics of a gateway.
 #[derive(Default)]
 struct Gateway {
-    devices: AtomicU64,
+    /// `None`: it does not say.
+    devices: Mutex<Option<u64>>,
     looks: AtomicUsize,
 }
 
@@ -35,14 +36,20 @@ impl Gateway {
         let gateway = Arc::clone(self);
         let metrics = get(async move || {
             gateway.looks.fetch_add(1, Ordering::Relaxed);
-            let devices = gateway.devices.load(Ordering::Relaxed);
+            let devices = *gateway.devices.lock().unwrap();
+            let devices = devices.map(|count| format!("mailbell_gateway_devices {count}\n"));
             format!(
-                "mailbell_build_info{{version=\"0.2.0\",role=\"gateway\"}} 1\nmailbell_gateway_devices {devices}\n"
+                "mailbell_build_info{{version=\"0.2.0\",role=\"gateway\"}} 1\n{}",
+                devices.unwrap_or_default()
             )
         });
         let router = Router::new().route("/metrics", metrics);
         tokio::spawn(async move { axum::serve(listener, router).await });
         address
+    }
+
+    fn has(&self, devices: Option<u64>) {
+        *self.devices.lock().unwrap() = devices;
     }
 }
 
@@ -99,7 +106,7 @@ async fn what_is_paused_goes_on_with_as_many_pods_as_before() {
         })
     };
     admin.watches(1_950, 0, Duration::ZERO);
-    gateway.devices.store(30, Ordering::Relaxed);
+    gateway.has(Some(30));
     let scale = json!({ "min": 2, "max": 30 });
     let mut wanted = with(
         &mailbell(),
@@ -120,7 +127,7 @@ async fn what_is_paused_goes_on_with_as_many_pods_as_before() {
     };
     world.once(rests, "nothing to run").await;
     admin.has_mailboxes(None);
-    gateway.devices.store(0, Ordering::Relaxed);
+    gateway.has(Some(0));
     world
         .until_ready_says("False Paused Paused: nothing is watched, and nobody is served.")
         .await;
@@ -174,7 +181,7 @@ async fn there_are_as_many_pods_as_are_needed() {
     });
     let see = |mailboxes: Option<u64>, devices: u64| {
         admin.has_mailboxes(mailboxes);
-        gateway.devices.store(devices, Ordering::Relaxed);
+        gateway.has(Some(devices));
     };
     let scale = json!({ "min": 2, "max": 5 });
     let mut wanted = with(
@@ -212,5 +219,74 @@ async fn there_are_as_many_pods_as_are_needed() {
         world.once(looked, "ten more looks").await;
         assert_eq!((world.watchers().await, world.gateways().await), (5, 3));
     }
+    operator.stop().await;
+}
+
+/// Each only after the others have been enough for a while; none while nobody can say how much there is to do, and none of the least.
+#[tokio::test]
+async fn pods_that_are_not_needed_go_one_by_one() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    world
+        .secret("main-operator-token", json!({ "token": TOKEN }))
+        .await;
+    let (admin, gateway) = (FakeAdmin::start(None), Arc::new(Gateway::default()));
+    let address = gateway.serve().await;
+    let (window, look) = (Duration::from_secs(1), Duration::from_millis(100));
+    let operator = Operator::start_with(&world, "one", |options| {
+        options.admin_url = Some(admin.url("http"));
+        options.gateways = Some(vec![address; 8]);
+        options.look_every = look;
+        options.scale_down_after = window;
+    });
+    let scale = json!({ "min": 2, "max": 5 });
+    let mut wanted = with(
+        &mailbell(),
+        "/spec/watchers",
+        json!({ "scale": scale, "mailboxesPerPod": 100 }),
+    );
+    wanted = with(&wanted, "/spec/gateways/scale", scale);
+    wanted = with(&wanted, "/spec/gateways/devicesPerPod", json!(80));
+    admin.has_mailboxes(Some(500));
+    gateway.has(Some(50));
+    world.create(&wanted).await;
+    world.is_installed(IMAGE).await;
+    world.until_pods(5, 5).await;
+    // Of the time of several windows nothing is known.
+    let looks = async |seen: &AtomicUsize| {
+        seen.fetch_add(admin.calls().len(), Ordering::Relaxed);
+        (seen.load(Ordering::Relaxed) > 30).then_some(())
+    };
+    admin.has_mailboxes(None);
+    gateway.has(None);
+    admin.calls();
+    let seen = AtomicUsize::new(0);
+    world
+        .once(async || looks(&seen).await, "looks that know nothing")
+        .await;
+    assert_eq!((world.watchers().await, world.gateways().await), (5, 5));
+    admin.has_mailboxes(Some(0));
+    gateway.has(Some(0));
+    let steps = Mutex::new((vec![5], vec![5]));
+    let least = async || {
+        world.all_is_ready().await;
+        let there = (world.watchers().await, world.gateways().await);
+        let mut steps = steps.lock().unwrap();
+        steps.0.push(there.0);
+        steps.1.push(there.1);
+        (there == (2, 2)).then_some(())
+    };
+    world.once(least, "the least of both").await;
+    let (mut watchers, mut gateways) = steps.into_inner().unwrap();
+    watchers.dedup();
+    gateways.dedup();
+    assert_eq!((watchers, gateways), (vec![5, 4, 3, 2], vec![5, 4, 3, 2]));
+    admin.calls();
+    let seen = AtomicUsize::new(0);
+    world
+        .once(async || looks(&seen).await, "looks at the least")
+        .await;
+    assert_eq!((world.watchers().await, world.gateways().await), (2, 2));
     operator.stop().await;
 }

@@ -61,6 +61,7 @@ fn modes() -> [(&'static str, Value); 8] {
                 "watchAllNamespaces": true,
                 "installations": ["other", "mail/two"],
                 "mailAccounts": { "passwordSecrets": [] },
+                "scaleDownAfter": "10m",
                 "log": "info,mailbell_operator=debug",
                 "serviceAccount": { "name": "keeper", "annotations": { "cloud": "role" } },
                 "resources": { "requests": { "cpu": "1" }, "limits": { "memory": "1Gi" } },

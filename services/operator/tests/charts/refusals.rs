@@ -88,6 +88,7 @@ async fn values_out_of_their_bounds_are_refused() {
         (json!({ "replicas": 0 }), "minimum"),
         (json!({ "replicas": 6 }), "maximum"),
         (json!({ "log": "" }), "minLength"),
+        (json!({ "scaleDownAfter": "59s" }), "does not match pattern"),
         (json!({ "image": { "repository": "" } }), "minLength"),
         (
             json!({ "image": { "pullPolicy": "Sometimes" } }),
