@@ -48,8 +48,9 @@ impl Error {
     }
 
     /// What [`Error::class`] answers.
-    pub(super) const CLASSES: [&str; 6] = [
+    pub(super) const CLASSES: [&str; 7] = [
         "refused",
+        "unavailable",
         "unreachable",
         "too-long",
         "unreadable",
@@ -60,8 +61,16 @@ impl Error {
     /// Its class, for a metric.
     pub(super) fn class(&self) -> &'static str {
         match self {
-            Self::Object { .. } if self.is_answer() => "refused",
-            Self::Object { .. } | Self::Unreachable(_) => "unreachable",
+            Self::Object { source, .. } => match &**source {
+                // Not now: it has too much to do, or something that it needs fails, such as its store or a webhook.
+                kube::Error::Api(status) if status.code == 429 || status.code >= 500 => {
+                    "unavailable"
+                }
+                kube::Error::Api(_) => "refused",
+                kube::Error::SerdeError(_) => "unreadable",
+                _ => "unreachable",
+            },
+            Self::Unreachable(_) => "unreachable",
             Self::TooLong => "too-long",
             Self::Json(_) | Self::TooManyProviders => "unreadable",
             Self::Denied(_) => "denied",

@@ -28,7 +28,7 @@ pub const LEADING: &str = "operator_leading";
 /// `impaired`, `starting`, `failed`, `paused`; `unknown`: none was said yet. Told by the replica that works.
 pub const INSTALLATIONS: &str = "operator_installations";
 /// `operator_looks_total{outcome}`: looks at an installation: `ok`, or the class of why it could not be looked after: `refused`,
-/// `unreachable`, `too-long`, `unreadable`, `denied`, `no-definitions`.
+/// `unavailable` (the API server has too much to do, or something that it needs fails), `unreachable`, `too-long`, `unreadable`, `denied`, `no-definitions`.
 pub const LOOKS: &str = "operator_looks";
 /// `operator_look_seconds`: how long a look took.
 pub const LOOK: &str = "operator_look";

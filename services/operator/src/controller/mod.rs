@@ -13,6 +13,8 @@ mod load;
 pub mod metrics;
 mod providers;
 mod reconcile;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

@@ -16,4 +16,5 @@ mod requests;
 mod rights;
 mod sizing;
 mod watched;
+mod watches;
 mod world;

@@ -327,7 +327,7 @@ async fn one_that_is_killed_at_any_step_leaves_nothing_half_done() {
         .await;
     // Before its first request, before its second one, and so on: well beyond all that it does when everything is there.
     for limit in 0..80 {
-        let requests = Requests::limited(limit);
+        let requests = Requests::limited("", limit);
         let (of, counted) = (Arc::clone(&world), Arc::clone(&requests));
         let client = async move { requests::client(&of, counted).await };
         let operator = Operator::start_by(&world, "one", client, |_| {});

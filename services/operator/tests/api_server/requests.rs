@@ -1,58 +1,78 @@
-//! What an operator asks of the API server: counted, cut off after so many, or held back for a while.
+//! What an operator asks of the API server: counted, cut off after so many, held back for a while, or answered by somebody else.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicUsize, Ordering},
 };
 
-use http::Request;
-use kube::{
-    Client, Config,
-    client::{Body, ClientBuilder},
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use http::{Request, Response, StatusCode};
+use kube::{Client, client::Body};
 use tokio::sync::{Notify, Semaphore};
-use tower::{BoxError, buffer::BufferLayer, filter::AsyncFilterLayer};
+use tower::service_fn;
 
 use crate::world::World;
 
 /// How many requests there were, and how many there may be.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Requests {
     made: AtomicUsize,
     /// Of these, statuses of MailAccounts that were written.
     statuses: AtomicUsize,
     /// And tokens of the operator that were read.
     tokens: AtomicUsize,
-    limit: usize,
+    /// Of those that have this in them, the one after so many is never sent, nor any after it.
+    limit: Option<(&'static str, usize)>,
+    counted: AtomicUsize,
     reached: Notify,
-    /// Those whose path and query have all of these in them wait until there are permits.
+    /// Those that have all of these in them wait until there are permits.
     held: Option<(&'static [&'static str], Semaphore)>,
+    /// How those that have all of these in them are answered in place of the API server, from the last one to the first.
+    script: Mutex<(&'static [&'static str], Vec<Answer>)>,
 }
 
+/// Status and body.
+pub(crate) type Answer = (u16, &'static str);
+
 impl Requests {
-    /// The one after so many is never sent, nor any after it.
-    pub(crate) fn limited(limit: usize) -> Arc<Self> {
+    /// Of those that have this in method, path and query, the one after so many is never sent, nor any after it.
+    pub(crate) fn limited(part: &'static str, limit: usize) -> Arc<Self> {
         Arc::new(Self {
-            made: AtomicUsize::new(0),
-            statuses: AtomicUsize::new(0),
-            tokens: AtomicUsize::new(0),
-            limit,
-            reached: Notify::new(),
-            held: None,
+            limit: Some((part, limit)),
+            ..Self::default()
         })
     }
 
-    /// Those whose path and query have all of these in them are sent once they are let go.
+    /// Those that have all of these in method, path and query are sent once they are let go.
     pub(crate) fn holding(parts: &'static [&'static str]) -> Arc<Self> {
         Arc::new(Self {
-            made: AtomicUsize::new(0),
-            statuses: AtomicUsize::new(0),
-            tokens: AtomicUsize::new(0),
-            limit: usize::MAX,
-            reached: Notify::new(),
             held: Some((parts, Semaphore::new(0))),
+            ..Self::default()
         })
+    }
+
+    /// The next ones that have all of these in method, path and query are answered so, and the API server hears nothing of them.
+    pub(crate) fn answered(parts: &'static [&'static str], mut answers: Vec<Answer>) -> Arc<Self> {
+        answers.reverse();
+        Arc::new(Self {
+            script: Mutex::new((parts, answers)),
+            ..Self::default()
+        })
+    }
+
+    /// How many answers have not been given.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.script.lock().unwrap().1.len()
+    }
+
+    fn answer(&self, request: &str) -> Option<Response<Body>> {
+        let mut script = self.script.lock().unwrap();
+        if !script.0.iter().all(|part| request.contains(part)) {
+            return None;
+        }
+        let (status, body) = script.1.pop()?;
+        let mut response = Response::new(Body::from(body.as_bytes().to_vec()));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        Some(response)
     }
 
     pub(crate) fn let_go(&self) {
@@ -80,15 +100,21 @@ impl Requests {
         self.reached.notified().await;
     }
 
-    async fn pass(&self, path: &str) {
+    async fn pass(&self, request: &str) {
         if let Some((parts, permits)) = &self.held
-            && parts.iter().all(|part| path.contains(part))
+            && parts.iter().all(|part| request.contains(part))
         {
             self.reached.notify_one();
             // Closed, it lets all go.
             assert!(permits.acquire().await.is_err());
         }
-        if self.made.fetch_add(1, Ordering::Relaxed) >= self.limit {
+        self.made.fetch_add(1, Ordering::Relaxed);
+        let Some((part, limit)) = self.limit else {
+            return;
+        };
+        // Who has reached it stays there.
+        let counts = request.contains(part) || self.counted.load(Ordering::Relaxed) > limit;
+        if counts && self.counted.fetch_add(1, Ordering::Relaxed) >= limit {
             self.reached.notify_one();
             std::future::pending::<()>().await;
         }
@@ -97,27 +123,24 @@ impl Requests {
 
 /// A client of the user who may everything, all of whose requests are counted.
 pub(crate) async fn client(world: &World, requests: Arc<Requests>) -> Client {
-    let read = Kubeconfig::read_from(world.server.kubeconfig()).unwrap();
-    let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(read, &options)
-        .await
-        .unwrap();
-    let layer = AsyncFilterLayer::new(move |request: Request<Body>| {
-        let requests = Arc::clone(&requests);
+    let client = world.server.client().await.unwrap();
+    let service = service_fn(move |request: Request<Body>| {
+        let (client, requests) = (client.clone(), Arc::clone(&requests));
         async move {
-            let uri = request.uri();
-            if uri.path().contains("/mailaccounts/") && uri.path().ends_with("/status") {
+            let path = request.uri().path();
+            if path.contains("/mailaccounts/") && path.ends_with("/status") {
                 requests.statuses.fetch_add(1, Ordering::Relaxed);
             }
-            if uri.path().ends_with("-operator-token") {
+            if path.ends_with("-operator-token") {
                 requests.tokens.fetch_add(1, Ordering::Relaxed);
             }
-            requests.pass(&uri.to_string()).await;
-            Ok::<_, BoxError>(request)
+            let said = format!("{} {}", request.method(), request.uri());
+            requests.pass(&said).await;
+            match requests.answer(&said) {
+                Some(answer) => Ok(answer),
+                None => client.send(request).await,
+            }
         }
     });
-    let builder = ClientBuilder::try_from(config).unwrap();
-    // The filter asks for a service that can be cloned.
-    let buffer = BufferLayer::new(64);
-    builder.with_layer(&buffer).with_layer(&layer).build()
+    Client::new(service, &world.namespace)
 }

@@ -23,7 +23,7 @@ async fn an_admin_api_that_is_away_holds_nothing_up_for_ever() {
     };
     operator.stop().await;
     // One that waits longer than any test.
-    let requests = Requests::limited(usize::MAX);
+    let requests = Requests::limited("", usize::MAX);
     let (patient, hurried) = (tell(&admin), tell(&admin));
     let patient = |options: &mut Options| {
         patient(options);
