@@ -182,6 +182,16 @@ impl FakeAdmin {
         self.state().accounts.remove(external_id);
     }
 
+    /// How many accounts it has made.
+    pub(crate) fn made(&self) -> usize {
+        usize::try_from(self.state().made).unwrap()
+    }
+
+    /// How many it has.
+    pub(crate) fn accounts(&self) -> usize {
+        self.state().accounts.len()
+    }
+
     /// Those that were set, from the first to the last.
     pub(crate) fn passwords(&self, external_id: &str) -> Vec<String> {
         let state = self.state();

@@ -1,6 +1,7 @@
 //! MailAccounts on a real API server, with an admin API that does what a test tells it. The real one is in `services/mailbell/tests`.
 
 mod deleted;
+mod killed;
 mod passwords;
 mod trouble;
 

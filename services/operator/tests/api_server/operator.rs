@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     batch::v1::Job,
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Event, Service},
+    core::v1::{ConfigMap, Event, PodTemplateSpec, Service},
     networking::v1::NetworkPolicy,
 };
 use kube::{
@@ -325,24 +325,59 @@ async fn one_that_is_killed_at_any_step_leaves_nothing_half_done() {
     world
         .create(&with(&mailbell(), "/spec/nats/managed/nodes", json!(1)))
         .await;
-    // Before its first request, before its second one, and so on: well beyond all that it does when everything is there.
-    for limit in 0..80 {
-        let requests = Requests::limited("", limit);
-        let (of, counted) = (Arc::clone(&world), Arc::clone(&requests));
+    // Well beyond all that it does when everything is there.
+    killed_at_each_step(&world, "", 80).await;
+    let first = setups(&world, IMAGE).await;
+    assert_eq!(first.len(), 1);
+    // On the way to another release before each object that it applies, and none of the one before is left.
+    world.change(json!({ "spec": { "image": NEXT } })).await;
+    killed_at_each_step(&world, "fieldManager", 25).await;
+    assert_eq!(setups(&world, NEXT).await.len(), 1);
+    assert_eq!(setups(&world, IMAGE).await, [""; 0]);
+    let (deployments, sets) = (world.api::<Deployment>(), world.api::<StatefulSet>());
+    let params = ListParams::default();
+    let pods = deployments.list(&params).await.unwrap().into_iter();
+    let mut pods: Vec<_> = pods.map(|it| it.spec.unwrap().template).collect();
+    let others = sets.list(&params).await.unwrap().into_iter();
+    let others = others.filter(|it| it.name_any() != "main-nats");
+    pods.extend(others.map(|it| it.spec.unwrap().template));
+    let image = |pod: PodTemplateSpec| pod.spec.unwrap().containers[0].image.clone().unwrap();
+    let images: Vec<_> = pods.into_iter().map(image).collect();
+    assert_eq!(images, [NEXT; 3]);
+}
+
+/// Names of the setups of this image.
+async fn setups(world: &World, image: &str) -> Vec<String> {
+    let jobs = world.api::<Job>();
+    let jobs = jobs.list(&ListParams::default()).await.unwrap().into_iter();
+    let of = |job: &Job| {
+        let pod = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+        pod.containers[0].image.as_deref() == Some(image)
+    };
+    let all = jobs.filter(of).map(|job| job.name_any());
+    all.filter(|name| name.starts_with("main-setup-")).collect()
+}
+
+/// Before its first request that has this in it, before its second one, and so on. Then one goes on until all is as it is wanted.
+async fn killed_at_each_step(world: &Arc<World>, part: &'static str, steps: usize) {
+    for limit in 0..steps {
+        let requests = Requests::limited(part, limit);
+        let (of, counted) = (Arc::clone(world), Arc::clone(&requests));
         let client = async move { requests::client(&of, counted).await };
-        let operator = Operator::start_by(&world, "one", client, |_| {});
+        let operator = Operator::start_by(world, "one", client, |_| {});
         soon(requests.are_over()).await;
         operator.kill();
         world.all_is_ready().await;
     }
-    let operator = Operator::start(&world, "one");
+    let operator = Operator::start(world, "one");
     let ready = || async {
         world.all_is_ready().await;
-        let status = world.mailbells().get("main").await.unwrap().status?;
+        let mailbell = world.mailbells().get("main").await.unwrap();
+        let status = mailbell.status?;
         let mut conditions = status.conditions.iter();
-        conditions
-            .any(|it| it.type_ == "Ready" && it.status == "True")
-            .then_some(())
+        let runs = conditions.any(|it| it.reason == "Running");
+        // What was said of the generation before is not meant.
+        (runs && status.observed_generation == mailbell.metadata.generation).then_some(())
     };
     world.once(ready, "all of it").await;
     operator.stop().await;
