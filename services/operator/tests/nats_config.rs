@@ -19,6 +19,7 @@ use mailbell_test_servers::{
     nats::nats_binary,
     process::{Process, with_log},
 };
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -194,7 +195,8 @@ impl Servers {
                     return Err(with_log(&io::Error::other(what), &log));
                 }
                 for path in paths {
-                    is_ready &= is_good(self.monitors[node], path).await.unwrap_or(false);
+                    let answer = ask(self.monitors[node], path).await;
+                    is_ready &= answer.is_ok_and(|answer| answer.starts_with("HTTP/1.0 200"));
                 }
             }
             if is_ready {
@@ -226,13 +228,13 @@ impl Servers {
     }
 }
 
-async fn is_good(port: u16, path: &str) -> io::Result<bool> {
+async fn ask(port: u16, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    Ok(answer.starts_with("HTTP/1.0 200"))
+    Ok(answer)
 }
 
 /// One node, with users and a certificate that are brought, and three that keep everything three times.
@@ -292,6 +294,27 @@ async fn a_certificate_of_another_authority_is_taken_over_in_two_steps() {
     assert!(refused.is_err());
     servers.trust(&new.authority_pem).unwrap();
     servers.connect(role, &password, 3).await.unwrap();
+}
+
+/// Until then they pass it questions of others, which nobody answers.
+#[tokio::test]
+async fn a_server_that_falls_silent_is_given_up_by_the_others() {
+    let mut servers = Servers::start("usual.yaml").await;
+    let is_known = async |servers: &Servers, to: usize| {
+        let routes = ask(servers.monitors[to], "/routez").await.unwrap();
+        routes.contains("\"main-nats-2\"")
+    };
+    for to in 0..2 {
+        assert!(is_known(&servers, to).await);
+    }
+    servers.processes[2].signal(Signal::STOP);
+    let begun = Instant::now();
+    for to in 0..2 {
+        while is_known(&servers, to).await {
+            assert!(begun.elapsed() < SOON, "main-nats-{to} has a route to it");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
 }
 
 /// The smallest disk that the API server takes has room for what is set aside.
