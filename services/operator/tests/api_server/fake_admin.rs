@@ -48,8 +48,9 @@ struct State {
     silent: bool,
     /// Nobody who lists this tenant's accounts is answered.
     silent_of: Option<&'static str>,
-    /// So many wait for that.
+    /// So many wait for that, and have waited.
     waiting: usize,
+    waited: usize,
     /// A change leaves an account's state as it is.
     helpless: bool,
     /// It is of a release that knows no content policies.
@@ -114,6 +115,11 @@ impl FakeAdmin {
     /// Never answers who lists this tenant's accounts.
     pub(crate) fn is_silent_of(&self, tenant: &'static str) {
         self.state().silent_of = Some(tenant);
+    }
+
+    /// How many have waited for such an answer, until now.
+    pub(crate) fn waited(&self) -> usize {
+        self.state().waited
     }
 
     /// How many wait for such an answer now.
@@ -269,7 +275,11 @@ struct Waiting(Arc<Mutex<State>>);
 
 impl Waiting {
     fn new(state: &Arc<Mutex<State>>) -> Self {
-        state.lock().unwrap().waiting += 1;
+        {
+            let mut state = state.lock().unwrap();
+            state.waiting += 1;
+            state.waited += 1;
+        }
         Self(Arc::clone(state))
     }
 }

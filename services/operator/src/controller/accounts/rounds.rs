@@ -2,19 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    future::pending,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use kube::{
     ResourceExt as _,
     runtime::reflector::{ObjectRef, Store},
 };
 use mailbell_proto::admin::v1::Account;
 use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
+    sync::{Semaphore, mpsc},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -29,8 +30,10 @@ use crate::{
 
 /// Pages of one tenant that are read in a round: 100,000 accounts. Where there are more, MailAccounts should have a tenant of their own.
 const MOST_PAGES: usize = 200;
-/// Installations that are asked at once: the round of one that is silent is not the sum of all.
-const AT_ONCE: usize = 8;
+/// Installations that are asked at once.
+const AT_ONCE: usize = 64;
+/// So long a round waits for answers. Whoever needs longer is asked again once he has answered, and all others meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// After a change its account's state changes too, mostly within this time.
 const BUSY: Duration = Duration::from_secs(60);
 /// A round that is asked for begins so soon at most.
@@ -46,21 +49,46 @@ pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: 
     if ready.await.is_err() {
         return;
     }
+    let limit = Semaphore::new(AT_ONCE);
+    let mut answers = FuturesUnordered::new();
+    let mut unanswered = BTreeSet::new();
     let mut last = Instant::now();
     loop {
         let begin = Instant::now();
-        round(context, accounts, begin - last, &look).await;
+        for (place, asked) in questions(context, accounts, begin - last).await {
+            if unanswered.insert(place.clone()) {
+                answers.push(answer(context, accounts, &limit, place, asked));
+            }
+        }
         last = begin;
+        let mut heard = async || {
+            while let Some(place) = answers.next().await {
+                unanswered.remove(&place);
+                // Full: they are looked at anyway.
+                let _ = look.try_send(());
+            }
+        };
+        let _ = timeout(PATIENCE, heard()).await;
         let wait = match context.seen.changed_within(BUSY) {
             true => context.pace.busy,
             false => context.pace.round,
         };
-        sleep(SOONEST.min(wait)).await;
+        let rest = async {
+            sleep(SOONEST.min(wait)).await;
+            tokio::select! {
+                // Either may be first.
+                biased;
+                () = context.sooner.notified() => {}
+                () = sleep(wait.saturating_sub(SOONEST)) => {}
+            }
+        };
+        let late = async {
+            heard().await;
+            pending().await
+        };
         tokio::select! {
-            // Either may be first.
-            biased;
-            () = context.sooner.notified() => {}
-            () = sleep(wait.saturating_sub(SOONEST)) => {}
+            () = rest => {}
+            () = late => {}
         }
     }
 }
@@ -74,12 +102,12 @@ struct Asked {
     external_ids: HashSet<String>,
 }
 
-async fn round(
+/// Whom to ask for what. With that everything is forgotten that nobody wants to know any more.
+async fn questions(
     context: &Context,
     store: &Store<MailAccount>,
     since: Duration,
-    look: &mpsc::Sender<()>,
-) {
+) -> BTreeMap<Place, Asked> {
     let accounts = store.state();
     let mut asked: BTreeMap<Place, Asked> = BTreeMap::new();
     let mut secrets = BTreeSet::new();
@@ -116,19 +144,28 @@ async fn round(
         .memory()
         .retain(|account, _| known.contains(account));
     context.secrets.look_again(&secrets, since).await;
-    let asking = stream::iter(&asked).for_each_concurrent(AT_ONCE, |(place, asked)| async move {
-        let name = ObjectRef::new(&place.1).within(&place.0);
-        match context.mailbells.get(&name) {
-            Some(mailbell) if is_up(&mailbell) => {
-                ask(context, store, &mailbell, place, asked).await;
-            }
-            // There is nobody to ask, and a MailAccount says so without.
-            _ => context.seen.forget(place),
+    asked
+}
+
+/// Asks one installation, and says which.
+async fn answer(
+    context: &Context,
+    store: &Store<MailAccount>,
+    limit: &Semaphore,
+    place: Place,
+    asked: Asked,
+) -> Place {
+    // It is never closed.
+    let _permit = limit.acquire().await;
+    let name = ObjectRef::new(&place.1).within(&place.0);
+    match context.mailbells.get(&name) {
+        Some(mailbell) if is_up(&mailbell) => {
+            ask(context, store, &mailbell, &place, &asked).await;
         }
-        // At once: another may be silent for long. Full: they are looked at anyway.
-        let _ = look.try_send(());
-    });
-    asking.await;
+        // There is nobody to ask, and a MailAccount says so without.
+        _ => context.seen.forget(&place),
+    }
+    place
 }
 
 /// Whether its admin API is meant to run.
