@@ -29,10 +29,15 @@ const PRIVATE: [&[&str]; 2] = [
 
 pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
     let mut objects = vec![
-        policy(wanted, Part::Gateway, &[from_anywhere(PUSH_PORT)], &[]),
-        policy(wanted, Part::Admin, &[from_anywhere(ADMIN_PORT)], &[]),
-        policy(wanted, Part::Watcher, &[], &[to_mail_servers(wanted)]),
-        policy(wanted, Part::Setup, &[], &[]),
+        policy(wanted, Part::Gateway, &[HTTP_PORT, PUSH_PORT], None),
+        policy(wanted, Part::Admin, &[HTTP_PORT, ADMIN_PORT], None),
+        policy(
+            wanted,
+            Part::Watcher,
+            &[HTTP_PORT],
+            Some(to_mail_servers(wanted)),
+        ),
+        policy(wanted, Part::Setup, &[], None),
     ];
     if wanted.mailbell.spec.generate_secrets {
         let egress = [to_names(), to_api_server(wanted)];
@@ -44,15 +49,14 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
     objects
 }
 
-/// Of a part of Mailbell itself: health and metrics in, names, NATS and traces out, and what it has beside.
-fn policy(wanted: &Wanted<'_>, part: Part, more_in: &[Value], more_out: &[Value]) -> Value {
-    let mut ingress = vec![from_anywhere(HTTP_PORT)];
-    ingress.extend_from_slice(more_in);
+/// Of a part of Mailbell itself: in, what it serves to anybody; out, names and NATS, traces of what serves, and what it has beside.
+fn policy(wanted: &Wanted<'_>, part: Part, serves: &[i32], more_out: Option<Value>) -> Value {
+    let ingress: Vec<Value> = serves.iter().copied().map(from_anywhere).collect();
     let mut egress = vec![to_names(), to_nats(wanted)];
-    if wanted.mailbell.spec.telemetry.otlp_endpoint.is_some() {
+    if !serves.is_empty() && wanted.mailbell.spec.telemetry.otlp_endpoint.is_some() {
         egress.push(to_collector(wanted));
     }
-    egress.extend_from_slice(more_out);
+    egress.extend(more_out);
     one(wanted, part, &ingress, &egress)
 }
 

@@ -177,7 +177,8 @@ impl Wanted<'_> {
         (mounts, settings)
     }
 
-    fn telemetry(&self) -> Vec<(&'static str, String)> {
+    /// What ends by itself sends no traces.
+    fn telemetry(&self, serves: bool) -> Vec<(&'static str, String)> {
         let telemetry = &self.mailbell.spec.telemetry;
         let log = telemetry.log.clone();
         let log = log.unwrap_or_else(|| "info,async_nats=warn".to_owned());
@@ -185,6 +186,9 @@ impl Wanted<'_> {
             ("MAILBELL_LOG", log),
             ("MAILBELL_LOG_FORMAT", "json".to_owned()),
         ];
+        if !serves {
+            return settings;
+        }
         let endpoint = telemetry.otlp_endpoint.clone();
         settings.extend(endpoint.map(|endpoint| ("MAILBELL_OTLP_ENDPOINT", endpoint)));
         let sample = telemetry.otlp_sample;
@@ -213,7 +217,7 @@ impl Wanted<'_> {
         let serves = drain_seconds.is_some();
         let mut all = vec![("MAILBELL_INSTALLATION", self.installation())];
         all.extend(login);
-        all.extend(self.telemetry());
+        all.extend(self.telemetry(serves));
         if let Some(drain) = drain_seconds {
             all.push(("MAILBELL_HTTP_LISTEN", format!("[::]:{HTTP_PORT}")));
             all.push(("MAILBELL_DRAIN", format!("{drain}s")));

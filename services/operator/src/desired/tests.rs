@@ -1,5 +1,7 @@
 //! Snapshots of all objects, and rules that hold for each of them.
 
+mod network;
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::{Value, json};
@@ -143,6 +145,13 @@ fn what_selects_pods_selects_those_of_its_part_whatever_labels_a_user_adds() {
 #[test]
 fn a_pod_may_nothing_that_it_need_not() {
     for (_, spec) in installations() {
+        for account in objects(&spec) {
+            let is_account = account["kind"] == "ServiceAccount";
+            assert!(
+                !is_account || account["automountServiceAccountToken"] == false,
+                "{account}"
+            );
+        }
         for (name, template) in templates(&spec) {
             let spec = &template["spec"];
             // But for what makes Secrets.
