@@ -164,7 +164,8 @@ impl Servers {
                 ("GOMEMLIMIT", None) => format!("{name}=900MiB"),
                 (_, None) => {
                     let text = |field: &str| of[field].as_str().unwrap();
-                    format!("{name}={}", password(text("name"), text("key")))
+                    // A Secret that is made of files has the ends of their lines.
+                    format!("{name}={}\n", password(text("name"), text("key")))
                 }
             }
         });
