@@ -62,8 +62,13 @@ image: static sbom ## target/mailbell.oci.tar: the image for a cluster (make ima
 	  $(COMMIT)
 
 .PHONY: image-check
-image-check: image ## Whether the image starts, in an empty root and a network of its own
+image-check: image ## Whether the image starts, in an empty root and a network of its own, and what is in it
 	python3 tests/image/check.py $(TARGET)/mailbell.oci.tar
+	$(PACK) $(STATIC) archive --output $(TARGET)/again.oci.tar --name $(IMAGE) $(COMMIT) >/dev/null
+	cargo tree --locked -p mailbell --edges normal --target $(TRIPLE) --prefix none | python3 tests/image/contents.py \
+	  --archive $(TARGET)/mailbell.oci.tar --again $(TARGET)/again.oci.tar --sbom $(TARGET)/mailbell.cdx.json --lock Cargo.lock \
+	  $(foreach folder,$(REMAP),--folder $(firstword $(subst =, ,$(folder))))
+	rm $(TARGET)/again.oci.tar
 
 # What runs beside Mailbell on the cluster of the tests.
 .PHONY: cluster-images

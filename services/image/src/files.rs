@@ -129,8 +129,15 @@ mod tests {
             let release = line.strip_prefix("channel = \"")?;
             release.strip_suffix('"')
         });
+        let base = format!("FROM rust:{}-slim-bookworm@sha256:", release.unwrap());
+        let pinned = file.lines().find_map(|line| line.strip_prefix(&base));
+        let digest = pinned.and_then(|rest| rest.strip_suffix(" AS build"));
+        let is_hex = |digest: &str| digest.bytes().all(|it| it.is_ascii_hexdigit());
+        assert!(
+            digest.is_some_and(|it| it.len() == 64 && is_hex(it)),
+            "{base}"
+        );
         for line in [
-            format!("FROM rust:{}-slim-bookworm AS build", release.unwrap()),
             "FROM scratch".to_owned(),
             format!("ENV PATH=/usr/bin SSL_CERT_FILE=/{ROOTS}"),
             format!("USER {USER}:{USER}"),
