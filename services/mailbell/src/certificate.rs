@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,7 +14,7 @@ use prometheus_client::{
     registry::Unit,
 };
 use rustls::pki_types::CertificateDer;
-use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 /// `tls_certificate_expiry_timestamp_seconds{listener}`: until when the certificate in force is good, since the epoch, of the listeners
 /// `push` and `admin`.
@@ -28,6 +29,25 @@ pub fn validity(der: &CertificateDer<'_>) -> Option<(i64, i64)> {
         validity.not_before.timestamp(),
         validity.not_after.timestamp(),
     ))
+}
+
+/// The names and addresses that it is good for, as it has them. None: it has none, or cannot be read.
+#[must_use]
+pub fn names(der: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return Vec::new();
+    };
+    let named = certificate.subject_alternative_name().ok().flatten();
+    let all = named.iter().flat_map(|named| &named.value.general_names);
+    all.filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => Some(IpAddr::from(<[u8; 4]>::try_from(*bytes).ok()?).to_string()),
+            _ => Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string()),
+        },
+        _ => None,
+    })
+    .collect()
 }
 
 /// The certificates of this process' listeners, read at each scrape: they are replaced while it runs.
@@ -91,6 +111,19 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
+
+    #[test]
+    fn names_and_addresses_of_a_certificate_are_read() {
+        let all = ["a.test", "*.b.test", "192.0.2.1", "2001:db8::1"].map(str::to_owned);
+        let params = rcgen::CertificateParams::new(all.to_vec()).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = params.self_signed(&key).unwrap();
+        assert_eq!(names(made.der()), all);
+        assert_eq!(
+            names(&CertificateDer::from_slice(b"none")),
+            Vec::<String>::new()
+        );
+    }
 
     #[test]
     fn the_certificate_in_force_is_told_of_after_it_was_replaced_too() {

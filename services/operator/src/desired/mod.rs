@@ -11,7 +11,7 @@ mod pod;
 mod roles;
 mod secrets;
 
-pub use nats::nats_certificate;
+pub use nats::{MONITOR_PORT, nats_certificate};
 pub(crate) use roles::policy_name;
 pub use roles::{Sizes, gateway_pods, sizes};
 

@@ -23,7 +23,7 @@ pub(super) const CLIENT_PORT: i32 = 4222;
 /// Where servers meet.
 pub(super) const ROUTE_PORT: i32 = 6222;
 /// Where a server says how it is.
-pub(super) const MONITOR_PORT: i32 = 8222;
+pub const MONITOR_PORT: i32 = 8222;
 
 /// Of its own disk: what is written when a server starts again, and what the file system keeps for itself.
 const KEPT_BACK_MIB: u64 = 512;

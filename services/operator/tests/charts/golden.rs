@@ -1,10 +1,11 @@
 //! What the chart `mailbell` makes of its values, as files. `api_server` gives them to a real server.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use mailbell_operator::{
     api::Mailbell,
     desired::{API_SERVER_PORTS, Wanted, desired},
+    rights::{LEASE, RIGHTS, Right},
 };
 use serde_json::{Value, json};
 
@@ -184,6 +185,46 @@ fn the_values_for_high_availability_keep_nats_servers_on_nodes_of_their_own() {
     for (name, value) in rule["labelSelector"]["matchLabels"].as_object().unwrap() {
         assert_eq!(template["metadata"]["labels"][name], *value, "{name}");
     }
+}
+
+/// `mailbell doctor` asks for these rights, and an operator has what the chart gives.
+#[test]
+fn the_rights_of_an_operator_are_those_of_its_roles() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let rendered = std::fs::read_to_string(folder.join("default.yaml")).unwrap();
+    let objects: Vec<Value> = rendered.split("\n---\n").map(parsed).collect();
+    let given = |name: &str| -> BTreeSet<String> {
+        let mut found = objects.iter();
+        let role = found.find(|it| it["kind"] == "Role" && it["metadata"]["name"] == name);
+        let rules = role.unwrap()["rules"].as_array().unwrap();
+        let words = |value: &Value| -> Vec<String> {
+            let words = value.as_array().into_iter().flatten();
+            words.map(|it| it.as_str().unwrap().to_owned()).collect()
+        };
+        let mut all = BTreeSet::new();
+        for rule in rules {
+            let group = &words(&rule["apiGroups"])[0];
+            let of = words(&rule["resourceNames"]).join(",");
+            for resource in words(&rule["resources"]) {
+                for verb in words(&rule["verbs"]) {
+                    all.insert(format!("{verb} {resource}.{group} {of}"));
+                }
+            }
+        }
+        all
+    };
+    let asked = |rights: &[Right]| -> BTreeSet<String> {
+        let all = rights.iter().flat_map(|right| {
+            let one = |verb: &&str| {
+                let of = right.name.unwrap_or_default();
+                format!("{verb} {}.{} {of}", right.resource, right.group)
+            };
+            right.verbs.iter().map(one)
+        });
+        all.collect()
+    };
+    assert_eq!(given("mailbell-operator"), asked(&RIGHTS));
+    assert_eq!(given("mailbell-operator-lease"), asked(&LEASE));
 }
 
 #[tokio::test]

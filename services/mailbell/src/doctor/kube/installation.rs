@@ -1,12 +1,9 @@
 //! One installation: what its operator says of it, and what its pods need.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{PersistentVolumeClaim, Pod, Secret},
+    api::core::v1::{Pod, Secret},
     jiff::Timestamp,
 };
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
@@ -14,14 +11,15 @@ use mailbell_operator::{
     api::Mailbell,
     desired::{API_SERVER_PORTS, Wanted, desired, nats_certificate},
 };
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
     MOST,
-    access::{Seen, seen},
-    certificate::{Good, good},
+    access::{Seen, listed, seen},
+    certificate::{Use, judge},
+    claims, nats,
     pods::trouble,
+    workloads,
 };
 use crate::doctor::Report;
 
@@ -35,14 +33,15 @@ pub(super) async fn examine(
     left_accounts(report, mailbell);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     needed_secrets(report, &secrets, mailbell).await;
-    certificates(report, &secrets, mailbell).await;
+    certificates(report, &secrets, mailbell, namespace).await;
     let labels = format!(
         "app.kubernetes.io/name=mailbell,app.kubernetes.io/instance={}",
         mailbell.name_any()
     );
     let params = ListParams::default().labels(&labels).limit(MOST);
-    disks(report, client, namespace, mailbell, &params).await;
-    pods(report, client, namespace, mailbell, &params).await;
+    claims::examine(report, client, namespace, mailbell, &params).await;
+    let pods = pods(report, client, namespace, mailbell, &params).await;
+    nats::examine(report, client, namespace, mailbell, pods.as_deref()).await;
 }
 
 /// What `kubectl get mailbells` shows, and what to do about it.
@@ -175,141 +174,74 @@ fn names(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Those that devices, callers of the admin API and clients of NATS are shown. The key comes along with the certificate, and is not looked at.
-async fn certificates(report: &mut Report, api: &Api<Secret>, mailbell: &Mailbell) {
-    let spec = &mailbell.spec;
-    let mut all = BTreeMap::new();
-    let lost = "has expired: once it starts again nobody reaches NATS";
-    let renew =
-        "make another one, and start the servers anew: docs/operating.md, Secrets of your own";
-    all.extend(nats_certificate(mailbell).map(|name| (name, (lost, renew))));
-    let both = [&spec.gateways.tls.secret_name, &spec.admin.tls.secret_name];
-    let lost = "has expired: no device connects";
-    let renew = "renew it; cert-manager does so by itself: kubectl describe certificate says why it has not";
-    let both = both.into_iter().flatten();
-    all.extend(both.map(|name| (name.clone(), (lost, renew))));
-    for (name, (lost, renew)) in &all {
+/// Whose certificates are shown to whom.
+fn shown(mailbell: &Mailbell, namespace: &str) -> BTreeMap<String, Vec<Use>> {
+    let (name, spec) = (mailbell.name_any(), &mailbell.spec);
+    let mut all = BTreeMap::<String, Vec<Use>>::new();
+    let mut add = |secret: String, it| all.entry(secret).or_default().push(it);
+    if let Some(secret) = &spec.gateways.tls.secret_name {
+        add(secret.clone(), Use::Outside);
+    }
+    if let Some(secret) = &spec.admin.tls.secret_name {
+        add(secret.clone(), Use::Outside);
+        add(
+            secret.clone(),
+            Use::Operator(format!("{name}-admin.{namespace}.svc")),
+        );
+    }
+    if let (Some(managed), Some(secret)) = (&spec.nats.managed, nats_certificate(mailbell)) {
+        let servers = 0..managed.nodes;
+        let hosts = servers.map(|node| format!("{name}-nats-{node}.{name}-nats.{namespace}.svc"));
+        add(secret, Use::Nats(hosts.collect()));
+    }
+    all
+}
+
+/// Of their keys only is looked whether they are those of the certificates.
+async fn certificates(
+    report: &mut Report,
+    api: &Api<Secret>,
+    mailbell: &Mailbell,
+    namespace: &str,
+) {
+    for (name, uses) in shown(mailbell, namespace) {
         let finding = format!("certificate {name}");
-        let secret = match seen(api.get(name).await) {
-            Seen::There(secret) => secret,
+        match seen(api.get(&name).await) {
+            Seen::There(secret) => {
+                let data = secret.data.unwrap_or_default();
+                judge(report, &finding, &data, &uses, Timestamp::now().as_second());
+            }
             // Said above.
-            Seen::Missing => continue,
-            Seen::Denied(_) => {
-                report.skipped(&finding, "you may not read it");
-                continue;
-            }
-            Seen::Failed(why) => {
-                report.fail(&finding, why, "look again");
-                continue;
-            }
-        };
-        let data = secret.data.unwrap_or_default();
-        let pem = data.get("tls.crt").map(|it| it.0.as_slice());
-        match good(pem.unwrap_or_default(), Timestamp::now().as_second()) {
-            Some(Good::Days(days)) => report.ok(&finding, format!("good for {days} days")),
-            Some(Good::Soon(days)) => {
-                report.warn(&finding, format!("good for {days} days"), *renew)
-            }
-            Some(Good::Expired) => report.fail(&finding, *lost, *renew),
-            Some(Good::NotYet) => report.fail(
-                &finding,
-                "is not good yet",
-                "see whether the clocks of this machine and of who made it are right",
-            ),
-            None => report.fail(
-                &finding,
-                "its tls.crt has no certificate that can be read",
-                "put the certificate in PEM there, the server's own first",
-            ),
+            Seen::Missing => {}
+            Seen::Denied(_) => report.skipped(&finding, "you may not read it"),
+            Seen::Failed(why) => report.fail(&finding, why, "look again"),
         }
     }
 }
 
-async fn disks(
-    report: &mut Report,
-    client: &Client,
-    namespace: &str,
-    mailbell: &Mailbell,
-    params: &ListParams,
-) {
-    let Some(managed) = &mailbell.spec.nats.managed else {
-        return;
-    };
-    let finding = format!("disks {}", mailbell.name_any());
-    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let Some(all) = listed(report, &finding, &api, params).await else {
-        return;
-    };
-    let unbound = all.iter().find(|claim| {
-        let status = claim.status.as_ref();
-        status.and_then(|status| status.phase.as_deref()) != Some("Bound")
-    });
-    let wanted = usize::try_from(managed.nodes).unwrap_or_default();
-    if let Some(claim) = unbound {
-        let class = claim.spec.as_ref();
-        let class = class.and_then(|spec| spec.storage_class_name.as_deref());
-        let class = class.map_or("the default storage class".to_owned(), |class| {
-            format!("the storage class {class}")
-        });
-        report.fail(
-            &finding,
-            format!("{} has no volume yet", claim.name_any()),
-            format!(
-                "see whether {class} makes volumes: kubectl --namespace {namespace} describe pvc {}",
-                claim.name_any()
-            ),
-        );
-    } else if all.len() < wanted {
-        report.fail(
-            &finding,
-            format!("{} of {wanted} are there", all.len()),
-            "they come with the pods of the NATS servers: see what is told of those",
-        );
-    } else {
-        report.ok(&finding, format!("all {} have their volume", all.len()));
-    }
-}
-
-/// All of a kind; `None`: they cannot be seen, which was reported.
-async fn listed<K>(
-    report: &mut Report,
-    finding: &str,
-    api: &Api<K>,
-    params: &ListParams,
-) -> Option<Vec<K>>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
-    match seen(api.list(params).await) {
-        Seen::There(all) => return Some(all.items),
-        Seen::Missing => return Some(Vec::new()),
-        Seen::Denied(why) => report.skipped(finding, format!("you may not see them: {why}")),
-        Seen::Failed(why) => report.fail(finding, why, "look again"),
-    }
-    None
-}
-
+/// Those that there are, if they can be seen.
 async fn pods(
     report: &mut Report,
     client: &Client,
     namespace: &str,
     mailbell: &Mailbell,
     params: &ListParams,
-) {
+) -> Option<Vec<Pod>> {
     let finding = format!("pods {}", mailbell.name_any());
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let Some(all) = listed(report, &finding, &api, params).await else {
-        return;
-    };
-    let mut well = true;
-    for found in all.iter().filter_map(trouble) {
-        well = false;
-        report.add(&finding, found.verdict, found.said, found.advice);
-    }
-    if well {
+    let all = listed(report, &finding, &api, params).await?;
+    let refused = workloads::troubles(report, &finding, client, namespace, params).await;
+    let mut found: Vec<_> = all.iter().filter_map(trouble).collect();
+    let seen_all = refused.is_some();
+    found.extend(refused.into_iter().flatten());
+    if found.is_empty() && seen_all {
         report.ok(
             &finding,
             format!("nothing is wrong with the {} that there are", all.len()),
         );
     }
+    for it in found {
+        report.add(&finding, it.verdict, it.said, it.advice);
+    }
+    Some(all)
 }

@@ -3,17 +3,20 @@
 mod access;
 mod accounts;
 mod certificate;
+mod claims;
+mod definitions;
 mod installation;
+mod nats;
 mod operator;
 mod pods;
+mod rights;
+mod warnings;
+mod workloads;
 
 use std::time::Duration;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, CustomResourceDefinitionSpec,
-};
 use kube::{Api, Client, Config, ResourceExt as _, api::ListParams};
-use mailbell_operator::{api::Mailbell, crds};
+use mailbell_operator::api::Mailbell;
 use tokio::time::timeout;
 
 use super::Report;
@@ -83,10 +86,10 @@ async fn connect(report: &mut Report, namespace: Option<&str>) -> Option<(Client
 }
 
 async fn look(report: &mut Report, client: &Client, namespace: &str) {
-    if !definitions(report, client).await {
+    if !definitions::examine(report, client).await {
         return;
     }
-    operator::examine(report, client, namespace).await;
+    let operators = operator::examine(report, client, namespace).await;
     let api: Api<Mailbell> = Api::namespaced(client.clone(), namespace);
     let found = api.list(&ListParams::default().limit(MOST)).await;
     match seen(found) {
@@ -98,10 +101,11 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
                     "apply a Mailbell object (`kubectl explain mailbell.spec`), or name its namespace with --namespace",
                 );
             }
+            let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
+            rights::examine(report, client, namespace, &operators, &names).await;
             for mailbell in &found.items {
                 installation::examine(report, client, namespace, mailbell).await;
             }
-            let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
             let more = found.metadata.continue_.unwrap_or_default();
             accounts::examine(report, client, namespace, &names, more.is_empty()).await;
         }
@@ -117,52 +121,4 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
             "look again; if an object cannot be read, it is of another release than this command",
         ),
     }
-}
-
-/// Whether the cluster knows our kinds, as far as that can be seen, and as this release has them.
-async fn definitions(report: &mut Report, client: &Client) -> bool {
-    const NAME: &str = "definitions";
-    let advice =
-        "install the chart mailbell-crds, or `mailbell crds | kubectl apply --server-side -f -`";
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let mut others = Vec::new();
-    for ours in crds::definitions() {
-        let name = ours.name_any();
-        match seen(api.get(&name).await) {
-            Seen::There(theirs) if is_same(&ours.spec, &theirs.spec) => {}
-            Seen::There(_) => others.push(name),
-            Seen::Missing => {
-                report.fail(NAME, format!("the cluster does not know {name}"), advice);
-                return false;
-            }
-            Seen::Denied(why) => {
-                report.skipped(NAME, format!("you may not read them: {why}"));
-                return true;
-            }
-            Seen::Failed(why) => {
-                report.fail(NAME, why, "look again");
-                return false;
-            }
-        }
-    }
-    if others.is_empty() {
-        report.ok(NAME, "are there, and of this release");
-    } else {
-        report.warn(
-            NAME,
-            format!("of another release than this command: {}", others.join(", ")),
-            "if the operator is of this release, upgrade the chart mailbell-crds; else use the mailbell of the operator's release",
-        );
-    }
-    true
-}
-
-/// What a user can say; what the server adds to a definition is no difference.
-fn is_same(ours: &CustomResourceDefinitionSpec, theirs: &CustomResourceDefinitionSpec) -> bool {
-    let schemas = |spec: &CustomResourceDefinitionSpec| {
-        let versions = spec.versions.iter();
-        let schemas = versions.map(|it| (it.name.clone(), serde_json::to_value(&it.schema).ok()));
-        schemas.collect::<Vec<_>>()
-    };
-    schemas(ours) == schemas(theirs)
 }

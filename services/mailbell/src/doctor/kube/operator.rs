@@ -1,5 +1,7 @@
 //! Whether an operator is there, and works.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::{
     api::{apps::v1::Deployment, coordination::v1::Lease},
     jiff::Timestamp,
@@ -17,51 +19,118 @@ use super::{
 use crate::doctor::Report;
 
 const NAME: &str = "operator";
+const OWN_RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// It is renewed every three seconds, and another takes it after fifteen. The rest is for clocks that differ.
 const STALE_S: i64 = 60;
 
-/// In this namespace, or, where none is here, in any.
-pub(super) async fn examine(report: &mut Report, client: &Client, namespace: &str) {
+/// Those that look after this namespace, wherever they are, as far as that can be seen.
+pub(super) async fn examine(
+    report: &mut Report,
+    client: &Client,
+    namespace: &str,
+) -> Vec<Deployment> {
     let params = ListParams::default()
         .labels(&format!("app.kubernetes.io/name={MANAGER}"))
         .limit(MOST);
-    let here: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let mut found = seen(here.list(&params).await);
-    if matches!(&found, Seen::There(all) if all.items.is_empty()) {
-        let anywhere: Api<Deployment> = Api::all(client.clone());
-        found = match seen(anywhere.list(&params).await) {
-            Seen::Denied(why) => {
-                let said = format!(
-                    "there is none in this namespace, and you may not look into others: {why}"
-                );
-                report.skipped(NAME, said);
-                return;
-            }
-            found => found,
-        };
+    let anywhere: Api<Deployment> = Api::all(client.clone());
+    let mut found = seen(anywhere.list(&params).await);
+    let elsewhere = match &found {
+        Seen::Denied(why) => Some(why.clone()),
+        _ => None,
+    };
+    if elsewhere.is_some() {
+        let here: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+        found = seen(here.list(&params).await);
     }
     let all = match found {
         Seen::There(ObjectList { items, .. }) => items,
         Seen::Missing => Vec::new(),
         Seen::Denied(why) => {
             report.skipped(NAME, format!("you may not see whether there is one: {why}"));
-            return;
+            return Vec::new();
         }
         Seen::Failed(why) => {
             report.fail(NAME, why, "look again");
-            return;
+            return Vec::new();
         }
     };
-    if all.is_empty() {
-        report.fail(
+    let (ours, others): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|operator| looks_after(operator, namespace));
+    if ours.is_empty() {
+        match &elsewhere {
+            Some(why) => report.skipped(
+                NAME,
+                format!("there is none in this namespace, and you may not look into others: {why}"),
+            ),
+            None => none(report, namespace, &others),
+        }
+    }
+    if let (Some(why), false) = (elsewhere, ours.is_empty()) {
+        report.skipped(
             NAME,
-            "there is none: what runs goes on, and nothing is made, repaired or upgraded",
-            "install the chart mailbell",
+            format!("whether another one elsewhere looks after this namespace too, you may not see: {why}"),
         );
     }
-    for operator in all {
-        one(report, client, &operator).await;
+    if let Some(said) = rivals(&ours) {
+        report.fail(
+            NAME,
+            said,
+            "keep one: uninstall the chart of the other, or let it look after its own namespace alone (watchAllNamespaces: false)",
+        );
     }
+    for operator in &ours {
+        one(report, client, operator).await;
+    }
+    ours
+}
+
+fn none(report: &mut Report, namespace: &str, others: &[Deployment]) {
+    let without = "what runs goes on, and nothing is made, repaired or upgraded";
+    match others.first() {
+        None => report.fail(NAME, format!("there is none: {without}"), "install the chart mailbell"),
+        Some(other) => report.fail(
+            NAME,
+            format!(
+                "none looks after {namespace}: {without}; {} in {} looks after another namespace only",
+                other.name_any(),
+                other.namespace().unwrap_or_default()
+            ),
+            "install the chart mailbell in this namespace, or give the other one watchAllNamespaces: true",
+        ),
+    }
+}
+
+/// By what its pods are told; one that is told of no namespace looks after all.
+fn looks_after(operator: &Deployment, namespace: &str) -> bool {
+    setting(operator, "MAILBELL_NAMESPACE").is_none_or(|only| only == namespace)
+}
+
+fn setting<'a>(operator: &'a Deployment, name: &str) -> Option<&'a str> {
+    let pod = operator.spec.as_ref()?.template.spec.as_ref()?;
+    let mut settings = pod.containers.iter().flat_map(|it| it.env.iter().flatten());
+    settings.find(|it| it.name == name)?.value.as_deref()
+}
+
+/// Two that do not share a lease work at the same time.
+fn rivals(operators: &[Deployment]) -> Option<String> {
+    let lease = |operator: &Deployment| {
+        let named = setting(operator, "MAILBELL_LEASE_NAMESPACE").map(str::to_owned);
+        named.or_else(|| operator.namespace()).unwrap_or_default()
+    };
+    let leases: BTreeSet<String> = operators.iter().map(lease).collect();
+    if leases.len() < 2 {
+        return None;
+    }
+    let named = operators.iter().map(|operator| {
+        let namespace = operator.namespace().unwrap_or_default();
+        format!("{} in {namespace}", operator.name_any())
+    });
+    let named: Vec<String> = named.collect();
+    Some(format!(
+        "{} look after this namespace at the same time: each undoes what the other does",
+        named.join(" and ")
+    ))
 }
 
 async fn one(report: &mut Report, client: &Client, operator: &Deployment) {
@@ -81,7 +150,10 @@ async fn one(report: &mut Report, client: &Client, operator: &Deployment) {
     // The lease has the name of the operator, by which it makes objects too.
     match seen(leases.get(MANAGER).await) {
         Seen::There(lease) => match leads(&lease, Timestamp::now()) {
-            Ok(holder) => report.ok(NAME, format!("{holder} in {namespace} works")),
+            Ok(holder) => report.ok(
+                NAME,
+                format!("{holder} in {namespace} works{}", release(operator)),
+            ),
             Err(why) => report.fail(
                 NAME,
                 why,
@@ -100,6 +172,16 @@ async fn one(report: &mut Report, client: &Client, operator: &Deployment) {
             ),
         ),
         Seen::Failed(why) => report.fail(NAME, why, "look again"),
+    }
+}
+
+/// If it is another than that of this command, whose words may not fit then.
+fn release(operator: &Deployment) -> String {
+    match operator.labels().get("app.kubernetes.io/version") {
+        Some(release) if release != OWN_RELEASE => {
+            format!(", of release {release}; this command is of {OWN_RELEASE}")
+        }
+        _ => String::new(),
     }
 }
 
@@ -125,9 +207,51 @@ fn leads(lease: &Lease, now: Timestamp) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn operator(namespace: &str, settings: Value) -> Deployment {
+        let pod = json!({ "containers": [{ "name": "operator", "env": settings }] });
+        serde_json::from_value(json!({
+            "metadata": { "name": "mailbell-operator", "namespace": namespace, "labels": { "app.kubernetes.io/version": "9.9.9" } },
+            "spec": { "selector": {}, "template": { "spec": pod } },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn who_looks_after_a_namespace_is_told_from_who_does_not() {
+        let only = |of: &str| json!([{ "name": "MAILBELL_NAMESPACE", "value": of }]);
+        let here = operator("mail", only("mail"));
+        let every = operator("operators", json!([]));
+        let other = operator("other", only("other"));
+        assert!(looks_after(&here, "mail") && looks_after(&every, "mail"));
+        assert!(!looks_after(&other, "mail"));
+        let said = rivals(&[here.clone(), every.clone()]).unwrap();
+        assert!(
+            said.contains("mailbell-operator in mail and mailbell-operator in operators"),
+            "{said}"
+        );
+        assert_eq!(rivals(&[here.clone(), here.clone()]), None);
+        let shares = operator(
+            "operators",
+            json!([{ "name": "MAILBELL_LEASE_NAMESPACE", "value": "mail" }]),
+        );
+        assert_eq!(rivals(&[here, shares]), None);
+        let told = |others: &[Deployment]| {
+            let mut report = Report::default();
+            none(&mut report, "mail", others);
+            report.findings.remove(0).said
+        };
+        assert!(told(&[]).starts_with("there is none: what runs goes on"));
+        let said = told(&[other]);
+        assert!(
+            said.contains("mailbell-operator in other looks after another"),
+            "{said}"
+        );
+        assert!(release(&every).contains("of release 9.9.9"));
+    }
 
     #[test]
     fn a_lease_that_nobody_holds_or_renews_is_found() {
