@@ -304,6 +304,12 @@ impl Cluster {
         self.server.program(name)
     }
 
+    /// By which a command reaches it as that user.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.server.kubeconfig()
+    }
+
     /// What a command of the shell begins with that runs in the cluster's network, as that user.
     #[must_use]
     pub fn enter(&self) -> String {

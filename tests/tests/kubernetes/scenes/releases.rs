@@ -1,9 +1,11 @@
 //! It is installed, upgraded, and put back.
 
 use mailbell_test_cluster::in_private_network;
-use serde_json::json;
+use mailbell_tests::cli;
+use serde_json::{Value, json};
 
 use crate::{
+    install::NAMESPACE,
     subscribers::{LATE_USER, declaration},
     world::{NEXT_TAG, Options, PREV_TAG, TAG, World},
 };
@@ -27,6 +29,7 @@ fn installed_and_upgraded() {
             let found = lines.any(|line| line.contains(&good) && line.contains(words));
             assert!(found, "{name}: {said}");
         }
+        all_is_well(&world).await;
         world.under_load("upgrade", world.upgrade(NEXT_TAG)).await;
         world
             .under_load("rollback", async {
@@ -36,6 +39,27 @@ fn installed_and_upgraded() {
             .await;
     })
     .unwrap();
+}
+
+/// Whoever may everything sees what `helm test` does not: pods, certificates, disks, and what the NATS servers say themselves.
+async fn all_is_well(world: &World) {
+    let arguments = ["doctor", "--kube", "--namespace", NAMESPACE, "--json"];
+    let mut command = cli::command(world.directory(), arguments).unwrap();
+    command.env("KUBECONFIG", world.cluster.kubeconfig());
+    let said = cli::finish(command).await.unwrap().ok().unwrap();
+    let report: Value = serde_json::from_str(&said).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.iter().all(|it| it["verdict"] == "ok"), "{said}");
+    for (name, words) in [
+        ("rights of mailbell-operator", "it has all"),
+        ("certificate main-nats-tls", "for *.main-nats.mail.svc"),
+        ("disks main", "all 3 have their volume"),
+        ("NATS main", "3 of 3 servers are ready"),
+        ("NATS main", "its servers agree, all copies of 67 streams"),
+    ] {
+        let has = |it: &Value| it["name"] == name && it["said"].as_str().unwrap().contains(words);
+        assert!(findings.iter().any(has), "{name} {words}: {said}");
+    }
 }
 
 /// Two programs, of which the older one knows one schema less.
