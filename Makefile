@@ -100,9 +100,9 @@ E2E := cargo test --workspace --features mailbell/failpoints,mailbell-test-clust
 ON_CLUSTER := MAILBELL_BIN=$(abspath $(STATIC)) $(E2E) --test kubernetes -- --test-threads 1 --nocapture
 
 .PHONY: e2e
-e2e: e2e-prev e2e-images ## Tests on a Kubernetes with nodes and pods: as root (tests/cluster/README.md)
-	$(E2E) --test nodes -- --test-threads 1
-	$(ON_CLUSTER)
+e2e: e2e-prev e2e-images ## Tests on a Kubernetes with nodes and pods, or one (make e2e TEST=guide): as root (tests/cluster/README.md)
+	$(E2E) --test nodes -- --test-threads 1 $(TEST)
+	$(ON_CLUSTER) $(TEST)
 
 .PHONY: e2e-short
 e2e-short: e2e-images ## Of these one: Mailbell is installed, mail arrives, and it is upgraded
@@ -114,10 +114,12 @@ e2e-prev:
 	$(BUILD_STATIC) --features mailbell/schema-prev $(STRIPPED)
 	$(PACK) $(STATIC) archive --output $(TARGET)/mailbell-prev.oci.tar --name mailbell.dev/mailbell:prev $(COMMIT)
 
-# The same image by another name is what is upgraded to.
+# The same images by other names are what is upgraded to.
 .PHONY: e2e-images
 e2e-images: tools kube cluster-images image
 	$(PACK) $(STATIC) archive --output $(TARGET)/mailbell-next.oci.tar --name mailbell.dev/mailbell:next $(COMMIT)
+	$(PACK) $(MAILBELL_NATS_SERVER) --program nats-server archive --output $(TARGET)/nats-next.oci.tar \
+	  --name mailbell.dev/tests/nats:next $(COMMIT)
 
 # Asking for a test too makes the features of all dependencies those of `cargo test`, so that none is built a second time.
 DEBUG := cargo build --workspace --bin mailbell --test proxy --features mailbell/failpoints

@@ -2,11 +2,12 @@
 //!
 //! [`ApiServer`] is the API server with its etcd on loopback, and nothing else: objects are stored, checked and refused as on a cluster,
 //! and nothing comes of them. [`Cluster`] has controllers and nodes with pods as well. See `README.md` beside this for where the binaries
-//! come from.
+//! come from. [`guide`] is what a person does on either of them.
 
 mod api_server;
 mod binaries;
 mod cluster;
+pub mod guide;
 mod tool;
 
 pub use api_server::ApiServer;

@@ -38,14 +38,14 @@ struct Routes {
 }
 
 impl Balancer {
-    /// Starts one, once it has somebody to pass a connection to: nodes learn of a service after it is there.
-    pub(crate) async fn start(targets: Vec<Target>) -> io::Result<Self> {
+    /// Starts one that listens there, once it has somebody to pass a connection to: nodes learn of a service after it is there.
+    pub(crate) async fn start(listen: SocketAddr, targets: Vec<Target>) -> io::Result<Self> {
         wait_answered(&targets).await?;
         let routes = Arc::new(Mutex::new(Routes {
             targets,
             open: BTreeMap::new(),
         }));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let known = routes.clone();
         let task = tokio::spawn(async move {

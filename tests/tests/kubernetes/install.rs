@@ -1,6 +1,9 @@
 //! What a person types to install Mailbell, and what is written into objects.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use mailbell_test_cluster::Cluster;
 use mailbell_test_servers::Certificate;
@@ -134,7 +137,7 @@ async fn state(cluster: &Cluster) -> String {
 }
 
 /// Where this service is reached: its port on each node.
-async fn targets(cluster: &Cluster, service: &str) -> Vec<(std::net::Ipv4Addr, u16)> {
+pub(crate) async fn targets(cluster: &Cluster, service: &str) -> Vec<(Ipv4Addr, u16)> {
     let port = format!("get service {service} -o jsonpath={{.spec.ports[0].nodePort}}");
     let port = kubectl(cluster, &port).await.parse().unwrap();
     let at = |number| (cluster.node_address(number), port);
@@ -143,9 +146,9 @@ async fn targets(cluster: &Cluster, service: &str) -> Vec<(std::net::Ipv4Addr, u
 
 /// In front of the port that this service has on each node.
 pub(crate) async fn balancer(cluster: &Cluster, service: &str) -> Balancer {
-    Balancer::start(targets(cluster, service).await)
-        .await
-        .unwrap()
+    let anywhere = (Ipv4Addr::LOCALHOST, 0).into();
+    let targets = targets(cluster, service).await;
+    Balancer::start(anywhere, targets).await.unwrap()
 }
 
 /// The same in front of a service that was made anew.

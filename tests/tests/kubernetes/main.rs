@@ -7,6 +7,8 @@ mod figures;
 mod install;
 mod load;
 mod pods;
+mod reader;
 mod scenes;
 mod subscribers;
+mod terminal;
 mod world;

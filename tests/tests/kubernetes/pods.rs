@@ -5,9 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use mailbell_test_cluster::Cluster;
 use serde_json::Value;
 
-use crate::world::World;
+use crate::{install::kubectl, world::World};
 
 /// Of the operator and the admin API: two each.
 const OTHERS: usize = 4;
@@ -65,12 +66,16 @@ impl Pod {
     }
 }
 
+/// All of the namespace, but what jobs leave, which has ended.
+pub(crate) async fn pods(cluster: &Cluster) -> Vec<Pod> {
+    let list: Value = serde_json::from_str(&kubectl(cluster, "get pods -o json").await).unwrap();
+    let all = list["items"].as_array().unwrap().iter().cloned().map(Pod);
+    all.filter(|pod| pod.owner() != "Job").collect()
+}
+
 impl World {
-    /// All of the namespace, but what jobs leave, which has ended.
     pub(crate) async fn pods(&self) -> Vec<Pod> {
-        let list: Value = serde_json::from_str(&self.kubectl("get pods -o json").await).unwrap();
-        let all = list["items"].as_array().unwrap().iter().cloned().map(Pod);
-        all.filter(|pod| pod.owner() != "Job").collect()
+        pods(&self.cluster).await
     }
 
     pub(crate) async fn pods_of(&self, part: &str) -> Vec<Pod> {

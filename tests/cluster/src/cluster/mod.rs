@@ -304,7 +304,7 @@ impl Cluster {
         self.server.program(name)
     }
 
-    /// By which a command reaches it as that user.
+    /// For another program: how it reaches the cluster as that user.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
         self.server.kubeconfig()

@@ -2,5 +2,6 @@
 
 mod away;
 mod changes;
+mod guide;
 mod losses;
 mod releases;

@@ -1,0 +1,285 @@
+//! All of docs/operating.md, as a person types it: each block, in its order, in one terminal.
+
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
+
+use mailbell_test_cluster::{
+    guide::{MAIL_HOST, USERS},
+    in_private_network,
+};
+use mailbell_tests::leaks::SUBJECT;
+use serde_json::json;
+
+use crate::{
+    install::apply,
+    pods::{NATS_SERVERS, Pod},
+    reader::Reader,
+    world::{NEXT_TAG, TAG},
+};
+
+/// What the page has, and what is typed in its place, since this cluster has it otherwise. The chart of the next release is this one's,
+/// with another image.
+const STAND_INS: [[&str; 2]; 4] = [
+    // The mail server has an address of the cluster's own network, and a certificate of the authority that admin-tls is of.
+    [
+        "spec:\n  gateways:",
+        "spec:\n  watchers: { allowPrivateHosts: true, imapCaConfigMap: admin-ca }\n  gateways:",
+    ],
+    // Nothing is pulled: nodes have the images that `make e2e-images` makes.
+    ["image: nats:2.12", "image: mailbell.dev/tests/nats:1"],
+    [
+        r#""image":"nats:2.12""#,
+        r#""image":"mailbell.dev/tests/nats:next""#,
+    ],
+    // Nobody is there to be asked.
+    [
+        "imaps://you@example.org@imap.example.org",
+        "imaps://you@example.org@imap.example.org --password-file mailbox.password",
+    ],
+];
+/// In place of the page's account stands the one that is meant.
+const ACCOUNT: &str = "default.01JD3Z0V3N8Q4T5R6S7W8X9Y0Z";
+
+#[test]
+fn the_guide_is_followed_to_its_end() {
+    in_private_network(async || {
+        let mut reader = Reader::start(&STAND_INS).await;
+        reader.install().await;
+        reader.first_mailboxes().await;
+        reader.change().await;
+        reader.upgrade().await;
+        reader.stop_for_a_while().await;
+        reader.tell_of_a_provider().await;
+        reader.look().await;
+        reader.remove_what_was_left().await;
+        reader.uninstall().await;
+        reader.assert_read();
+    })
+    .unwrap();
+}
+
+impl Reader {
+    async fn install(&mut self) {
+        self.through("kubectl apply -f mailbell.yaml").await;
+        let said = self.through("mailbell doctor --kube").await;
+        for words in [
+            "condition met",
+            "Phase:          Succeeded",
+            "Everything runs.",
+        ] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+        self.open_gateway().await;
+    }
+
+    async fn first_mailboxes(&mut self) {
+        self.through("get secret main-admin-token").await;
+        self.forward().await;
+        let said = self.through("account add").await;
+        let account = said.split_whitespace().next().unwrap().to_owned();
+        assert!(said.contains(&format!("{account}  added")), "{said}");
+        self.stand_in(ACCOUNT, &account);
+        self.connect_device(&account).await;
+        self.begin("mailbell listen").await;
+        self.terminal.says("listening").await;
+        self.deliver().await;
+        let said = self.terminal.end().await;
+        assert!(said.contains(SUBJECT), "{said}");
+
+        self.through("get secret main-key-ring").await;
+        let backup = self.terminal.folder().join("main-key-ring.yaml");
+        let mode = fs::metadata(&backup).unwrap().permissions().mode();
+        let backup = fs::read_to_string(&backup).unwrap();
+        assert!(
+            mode & 0o77 == 0 && backup.contains("key.ring: "),
+            "{mode:o}"
+        );
+
+        let said = self
+            .through("wait --for=condition=Ready mailaccount/info")
+            .await;
+        assert!(said.contains("condition met"), "{said}");
+        self.assert_told().await;
+    }
+
+    async fn change(&mut self) {
+        self.through(r#""scale":{"min":2"#).await;
+        self.until("there are two watchers", async || {
+            let watchers = self.pods_of("watcher").await;
+            watchers.len() == 2 && watchers.iter().all(Pod::is_ready)
+        })
+        .await;
+        self.through(r#""content":"headers""#).await;
+        self.runs(TAG).await;
+        self.assert_told().await;
+    }
+
+    async fn upgrade(&mut self) {
+        self.take_next_charts(NEXT_TAG);
+        self.through("helm upgrade mailbell charts/mailbell").await;
+        self.runs(NEXT_TAG).await;
+        self.assert_told().await;
+        self.through("helm rollback").await;
+        self.runs(TAG).await;
+        self.through(r#""finishUpgrade":true"#).await;
+        self.runs(TAG).await;
+        self.assert_told().await;
+        self.through(r#""nats":{"managed":{"image""#).await;
+        self.until("all NATS servers have the new image", async || {
+            let servers = self.pods_of("nats").await;
+            let new = |pod: &Pod| pod.is_ready() && pod.image().ends_with(":next");
+            servers.len() == NATS_SERVERS && servers.iter().all(new)
+        })
+        .await;
+        self.runs(TAG).await;
+        self.assert_told().await;
+    }
+
+    async fn stop_for_a_while(&mut self) {
+        self.through(r#""paused":true"#).await;
+        self.until("it says that it is paused, and nobody works", async || {
+            let said = self.kubectl("get mailbells").await;
+            let pods = [self.pods_of("watcher").await, self.pods_of("gateway").await];
+            said.contains("Paused: nothing is watched") && pods.concat().is_empty()
+        })
+        .await;
+        self.through(r#""paused":false"#).await;
+        self.runs(TAG).await;
+        self.assert_told().await;
+
+        self.through("kubectl drain").await;
+        for part in ["watcher", "gateway", "admin", "nats"] {
+            let pods = self.pods_of(part).await;
+            assert!(pods.iter().all(|pod| pod.node() != "node-1"), "{pods:?}");
+        }
+        self.assert_told().await;
+        self.through("kubectl uncordon").await;
+        self.runs(TAG).await;
+        self.assert_told().await;
+    }
+
+    async fn tell_of_a_provider(&mut self) {
+        self.through("get mailproviders").await;
+        self.until("it is in force", async || {
+            self.reason("mailprovider example")
+                .await
+                .starts_with("True")
+        })
+        .await;
+        self.through(r#""paused":true"#).await;
+        self.until("its mailboxes rest", async || {
+            self.reason("mailaccount info").await == "False ProviderPaused"
+        })
+        .await;
+        self.through(r#""paused":false"#).await;
+        self.until("they are watched again", async || {
+            self.reason("mailaccount info").await.starts_with("True")
+        })
+        .await;
+        self.assert_told().await;
+        self.through(r#""pausedTenants":[]"#).await;
+    }
+
+    /// What the object says of whether it is ready.
+    async fn reason(&self, object: &str) -> String {
+        let ready = ".status.conditions[?(@.type==\"Ready\")]";
+        let words = format!("get {object} -o jsonpath={{{ready}.status}}/{{{ready}.reason}}");
+        self.kubectl(&words).await.replace('/', " ")
+    }
+
+    async fn look(&mut self) {
+        let said = self.through("get mailbells --all-namespaces").await;
+        assert!(said.contains("Everything runs."), "{said}");
+        // Its pod was replaced.
+        self.forward_again().await;
+        let said = self.through("--canary").await;
+        let mut lines = said.lines();
+        let canary = lines.find(|line| line.starts_with("ok    canary"));
+        assert!(canary.is_some(), "{said}");
+    }
+
+    async fn remove_what_was_left(&mut self) {
+        let id = self
+            .kubectl("get mailaccount info -o jsonpath={.status.account}")
+            .await;
+        // Another one of its tenant is there, by which the operator knows where to look, and which is deleted at the end.
+        let spec = json!({
+            "mailbell": "main",
+            "server": { "host": MAIL_HOST, "user": USERS[1] },
+            "password": { "key": "info" },
+        });
+        let other = json!({
+            "apiVersion": "mailbell.dev/v1alpha1",
+            "kind": "MailAccount",
+            "metadata": { "name": "other" },
+            "spec": spec,
+        });
+        apply(&self.cluster, vec![other]).await;
+        // Somebody takes its finalizer off, while nobody is there to delete what it stands for.
+        self.kubectl("scale deployment mailbell-operator --replicas=0")
+            .await;
+        self.until("no operator is there", async || {
+            !self.kubectl("get pods -o name").await.contains("operator")
+        })
+        .await;
+        self.kubectl("delete mailaccount info --wait=false").await;
+        let free = r#"patch mailaccount info --type=merge -p {"metadata":{"finalizers":null}}"#;
+        self.kubectl(free).await;
+        self.kubectl("scale deployment mailbell-operator --replicas=2")
+            .await;
+        let left = "get mailbell main -o jsonpath={.status.leftAccounts.ids}";
+        self.until("it is named", async || {
+            self.kubectl(left).await.contains(&id)
+        })
+        .await;
+        self.stand_in(ACCOUNT, &id);
+        self.through("account remove").await;
+        self.until("none is named", async || {
+            self.kubectl(left).await.is_empty()
+        })
+        .await;
+    }
+
+    async fn uninstall(&mut self) {
+        self.device = None;
+        self.through("helm uninstall mailbell --namespace mail")
+            .await;
+        self.until("all pods are gone", async || {
+            self.kubectl("get pods -o name").await.is_empty()
+        })
+        .await;
+        let kinds = "deployments,statefulsets,jobs,services,serviceaccounts,roles,rolebindings,networkpolicies,\
+                     poddisruptionbudgets,secrets,configmaps,leases,persistentvolumeclaims";
+        let own = [
+            "secret/push-tls",
+            "secret/admin-tls",
+            "secret/mail-passwords",
+            "configmap/admin-ca",
+            "configmap/example-roots",
+            "configmap/kube-root-ca.crt",
+            "serviceaccount/default",
+            // Of the operator, and of no use to anybody else.
+            "lease.coordination.k8s.io/mailbell-operator",
+        ];
+        let own: BTreeSet<String> = own.map(ToOwned::to_owned).into();
+        let left = self.names(kinds).await;
+        let kept = [
+            "admin-token",
+            "key-ring",
+            "nats-tls",
+            "nats-users",
+            "operator-token",
+            "signing-key",
+        ];
+        let mut kept: BTreeSet<String> = kept.map(|what| format!("secret/main-{what}")).into();
+        kept.extend((0..NATS_SERVERS).map(|n| format!("persistentvolumeclaim/data-main-nats-{n}")));
+        assert_eq!(left, &own | &kept);
+        self.through("kubectl delete crd").await;
+        assert_eq!(self.names(kinds).await, own);
+        self.through("kubectl delete namespace mail").await;
+        let left = self
+            .names("namespaces,crds,clusterroles,clusterrolebindings")
+            .await;
+        let of_ours = |name: &&String| name.contains("mailbell") || name.ends_with("/mail");
+        assert_eq!(left.iter().find(of_ours), None);
+    }
+}
