@@ -6,31 +6,28 @@ use mailbell_tests::http::{get, metric};
 
 use crate::{
     install::{NAMESPACE, apply},
+    pods::{METRICS_PORT, OPERATOR},
     world::World,
 };
 use mailbell_test_cluster::Cluster;
 use serde_json::{Value, json};
 
-/// By which the API server counts what the operator asks for.
-const FLOW: &str = "mailbell-operator";
 /// For how long is counted.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Where pods show their metrics.
-const METRICS_PORT: u16 = 7445;
 
-/// Lets the API server count the operator's requests apart from others.
+/// Lets the API server count the operator's requests apart from others, by its name.
 pub(crate) async fn count_requests(cluster: &Cluster) {
     let rule: Value = json!({
         "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
         "kind": "FlowSchema",
-        "metadata": { "name": FLOW },
+        "metadata": { "name": OPERATOR },
         "spec": {
             "matchingPrecedence": 100,
             "priorityLevelConfiguration": { "name": "workload-high" },
             "rules": [{
                 "subjects": [{
                     "kind": "ServiceAccount",
-                    "serviceAccount": { "namespace": NAMESPACE, "name": "mailbell-operator" },
+                    "serviceAccount": { "namespace": NAMESPACE, "name": OPERATOR },
                 }],
                 "resourceRules": [{
                     "verbs": ["*"],
@@ -53,8 +50,7 @@ pub(crate) async fn print_operator(world: &World) {
     tokio::time::sleep(WINDOW).await;
     let made = requests(world).await - before;
     let mut memory = Vec::new();
-    let pods = world.pods().await;
-    for pod in pods.iter().filter(|pod| pod.name().starts_with(FLOW)) {
+    for pod in world.operators().await {
         let page = get(pod.at(METRICS_PORT), "/metrics").await.unwrap();
         let bytes = metric(&page.body, "process_resident_memory_bytes", &[]);
         memory.push(format!("{:.1} MiB", bytes.unwrap() / f64::from(1 << 20)));
@@ -67,7 +63,7 @@ pub(crate) async fn print_operator(world: &World) {
 
 async fn requests(world: &World) -> f64 {
     let page = world.kubectl("get --raw /metrics").await;
-    let flow = format!("flow_schema=\"{FLOW}\"");
+    let flow = format!("flow_schema=\"{OPERATOR}\"");
     let counted = "apiserver_flowcontrol_dispatched_requests_total";
     let made = metric(&page, counted, &[&flow]);
     made.expect("the operator has asked for something")

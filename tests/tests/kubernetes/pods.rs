@@ -6,9 +6,15 @@ use std::{
 };
 
 use mailbell_test_cluster::Cluster;
+use mailbell_tests::http::{get, metric};
 use serde_json::Value;
 
 use crate::{install::kubectl, world::World};
+
+/// What the names of the operator's pods begin with.
+pub(crate) const OPERATOR: &str = "mailbell-operator";
+/// Where pods show their metrics.
+pub(crate) const METRICS_PORT: u16 = 7445;
 
 /// Of the operator and the admin API: two each.
 const OTHERS: usize = 4;
@@ -56,6 +62,29 @@ impl Pod {
         (uid, restarts.as_u64().unwrap())
     }
 
+    /// Kills its process, of which the kubelet is told nothing. Whether there was one.
+    pub(crate) fn kill(&self, cluster: &Cluster) -> bool {
+        let id = &self.0["status"]["containerStatuses"][0]["containerID"];
+        let id = id.as_str().and_then(|id| id.strip_prefix("containerd://"));
+        id.is_some_and(|id| cluster.kill_container(id).unwrap())
+    }
+
+    /// The sum of a metric's series, 0 if there is none.
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let page = get(self.at(METRICS_PORT), "/metrics").await.unwrap();
+        metric(&page.body, name, labels).unwrap_or_default()
+    }
+
+    /// How many mailboxes it watches, or to how many devices it has a stream.
+    pub(crate) async fn burden(&self) -> f64 {
+        let watched = ["health=\"watching\""];
+        match self.component() {
+            "watcher" => self.metric("mailbell_watcher_sessions", &watched).await,
+            "gateway" => self.metric("mailbell_gateway_devices", &[]).await,
+            _ => 0.0,
+        }
+    }
+
     /// It is not about to go.
     pub(crate) fn is_ready(&self) -> bool {
         let conditions = self.0["status"]["conditions"].as_array();
@@ -82,6 +111,29 @@ impl World {
         let mut pods = self.pods().await;
         pods.retain(|pod| pod.component() == part);
         pods
+    }
+
+    pub(crate) async fn operators(&self) -> Vec<Pod> {
+        let mut pods = self.pods().await;
+        pods.retain(|pod| pod.name().starts_with(OPERATOR));
+        pods
+    }
+
+    /// The pod of a part to which most mailboxes or devices belong.
+    pub(crate) async fn busiest(&self, part: &str) -> Pod {
+        let mut found = None;
+        for pod in self.pods_of(part).await {
+            let burden = pod.burden().await;
+            if found.as_ref().is_none_or(|(most, _)| burden > *most) {
+                found = Some((burden, pod));
+            }
+        }
+        found.unwrap().1
+    }
+
+    /// Which pods there are, and how often each was started.
+    pub(crate) async fn lives(&self) -> BTreeSet<(String, u64)> {
+        self.pods().await.iter().map(Pod::life).collect()
     }
 
     /// Waits until all pods are there and ready, those of Mailbell with this image, and the installation is too.

@@ -20,6 +20,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use mailbell_test_servers::process::{Process, wait_until, with_log};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use self::{
@@ -277,6 +278,29 @@ impl Cluster {
     pub fn cut_off(&self, number: u8, cut: bool) -> io::Result<()> {
         let state = if cut { "down" } else { "up" };
         network::ip(&format!("link set {} {state}", node::name(number)))
+    }
+
+    /// Kills the process of a container at once, as a crash would: nobody is told. Whether there was one.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill_container(&self, id: &str) -> io::Result<bool> {
+        let mut killed = false;
+        for process in fs::read_dir("/proc")? {
+            let folder = process?.path();
+            let number = folder
+                .file_name()
+                .and_then(|name| name.to_str()?.parse().ok());
+            // Its control group has its name, on whatever node it is. What has ended meanwhile has none.
+            let is_of = |groups: String| groups.lines().any(|group| group.ends_with(id));
+            if let Some(process) = number.and_then(Pid::from_raw)
+                && fs::read_to_string(folder.join("cgroup")).is_ok_and(is_of)
+            {
+                kill_process(process, Signal::KILL)?;
+                killed = true;
+            }
+        }
+        Ok(killed)
     }
 
     fn node(&mut self, number: u8) -> io::Result<&mut Node> {

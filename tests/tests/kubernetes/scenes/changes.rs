@@ -124,7 +124,7 @@ fn steps_since(world: &World, before: &[usize]) -> Vec<String> {
 async fn renewed(world: &World) {
     let certificate = world.new_certificate();
     let new = CertificateDer::from_pem_slice(certificate.certificate_pem.as_bytes()).unwrap();
-    let lives = lives(world).await;
+    let lives = world.lives().await;
     world
         .under_load("the certificate is renewed", async {
             for at in listeners(world).await {
@@ -143,13 +143,7 @@ async fn renewed(world: &World) {
                 .await;
         })
         .await;
-    assert_eq!(self::lives(world).await, lives, "nothing was started anew");
-}
-
-/// Which pods there are, and how often each was started.
-async fn lives(world: &World) -> BTreeSet<(String, u64)> {
-    let pods = world.pods().await;
-    pods.iter().map(crate::pods::Pod::life).collect()
+    assert_eq!(world.lives().await, lives, "nothing was started anew");
 }
 
 /// Where each pod listens that has the certificate.

@@ -4,4 +4,5 @@ mod away;
 mod changes;
 mod guide;
 mod losses;
+mod operators;
 mod releases;
