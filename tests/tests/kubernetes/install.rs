@@ -18,6 +18,8 @@ pub(crate) const MAIL_HOST: &str = "mail.test";
 pub(crate) const NAMESPACE: &str = "mail";
 /// Of the installation.
 pub(crate) const NAME: &str = "main";
+/// Of the mail provider.
+pub(crate) const PROVIDER: &str = "provider";
 /// By which the operator knows the admin API.
 pub(crate) const ADMIN_HOST: &str = "main-admin.mail.svc";
 /// The chart of the operator, and that of the definitions.
@@ -77,8 +79,18 @@ pub(crate) fn roots(certificate: &Certificate) -> Value {
     })
 }
 
-/// What is wanted.
-pub(crate) fn installation() -> Value {
+/// Who runs the mail server, and whom to trust there.
+pub(crate) fn provider() -> Value {
+    json!({
+        "apiVersion": "mailbell.dev/v1alpha1",
+        "kind": "MailProvider",
+        "metadata": { "name": PROVIDER },
+        "spec": { "mailbell": NAME, "hosts": [MAIL_HOST], "caConfigMap": "imap-ca" },
+    })
+}
+
+/// What is wanted. Watchers trust the mail server by it, or by a provider alone.
+pub(crate) fn installation(trusts: bool) -> Value {
     json!({
         "apiVersion": "mailbell.dev/v1alpha1",
         "kind": "Mailbell",
@@ -87,7 +99,7 @@ pub(crate) fn installation() -> Value {
             "watchers": {
                 "scale": { "min": 2, "max": 2 },
                 "allowPrivateHosts": true,
-                "imapCaConfigMap": "imap-ca",
+                "imapCaConfigMap": trusts.then_some("imap-ca"),
             },
             "gateways": {
                 "scale": { "min": 2, "max": 2 },

@@ -40,6 +40,11 @@ impl Numbers {
     pub(crate) fn next(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
+
+    /// The one that is given next.
+    pub(crate) fn upcoming(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Mail to all mailboxes, followed on all devices.

@@ -26,7 +26,7 @@ pub(crate) const USERS: [&str; 4] = ["alice", "bob", "carol", "dora"];
 pub(crate) const LATE_USER: &str = "erin";
 pub(crate) const PASSWORD: &str = "secret";
 /// Which of them each device is told of. The first one is there before the others, and is told of a message that they are not.
-const DEVICES: [&[usize]; 4] = [&[0], &[1, 2, 3], &[1, 2], &[2, 3]];
+pub(crate) const DEVICES: [&[usize]; 4] = [&[0], &[1, 2, 3], &[1, 2], &[2, 3]];
 
 /// A mailbox and the account that watches it.
 #[derive(Debug)]
@@ -131,9 +131,8 @@ impl World {
         self.mailboxes.push(Mailbox { user, account });
     }
 
-    /// The next device, outside of the cluster, connected and live.
-    pub(crate) async fn add_device(&mut self) {
-        let mailboxes = DEVICES[self.phones.len()].to_vec();
+    /// A device that is told of these mailboxes, outside of the cluster, connected and live.
+    pub(crate) async fn add_device(&mut self, mailboxes: &[usize]) {
         let accounts = mailboxes.iter().map(|n| &self.mailboxes[*n].account);
         let mut mint = vec!["token", "mint", "--json"];
         let mut places = Vec::new();
@@ -147,14 +146,8 @@ impl World {
         device.start().unwrap();
         let live = device.wait(SETTLE_LIMIT, "live", |journal| journal.live);
         live.await.unwrap();
+        let mailboxes = mailboxes.to_vec();
         self.phones.push(Phone { device, mailboxes });
-    }
-
-    /// All devices that are still to come.
-    pub(crate) async fn add_devices(&mut self) {
-        while self.phones.len() < DEVICES.len() {
-            self.add_device().await;
-        }
     }
 
     /// Connects all devices anew, so that they are on all gateways, of which there are so many.
@@ -185,6 +178,12 @@ impl World {
             self.kubectl(counts).await == expected
         })
         .await;
+    }
+
+    /// How many messages devices have got.
+    pub(crate) fn told(&self) -> usize {
+        let of = |phone: &Phone| phone.device.journal().messages;
+        self.phones.iter().map(of).sum()
     }
 
     /// One more message to each mailbox.

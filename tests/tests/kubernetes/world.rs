@@ -13,10 +13,10 @@ use crate::{
     figures::count_requests,
     install::{
         self, ADMIN_HOST, MAIL_HOST, balancer, install_definitions, install_operator, installation,
-        roots, tls_secret, turn,
+        provider, roots, tls_secret, turn,
     },
     load::{Load, Numbers, connections},
-    subscribers::{LATE_USER, Mailbox, PASSWORD, Phone, USERS, declaration},
+    subscribers::{DEVICES, LATE_USER, Mailbox, PASSWORD, Phone, USERS, declaration},
 };
 
 /// Of the image that `make image` makes, of the same with another name, and of the release before (`make e2e-images`).
@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) tag: &'static str,
     /// The last account is declared by an object; else all are added by the admin API.
     pub(crate) declared: bool,
+    /// Whom to trust is said of the mail provider; else of the installation.
+    pub(crate) provider: bool,
 }
 
 impl Default for Options {
@@ -38,6 +40,7 @@ impl Default for Options {
         Self {
             tag: TAG,
             declared: true,
+            provider: false,
         }
     }
 }
@@ -70,11 +73,11 @@ impl World {
         count_requests(&cluster).await;
         install_definitions(&cluster).await;
         install_operator(&cluster, options.tag).await;
-        let mut objects = vec![
-            roots(&certificate),
-            tls_secret(&certificate),
-            installation(),
-        ];
+        let mut objects = vec![roots(&certificate), tls_secret(&certificate)];
+        if options.provider {
+            objects.push(provider());
+        }
+        objects.push(installation(!options.provider));
         if options.declared {
             objects.extend(declaration(USERS[USERS.len() - 1], dovecot.imaps_port()));
         }
@@ -97,9 +100,9 @@ impl World {
         world.take_admin_token().await;
         world.add_account().await;
         let account = applied.elapsed();
-        world.add_device().await;
+        world.add_device(DEVICES[0]).await;
         let device = applied.elapsed();
-        world.first_message().await;
+        world.first_message(&world.phones[0]).await;
         let message = applied.elapsed();
         println!(
             "from apply to the first message pushed: {message:.1?} (ready {ready:.1?}, an account {:.1?} later, a device live after \
@@ -114,17 +117,19 @@ impl World {
         if options.declared {
             world.wait_declared().await;
         }
-        world.add_devices().await;
+        for mailboxes in &DEVICES[1..] {
+            world.add_device(mailboxes).await;
+        }
         world.judge().await;
         world.wait_running(options.tag).await;
         world
     }
 
-    async fn first_message(&self) {
+    /// One more message to each mailbox, of which this device, which was told of none, is told.
+    pub(crate) async fn first_message(&self, phone: &Phone) {
         self.deliver().await;
         let told = |journal: &Journal| journal.messages > 0;
-        let device = &self.phones[0].device;
-        let waited = device.wait(SETTLE_LIMIT, "the first message", told);
+        let waited = phone.device.wait(SETTLE_LIMIT, "the first message", told);
         waited.await.unwrap();
     }
 
@@ -208,7 +213,7 @@ impl World {
     /// Installs again what was uninstalled.
     pub(crate) async fn install_again(&self) {
         install_operator(&self.cluster, TAG).await;
-        self.apply(vec![installation()]).await;
+        self.apply(vec![installation(true)]).await;
         self.wait_running(TAG).await;
         turn(&self.push, &self.cluster, "main-gateway").await;
         turn(&self.admin, &self.cluster, "main-admin").await;

@@ -3,24 +3,24 @@
 use std::collections::BTreeSet;
 
 use mailbell_test_cluster::in_private_network;
+use mailbell_tests::{journal::Journal, world::SETTLE_LIMIT};
 use serde_json::Value;
 
-use crate::world::{Options, World};
+use crate::{
+    subscribers::{Mailbox, Phone, declaration},
+    world::World,
+};
 
 /// What charts/mailbell/UPGRADING.md says that stays, and that all goes on with it.
 #[test]
 fn uninstalled_it_leaves_what_is_documented() {
     in_private_network(async || {
-        let world = World::start_with(Options {
-            declared: false,
-            ..Options::default()
-        })
-        .await;
+        let mut world = World::start().await;
         world.can_resume().await;
+        let declared = world.let_go().await;
         let before = world.accounts().await;
-        world
-            .kubectl("delete mailaccounts --all --timeout=120s")
-            .await;
+        let relisted = world.relisted();
+        let load = world.load();
         world.kubectl("delete mailbell main --timeout=120s").await;
         world.helm("uninstall mailbell --wait").await;
         world
@@ -29,20 +29,28 @@ fn uninstalled_it_leaves_what_is_documented() {
             })
             .await;
         assert_left(&world).await;
-
-        let (relisted, told) = (world.relisted(), world.told());
-        world.deliver().await;
+        let told = world.told();
         world.install_again().await;
-        // What came meanwhile, and one message more.
-        world.judge().await;
-        assert_eq!(world.accounts().await, before);
+        let what = "uninstalled, and installed again";
+        world.end(load, what).await;
         assert!(world.told() > told);
         assert_eq!(
             world.relisted(),
             relisted,
             "what came was pushed: checkpoints and logs are there"
         );
-        println!("uninstalled, and installed again: what came meanwhile was pushed, none lost");
+        assert_eq!(world.accounts().await, before);
+
+        // The mailbox that was declared has another account now, and is watched from then on.
+        let declaration = declaration(&declared.user, world.dovecot.imaps_port());
+        world.apply(declaration.into()).await;
+        world.wait_declared().await;
+        let last = world.mailboxes.len() - 1;
+        assert_ne!(world.mailboxes[last].account, declared.account);
+        world.add_device(&[last]).await;
+        world
+            .first_message(&world.phones[world.phones.len() - 1])
+            .await;
     })
     .unwrap();
 }
@@ -72,6 +80,7 @@ async fn assert_left(world: &World) {
         "configmap/kube-root-ca.crt",
         "serviceaccount/default",
         "configmap/imap-ca",
+        "secret/mail-passwords",
         "secret/tls",
     ];
     expected.extend(others.map(ToOwned::to_owned));
@@ -80,6 +89,22 @@ async fn assert_left(world: &World) {
 }
 
 impl World {
+    /// Deletes what is declared, of which devices hear that it is gone: its mailbox, and the devices that are left.
+    async fn let_go(&mut self) -> Mailbox {
+        let declared = self.mailboxes.pop().unwrap();
+        let of_declared = |phone: &mut Phone| phone.mailboxes.contains(&self.mailboxes.len());
+        let gone: Vec<Phone> = self.phones.extract_if(.., of_declared).collect();
+        assert!(!gone.is_empty() && !self.phones.is_empty());
+        self.kubectl("delete mailaccounts --all --timeout=120s")
+            .await;
+        for phone in gone {
+            let removed = |journal: &Journal| journal.state_health(&declared.account) == "removed";
+            let waited = phone.device.wait(SETTLE_LIMIT, "it is removed", removed);
+            waited.await.unwrap();
+        }
+        declared
+    }
+
     /// The ids of all accounts that the admin API has.
     async fn accounts(&self) -> BTreeSet<String> {
         let list = self.cli(&["account", "list", "--json"]).await;
@@ -92,13 +117,7 @@ impl World {
 
     /// How many lists of whole folders devices have got.
     fn relisted(&self) -> usize {
-        let of = |phone: &crate::subscribers::Phone| phone.device.journal().relisted;
-        self.phones.iter().map(of).sum()
-    }
-
-    /// How many messages devices have got.
-    fn told(&self) -> usize {
-        let of = |phone: &crate::subscribers::Phone| phone.device.journal().messages;
+        let of = |phone: &Phone| phone.device.journal().relisted;
         self.phones.iter().map(of).sum()
     }
 

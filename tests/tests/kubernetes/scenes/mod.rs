@@ -5,4 +5,5 @@ mod changes;
 mod guide;
 mod losses;
 mod operators;
+mod pauses;
 mod releases;

@@ -69,6 +69,7 @@ fn upgraded_from_the_release_before() {
         let world = World::start_with(Options {
             tag: PREV_TAG,
             declared: false,
+            ..Options::default()
         })
         .await;
         world
