@@ -73,10 +73,81 @@ async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
             }),
             "mailAccounts.passwordSecrets: the operator must not read own-ring",
         ),
+        // The ring that was made stays when another one is named.
+        (
+            json!({
+                "mailAccounts": { "passwordSecrets": ["main-key-ring"] },
+                "mailbell": { "create": true, "spec": { "watchers": { "keyRingSecret": "own-ring" } } },
+            }),
+            "mailAccounts.passwordSecrets: the operator must not read main-key-ring",
+        ),
+        (
+            json!({
+                "mailAccounts": { "passwordSecrets": ["push-tls"] },
+                "mailbell": { "create": true, "spec": { "gateways": { "tls": { "secretName": "push-tls" } } } },
+            }),
+            "mailAccounts.passwordSecrets: the operator must not read push-tls",
+        ),
+        (
+            json!({
+                "mailAccounts": { "passwordSecrets": ["admin-tls"] },
+                "mailbell": { "create": true, "spec": { "admin": { "tls": { "secretName": "admin-tls" } } } },
+            }),
+            "mailAccounts.passwordSecrets: the operator must not read admin-tls",
+        ),
+        (
+            json!({
+                "mailAccounts": { "passwordSecrets": ["own-users"] },
+                "mailbell": { "create": true, "spec": { "nats": { "external": { "usersSecret": "own-users" } } } },
+            }),
+            "mailAccounts.passwordSecrets: the operator must not read own-users",
+        ),
     ] {
         let (rendered, said) = helm.render(&values).await;
         assert!(!rendered && said.contains(sentence), "{values}: {said}");
     }
+}
+
+/// A field that is left empty in YAML. The API server takes it as one that is left out.
+#[tokio::test]
+async fn what_is_null_in_the_spec_is_as_good_as_left_out() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    let mut spec = json!({
+        "watchers": {},
+        "gateways": { "tls": {} },
+        "admin": { "tls": {} },
+        "nats": { "managed": { "tls": {} } },
+    });
+    let secrets = async |spec: &Value| {
+        let values = json!({ "mailbell": { "create": true, "spec": spec } });
+        let (rendered, text) = helm.render(&values).await;
+        assert!(rendered, "{values}: {text}");
+        let (secrets, _) = text.split_once("kind: Mailbell\n").unwrap();
+        secrets.to_owned()
+    };
+    let left_out = secrets(&spec).await;
+    assert_eq!(left_out.matches("kind: Secret\n").count(), 6);
+    for place in [
+        "/nats/managed/tls",
+        "/nats/managed",
+        "/nats",
+        "/gateways/tls",
+        "/gateways",
+        "/admin/tls",
+        "/admin",
+        "/watchers",
+    ] {
+        *spec.pointer_mut(place).unwrap() = Value::Null;
+        assert_eq!(secrets(&spec).await, left_out, "{place}");
+    }
+    for field in ["external", "managed"] {
+        spec["nats"] = json!({ field: null });
+        assert_eq!(secrets(&spec).await, left_out, "{field}");
+    }
+    spec["generateSecrets"] = Value::Null;
+    assert_eq!(secrets(&spec).await, left_out);
 }
 
 #[tokio::test]
