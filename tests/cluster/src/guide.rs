@@ -31,26 +31,38 @@ const IMAPS: u16 = 993;
 pub struct Block {
     /// Its lines, for bash.
     pub script: String,
-    /// It waits for what only nodes and controllers do.
-    pub needs_nodes: bool,
+    /// What there has to be beside.
+    pub needs: Needs,
+}
+
+/// What a block waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// An API server.
+    Server,
+    /// What nodes and controllers do.
+    Nodes,
+    /// What cert-manager does, which no cluster here has.
+    CertManager,
 }
 
 /// All blocks, in the order of the page.
 ///
 /// # Errors
-/// When the page cannot be read, or has a block that is marked neither `sh` nor `sh nodes`.
+/// When the page cannot be read, or has a block that is marked otherwise than `sh`, `sh nodes` or `sh cert-manager`.
 pub fn blocks() -> io::Result<Vec<Block>> {
     let page = fs::read_to_string(root().join("docs/operating.md"))?;
     let fenced = page.split("\n```").skip(1).step_by(2);
     let block = |text: &str| {
-        let (script, needs_nodes) = match text.split_once('\n') {
-            Some(("sh", script)) => (script, false),
-            Some(("sh nodes", script)) => (script, true),
+        let (script, needs) = match text.split_once('\n') {
+            Some(("sh", script)) => (script, Needs::Server),
+            Some(("sh nodes", script)) => (script, Needs::Nodes),
+            Some(("sh cert-manager", script)) => (script, Needs::CertManager),
             _ => return Err(io::Error::other(format!("a block of: {text}"))),
         };
         Ok(Block {
             script: script.to_owned(),
-            needs_nodes,
+            needs,
         })
     };
     fenced.map(block).collect()

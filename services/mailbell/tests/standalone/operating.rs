@@ -4,17 +4,18 @@ use std::process::Command;
 
 use clap::Parser as _;
 use mailbell::cli::Cli;
-use mailbell_test_cluster::guide::{Block, blocks, prepare};
+use mailbell_test_cluster::guide::{Block, Needs, blocks, prepare};
 use mailbell_test_servers::Authority;
 
 use crate::{cluster::Cluster, machine::text};
 
-/// What only `make e2e` runs is read by the shell, and by the command, at least.
+/// What only `make e2e` runs, or nobody, is read by the shell, and by the command, at least.
 #[test]
 fn commands_that_need_nodes_are_such_as_the_shell_and_the_binary_take() {
     let blocks = blocks().unwrap();
     let mut seen = 0;
-    for block in blocks.iter().filter(|block| block.needs_nodes) {
+    let others = blocks.iter().filter(|block| block.needs != Needs::Server);
+    for block in others {
         let read = Command::new("bash")
             .args(["-n", "-c", &block.script])
             .output()
@@ -49,7 +50,8 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
     let [kubernetes, helm] = cluster.server.programs();
     let path = format!("{}:{}:/usr/bin:/bin", kubernetes.display(), helm.display());
     let blocks = blocks().unwrap();
-    let run: Vec<&Block> = blocks.iter().filter(|block| !block.needs_nodes).collect();
+    let run = blocks.iter().filter(|block| block.needs == Needs::Server);
+    let run: Vec<&Block> = run.collect();
     assert!(run.len() > 10, "{}", run.len());
     for block in run {
         let output = Command::new("bash")
