@@ -136,7 +136,8 @@ kube() {
 # Of the Gateway API and of the Prometheus operator, as their modules carry them (7 MB).
 definitions() {
     local sums="$root/tests/cluster/tools/definitions" folder="$root/.tools/definitions" staging module file
-    [ ! "$folder" -nt "$sums/go.sum" ] || return 0
+    # Newer than their releases, and than the list below.
+    [ ! "$folder" -nt "$sums/go.sum" ] || [ ! "$folder" -nt "$root/tests/tools/install.sh" ] || return 0
     if ! command -v go >/dev/null; then
         [ -z "${CI:-}" ] || fail "getting definitions of others needs Go"
         say "no Go here: tests that need definitions of others are left out (tests/cluster/README.md)"
@@ -144,7 +145,7 @@ definitions() {
     fi
     say "getting definitions of others (Go modules)"
     staging="$folder.new"
-    rm -rf "$staging" "$folder"
+    rm -rf "$staging"
     mkdir -p "$staging"
     (cd "$sums" && GOTOOLCHAIN=local go mod download)
     while read -r module file; do
@@ -154,6 +155,7 @@ sigs.k8s.io/gateway-api config/crd/standard/gateway.networking.k8s.io_grpcroutes
 github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml
 github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml
 END
+    rm -rf "$folder"
     mv "$staging" "$folder"
 }
 
