@@ -104,6 +104,15 @@ pub(crate) const VOLUMES: [&str; 11] = [
     "tls",
 ];
 
+/// With a bound of what is in it: the API server takes a rule on a list only if it knows how long that may be.
+fn projected(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = of_kubernetes::<Option<ProjectedVolumeSource>>(generator);
+    if let Some(sources) = schema.pointer_mut("/properties/sources") {
+        sources["maxItems"] = 16.into();
+    }
+    schema
+}
+
 /// That a name is none of these.
 fn none_of(names: &[&str]) -> String {
     format!("!(self in ['{}'])", names.join("', '"))
@@ -158,12 +167,15 @@ pub struct Pods {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!(has(self.value) && has(self.valueFrom))").message("a variable has a value or valueFrom, not both"))]
 pub struct EnvVar {
-    /// Its name; none of those that the operator sets.
+    /// Its name; none of those that the operator sets, nor `MAILBELL_MEMBER`.
     #[schemars(
         length(min = 1, max = 253),
         regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$")
     )]
-    #[x_kube(validation = Rule::new(none_of(&VARIABLES)).message("the operator sets this variable itself, as other fields of the Mailbell say"))]
+    #[x_kube(
+        validation = Rule::new(none_of(&VARIABLES)).message("the operator sets this variable itself, as other fields of the Mailbell say"),
+        validation = Rule::new("self != 'MAILBELL_MEMBER'").message("each watcher has the name of its pod: under one name each would end the others")
+    )]
     pub name: String,
     /// Its value. `$(NAME)` is that of one before it.
     #[schemars(length(max = 4096))]
@@ -178,8 +190,14 @@ pub struct EnvVar {
 /// A volume, of those kinds that pods need which keep nothing and have no right on their node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.configMap), has(self.secret), has(self.projected), has(self.csi), has(self.emptyDir)].filter(it, it).size() == 1")
-    .message("a volume is one of configMap, secret, projected, csi and emptyDir"))]
+#[x_kube(
+    validation = Rule::new("[has(self.configMap), has(self.secret), has(self.projected), has(self.csi), has(self.emptyDir)].filter(it, it).size() == 1")
+        .message("a volume is one of configMap, secret, projected, csi and emptyDir"),
+    // What a release of Kubernetes has beside these may be such a token in another form.
+    validation = Rule::new("!has(self.projected) || !has(self.projected.sources) || self.projected.sources.all(it, \
+        has(it.configMap) || has(it.secret) || has(it.downwardAPI) || has(it.clusterTrustBundle))")
+        .message("of projected are configMap, secret, downwardAPI and clusterTrustBundle: pods are given no token of their service account")
+)]
 pub struct Volume {
     /// Its name; none of those that the operator gives.
     #[schemars(
@@ -196,9 +214,9 @@ pub struct Volume {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "of_kubernetes::<Option<SecretVolumeSource>>")]
     pub secret: Option<SecretVolumeSource>,
-    /// Several of them in one folder.
+    /// Several of them in one folder, but no token of the service account: that of the watchers may change the key ring.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "of_kubernetes::<Option<ProjectedVolumeSource>>")]
+    #[schemars(schema_with = "projected")]
     pub projected: Option<ProjectedVolumeSource>,
     /// What a driver on the node brings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -218,9 +236,13 @@ pub struct VolumeMount {
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// In which folder.
-    #[schemars(length(min = 2, max = 500), regex(pattern = "^/[^:]*[^:/]$"))]
-    #[x_kube(validation = Rule::new("!['/run/mailbell/', '/run/nats/', '/data/'].exists(it, (self + '/').startsWith(it))")
-        .message("/run/mailbell, /run/nats and /data are the operator's: take another folder"))]
+    #[schemars(length(min = 2, max = 500), regex(pattern = "^(/[^:/]+)+$"))]
+    #[x_kube(
+        validation = Rule::new("self != '/run' && !['/run/mailbell/', '/run/nats/', '/data/'].exists(it, (self + '/').startsWith(it))")
+            .message("/run itself, /run/mailbell, /run/nats and /data are the operator's: take another folder"),
+        validation = Rule::new("!['/./', '/../'].exists(it, (self + '/').contains(it))")
+            .message("write the folder without . and ..")
+    )]
     pub mount_path: String,
     /// Which folder or file of the volume. Unset: all of it.
     #[schemars(length(min = 1, max = 500))]
