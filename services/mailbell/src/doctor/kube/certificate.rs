@@ -14,7 +14,7 @@ use rustls::{
 
 use crate::{
     certificate::{names, validity},
-    doctor::Report,
+    doctor::{Report, Verdict},
 };
 
 /// cert-manager renews a certificate of 90 days 30 days before.
@@ -34,19 +34,22 @@ pub(super) enum Use {
     Nats(Vec<String>),
 }
 
-/// Says what is wrong first, if something is.
+/// Says what is wrong first, if something is. When nothing is, from when on it is good, in seconds since 1970.
 pub(super) fn judge(
     report: &mut Report,
     finding: &str,
     data: &BTreeMap<String, ByteString>,
     uses: &[Use],
     now_s: i64,
-) {
+) -> Option<i64> {
+    let mut fail = |said: &str, advice: &str| {
+        report.fail(finding, said, advice);
+        None
+    };
     let is_nats = uses.iter().any(|it| matches!(it, Use::Nats(_)));
     let text = |key: &str| data.get(key).map_or(&[][..], |value| value.0.as_slice());
     if is_nats && data.values().all(|value| value.0.is_empty()) {
-        return report.fail(
-            finding,
+        return fail(
             "is empty: the job that fills it has not done so",
             "what is told of the installation and its pods says why; one of your own, or with generateSecrets: false, is filled by you: docs/operating.md, Secrets of your own",
         );
@@ -59,8 +62,7 @@ pub(super) fn judge(
         Some((ParsedCertificate::try_from(shown).ok()?, from, until))
     });
     let (Some((parsed, from, until)), Some(der)) = (shown, chain.first()) else {
-        return report.fail(
-            finding,
+        return fail(
             "its tls.crt has no certificate that can be read",
             "put the certificate in PEM there, the server's own first",
         );
@@ -71,8 +73,7 @@ pub(super) fn judge(
         "renew it; cert-manager does so by itself: kubectl describe certificate says why it has not"
     };
     if now_s < from {
-        return report.fail(
-            finding,
+        return fail(
             "is not good yet",
             "see whether the clocks of this machine and of who made it are right",
         );
@@ -83,20 +84,18 @@ pub(super) fn judge(
         } else {
             "has expired: nobody connects who checks it"
         };
-        return report.fail(finding, lost, renew);
+        return fail(lost, renew);
     }
     let provider = Arc::new(ring::default_provider());
     if let Err(said) = key_of(&chain, text("tls.key"), &provider) {
-        return report.fail(
-            finding,
+        return fail(
             said,
             "put the private key of this certificate there, in PEM; what runs goes on with the pair before, and what starts does not",
         );
     }
     let named = names(der);
     if named.is_empty() {
-        return report.fail(
-            finding,
+        return fail(
             "is good for no name: it has no subject alternative name",
             "have one made with the names by which it is reached",
         );
@@ -104,11 +103,15 @@ pub(super) fn judge(
     let mut until = until;
     for it in uses {
         if let Err((said, advice)) = it.check(&parsed, &chain, text("ca.crt"), now_s, &provider) {
-            return match it {
-                // People reach it all the same.
-                Use::Operator(_) => report.warn(finding, said, advice),
-                Use::Outside | Use::Nats(_) => report.fail(finding, said, advice),
+            // People reach it all the same.
+            let is_mild = matches!(it, Use::Operator(_));
+            let verdict = if is_mild {
+                Verdict::Warn
+            } else {
+                Verdict::Fail
             };
+            report.add(finding, verdict, said, advice.to_owned());
+            return None;
         }
         if let (Use::Nats(_), Some(end)) = (it, authority_ends(text("ca.crt"))) {
             until = until.min(end);
@@ -123,11 +126,14 @@ pub(super) fn judge(
             "its authority in ca.crt has expired: no server that starts meets the others",
             renew,
         );
-    } else if left < SOON_S {
+        return None;
+    }
+    if left < SOON_S {
         report.warn(finding, said, renew);
     } else {
         report.ok(finding, said);
     }
+    Some(from)
 }
 
 fn some(names: &[String]) -> String {
@@ -238,7 +244,6 @@ mod tests {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
     use super::*;
-    use crate::doctor::Verdict;
 
     const HOST: &str = "main-nats-0.main-nats.mail.svc";
 

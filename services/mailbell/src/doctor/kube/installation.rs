@@ -33,7 +33,7 @@ pub(super) async fn examine(
     left_accounts(report, mailbell);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     needed_secrets(report, &secrets, mailbell).await;
-    certificates(report, &secrets, mailbell, namespace).await;
+    let renewed_s = certificates(report, &secrets, mailbell, namespace).await;
     let labels = format!(
         "app.kubernetes.io/name=mailbell,app.kubernetes.io/instance={}",
         mailbell.name_any()
@@ -41,7 +41,8 @@ pub(super) async fn examine(
     let params = ListParams::default().labels(&labels).limit(MOST);
     claims::examine(report, client, namespace, mailbell, &params).await;
     let pods = pods(report, client, namespace, mailbell, &params).await;
-    nats::examine(report, client, namespace, mailbell, pods.as_deref()).await;
+    let pods = pods.as_deref();
+    nats::examine(report, client, namespace, mailbell, pods, renewed_s).await;
 }
 
 /// What `kubectl get mailbells` shows, and what to do about it.
@@ -197,19 +198,23 @@ fn shown(mailbell: &Mailbell, namespace: &str) -> BTreeMap<String, Vec<Use>> {
     all
 }
 
-/// Of their keys only is looked whether they are those of the certificates.
+/// Of their keys only is looked whether they are those of the certificates. From when on that of the NATS servers is good, in seconds since
+/// 1970, where nothing is wrong with it.
 async fn certificates(
     report: &mut Report,
     api: &Api<Secret>,
     mailbell: &Mailbell,
     namespace: &str,
-) {
+) -> Option<i64> {
+    let of_nats = nats_certificate(mailbell);
+    let mut renewed_s = None;
     for (name, uses) in shown(mailbell, namespace) {
         let finding = format!("certificate {name}");
         match seen(api.get(&name).await) {
             Seen::There(secret) => {
                 let data = secret.data.unwrap_or_default();
-                judge(report, &finding, &data, &uses, Timestamp::now().as_second());
+                let from_s = judge(report, &finding, &data, &uses, Timestamp::now().as_second());
+                renewed_s = renewed_s.or(from_s.filter(|_| of_nats.as_ref() == Some(&name)));
             }
             // Said above.
             Seen::Missing => {}
@@ -217,6 +222,7 @@ async fn certificates(
             Seen::Failed(why) => report.fail(&finding, why, "look again"),
         }
     }
+    renewed_s
 }
 
 /// Those that there are, if they can be seen.

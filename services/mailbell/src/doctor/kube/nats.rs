@@ -32,13 +32,15 @@ const FULL: u64 = 95;
 /// What is told of a sentence.
 const MAX_SENTENCE: usize = 300;
 
-/// `pods`: those of the installation, if they can be seen.
+/// `pods`: those of the installation, if they can be seen. `renewed_s`: from when on their certificate is good, in seconds since 1970, if
+/// nothing is wrong with it.
 pub(super) async fn examine(
     report: &mut Report,
     client: &Client,
     namespace: &str,
     mailbell: &Mailbell,
     pods: Option<&[Pod]>,
+    renewed_s: Option<i64>,
 ) {
     let finding = format!("NATS {}", mailbell.name_any());
     let Some(managed) = &mailbell.spec.nats.managed else {
@@ -48,11 +50,23 @@ pub(super) async fn examine(
         );
     };
     let nodes = usize::try_from(managed.nodes).unwrap_or_default();
-    let servers: Vec<String> = (0..nodes)
-        .map(|node| format!("{}-nats-{node}", mailbell.name_any()))
-        .collect();
+    let set = format!("{}-nats", mailbell.name_any());
+    let servers: Vec<String> = (0..nodes).map(|node| format!("{set}-{node}")).collect();
     if let Some(pods) = pods {
         readiness(report, &finding, &servers, pods);
+    }
+    let older = pods
+        .zip(renewed_s)
+        .map(|(pods, at)| older(&servers, pods, at));
+    if let Some(older) = older.filter(|older| !older.is_empty()) {
+        let said = format!(
+            "started before the certificate that is in the Secret now was made, and show the one before: {}",
+            older.join(", ")
+        );
+        let advice = format!(
+            "start them anew before that one ends: kubectl --namespace {namespace} rollout restart statefulset/{set}; where the authority has changed too, first see docs/operating.md, The certificate of the NATS servers"
+        );
+        report.warn(&finding, said, advice);
     }
     let mut answers = ask_all(client, namespace, &servers).await;
     if !behind(&answers).is_empty() {
@@ -90,6 +104,24 @@ fn readiness(report: &mut Report, finding: &str, servers: &[String], pods: &[Pod
             "see what is told of its pod and disk, and its log, before a node is drained",
         );
     }
+}
+
+/// Those that started before the certificate was made that is in their Secret now: they read it when they start.
+fn older<'a>(servers: &[String], pods: &'a [Pod], renewed_s: i64) -> Vec<&'a str> {
+    let older = pods.iter().filter_map(|pod| {
+        let name = pod.metadata.name.as_deref()?;
+        let is_server = servers.iter().any(|server| server == name);
+        (is_server && started_s(pod)? < renewed_s).then_some(name)
+    });
+    older.collect()
+}
+
+/// When the server in this pod did, in seconds since 1970.
+fn started_s(pod: &Pod) -> Option<i64> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let server = containers.iter().find(|it| it.name == "nats")?;
+    let running = server.state.as_ref()?.running.as_ref()?;
+    Some(running.started_at.as_ref()?.0.as_second())
 }
 
 /// What a server tells of itself on the page `/jsz`, as far as it is needed.
