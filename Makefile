@@ -220,10 +220,10 @@ nodes: ## What a cluster with nodes needs more (tests/cluster/README.md)
 	@$(INSTALL) nodes
 
 .PHONY: cluster
-cluster: kube nodes image cluster-images ## A Kubernetes with three nodes to play with, our image on it (make cluster NODES=2); as root
+cluster: tools kube nodes image cluster-images ## A Kubernetes with three nodes to play with, our image on it (make cluster NODES=2); as root
 	cargo build -p mailbell-test-cluster --bin cluster
 	$(TARGET)/debug/cluster up --state $(TARGET)/cluster --nodes $(or $(NODES),3) \
-	  --image $(TARGET)/mailbell.oci.tar --image $(TARGET)/nats.oci.tar
+	  --image $(TARGET)/mailbell.oci.tar --image $(TARGET)/nats.oci.tar --mailbell $(STATIC)
 
 .PHONY: cluster-down
 cluster-down: ## End it, with all that it has written

@@ -10,7 +10,12 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use mailbell_test_cluster::{Cluster, ClusterOptions, in_private_network};
+use mailbell_test_cluster::{
+    Cluster, ClusterOptions,
+    guide::{MAIL_HOST, MailServer, PUSH_HOST, USERS, prepare},
+    in_private_network,
+};
+use mailbell_test_servers::Authority;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long it may take to be there, and to be gone.
@@ -51,6 +56,9 @@ struct Up {
     /// Archives of images that pods may have
     #[arg(long = "image", value_name = "FILE")]
     images: Vec<PathBuf>,
+    /// The program `mailbell` of these images
+    #[arg(long, value_name = "FILE")]
+    mailbell: PathBuf,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -58,7 +66,7 @@ async fn main() -> io::Result<()> {
     let args = Args::parse();
     match args.what {
         What::Up(up) => start(&args.state, &up).await,
-        What::Serve(up) => serve(args.state, &up),
+        What::Serve(up) => serve(args.state, up),
         What::Down => stop(&args.state).await,
     }
 }
@@ -75,6 +83,8 @@ async fn start(state: &Path, up: &Up) -> io::Result<()> {
     let mut child = Command::new(env::current_exe()?)
         .args(["serve", "--nodes", &up.nodes.to_string(), "--state"])
         .arg(state)
+        .arg("--mailbell")
+        .arg(&up.mailbell)
         .args(
             up.images
                 .iter()
@@ -96,39 +106,35 @@ async fn start(state: &Path, up: &Up) -> io::Result<()> {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let kubectl = state.join("kubectl").display().to_string();
-    let helm = state.join("helm").display().to_string();
+    let enter = state.join("enter").display().to_string();
     writeln!(
         io::stdout(),
         "A cluster of {} runs in a network of its own, without a way out.\n\n  \
-         {kubectl} get nodes,pods -A\n  \
-         {helm} install crds charts/mailbell-crds && {helm} install mailbell charts/mailbell\n  \
-         {} sh        a shell in its network, from which services of the type NodePort are reached\n\n\
-         Pods find what listens in that network at {}, by the name outside.test. Its logs: {}\n\
+         {enter} kubectl get nodes\n  \
+         {enter} bash     a shell in its network, with kubectl, helm and mailbell\n\n\
+         tests/cluster/README.md has the way from there to a message in docs/operating.md. Its logs: {}\n\
          `make cluster-down` ends it.",
         up.nodes,
-        state.join("enter").display(),
-        Cluster::OUTSIDE,
         fs::read_to_string(state.join("ready"))?,
     )
 }
 
-fn serve(state: PathBuf, up: &Up) -> io::Result<()> {
+fn serve(state: PathBuf, up: Up) -> io::Result<()> {
     let options = ClusterOptions {
         nodes: up.nodes,
-        images: up.images.clone(),
-        names: Vec::new(),
+        images: up.images,
+        names: vec![MAIL_HOST.to_owned()],
     };
     in_private_network(move || async move {
         use tokio::signal::unix::{SignalKind, signal};
         let mut ends = signal(SignalKind::terminate())?;
         let cluster = Cluster::start(&options).await?;
-        let enter = cluster.enter();
-        write_script(&state.join("enter"), &enter)?;
-        for name in ["kubectl", "helm"] {
-            let tool = cluster.program(name).display().to_string();
-            write_script(&state.join(name), &format!("{enter} {tool}"))?;
-        }
+        let authority = Authority::new();
+        let mail = MailServer::start(&authority).await?;
+        write_scripts(&fs::canonicalize(&state)?, &cluster, &mail, &up.mailbell)?;
+        let guide = state.join("guide");
+        fs::create_dir(&guide)?;
+        prepare(&guide, &authority)?;
         let ready = cluster.folder().display().to_string();
         fs::write(state.join("ready.new"), ready)?;
         fs::rename(state.join("ready.new"), state.join("ready"))?;
@@ -137,8 +143,41 @@ fn serve(state: PathBuf, up: &Up) -> io::Result<()> {
     })?
 }
 
-fn write_script(path: &Path, command: &str) -> io::Result<()> {
-    fs::write(path, format!("#!/bin/sh\nexec {command} \"$@\"\n"))?;
+/// What a person types: each is in the cluster's network, where names lead to what is beside the cluster. Devices come by a port that
+/// kubectl forwards, since there is no load balancer.
+fn write_scripts(
+    state: &Path,
+    cluster: &Cluster,
+    mail: &MailServer,
+    mailbell: &Path,
+) -> io::Result<()> {
+    let (hosts, folder) = (state.join("hosts"), state.display());
+    let outside = Cluster::OUTSIDE;
+    let text = format!("127.0.0.1 localhost {PUSH_HOST}\n{outside} outside.test {MAIL_HOST}\n");
+    fs::write(&hosts, text)?;
+    let enter = format!(
+        "exec {} PATH={folder}:\"$PATH\" unshare --mount sh -c 'mount --bind {} /etc/hosts && exec \"$@\"' sh \"$@\"",
+        cluster.enter(),
+        hosts.display(),
+    );
+    write_script(&state.join("enter"), &enter)?;
+    let programs = ["kubectl", "helm"].map(|name| (name, cluster.program(name)));
+    let mailbell = ("mailbell", fs::canonicalize(mailbell)?);
+    for (name, program) in programs.into_iter().chain([mailbell]) {
+        let command = format!("exec {folder}/enter {} \"$@\"", program.display());
+        write_script(&state.join(name), &command)?;
+    }
+    let [user, _] = USERS;
+    let doveadm = format!(
+        "doveadm -c {}/dovecot.conf save -u {user} <<'END'\n\
+         From: Somebody <somebody@example.org>\nTo: {user}\nSubject: Hello\n\nIt works.\nEND",
+        mail.dovecot.directory().display(),
+    );
+    write_script(&state.join("message"), &doveadm)
+}
+
+fn write_script(path: &Path, commands: &str) -> io::Result<()> {
+    fs::write(path, format!("#!/bin/sh\n{commands}\n"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
