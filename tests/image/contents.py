@@ -3,7 +3,7 @@
 contents.py --archive FILE --again FILE --sbom FILE --lock FILE --folder FOLDER ...
 
 The image is not larger than we want it, comes out the same twice, and names no folder of the machine on which it was made. The list is
-of that binary: every crate that is compiled into it, as Cargo.lock has it.
+of that binary: every crate that is compiled into it stands there, as Cargo.lock has it.
 """
 
 import argparse
@@ -33,8 +33,15 @@ def layers(archive):
         return [gzip.decompress(blob(layer)) for layer in manifest["layers"]]
 
 
+# What the build puts in place of the machine's folders (`REMAP` of the Makefile).
+STAND_INS = ("/mailbell", "/target", "/cargo", "/rust")
+
+
 def names_no(folders, what, content):
     for folder in folders:
+        if any(name.startswith(folder) for name in STAND_INS):
+            # Where that is the folder itself, nothing can be told apart.
+            continue
         at = content.find(folder.encode())
         assert at < 0, f"{what} names {folder}: {content[max(0, at - 60) : at + 120]}"
 

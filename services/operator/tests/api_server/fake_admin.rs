@@ -48,8 +48,7 @@ struct State {
     silent: bool,
     /// Nobody who lists this tenant's accounts is answered.
     silent_of: Option<&'static str>,
-    /// So many wait for that, and have waited.
-    waiting: usize,
+    /// So many have begun to wait for that.
     waited: usize,
     /// A change leaves an account's state as it is.
     helpless: bool,
@@ -117,14 +116,9 @@ impl FakeAdmin {
         self.state().silent_of = Some(tenant);
     }
 
-    /// How many have waited for such an answer, until now.
+    /// How many have begun to wait for such an answer.
     pub(crate) fn waited(&self) -> usize {
         self.state().waited
-    }
-
-    /// How many wait for such an answer now.
-    pub(crate) fn waiting(&self) -> usize {
-        self.state().waiting
     }
 
     /// So many mailboxes are registered; `None`: it cannot say.
@@ -270,26 +264,6 @@ impl Service {
     }
 }
 
-/// One that waits for ever, until it gives up.
-struct Waiting(Arc<Mutex<State>>);
-
-impl Waiting {
-    fn new(state: &Arc<Mutex<State>>) -> Self {
-        {
-            let mut state = state.lock().unwrap();
-            state.waiting += 1;
-            state.waited += 1;
-        }
-        Self(Arc::clone(state))
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.lock().unwrap().waiting -= 1;
-    }
-}
-
 fn watching(account: &mut Account) {
     account.state = Some(AccountState {
         health: Health::Watching.into(),
@@ -368,9 +342,13 @@ impl Accounts for Service {
         request: Request<ListAccountsRequest>,
     ) -> Result<Response<ListAccountsResponse>, Status> {
         let asked = self.begin("list", request).await?;
-        let silent_of = self.0.lock().unwrap().silent_of;
-        if silent_of == Some(asked.tenant.as_str()) {
-            let _waiting = Waiting::new(&self.0);
+        let is_silent = {
+            let mut state = self.0.lock().unwrap();
+            let is_silent = state.silent_of == Some(asked.tenant.as_str());
+            state.waited += usize::from(is_silent);
+            is_silent
+        };
+        if is_silent {
             std::future::pending::<()>().await;
         }
         let state = self.0.lock().unwrap();

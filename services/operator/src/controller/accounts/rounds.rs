@@ -32,7 +32,7 @@ use crate::{
 const MOST_PAGES: usize = 200;
 /// Installations that are asked at once.
 const AT_ONCE: usize = 64;
-/// So long a round waits for answers. Whoever needs longer is asked again once he has answered, and all others meanwhile.
+/// So long a round waits for answers. Whoever needs longer is asked again in the first round after his answer, and all others meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After a change its account's state changes too, mostly within this time.
 const BUSY: Duration = Duration::from_secs(60);
@@ -55,20 +55,29 @@ pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: 
     let mut last = Instant::now();
     loop {
         let begin = Instant::now();
+        let mut now = BTreeSet::new();
         for (place, asked) in questions(context, accounts, begin - last).await {
             if unanswered.insert(place.clone()) {
+                now.insert(place.clone());
                 answers.push(answer(context, accounts, &limit, place, asked));
             }
         }
         last = begin;
-        let mut heard = async || {
-            while let Some(place) = answers.next().await {
-                unanswered.remove(&place);
-                // Full: they are looked at anyway.
-                let _ = look.try_send(());
+        let mut hear = async || {
+            let place = answers.next().await?;
+            unanswered.remove(&place);
+            // Full: they are looked at anyway.
+            let _ = look.try_send(());
+            Some(place)
+        };
+        let round = async {
+            while !now.is_empty()
+                && let Some(place) = hear().await
+            {
+                now.remove(&place);
             }
         };
-        let _ = timeout(PATIENCE, heard()).await;
+        let _ = timeout(PATIENCE, round).await;
         let wait = match context.seen.changed_within(BUSY) {
             true => context.pace.busy,
             false => context.pace.round,
@@ -83,7 +92,7 @@ pub(super) async fn run(context: &Context, accounts: &Store<MailAccount>, look: 
             }
         };
         let late = async {
-            heard().await;
+            while hear().await.is_some() {}
             pending().await
         };
         tokio::select! {
