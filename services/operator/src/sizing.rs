@@ -67,7 +67,7 @@ impl Sizer {
             Some(_) => self.blind = None,
             None => _ = self.blind.get_or_insert(now),
         }
-        let is_late = |(last, _): (Instant, _)| now.duration_since(last) > GAP;
+        let is_late = |(last, _): (Instant, _)| now.duration_since(last) > GAP.min(window);
         match load {
             Some(load) => {
                 if self.last.is_none_or(is_late) {
@@ -234,6 +234,20 @@ mod tests {
         let wanted = |now| run.sizer.wanted(now, 3, BOUNDS, WINDOW);
         assert_eq!(wanted(run.now + GAP), 9);
         assert_eq!(wanted(run.now + GAP + LOOK), 3);
+    }
+
+    /// Of the time between two looks nothing is known: it is not enough for a pod to go.
+    #[test]
+    fn a_window_that_is_shorter_than_a_gap_is_looked_at_all_the_same() {
+        let (mut sizer, mut now) = (Sizer::default(), Instant::now());
+        let window = Duration::from_secs(60);
+        let mut looks = |after: u64| {
+            now += Duration::from_secs(after);
+            sizer.observe(now, Some(0), window);
+            sizer.wanted(now, 5, BOUNDS, window)
+        };
+        assert_eq!([0, 30, 61].map(&mut looks), [5; 3]);
+        assert_eq!([30, 30].map(&mut looks), [5, 4]);
     }
 
     #[test]
