@@ -220,6 +220,23 @@ impl Found {
     }
 }
 
+/// What conditions say of a stage: the other way round than [`conditions`]. `None`: nothing is wrong with it, or something else is worse.
+#[must_use]
+pub fn said_of(stage: &str, conditions: &[Condition]) -> Option<Progress> {
+    let find = |kind: &str| conditions.iter().find(|it| it.type_ == kind);
+    let degraded = find("Degraded").filter(|it| it.status == "True")?;
+    let text = degraded.message.strip_prefix(&capital(stage))?;
+    let text = text.strip_prefix(": ")?.strip_suffix('.')?.to_owned();
+    match degraded.reason.as_str() {
+        "Impaired" => Some(Progress::Usable(text)),
+        "Failed" => {
+            let serves = find("Ready").is_some_and(|it| it.status == "True");
+            Some(Progress::Failed { text, serves })
+        }
+        _ => None,
+    }
+}
+
 /// The conditions that say it, each with the time since which it has its status.
 #[must_use]
 pub fn conditions(

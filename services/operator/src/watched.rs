@@ -1,6 +1,7 @@
 //! Whether the mailboxes that should be watched are. Pure.
 //!
-//! Those that are paused, or have something wrong of their own, are not asked for: their accounts say so.
+//! Of those that are paused, or have something wrong of their own, nothing is said here: their accounts say so. Of those that nobody owns
+//! it is not known which are, so all of them count.
 
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ const UNOWNED: Duration = Duration::from_secs(120);
 /// For so long some have waited and none has come to be watched. Where many log in each look sees more that are: 10,000 at one host, at 50
 /// a second, take 200 s in all, and of a host that lets one in every 20 s there are fifteen in this time.
 const STUCK: Duration = Duration::from_secs(300);
+/// How what is said of those that nobody owns begins.
+const UNOWNED_TEXT: &str = "nobody watches";
 
 /// The mailboxes at one look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,14 +69,36 @@ impl Mailboxes {
 /// What was seen of one installation's mailboxes. What is not known now is as it was.
 #[derive(Debug, Clone, Default)]
 pub struct Watched {
+    /// What was said before anybody has looked.
+    said: Option<Progress>,
     last: Option<(Instant, Mailboxes)>,
-    /// Since when some have waited, and none has come to be watched.
-    stuck: Option<Instant>,
+    /// Since when some have waited, and none has come to be watched; and the fewest that have waited since.
+    stuck: Option<(Instant, u64)>,
     /// Since when some have waited for their mail server.
     held: Option<Instant>,
 }
 
 impl Watched {
+    /// Goes on with what is said of them in the status, by whoever led before.
+    #[must_use]
+    pub fn after(said: Option<Progress>, now: Instant) -> Self {
+        let since = now.checked_sub(STUCK).unwrap_or(now);
+        let (stuck, held) = match &said {
+            // For how long nobody has owned them each look tells anew.
+            Some(Progress::Failed { text, .. }) if !text.starts_with(UNOWNED_TEXT) => {
+                (Some((since, u64::MAX)), None)
+            }
+            Some(Progress::Usable(_)) => (None, Some(since)),
+            _ => (None, None),
+        };
+        Self {
+            said,
+            last: None,
+            stuck,
+            held,
+        }
+    }
+
     /// Notes what is seen now, if anything is.
     pub fn observe(&mut self, now: Instant, seen: Option<Mailboxes>) {
         let Some(seen) = seen.filter(|seen| seen.steady) else {
@@ -81,44 +106,55 @@ impl Watched {
         };
         if self
             .last
-            .is_none_or(|(last, _)| now.duration_since(last) > GAP)
+            .is_some_and(|(last, _)| now.duration_since(last) > GAP)
         {
             *self = Self::default();
         }
-        let before = self.last.map_or(0, |(_, before)| before.watched);
-        // Where there are fewer, those that have just ended begin to wait.
-        if seen.watched != before {
-            self.stuck = None;
-        }
-        let since = |since: Option<Instant>, count| (count > 0).then(|| since.unwrap_or(now));
-        self.stuck = since(self.stuck, seen.waiting);
-        self.held = since(self.held, seen.held);
+        let before = self.last.map_or(seen, |(_, before)| before);
+        // Those that end begin to wait, which is no reason to wait longer for the others. Nor is one that tries again and again, and is not
+        // among those that wait meanwhile; but one that is watched again and again does come.
+        self.stuck = match self.stuck {
+            _ if seen.waiting == 0 => None,
+            Some((since, fewest)) if seen.watched < before.watched => {
+                Some((since, fewest.max(seen.waiting)))
+            }
+            Some((since, fewest)) if seen.watched == before.watched && seen.waiting >= fewest => {
+                Some((since, fewest))
+            }
+            // Nobody has counted them until now.
+            Some((since, u64::MAX)) => Some((since, seen.waiting)),
+            _ => Some((now, seen.waiting)),
+        };
+        self.held = (seen.held > 0).then(|| self.held.unwrap_or(now));
         self.last = Some((now, seen));
     }
 
-    /// What is wrong with them, once that has lasted; `None`: nothing.
+    /// What is wrong with them, once that has lasted, as it was when they were last seen; `None`: nothing.
     #[must_use]
-    pub fn trouble(&self, now: Instant) -> Option<Progress> {
-        let (_, seen) = self.last?;
-        let lasts =
-            |since: Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= STUCK);
-        let all = seen.registered;
-        let failed = |text| {
-            let serves = seen.watched > 0;
-            Some(Progress::Failed { text, serves })
+    pub fn trouble(&self) -> Option<Progress> {
+        let Some((last, seen)) = self.last else {
+            return self.said.clone();
         };
+        let lasts =
+            |since: Option<Instant>| since.is_some_and(|since| last.duration_since(since) >= STUCK);
+        let all = seen.registered;
         if seen.unowned > 0 && seen.unowned_for >= UNOWNED {
-            return failed(format!(
-                "nobody watches {} of {all}: `mailbell shards` says what waits, and why",
+            // Where some are owned, and of these none is watched and none waits, the others may be paused just as well.
+            let serves = seen.watched > 0 || (seen.waiting == 0 && seen.unowned < all);
+            let text = format!(
+                "{UNOWNED_TEXT} {} of {all}: `mailbell shards` says what waits, and why",
                 seen.unowned
-            ));
+            );
+            return Some(Progress::Failed { text, serves });
         }
-        if lasts(self.stuck) {
-            return failed(format!(
+        if lasts(self.stuck.map(|(since, _)| since)) {
+            let text = format!(
                 "{} of {all} wait to be watched, and none has come to be for {} minutes: `mailbell shards` says what for",
                 seen.waiting,
                 STUCK.as_secs() / 60
-            ));
+            );
+            let serves = seen.watched > 0;
+            return Some(Progress::Failed { text, serves });
         }
         // Of these the mail server is to be mended, not the installation.
         lasts(self.held).then(|| {
@@ -159,7 +195,7 @@ mod tests {
         for _ in 0..many {
             *now += LOOK;
             watched.observe(*now, Some(seen));
-            said.push(watched.trouble(*now));
+            said.push(watched.trouble());
         }
         said
     }
@@ -185,13 +221,12 @@ mod tests {
         );
         let said = looks(&mut watched, &mut now, unowned(120, 70), 1);
         assert!(failed(&said, true).starts_with("nobody watches 30 of 100: `mailbell shards`"));
-        failed(&looks(&mut watched, &mut now, unowned(120, 0), 1), false);
         // Whoever cannot tell who lives changes nothing.
         let unknown = Mailboxes {
             steady: false,
             ..mailboxes(0, 0)
         };
-        failed(&looks(&mut watched, &mut now, unknown, 9), false);
+        failed(&looks(&mut watched, &mut now, unknown, 9), true);
         assert_eq!(looks(&mut watched, &mut now, mailboxes(70, 0), 1), [None]);
     }
 
@@ -203,7 +238,8 @@ mod tests {
             let said = looks(&mut watched, &mut now, mailboxes(more, 100 - more), 10);
             assert_eq!(said, vec![None; 10]);
         }
-        // A watcher has died.
+        // A watcher dies.
+        assert_eq!(looks(&mut watched, &mut now, mailboxes(40, 60), 1), [None]);
         assert_eq!(looks(&mut watched, &mut now, mailboxes(10, 90), 1), [None]);
         assert_eq!(
             looks(&mut watched, &mut now, mailboxes(11, 89), 10),
@@ -214,6 +250,104 @@ mod tests {
         assert!(text.starts_with("89 of 100 wait to be watched"), "{text}");
         assert!(text.contains("for 5 minutes: `mailbell shards`"), "{text}");
         assert_eq!(looks(&mut watched, &mut now, mailboxes(12, 88), 1), [None]);
+    }
+
+    /// A host that ends one session after another; a mailbox that tries again at every other look.
+    #[test]
+    fn who_goes_and_who_only_tries_is_no_reason_to_wait_longer() {
+        let (mut watched, mut now) = (Watched::default(), Instant::now());
+        for fewer in 1..=10 {
+            let seen = mailboxes(100 - fewer, fewer);
+            assert_eq!(looks(&mut watched, &mut now, seen, 1), [None]);
+        }
+        let said = looks(&mut watched, &mut now, mailboxes(89, 11), 1);
+        assert!(failed(&said, true).starts_with("11 of 100 wait to be watched"));
+        assert_eq!(looks(&mut watched, &mut now, mailboxes(90, 10), 1), [None]);
+        for _ in 0..5 {
+            for waiting in [10, 11] {
+                let seen = mailboxes(90, waiting);
+                watched.observe(now + LOOK, Some(seen));
+                now += LOOK;
+            }
+        }
+        failed(&[watched.trouble()], true);
+        // They are not watched, but something of their own is found to be wrong with them.
+        assert_eq!(looks(&mut watched, &mut now, mailboxes(90, 9), 1), [None]);
+    }
+
+    #[test]
+    fn what_nobody_sees_is_not_said() {
+        let (mut watched, mut now) = (Watched::default(), Instant::now());
+        let seen = Mailboxes {
+            held: 7,
+            ..mailboxes(0, 20)
+        };
+        assert_eq!(looks(&mut watched, &mut now, seen, 10), vec![None; 10]);
+        let unsteady = Mailboxes {
+            steady: false,
+            ..seen
+        };
+        assert_eq!(looks(&mut watched, &mut now, unsteady, 20), vec![None; 20]);
+        watched.observe(now, None);
+        assert_eq!(watched.trouble(), None);
+    }
+
+    #[test]
+    fn what_was_said_before_is_said_until_a_look_shows_something_else() {
+        let mut now = Instant::now();
+        let said = |text: &str| {
+            let (text, serves) = (text.to_owned(), true);
+            Some(Progress::Failed { text, serves })
+        };
+        let (stuck, unowned) = (said("9 of 100 wait"), said("nobody watches 9 of 100"));
+        let held = Some(Progress::Usable("9 of 100 wait".to_owned()));
+        let unsteady = Mailboxes {
+            steady: false,
+            ..mailboxes(100, 0)
+        };
+        for before in [&stuck, &unowned, &held] {
+            let mut watched = Watched::after(before.clone(), now);
+            assert_eq!(watched.trouble(), *before);
+            let said = looks(&mut watched, &mut now, unsteady, 9);
+            assert_eq!(said, vec![before.clone(); 9]);
+            assert_eq!(looks(&mut watched, &mut now, mailboxes(100, 0), 1), [None]);
+        }
+        let mut watched = Watched::after(stuck, now);
+        let said = looks(&mut watched, &mut now, mailboxes(92, 8), 9);
+        assert!(failed(&said[..1], true).starts_with("8 of 100 wait to be watched"));
+        failed(&said, true);
+        assert_eq!(looks(&mut watched, &mut now, mailboxes(93, 7), 1), [None]);
+        // Those that wait now have just lost their watcher.
+        let mut watched = Watched::after(unowned, now);
+        let said = looks(&mut watched, &mut now, mailboxes(92, 8), 10);
+        assert_eq!(said, vec![None; 10]);
+        let seen = Mailboxes {
+            held: 6,
+            ..mailboxes(94, 0)
+        };
+        let mut watched = Watched::after(held, now);
+        let said = looks(&mut watched, &mut now, seen, 1);
+        assert!(
+            matches!(&said[..], [Some(Progress::Usable(text))] if text.starts_with("6 of 100 wait, since"))
+        );
+    }
+
+    /// All that somebody owns are paused, or have something wrong of their own: so may the others be.
+    #[test]
+    fn of_what_nobody_owns_it_is_not_known_whether_it_should_be_watched() {
+        let unowned = |unowned, waiting| Mailboxes {
+            unowned,
+            unowned_for: UNOWNED,
+            ..mailboxes(0, waiting)
+        };
+        for (seen, serves) in [
+            (unowned(30, 0), true),
+            (unowned(30, 1), false),
+            (unowned(100, 0), false),
+        ] {
+            let (mut watched, mut now) = (Watched::default(), Instant::now());
+            failed(&looks(&mut watched, &mut now, seen, 1), serves);
+        }
     }
 
     #[test]

@@ -28,11 +28,13 @@ use super::{
 use crate::{
     api::{Counts, Mailbell, MailbellStatus, Versions},
     desired::{gateway_pods, sizes},
-    progress::Progress,
+    progress::{Progress, said_of},
     sizing::{Bounds, Sizer},
     watched::{Mailboxes, Watched},
 };
 
+/// What is told of them, among the stages of an installation.
+pub(super) const MAILBOXES: &str = "the mailboxes";
 /// Counts that stand in the status are no older than this; they change all the time, and each change is a write.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long a part of a look at one may take: one that does not answer holds up no others.
@@ -154,10 +156,9 @@ impl Loads {
         of(&mut self.all(), mailbell).seen.as_ref()?.blind.clone()
     }
 
-    /// What is wrong with mailboxes that should be watched, if something is for a while.
+    /// What is wrong with mailboxes that should be watched, if something is for a while; until somebody has looked, what stands in the status.
     pub(super) fn unwatched(&self, mailbell: &Mailbell) -> Option<Progress> {
-        let mut all = self.all();
-        of(&mut all, mailbell).seen.as_ref()?.unwatched.clone()
+        of(&mut self.all(), mailbell).watched.trouble()
     }
 
     /// The status that was last written; `None`: none was, by this operator.
@@ -193,7 +194,7 @@ impl Loads {
             .any(|part| part.sizer.is_blind(now));
         let mut seen = Seen::of(shards.ok(), gateways.ok());
         seen.blind = why.filter(|_| is_long);
-        seen.unwatched = load.watched.trouble(now);
+        seen.unwatched = load.watched.trouble();
         let before = load.seen.as_ref().map(Seen::troubles).unwrap_or_default();
         let changed = before != seen.troubles();
         load.seen = Some(seen);
@@ -229,8 +230,11 @@ impl Loads {
 fn of<'a>(all: &'a mut HashMap<ObjectRef<Mailbell>, Load>, mailbell: &Mailbell) -> &'a mut Load {
     let load = all.entry(ObjectRef::from_obj(mailbell)).or_default();
     if load.uid != mailbell.metadata.uid {
+        let status = mailbell.status.as_ref();
+        let said = status.and_then(|status| said_of(MAILBOXES, &status.conditions));
         *load = Load {
             uid: mailbell.metadata.uid.clone(),
+            watched: Watched::after(said, Instant::now()),
             ..Load::default()
         };
     }
@@ -259,7 +263,7 @@ impl Part {
     }
 
     fn changes(&self, now: Instant, bounds: Bounds, window: Duration) -> bool {
-        // Not of one that is paused, or was never there.
+        // Not of one that was never there.
         let pods = self.pods.filter(|pods| pods.there > 0);
         pods.is_some_and(|pods| self.wanted(now, bounds, pods, window) != pods.there)
     }
@@ -326,17 +330,27 @@ pub(super) async fn watch(context: &Context, store: Store<Mailbell>, every: Dura
         let names: Vec<ObjectRef<Mailbell>> =
             all.iter().map(|it| ObjectRef::from_obj(&**it)).collect();
         context.loads.keep_only(&names);
+        let store = &store;
         stream::iter(all)
             .for_each_concurrent(AT_ONCE, |mailbell| async move {
-                if mailbell.spec.paused {
+                if !runs(store, &mailbell) {
                     return;
                 }
                 let (shards, gateways) =
                     tokio::join!(shards(context, &mailbell), gateways(context, &mailbell));
-                context.loads.note(&mailbell, shards, gateways);
+                // It may have been paused meanwhile, and another one may have its name.
+                if runs(store, &mailbell) {
+                    context.loads.note(&mailbell, shards, gateways);
+                }
             })
             .await;
     }
+}
+
+/// Whether it is there still, and not paused.
+fn runs(store: &Store<Mailbell>, mailbell: &Mailbell) -> bool {
+    let there = store.get(&ObjectRef::from_obj(mailbell));
+    there.is_some_and(|there| there.metadata.uid == mailbell.metadata.uid && !there.spec.paused)
 }
 
 async fn shards(context: &Context, mailbell: &Mailbell) -> Result<Shards, String> {
@@ -387,113 +401,4 @@ async fn gateways(context: &Context, mailbell: &Mailbell) -> Result<Gateways, St
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-    use tokio::time::{advance, pause};
-
-    use super::*;
-    use crate::sizing::WINDOW;
-
-    const LOOK: Duration = Duration::from_secs(30);
-
-    fn mailbell(uid: &str) -> Mailbell {
-        let object = json!({
-            "apiVersion": "mailbell.dev/v1alpha1",
-            "kind": "Mailbell",
-            "metadata": { "name": "main", "namespace": "mail", "uid": uid },
-            "spec": {
-                "watchers": { "scale": { "min": 1, "max": 9 }, "mailboxesPerPod": 100 },
-                "gateways": { "tls": { "insecurePlaintext": true } },
-                "admin": { "tls": { "insecurePlaintext": true } },
-                "nats": { "external": { "urls": ["tls://a"], "usersSecret": "users" } },
-            },
-        });
-        serde_json::from_value(object).unwrap()
-    }
-
-    fn shards(registered: u64) -> Result<Shards, String> {
-        Ok(Shards {
-            mailboxes: Mailboxes {
-                registered,
-                ..Mailboxes::default()
-            },
-            ..Shards::default()
-        })
-    }
-
-    fn gateways() -> Result<Gateways, String> {
-        Ok(Gateways::default())
-    }
-
-    fn pods(there: i32, settled: bool) -> Pods {
-        Pods {
-            there,
-            ready: there,
-            settled,
-        }
-    }
-
-    /// Looks for so long, and answers how many watchers there are to be then.
-    async fn after(
-        loads: &Loads,
-        shards: &Result<Shards, String>,
-        time: Duration,
-        there: Pods,
-    ) -> i32 {
-        let mailbell = mailbell("a");
-        for _ in 0..time.as_secs() / LOOK.as_secs() {
-            advance(LOOK).await;
-            loads.note(&mailbell, shards.clone(), gateways());
-        }
-        loads.wanted(&mailbell, Sized::Watchers, there)
-    }
-
-    #[tokio::test]
-    async fn pods_go_one_by_one_and_none_while_another_is_on_its_way() {
-        pause();
-        let loads = Loads::new(WINDOW);
-        assert_eq!(after(&loads, &shards(0), WINDOW, pods(5, true)).await, 5);
-        assert_eq!(after(&loads, &shards(0), LOOK, pods(5, false)).await, 5);
-        assert_eq!(after(&loads, &shards(0), LOOK, pods(5, true)).await, 4);
-        // The next one is thought about anew.
-        assert_eq!(after(&loads, &shards(0), LOOK, pods(4, true)).await, 4);
-        assert_eq!(after(&loads, &shards(0), WINDOW, pods(4, true)).await, 3);
-        let away = Err("away".to_owned());
-        assert_eq!(after(&loads, &away, WINDOW * 3, pods(3, true)).await, 3);
-        // More are wanted whatever is on its way.
-        assert_eq!(after(&loads, &shards(650), LOOK, pods(3, false)).await, 7);
-    }
-
-    #[tokio::test]
-    async fn who_knows_nothing_for_a_while_says_so_until_it_knows_again() {
-        pause();
-        let (loads, mailbell) = (Loads::new(WINDOW), mailbell("a"));
-        let away = Err("nobody answers".to_owned());
-        after(&loads, &away, LOOK * 3, pods(3, true)).await;
-        assert_eq!(loads.blind(&mailbell), None);
-        loads.tell(&mailbell);
-        // That nothing is known, which was said.
-        loads.news().await;
-        assert!(timeout(LOOK, loads.news()).await.is_err());
-        after(&loads, &away, LOOK * 4, pods(3, true)).await;
-        assert_eq!(loads.blind(&mailbell).as_deref(), Some("nobody answers"));
-        // It is told at once.
-        assert!(timeout(LOOK, loads.news()).await.is_ok());
-        after(&loads, &shards(7), LOOK, pods(3, true)).await;
-        assert_eq!(loads.blind(&mailbell), None);
-        let seen = loads.tell(&mailbell).unwrap();
-        assert_eq!(seen.counts.unwrap().mailboxes, Some(7));
-    }
-
-    /// Another one of the same name has nothing of the one before.
-    #[tokio::test]
-    async fn what_was_seen_is_of_the_object_itself() {
-        pause();
-        let loads = Loads::new(WINDOW);
-        after(&loads, &shards(7), LOOK, pods(3, true)).await;
-        assert!(loads.tell(&mailbell("a")).is_some());
-        loads.is_said(&mailbell("a"), MailbellStatus::default());
-        assert_eq!(loads.tell(&mailbell("b")), None);
-        assert_eq!(loads.status(&mailbell("b")), None);
-    }
-}
+mod tests;

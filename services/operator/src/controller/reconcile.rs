@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     Context, Error,
     cluster::{Cluster, Key, now, publish},
-    load::{Pods, Sized},
+    load::{MAILBOXES, Pods, Sized},
     providers,
 };
 use crate::{
@@ -99,7 +99,7 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     let unwatched = unwatched.filter(|_| found.serves());
     found
         .stages
-        .extend(unwatched.map(|trouble| ("the mailboxes", trouble)));
+        .extend(unwatched.map(|trouble| (MAILBOXES, trouble)));
     let untold = match policy {
         Some(policy) => providers::tell(policy, &found, context).await,
         None => Ok(()),

@@ -269,3 +269,29 @@ fn a_time_is_that_of_the_last_change() {
         .collect();
     assert_eq!(times, [3, 3, 1]);
 }
+
+#[test]
+fn what_conditions_say_of_a_stage_is_found_in_them_again() {
+    let failed = |serves| Progress::Failed {
+        text: text(1, 2),
+        serves,
+    };
+    let said = |progress: &Progress, before: Progress| {
+        let found = Found {
+            stages: vec![
+                ("the watchers", before),
+                ("the mailboxes", progress.clone()),
+            ],
+            paused: false,
+        };
+        let all = conditions(&found, &[], None, Timestamp::UNIX_EPOCH);
+        said_of("the mailboxes", &all)
+    };
+    for progress in [Progress::Usable(text(1, 2)), failed(true), failed(false)] {
+        assert_eq!(said(&progress, Progress::Done), Some(progress.clone()));
+        assert_eq!(said(&progress, failed(true)), None);
+    }
+    for progress in [Progress::Done, Progress::Changing(text(1, 2))] {
+        assert_eq!(said(&progress, Progress::Done), None);
+    }
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Event;
 use kube::api::ListParams;
+use mailbell_operator::controller::LOAD_EVERY;
 use serde_json::json;
 
 use crate::{
@@ -26,10 +27,14 @@ async fn ready_is_not_said_of_mailboxes_that_nobody_watches() {
         .await;
     let admin = FakeAdmin::start(None);
     admin.watches(20, 0, Duration::ZERO);
-    let operator = Operator::start_with(&world, "one", |options| {
-        options.admin_url = Some(admin.url("http"));
-        options.look_every = Duration::from_millis(100);
-    });
+    let start = |identity: &str, look_every: Duration| {
+        Operator::start_with(&world, identity, |options| {
+            options.admin_url = Some(admin.url("http"));
+            options.look_every = look_every;
+        })
+    };
+    let soon = Duration::from_millis(100);
+    let operator = start("one", soon);
     world.create(&mailbell()).await;
     world.is_installed(IMAGE).await;
     world
@@ -40,6 +45,17 @@ async fn ready_is_not_said_of_mailboxes_that_nobody_watches() {
         .until_ready_says("True Impaired The mailboxes: nobody watches 5 of 20: `mailbell shards`")
         .await;
     assert_eq!(world.degraded().await, "True Failed");
+    // Whoever leads next, and has not looked yet, says nothing else.
+    operator.stop().await;
+    let operator = start("two", LOAD_EVERY);
+    let other = json!({ "spec": { "watchers": { "pausedTenants": ["acme"] } } });
+    world.change(other).await;
+    world.is_looked_at().await;
+    world
+        .until_ready_says("True Impaired The mailboxes: nobody watches 5 of 20: `mailbell shards`")
+        .await;
+    operator.stop().await;
+    let operator = start("three", soon);
     admin.watches(0, 20, LONG);
     world
         .until_ready_says("False Failed The mailboxes: nobody watches 20 of 20: ")
