@@ -125,4 +125,7 @@ async fn an_operator_of_all_namespaces_keeps_their_installations_apart() {
     );
     operator.stop().await;
     rights::are_as_written(&world, &[(rights::ALL, "mailbell-operator")], &unnamed).await;
+    rights::are_as_written_where_named(&world, "mailbell-operator", &second).await;
+    let accounts = rights::OF_PODS.map(|made| (made, made));
+    rights::are_as_written(&second, &accounts, &unnamed).await;
 }

@@ -8,6 +8,7 @@ mod charts;
 mod definitions;
 mod fake_admin;
 mod installation;
+mod killed;
 mod mail_accounts;
 mod mail_providers;
 mod operator;

@@ -1,13 +1,13 @@
 //! The operator on a real API server. There are no controllers and no pods, so a test says itself that something is ready, as those
 //! would: what comes of the objects on nodes is left to the tests on a cluster.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     batch::v1::Job,
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Event, PodTemplateSpec, Service},
+    core::v1::{ConfigMap, Event, Service},
     networking::v1::NetworkPolicy,
 };
 use kube::{
@@ -20,8 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actors::{IMAGE, NEXT, Operator},
-    requests::{self, Requests},
-    world::{World, define, definitions_of_others, mailbell, soon, with},
+    world::{World, define, definitions_of_others, mailbell, with},
 };
 
 /// Nothing is begun before what it stands on is there, and each step is said in words.
@@ -313,74 +312,6 @@ async fn one_of_two_leads_and_the_other_takes_over() {
     .await
     .unwrap();
     three.stop().await;
-}
-
-/// A step that was half done by one that died is done by the next, wherever it died.
-#[tokio::test]
-async fn one_that_is_killed_at_any_step_leaves_nothing_half_done() {
-    let Some(world) = World::new().await else {
-        return;
-    };
-    let world = Arc::new(world);
-    world
-        .create(&with(&mailbell(), "/spec/nats/managed/nodes", json!(1)))
-        .await;
-    // Well beyond all that it does when everything is there.
-    killed_at_each_step(&world, "", 80).await;
-    let first = setups(&world, IMAGE).await;
-    assert_eq!(first.len(), 1);
-    // On the way to another release before each object that it applies, and none of the one before is left.
-    world.change(json!({ "spec": { "image": NEXT } })).await;
-    killed_at_each_step(&world, "fieldManager", 25).await;
-    assert_eq!(setups(&world, NEXT).await.len(), 1);
-    assert_eq!(setups(&world, IMAGE).await, [""; 0]);
-    let (deployments, sets) = (world.api::<Deployment>(), world.api::<StatefulSet>());
-    let params = ListParams::default();
-    let pods = deployments.list(&params).await.unwrap().into_iter();
-    let mut pods: Vec<_> = pods.map(|it| it.spec.unwrap().template).collect();
-    let others = sets.list(&params).await.unwrap().into_iter();
-    let others = others.filter(|it| it.name_any() != "main-nats");
-    pods.extend(others.map(|it| it.spec.unwrap().template));
-    let image = |pod: PodTemplateSpec| pod.spec.unwrap().containers[0].image.clone().unwrap();
-    let images: Vec<_> = pods.into_iter().map(image).collect();
-    assert_eq!(images, [NEXT; 3]);
-}
-
-/// Names of the setups of this image.
-async fn setups(world: &World, image: &str) -> Vec<String> {
-    let jobs = world.api::<Job>();
-    let jobs = jobs.list(&ListParams::default()).await.unwrap().into_iter();
-    let of = |job: &Job| {
-        let pod = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
-        pod.containers[0].image.as_deref() == Some(image)
-    };
-    let all = jobs.filter(of).map(|job| job.name_any());
-    all.filter(|name| name.starts_with("main-setup-")).collect()
-}
-
-/// Before its first request that has this in it, before its second one, and so on. Then one goes on until all is as it is wanted.
-async fn killed_at_each_step(world: &Arc<World>, part: &'static str, steps: usize) {
-    for limit in 0..steps {
-        let requests = Requests::limited(part, limit);
-        let (of, counted) = (Arc::clone(world), Arc::clone(&requests));
-        let client = async move { requests::client(&of, counted).await };
-        let operator = Operator::start_by(world, "one", client, |_| {});
-        soon(requests.are_over()).await;
-        operator.kill();
-        world.all_is_ready().await;
-    }
-    let operator = Operator::start(world, "one");
-    let ready = || async {
-        world.all_is_ready().await;
-        let mailbell = world.mailbells().get("main").await.unwrap();
-        let status = mailbell.status?;
-        let mut conditions = status.conditions.iter();
-        let runs = conditions.any(|it| it.reason == "Running");
-        // What was said of the generation before is not meant.
-        (runs && status.observed_generation == mailbell.metadata.generation).then_some(())
-    };
-    world.once(ready, "all of it").await;
-    operator.stop().await;
 }
 
 /// What the API server refuses is said where people look, and holds only what comes after it.

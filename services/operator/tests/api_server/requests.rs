@@ -1,8 +1,11 @@
 //! What an operator asks of the API server: counted, cut off after so many, held back for a while, or answered by somebody else.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use http::{Request, Response, StatusCode};
@@ -23,12 +26,18 @@ pub(crate) struct Requests {
     /// Of those that have this in them, the one after so many is never sent, nor any after it.
     limit: Option<(&'static str, usize)>,
     counted: AtomicUsize,
+    /// The first one that is meant and was made by none before is never sent, nor any after it.
+    only: Option<(IsMeant, BTreeSet<String>)>,
+    unsent: Mutex<Option<String>>,
     reached: Notify,
     /// Those that have all of these in them wait until there are permits.
     held: Option<(&'static [&'static str], Semaphore)>,
     /// How those that have all of these in them are answered in place of the API server, from the last one to the first.
     script: Mutex<(&'static [&'static str], Vec<Answer>)>,
 }
+
+/// Of method and path.
+pub(crate) type IsMeant = fn(&str) -> bool;
 
 /// Status and body.
 pub(crate) type Answer = (u16, &'static str);
@@ -40,6 +49,19 @@ impl Requests {
             limit: Some((part, limit)),
             ..Self::default()
         })
+    }
+
+    /// The first one that is meant, and is none of these, is never sent, nor any after it.
+    pub(crate) fn only(is_meant: IsMeant, known: BTreeSet<String>) -> Arc<Self> {
+        Arc::new(Self {
+            only: Some((is_meant, known)),
+            ..Self::default()
+        })
+    }
+
+    /// Method and path of that one.
+    pub(crate) fn unsent(&self) -> Option<String> {
+        self.unsent.lock().unwrap().clone()
     }
 
     /// Those that have all of these in method, path and query are sent once they are let go.
@@ -100,6 +122,18 @@ impl Requests {
         self.reached.notified().await;
     }
 
+    fn is_over(&self, request: &str) -> bool {
+        let Some((is_meant, known)) = &self.only else {
+            return false;
+        };
+        let mut unsent = self.unsent.lock().unwrap();
+        let (name, _) = request.split_once('?').unwrap_or((request, ""));
+        if unsent.is_none() && is_meant(name) && !known.contains(name) {
+            *unsent = Some(name.to_owned());
+        }
+        unsent.is_some()
+    }
+
     async fn pass(&self, request: &str) {
         if let Some((parts, permits)) = &self.held
             && parts.iter().all(|part| request.contains(part))
@@ -109,6 +143,10 @@ impl Requests {
             assert!(permits.acquire().await.is_err());
         }
         self.made.fetch_add(1, Ordering::Relaxed);
+        if self.is_over(request) {
+            self.reached.notify_one();
+            std::future::pending::<()>().await;
+        }
         let Some((part, limit)) = self.limit else {
             return;
         };

@@ -26,6 +26,16 @@ const ONE: &str = "operator";
 /// That of all namespaces.
 pub(crate) const ALL: &str = "operator-of-all";
 
+/// Those that an operator makes.
+pub(crate) const OF_PODS: [&str; 6] = [
+    "main-watcher",
+    "main-gateway",
+    "main-admin",
+    "main-setup",
+    "main-nats",
+    "main-secrets",
+];
+
 /// An object, what may be done to it, by whom in the namespace of the installation, and by whom in another one. `*` is any name. Each
 /// verb that is not said here of one of these objects is refused. No Secret can be listed or made by anybody; watchers themselves, which
 /// have no token, are the job that makes the key ring here.
@@ -131,6 +141,8 @@ const VERBS: [&str; 8] = [
 enum Place<'a> {
     Here(&'a str),
     Elsewhere(&'a str),
+    /// In a namespace whose installation the chart of an operator of all namespaces names.
+    Named(&'a str),
     /// In no namespace, which is all of them for what is in some.
     Everywhere,
 }
@@ -174,7 +186,9 @@ impl<'a> Object<'a> {
         let (resource, name, sub) = self.parts();
         let root = if self.api == "v1" { "/api" } else { "/apis" };
         let namespace = match place {
-            Place::Here(name) | Place::Elsewhere(name) => format!("/namespaces/{name}"),
+            Place::Here(name) | Place::Elsewhere(name) | Place::Named(name) => {
+                format!("/namespaces/{name}")
+            }
             Place::Everywhere => String::new(),
         };
         let all = format!("{root}/{}{namespace}/{resource}", self.api);
@@ -219,7 +233,9 @@ fn is_written(who: &str, verb: &str, group: &str, path: &str, place: Place<'_>) 
     table().any(|right| {
         let by = match place {
             Place::Here(_) => right.here,
-            Place::Elsewhere(_) | Place::Everywhere => right.elsewhere,
+            // Its Secrets are read there as at home; its lease is not there.
+            Place::Named(_) if right.object.path.starts_with("secrets/") => right.here,
+            Place::Named(_) | Place::Elsewhere(_) | Place::Everywhere => right.elsewhere,
         };
         let is_it = (right.object.group(), right.object.path) == (group, path);
         is_it && has(right.verbs, verb) && has(by, who)
@@ -274,25 +290,43 @@ async fn tried_beside(who: &str, client: &Client, namespace: &str) -> Vec<String
 /// Each of these accounts of the world's namespace may what the table says, and nothing else. Who it is for the table, and its name.
 pub(crate) async fn are_as_written(world: &World, accounts: &[(&str, &str)], elsewhere: &World) {
     let (here, there) = (&world.namespace, &elsewhere.namespace);
-    let (here, there) = (Place::Here(here), Place::Elsewhere(there));
-    let (made, said) = world
-        .kubectl(&["create", "serviceaccount", "anybody"], "")
-        .await;
-    assert!(made, "{said}");
-    let of = async |account| world.server.client_of(&world.namespace, account).await;
-    let anybody = of("anybody").await.unwrap();
+    let places = [Place::Here(here), Place::Elsewhere(there)];
     let mut wrong = Vec::new();
     for (who, account) in accounts {
-        let client = of(account).await.unwrap();
-        for place in [here, there, Place::Everywhere] {
-            wrong.extend(tried(who, &client, place).await);
-        }
+        let client = client_of(world, account).await;
+        wrong.extend(tried_at(world, who, account, &places).await);
+        wrong.extend(tried(who, &client, Place::Everywhere).await);
         wrong.extend(tried_beside(who, &client, &world.namespace).await);
-        for place in [here, there] {
-            wrong.extend(beyond(who, &client, &anybody, place).await);
-        }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The same of an operator of all namespaces where its chart names an installation, of what is there.
+pub(crate) async fn are_as_written_where_named(world: &World, account: &str, named: &World) {
+    let place = Place::Named(&named.namespace);
+    let wrong = tried_at(world, ALL, account, &[place]).await;
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+async fn client_of(world: &World, account: &str) -> Client {
+    let made = world.server.client_of(&world.namespace, account).await;
+    made.unwrap()
+}
+
+async fn tried_at(world: &World, who: &str, account: &str, places: &[Place<'_>]) -> Vec<String> {
+    let anybody =
+        json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "anybody" } });
+    world.apply(anybody).await;
+    let (client, anybody) = (
+        client_of(world, account).await,
+        client_of(world, "anybody").await,
+    );
+    let mut wrong = Vec::new();
+    for place in places {
+        wrong.extend(tried(who, &client, *place).await);
+        wrong.extend(beyond(who, &client, &anybody, *place).await);
+    }
+    wrong
 }
 
 /// What is no object: to be somebody else, and what the server says of itself.
@@ -333,7 +367,8 @@ async fn beyond(who: &str, client: &Client, anybody: &Client, place: Place<'_>) 
 
 /// Group, resource, name and verb of each right; of what is no object, its path and verb.
 async fn rules(client: &Client, place: Place<'_>) -> BTreeSet<(String, String, String, String)> {
-    let (Place::Here(namespace) | Place::Elsewhere(namespace)) = place else {
+    let (Place::Here(namespace) | Place::Elsewhere(namespace) | Place::Named(namespace)) = place
+    else {
         panic!("{place:?}");
     };
     let spec = SelfSubjectRulesReviewSpec {
@@ -419,15 +454,6 @@ async fn an_operator_may_what_it_does_and_nothing_else() {
         .unwrap();
     assert!(made.items.is_empty(), "{made:?}");
     let mut accounts = vec![(ONE, "mailbell-operator")];
-    for made in [
-        "main-watcher",
-        "main-gateway",
-        "main-admin",
-        "main-setup",
-        "main-nats",
-        "main-secrets",
-    ] {
-        accounts.push((made, made));
-    }
+    accounts.extend(OF_PODS.map(|made| (made, made)));
     are_as_written(&world, &accounts, &beside).await;
 }
