@@ -188,6 +188,16 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
         "The watchers: 0 of 2.",
         "wait a little",
     );
+    let unwatched =
+        "The mailboxes: nobody watches 30 of 100: `mailbell shards` says what waits, and why.";
+    cluster.ready("True", "Impaired", unwatched).await;
+    let said = doctor(&admin);
+    let name = "installation main";
+    assert_eq!((said.code, said.of("warn")), (Some(0), vec![name]));
+    let advice = said.has(name, "warn", unwatched);
+    assert!(advice.contains("it serves"), "{advice}");
+    cluster.ready("False", "Failed", unwatched).await;
+    wrong(name, unwatched, "see to what is named");
     cluster.ready("True", "Running", "Everything runs.").await;
 
     cluster.lease("mailbell-operator-1", 100).await;
