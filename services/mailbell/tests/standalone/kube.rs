@@ -90,6 +90,7 @@ async fn a_cluster_without_mailbell_is_told_apart_from_none() {
     said.has("definitions", "ok", "of this release");
     let advice = said.has("operator", "fail", "there is none");
     assert!(advice.contains("install the chart mailbell"), "{advice}");
+    assert!(advice.contains("helm list"), "{advice}");
     said.has("installation", "warn", "none in the namespace default");
     // Of another release.
     let change = r#"[{ "op": "remove", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/finishUpgrade" }]"#;
@@ -246,6 +247,8 @@ async fn each_trouble_of_an_installation_is_named_with_what_to_do() {
         "not there: main-key-ring",
         "the chart mailbell",
     );
+    let ring = "main-key-ring has the keys of all passwords: put it back from its backup";
+    wrong("secrets main", "not there", ring);
     cluster
         .apply(
             r#"{ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "main-key-ring" } }"#,

@@ -21,7 +21,7 @@ use super::{
     pods::trouble,
     workloads,
 };
-use crate::doctor::Report;
+use crate::{doctor::Report, secrets::What};
 
 pub(super) async fn examine(
     report: &mut Report,
@@ -126,11 +126,24 @@ async fn needed_secrets(report: &mut Report, api: &Api<Secret>, mailbell: &Mailb
     if missing.is_empty() {
         return report.ok(&finding, format!("all {} are there", needed.len()));
     }
-    report.fail(
-        &finding,
-        format!("pods need what is not there: {}", missing.join(", ")),
-        "make them; those that are generated come from the chart mailbell (its `installations`)",
+    let name = mailbell.name_any();
+    let mut advice = format!(
+        "make them; those called {name}-… come from the chart mailbell (its `installations`), by helm upgrade"
     );
+    let made = || format!("{name}-{}", What::KeyRing.as_str());
+    let ring = mailbell.spec.watchers.key_ring_secret.clone();
+    let ring = ring.unwrap_or_else(made);
+    if missing.contains(&ring.as_str()) {
+        let ring = format!(
+            "{ring} has the keys of all passwords: put it back from its backup, and only without one have another made, by the chart mailbell or as you made it (docs/operating.md, What to do when)"
+        );
+        advice = match missing.len() {
+            1 => ring,
+            _ => format!("{ring}. The others: {advice}"),
+        };
+    }
+    let said = format!("pods need what is not there: {}", missing.join(", "));
+    report.fail(&finding, said, advice);
 }
 
 /// Whatever a pod mounts, has in its environment, or has its image pulled by.

@@ -88,7 +88,11 @@ pub(super) async fn examine(
 fn none(report: &mut Report, namespace: &str, others: &[Deployment]) {
     let without = "what runs goes on, and nothing is made, repaired or upgraded";
     match others.first() {
-        None => report.fail(NAME, format!("there is none: {without}"), "install the chart mailbell"),
+        None => report.fail(
+            NAME,
+            format!("there is none: {without}"),
+            "install the chart mailbell; where helm list --all-namespaces has it, helm upgrade makes again what somebody has deleted",
+        ),
         Some(other) => report.fail(
             NAME,
             format!(
