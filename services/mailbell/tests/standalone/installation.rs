@@ -132,8 +132,10 @@ impl Cluster {
     /// A part of the cluster warns of this object.
     pub(crate) async fn warned(&self, kind: &str, name: &str, message: &str) {
         let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap();
+        let uid = ["get", kind, name, "--output=jsonpath={.metadata.uid}"];
+        let uid = self.kubectl(&uid).await;
         let event = json!({ "apiVersion": "v1", "kind": "Event", "metadata": { "generateName": "x-", "namespace": "default" },
-            "involvedObject": { "kind": kind, "name": name, "namespace": "default" },
+            "involvedObject": { "kind": kind, "name": name, "namespace": "default", "uid": uid.trim() },
             "type": "Warning", "reason": "Failed", "message": message, "lastTimestamp": now.to_string() });
         let (made, said) = self
             .told("kubectl", &["create", "-f", "-"], &event.to_string())

@@ -10,7 +10,7 @@ use mailbell_operator::api::Mailbell;
 use super::{
     MOST,
     access::{Seen, listed, seen},
-    warnings::Warnings,
+    warnings,
 };
 use crate::doctor::Report;
 
@@ -39,25 +39,21 @@ pub(super) async fn examine(
     let wanted = usize::try_from(managed.nodes).unwrap_or_default();
     if let Some(claim) = all.iter().find(|claim| is(claim, "Lost")) {
         let name = claim.name_any();
-        report.fail(
-            &finding,
-            format!("{name} has lost its volume"),
-            format!("if it is gone for good, delete the claim and the pod that has it; the server fetches its copy from the others: kubectl --namespace {namespace} delete pvc {name}"),
-        );
+        let (said, advice) = lost(&name, managed.nodes, namespace);
+        report.fail(&finding, said, advice);
     }
     let unbound: Vec<_> = all
         .iter()
         .filter(|claim| !is(claim, "Bound") && !is(claim, "Lost"))
         .collect();
     if let Some(claim) = unbound.first() {
-        let warnings = Warnings::read(client, namespace).await;
         let class = class_name(claim);
         let asked = match class {
             Some(name) => class_named(client, name).await,
             None => default_class(client).await,
         };
         let name = claim.name_any();
-        let warned = warnings.about(|kind, it| kind == "PersistentVolumeClaim" && it == name);
+        let warned = warnings::about(client, namespace, &claim.metadata).await;
         let (why, advice) = unbound_why(class, &asked, warned);
         let others = match unbound.len() - 1 {
             0 => String::new(),
@@ -77,6 +73,24 @@ pub(super) async fn examine(
     } else if !all.iter().any(|claim| is(&claim, "Lost")) {
         report.ok(&finding, format!("all {} have their volume", all.len()));
     }
+}
+
+/// Of a claim whose volume is gone.
+fn lost(claim: &str, nodes: i32, namespace: &str) -> (String, String) {
+    if nodes < 2 {
+        return (
+            format!("{claim} has lost its volume, and nobody else has what was on it"),
+            "bring the volume back; if it is gone for good, make the installation anew: docs/operating.md, What to do when, All disks are lost".to_owned(),
+        );
+    }
+    let pod = claim.strip_prefix("data-").unwrap_or(claim);
+    // A claim is there as long as its pod is.
+    (
+        format!("{claim} has lost its volume"),
+        format!(
+            "if it is gone for good, let the server begin anew, which fetches its copy from the others: kubectl --namespace {namespace} delete pvc {claim} --wait=false, then kubectl --namespace {namespace} delete pod {pod}"
+        ),
+    )
 }
 
 fn class_name(claim: &PersistentVolumeClaim) -> Option<&str> {
@@ -110,8 +124,12 @@ async fn default_class(client: &Client) -> Seen<StorageClass> {
 fn unbound_why(
     class: Option<&str>,
     asked: &Seen<StorageClass>,
-    warned: Option<String>,
+    warned: Result<Option<String>, String>,
 ) -> (String, &'static str) {
+    let (warned, unseen) = match warned {
+        Ok(warned) => (warned, None),
+        Err(unseen) => (None, Some(unseen)),
+    };
     let named = class.map_or("the default storage class".to_owned(), |name| {
         format!("the storage class {name}")
     });
@@ -137,7 +155,10 @@ fn unbound_why(
             "see what is told of the pods",
         ),
         _ => (
-            format!("{named} has not made one, and nobody says why"),
+            format!(
+                "{named} has not made one, and {}",
+                unseen.as_deref().unwrap_or("nobody says why")
+            ),
             "see whether what makes volumes of this class works",
         ),
     }
@@ -156,7 +177,8 @@ mod tests {
             Seen::There(serde_json::from_value::<StorageClass>(class).unwrap())
         };
         let denied = || Seen::Denied("no".to_owned());
-        let warned = || Some("the disk quota is used up".to_owned());
+        let warned = || Ok(Some("the disk quota is used up".to_owned()));
+        let unseen = || Err("you may not see the events".to_owned());
         for (named, asked, warned, words, todo) in [
             (
                 Some("fast"),
@@ -168,14 +190,14 @@ mod tests {
             (
                 None,
                 Seen::Missing,
-                None,
+                Ok(None),
                 "the cluster has no default one",
                 "className",
             ),
             (
                 Some(""),
                 Seen::Missing,
-                None,
+                Ok(None),
                 "no volume of that kind",
                 "make a volume",
             ),
@@ -196,21 +218,28 @@ mod tests {
             (
                 Some("fast"),
                 class("WaitForFirstConsumer"),
-                None,
+                unseen(),
                 "when its pod gets a node",
                 "told of the pods",
             ),
             (
                 Some("fast"),
                 class("Immediate"),
-                None,
+                Ok(None),
                 "nobody says why",
+                "works",
+            ),
+            (
+                Some("fast"),
+                class("Immediate"),
+                unseen(),
+                "has not made one, and you may not see the events",
                 "works",
             ),
             (
                 None,
                 denied(),
-                None,
+                Ok(None),
                 "the default storage class has not made one",
                 "works",
             ),
@@ -219,5 +248,18 @@ mod tests {
             assert!(said.contains(words), "{words}: {said}");
             assert!(advice.contains(todo), "{todo}: {advice}");
         }
+    }
+
+    #[test]
+    fn what_is_lost_with_a_volume_is_said_and_how_its_server_begins_anew() {
+        let (said, advice) = lost("data-main-nats-1", 3, "mail");
+        assert_eq!(said, "data-main-nats-1 has lost its volume");
+        assert!(advice.contains("from the others"), "{advice}");
+        let anew = "kubectl --namespace mail delete pvc data-main-nats-1 --wait=false, then kubectl --namespace mail delete pod main-nats-1";
+        assert!(advice.ends_with(anew), "{advice}");
+        let (said, advice) = lost("data-main-nats-0", 1, "mail");
+        assert!(said.contains("nobody else has what was on it"), "{said}");
+        assert!(!advice.contains("from the others"), "{advice}");
+        assert!(advice.contains("make the installation anew"), "{advice}");
     }
 }

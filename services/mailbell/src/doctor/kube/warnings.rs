@@ -1,7 +1,7 @@
 //! What the cluster's own parts warn of: they say there why something is not made.
 
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Event;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{api::core::v1::Event, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, api::ListParams};
 
 use super::{
@@ -11,52 +11,52 @@ use super::{
 
 /// What is told of a sentence.
 const MAX_SENTENCE: usize = 300;
+/// Who makes pods tries again after seventeen minutes at most, and warns again if that fails. What is older has been overcome.
+const RECENT: SignedDuration = SignedDuration::from_mins(20);
 
-/// The warnings of a namespace, of the last hour on most clusters.
-pub(super) struct Warnings(pub(super) Result<Vec<Event>, String>);
-
-impl Warnings {
-    pub(super) async fn read(client: &Client, namespace: &str) -> Self {
-        let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-        let params = ListParams::default().fields("type=Warning").limit(MOST);
-        Self(match seen(api.list(&params).await) {
-            Seen::There(found) => Ok(found.items),
-            Seen::Missing => Ok(Vec::new()),
-            Seen::Denied(why) => Err(format!("you may not see the events that say why: {why}")),
-            Seen::Failed(why) => Err(format!("the events that say why cannot be read: {why}")),
-        })
-    }
-
-    /// The last one about an object, of its kind and name; or that it cannot be known.
-    pub(super) fn about(&self, is_it: impl Fn(&str, &str) -> bool) -> Option<String> {
-        let all = match &self.0 {
-            Ok(all) => all,
-            Err(why) => return Some(why.clone()),
-        };
-        let about = all.iter().filter(|event| {
-            let of = &event.involved_object;
-            let (kind, name) = (of.kind.as_deref(), of.name.as_deref());
-            is_it(kind.unwrap_or_default(), name.unwrap_or_default())
-        });
-        let last = about.max_by_key(|event| time(event))?;
-        let said = last.message.as_deref().unwrap_or_default();
-        Some(said.chars().take(MAX_SENTENCE).collect())
+/// The last warning about an object; or why it cannot be known.
+pub(super) async fn about(
+    client: &Client,
+    namespace: &str,
+    object: &ObjectMeta,
+) -> Result<Option<String>, String> {
+    let name = object.name.as_deref().unwrap_or_default();
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let fields = format!("type=Warning,involvedObject.name={name}");
+    let params = ListParams::default().fields(&fields).limit(MOST);
+    match seen(api.list(&params).await) {
+        Seen::There(found) => Ok(last(&found.items, object, Timestamp::now())),
+        Seen::Missing => Ok(None),
+        Seen::Denied(why) => Err(format!("you may not see the events that say why: {why}")),
+        Seen::Failed(why) => Err(format!("the events that say why cannot be read: {why}")),
     }
 }
 
-/// In microseconds. Those who write events of the new kind set one field, others another one.
-fn time(event: &Event) -> i64 {
-    let micros = |at: Timestamp| at.as_microsecond();
+/// Of this very object: one before it may have had its name.
+fn last(events: &[Event], object: &ObjectMeta, now: Timestamp) -> Option<String> {
+    let since = now.checked_sub(RECENT).ok()?;
+    let about = events.iter().filter_map(|event| {
+        let is_it = event.involved_object.uid == object.uid;
+        let time = time(event).filter(|time| is_it && *time >= since)?;
+        Some((time, event))
+    });
+    let (_, last) = about.max_by_key(|(time, _)| *time)?;
+    let said = last.message.as_deref().unwrap_or_default();
+    Some(said.chars().take(MAX_SENTENCE).collect())
+}
+
+/// Those who write events of the new kind set one field, others another one.
+fn time(event: &Event) -> Option<Timestamp> {
     let series = event
         .series
         .as_ref()
         .and_then(|it| it.last_observed_time.as_ref());
     let times = [
-        event.last_timestamp.as_ref().map(|it| micros(it.0)),
-        event.event_time.as_ref().map(|it| micros(it.0)),
-        series.map(|it| micros(it.0)),
+        event.last_timestamp.as_ref().map(|it| it.0),
+        event.event_time.as_ref().map(|it| it.0),
+        series.map(|it| it.0),
     ];
-    times.into_iter().flatten().max().unwrap_or_default()
+    times.into_iter().flatten().max()
 }
 
 #[cfg(test)]
@@ -65,31 +65,47 @@ mod tests {
 
     use super::*;
 
-    fn warned(events: &[Value]) -> Warnings {
-        let events = events
-            .iter()
-            .map(|event| serde_json::from_value(event.clone()).unwrap());
-        Warnings(Ok(events.collect()))
+    fn event(uid: &str, message: &str, field: &str, minute: u32) -> Value {
+        json!({ "metadata": {}, "involvedObject": { "kind": "Job", "name": "a", "uid": uid }, "message": message,
+            field: format!("2026-01-01T00:{minute:02}:00.000000Z") })
+    }
+
+    fn told(events: &[Value], minute: i64) -> Option<String> {
+        let events = events.iter();
+        let events: Vec<Event> = events
+            .map(|event| serde_json::from_value(event.clone()).unwrap())
+            .collect();
+        let object = ObjectMeta {
+            name: Some("a".to_owned()),
+            uid: Some("1".to_owned()),
+            ..ObjectMeta::default()
+        };
+        let midnight: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        last(
+            &events,
+            &object,
+            midnight + SignedDuration::from_mins(minute),
+        )
     }
 
     #[test]
     fn the_last_warning_counts_however_its_time_is_told() {
-        let event = |name: &str, message: &str, field: &str, minute: u32| {
-            json!({ "metadata": {}, "involvedObject": { "kind": "Job", "name": name }, "message": message,
-                field: format!("2026-01-01T00:{minute:02}:00.000000Z") })
-        };
-        let warnings = warned(&[
-            event("a", "first", "lastTimestamp", 1),
-            event("a", "last", "eventTime", 2),
-            event("b", "of another", "eventTime", 3),
-        ]);
-        let about = |wanted: &str| warnings.about(|kind, name| kind == "Job" && name == wanted);
-        assert_eq!(about("a").as_deref(), Some("last"));
-        assert_eq!(about("c"), None);
-        let unknown = Warnings(Err("you may not see".to_owned()));
-        assert_eq!(
-            unknown.about(|_, _| true).as_deref(),
-            Some("you may not see")
-        );
+        let events = [
+            event("1", "first", "lastTimestamp", 1),
+            event("1", "last", "eventTime", 2),
+        ];
+        assert_eq!(told(&events, 3).as_deref(), Some("last"));
+        assert_eq!(told(&[], 3), None);
+    }
+
+    #[test]
+    fn a_warning_about_what_had_the_name_before_or_of_long_ago_says_nothing() {
+        let of_another = [
+            event("1", "its own", "eventTime", 1),
+            event("0", "of the one before", "eventTime", 2),
+        ];
+        assert_eq!(told(&of_another, 3).as_deref(), Some("its own"));
+        assert_eq!(told(&of_another, 21).as_deref(), Some("its own"));
+        assert_eq!(told(&of_another, 22), None);
     }
 }

@@ -1,23 +1,33 @@
 //! Pods that are wanted, and that the API server takes from nobody.
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
-    batch::v1::Job,
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        batch::v1::Job,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, Client, ResourceExt as _, api::ListParams};
+use kube::{Api, Client, api::ListParams};
 
-use super::{access::listed, pods::Trouble, warnings::Warnings};
+use super::{access::listed, pods::Trouble, warnings};
 use crate::doctor::{Report, Verdict};
 
 /// Who makes pods, and how many there are.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Maker {
     kind: &'static str,
-    name: String,
+    metadata: ObjectMeta,
     wanted: i32,
     made: i32,
     /// What it says itself.
     says: Option<String>,
+}
+
+impl Maker {
+    /// Or is about to lack: whose old pods are all there may be refused the new ones.
+    fn lacks(&self) -> bool {
+        self.made < self.wanted || self.says.is_some()
+    }
 }
 
 /// Of an installation. `None`: they cannot be seen, which was reported.
@@ -37,14 +47,16 @@ pub(super) async fn troubles(
     let mut makers: Vec<Maker> = deployments.iter().map(of_deployment).collect();
     makers.extend(sets.iter().map(of_set));
     makers.extend(jobs.iter().map(of_job));
-    makers.retain(|it| it.made < it.wanted);
-    if makers.is_empty() {
-        return Some(Vec::new());
+    makers.retain(Maker::lacks);
+    let mut troubles = Vec::new();
+    for maker in makers {
+        let why = match &maker.says {
+            Some(said) => Ok(Some(said.clone())),
+            None => warnings::about(client, namespace, &maker.metadata).await,
+        };
+        troubles.extend(trouble(&maker, why, namespace));
     }
-    let warnings = Warnings::read(client, namespace).await;
-    let troubles = makers.iter();
-    let troubles = troubles.filter_map(|it| trouble(it, &warnings, namespace));
-    Some(troubles.collect())
+    Some(troubles)
 }
 
 fn of_deployment(it: &Deployment) -> Maker {
@@ -55,7 +67,7 @@ fn of_deployment(it: &Deployment) -> Maker {
     let mut failures = conditions.filter(|it| it.type_ == "ReplicaFailure" && it.status == "True");
     Maker {
         kind: "Deployment",
-        name: it.name_any(),
+        metadata: it.metadata.clone(),
         wanted: it.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         made: status
             .and_then(|status| status.replicas)
@@ -67,7 +79,7 @@ fn of_deployment(it: &Deployment) -> Maker {
 fn of_set(it: &StatefulSet) -> Maker {
     Maker {
         kind: "StatefulSet",
-        name: it.name_any(),
+        metadata: it.metadata.clone(),
         wanted: it.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         made: it.status.as_ref().map_or(0, |status| status.replicas),
         says: None,
@@ -79,7 +91,7 @@ fn of_job(it: &Job) -> Maker {
     let begun = [status.active, status.succeeded, status.failed];
     Maker {
         kind: "Job",
-        name: it.name_any(),
+        metadata: it.metadata.clone(),
         wanted: 1,
         made: begun.into_iter().flatten().sum(),
         says: None,
@@ -87,17 +99,22 @@ fn of_job(it: &Job) -> Maker {
 }
 
 /// Nothing if nobody says why: they are being made.
-fn trouble(maker: &Maker, warnings: &Warnings, namespace: &str) -> Option<Trouble> {
-    let Maker {
-        kind,
-        name,
-        wanted,
-        made,
-        says,
-    } = maker;
-    let why = says
-        .clone()
-        .or_else(|| warnings.about(|of, it| of == *kind && it == name))?;
+fn trouble(maker: &Maker, why: Result<Option<String>, String>, namespace: &str) -> Option<Trouble> {
+    let name = maker.metadata.name.as_deref().unwrap_or_default();
+    let has = match (maker.made, maker.wanted) {
+        (made, wanted) if made < wanted => format!("{name} has {made} of {wanted} pods"),
+        (made, _) => format!("{name} has {made} pods, and cannot make a new one"),
+    };
+    let why = match why {
+        Ok(why) => why?,
+        Err(unseen) => {
+            return Some(Trouble {
+                verdict: Verdict::Skipped,
+                said: format!("{has}; {unseen}"),
+                advice: String::new(),
+            });
+        }
+    };
     let advice = if why.contains("exceeded quota") || why.contains("failed quota") {
         format!(
             "raise the quota, or ask for less (resources of the Mailbell object): kubectl --namespace {namespace} describe resourcequota"
@@ -107,12 +124,12 @@ fn trouble(maker: &Maker, warnings: &Warnings, namespace: &str) -> Option<Troubl
     } else {
         format!(
             "see to what is named; it is tried again by itself: kubectl --namespace {namespace} describe {} {name}",
-            kind.to_lowercase()
+            maker.kind.to_lowercase()
         )
     };
     Some(Trouble {
         verdict: Verdict::Fail,
-        said: format!("{name} has {made} of {wanted} pods: {why}"),
+        said: format!("{has}: {why}"),
         advice,
     })
 }
@@ -123,11 +140,6 @@ mod tests {
 
     use super::*;
 
-    fn warned(kind: &str, name: &str, message: &str) -> Warnings {
-        let event = json!({ "metadata": {}, "involvedObject": { "kind": kind, "name": name }, "message": message });
-        Warnings(Ok(vec![serde_json::from_value(event).unwrap()]))
-    }
-
     fn set(made: i32) -> Maker {
         let template = json!({ "metadata": {} });
         let set = json!({ "metadata": { "name": "main-nats" },
@@ -137,8 +149,7 @@ mod tests {
 
     #[test]
     fn who_makes_no_pods_says_why_or_the_cluster_does() {
-        let none = Warnings(Ok(Vec::new()));
-        assert_eq!(trouble(&set(1), &none, "mail"), None);
+        assert_eq!(trouble(&set(1), Ok(None), "mail"), None);
         let quota = "pods \"main-nats-1\" is forbidden: exceeded quota: small";
         for (message, todo) in [
             (quota, "describe resourcequota"),
@@ -151,25 +162,32 @@ mod tests {
                 "describe statefulset main-nats",
             ),
         ] {
-            let found = trouble(
-                &set(1),
-                &warned("StatefulSet", "main-nats", message),
-                "mail",
-            )
-            .unwrap();
+            let found = trouble(&set(1), Ok(Some(message.to_owned())), "mail").unwrap();
             assert_eq!(found.said, format!("main-nats has 1 of 3 pods: {message}"));
             assert_eq!(found.verdict, Verdict::Fail);
             assert!(found.advice.contains(todo), "{}", found.advice);
         }
-        let another = warned("StatefulSet", "main-b-nats", quota);
-        assert_eq!(trouble(&set(1), &another, "mail"), None);
-        let refused = json!([{ "type": "ReplicaFailure", "status": "True", "message": quota }]);
-        let deployment = json!({ "metadata": { "name": "main-admin" },
-            "spec": { "replicas": 2, "selector": {}, "template": { "metadata": {} } }, "status": { "conditions": refused } });
-        let it = of_deployment(&serde_json::from_value(deployment).unwrap());
-        assert_eq!((it.made, it.wanted), (0, 2));
-        let found = trouble(&it, &none, "mail").unwrap();
-        assert!(found.said.contains("exceeded quota"), "{}", found.said);
+        let unseen = trouble(&set(1), Err("you may not see".to_owned()), "mail").unwrap();
+        assert_eq!(unseen.verdict, Verdict::Skipped);
+        assert_eq!(unseen.said, "main-nats has 1 of 3 pods; you may not see");
+    }
+
+    #[test]
+    fn a_deployment_says_itself_that_a_pod_is_refused() {
+        let refused = json!([{ "type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small" }]);
+        let told = |made: i32| {
+            let deployment = json!({ "metadata": { "name": "main-admin" },
+                "spec": { "replicas": 2, "selector": {}, "template": { "metadata": {} } },
+                "status": { "replicas": made, "conditions": refused } });
+            let it = of_deployment(&serde_json::from_value(deployment).unwrap());
+            assert!(it.lacks(), "{it:?}");
+            trouble(&it, Ok(it.says.clone()), "mail").unwrap().said
+        };
+        assert_eq!(told(0), "main-admin has 0 of 2 pods: exceeded quota: small");
+        // In an upgrade the old pods stay until the new ones are there.
+        let said = told(2);
+        let words = "main-admin has 2 pods, and cannot make a new one: exceeded quota: small";
+        assert_eq!(said, words);
     }
 
     #[test]
@@ -177,8 +195,7 @@ mod tests {
         let job = |status: Value| {
             let template = json!({ "metadata": {} });
             let job = json!({ "metadata": { "name": "x" }, "spec": { "template": template }, "status": status });
-            let it = of_job(&serde_json::from_value(job).unwrap());
-            it.made < it.wanted
+            of_job(&serde_json::from_value(job).unwrap()).lacks()
         };
         assert!(job(json!({})));
         assert!(
