@@ -54,6 +54,9 @@ pub const RIGHTS: [Right; 17] = [
     all("events.k8s.io", "events", &["create", "patch"]),
 ];
 
+/// Of each Secret that it reads, by name: the token of an installation, and passwords of MailAccounts.
+pub const SECRETS: Right = all("", "secrets", &["get"]);
+
 /// Of its lease, where the operator is.
 pub const LEASE: [Right; 2] = [
     all("coordination.k8s.io", "leases", &["create"]),

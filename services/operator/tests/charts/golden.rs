@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use mailbell_operator::{
     api::Mailbell,
     desired::{API_SERVER_PORTS, Wanted, desired},
-    rights::{LEASE, RIGHTS, Right},
+    rights::{LEASE, RIGHTS, Right, SECRETS},
 };
 use serde_json::{Value, json};
 
@@ -225,6 +225,12 @@ fn the_rights_of_an_operator_are_those_of_its_roles() {
     };
     assert_eq!(given("mailbell-operator"), asked(&RIGHTS));
     assert_eq!(given("mailbell-operator-lease"), asked(&LEASE));
+    let secrets = ["main-operator-token", "mail-passwords"];
+    let secrets = secrets.map(|name| Right {
+        name: Some(name),
+        ..SECRETS
+    });
+    assert_eq!(given("mailbell-operator-main"), asked(&secrets));
 }
 
 #[tokio::test]

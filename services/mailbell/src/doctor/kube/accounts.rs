@@ -1,6 +1,9 @@
 //! MailAccounts: how many there are, and what to do for those that are not as they should be.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
@@ -20,14 +23,15 @@ const MAX_SENTENCE: usize = 300;
 /// An operator that can reach the admin API needs seconds, and gives up after ten minutes.
 const LONG_S: i64 = 15 * 60;
 
-/// Those of the namespace, by the installation that they name. `all`: of `mailbells` none is missing.
+/// Those of the namespace, by the installation that they name. `all`: of `mailbells` none is missing. Returns the Secrets that have their
+/// passwords, if they can be seen.
 pub(super) async fn examine(
     report: &mut Report,
     client: &Client,
     namespace: &str,
     mailbells: &[String],
     all: bool,
-) {
+) -> Option<BTreeSet<String>> {
     let mut counted = Counted::of(mailbells, all);
     let api: Api<MailAccount> = Api::namespaced(client.clone(), namespace);
     let mut params = ListParams::default().limit(PAGE);
@@ -36,16 +40,18 @@ pub(super) async fn examine(
         let page = match seen(api.list(&params).await) {
             Seen::There(page) => page,
             // Of a release before.
-            Seen::Missing => return,
+            Seen::Missing => return Some(BTreeSet::new()),
             Seen::Denied(why) => {
-                return report.skipped("accounts", format!("you may not see them: {why}"));
+                report.skipped("accounts", format!("you may not see them: {why}"));
+                return None;
             }
             Seen::Failed(why) => {
-                return report.fail(
+                report.fail(
                     "accounts",
                     why,
                     "look again; if an object cannot be read, it is of another release than this command",
                 );
+                return None;
             }
         };
         for account in &page.items {
@@ -57,6 +63,7 @@ pub(super) async fn examine(
             break;
         }
     }
+    let passwords = mem::take(&mut counted.passwords);
     counted.tell(report, namespace);
     if !is_whole {
         let looked = usize::try_from(PAGE).map_or(0, |page| page.saturating_mul(MOST_PAGES));
@@ -65,6 +72,7 @@ pub(super) async fn examine(
             format!("only the first {looked} were looked at"),
         );
     }
+    Some(passwords)
 }
 
 /// Those of one installation.
@@ -82,6 +90,8 @@ struct Counted {
     of: BTreeMap<String, Tally>,
     /// Of installations that are not there; `None`: whether they are is not known.
     nowhere: Option<Tally>,
+    /// The Secrets of installations that are there.
+    passwords: BTreeSet<String>,
 }
 
 impl Counted {
@@ -92,6 +102,7 @@ impl Counted {
         Self {
             of: empty.collect(),
             nowhere: all.then(Tally::default),
+            passwords: BTreeSet::new(),
         }
     }
 
@@ -101,6 +112,10 @@ impl Counted {
             None => (self.nowhere.as_mut(), false),
         };
         let Some(tally) = found else { return };
+        if is_there {
+            let secret = &account.spec.password.secret_name;
+            self.passwords.insert(secret.clone());
+        }
         tally.declared += 1;
         let trouble = match judge(account, now) {
             _ if !is_there => nowhere(account),

@@ -102,12 +102,18 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
                 );
             }
             let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
-            rights::examine(report, client, namespace, &operators, &names).await;
             for mailbell in &found.items {
                 installation::examine(report, client, namespace, mailbell).await;
             }
             let more = found.metadata.continue_.unwrap_or_default();
-            accounts::examine(report, client, namespace, &names, more.is_empty()).await;
+            let passwords =
+                accounts::examine(report, client, namespace, &names, more.is_empty()).await;
+            let needs = rights::Needs {
+                namespace,
+                mailbells: &names,
+                passwords: passwords.as_ref(),
+            };
+            rights::examine(report, client, &operators, &needs).await;
         }
         Seen::Missing => {}
         Seen::Denied(why) => report.fail(

@@ -179,14 +179,17 @@ async fn one(report: &mut Report, client: &Client, operator: &Deployment) {
     }
 }
 
-/// If it is another than that of this command, whose words may not fit then.
 fn release(operator: &Deployment) -> String {
-    match operator.labels().get("app.kubernetes.io/version") {
-        Some(release) if release != OWN_RELEASE => {
-            format!(", of release {release}; this command is of {OWN_RELEASE}")
-        }
-        _ => String::new(),
-    }
+    other_release(operator)
+        .map(|other| format!(", {other}"))
+        .unwrap_or_default()
+}
+
+/// If it is another than that of this command, whose words may not fit then: both.
+pub(super) fn other_release(operator: &Deployment) -> Option<String> {
+    let release = operator.labels().get("app.kubernetes.io/version")?;
+    (release != OWN_RELEASE)
+        .then(|| format!("of release {release}; this command is of {OWN_RELEASE}"))
 }
 
 /// Who has the lease, or why nobody has.

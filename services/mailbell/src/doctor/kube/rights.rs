@@ -1,5 +1,7 @@
 //! Whether an operator may what it has to: what a release needs may be more than what the chart of the one before has given.
 
+use std::collections::BTreeSet;
+
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::{
     api::{
@@ -11,35 +13,55 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, Client, ResourceExt as _, api::PostParams};
-use mailbell_operator::rights::{LEASE, RIGHTS, Right};
+use mailbell_operator::rights::{LEASE, RIGHTS, Right, SECRETS};
 
-use super::access::{Seen, seen};
+use super::{
+    access::{Seen, seen},
+    operator::other_release,
+};
 use crate::doctor::Report;
 
 /// So many questions are on their way at a time, of about eighty.
 const AT_ONCE: usize = 8;
 /// So many rights that are missing are named.
 const NAMED: usize = 5;
+/// Of so many Secrets with passwords is asked.
+const MOST_SECRETS: usize = 100;
 
-/// Of each operator that looks after this namespace, with these installations.
+/// What there is for an operator to look after.
+pub(super) struct Needs<'a> {
+    pub(super) namespace: &'a str,
+    /// Installations.
+    pub(super) mailbells: &'a [String],
+    /// Secrets that MailAccounts name; `None`: they cannot be seen.
+    pub(super) passwords: Option<&'a BTreeSet<String>>,
+}
+
+/// Of each operator that looks after this namespace.
 pub(super) async fn examine(
     report: &mut Report,
     client: &Client,
-    namespace: &str,
     operators: &[Deployment],
-    mailbells: &[String],
+    needs: &Needs<'_>,
 ) {
     for operator in operators {
         let finding = format!("rights of {}", operator.name_any());
         let own = operator.namespace().unwrap_or_default();
         let user = user(operator, &own);
-        let asked = all(namespace, &own, mailbells);
-        let count = asked.len();
+        let asked = all(&own, needs);
         let answers = stream::iter(asked)
             .map(|asked| ask(client, &user, asked))
             .buffered(AT_ONCE);
         let answers = answers.collect::<Vec<_>>().await;
-        tell(report, &finding, count, answers);
+        let release = other_release(operator);
+        tell(report, &finding, release.as_deref(), answers);
+        let passwords = needs.passwords.map_or(0, BTreeSet::len);
+        if passwords > MOST_SECRETS {
+            let said = format!(
+                "only of the first {MOST_SECRETS} of {passwords} Secrets with passwords was asked"
+            );
+            report.skipped(&finding, said);
+        }
     }
 }
 
@@ -56,9 +78,10 @@ impl Asked {
             Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
             None => (right.resource, None),
         };
-        Self::one(
-            namespace,
-            ResourceAttributes {
+        Self {
+            namespace: namespace.to_owned(),
+            attributes: ResourceAttributes {
+                namespace: Some(namespace.to_owned()),
                 group: Some(right.group.to_owned()),
                 resource: Some(resource.to_owned()),
                 subresource,
@@ -66,27 +89,6 @@ impl Asked {
                 verb: Some(verb.to_owned()),
                 ..ResourceAttributes::default()
             },
-        )
-    }
-
-    /// The token by which it calls the admin API.
-    fn token(namespace: &str, mailbell: &str) -> Self {
-        Self::one(
-            namespace,
-            ResourceAttributes {
-                resource: Some("secrets".to_owned()),
-                name: Some(format!("{mailbell}-operator-token")),
-                verb: Some("get".to_owned()),
-                ..ResourceAttributes::default()
-            },
-        )
-    }
-
-    fn one(namespace: &str, mut attributes: ResourceAttributes) -> Self {
-        attributes.namespace = Some(namespace.to_owned());
-        Self {
-            namespace: namespace.to_owned(),
-            attributes,
         }
     }
 
@@ -108,7 +110,13 @@ impl Asked {
     }
 }
 
-fn all(namespace: &str, own: &str, mailbells: &[String]) -> Vec<Asked> {
+/// `own`: the namespace in which the operator is.
+fn all(own: &str, needs: &Needs<'_>) -> Vec<Asked> {
+    let Needs {
+        namespace,
+        mailbells,
+        passwords,
+    } = *needs;
     let each = |namespace: &str, rights: &[Right]| -> Vec<Asked> {
         let asked = rights.iter().flat_map(|right| {
             let verbs = right.verbs.iter();
@@ -118,8 +126,15 @@ fn all(namespace: &str, own: &str, mailbells: &[String]) -> Vec<Asked> {
     };
     let mut all = each(namespace, &RIGHTS);
     all.extend(each(own, &LEASE));
-    let tokens = mailbells.iter();
-    all.extend(tokens.map(|mailbell| Asked::token(namespace, mailbell)));
+    // By the token it calls the admin API.
+    let tokens = mailbells.iter().map(|it| format!("{it}-operator-token"));
+    let passwords = passwords.into_iter().flatten().take(MOST_SECRETS).cloned();
+    for secret in tokens.chain(passwords) {
+        for mut asked in each(namespace, &[SECRETS]) {
+            asked.attributes.name = Some(secret.clone());
+            all.push(asked);
+        }
+    }
     all
 }
 
@@ -162,36 +177,58 @@ async fn ask(client: &Client, user: &SubjectAccessReviewSpec, asked: Asked) -> (
     (asked, seen(allowed))
 }
 
-fn tell(report: &mut Report, finding: &str, count: usize, answers: Vec<(Asked, Seen<bool>)>) {
-    let mut missing = Vec::new();
+/// `release`: that of the operator and that of this command, if they are not the same.
+fn tell(
+    report: &mut Report,
+    finding: &str,
+    release: Option<&str>,
+    answers: Vec<(Asked, Seen<bool>)>,
+) {
+    let count = answers.len();
+    let (mut missing, mut unknown, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (asked, answer) in answers {
         match answer {
             Seen::There(true) => {}
             Seen::There(false) => missing.push(asked.words()),
-            Seen::Denied(why) => {
-                let said = format!("they could not be checked: {why}");
-                return report.skipped(finding, said);
-            }
-            Seen::Missing => {
-                let said = "they could not be checked: the cluster has no access reviews";
-                return report.skipped(finding, said);
-            }
-            Seen::Failed(why) => return report.fail(finding, why, "look again"),
+            Seen::Denied(why) => unknown.push(why),
+            Seen::Missing => unknown.push("the cluster has no access reviews".to_owned()),
+            Seen::Failed(why) => failed.push(why),
         }
     }
-    if missing.is_empty() {
-        return report.ok(finding, format!("it has all {count} that it needs"));
+    if !missing.is_empty() {
+        lacks(report, finding, release, &missing);
+    } else if unknown.is_empty() && failed.is_empty() {
+        report.ok(finding, format!("it has all {count} that it needs"));
     }
+    if let Some(why) = unknown.first() {
+        let said = match unknown.len() {
+            all if all == count => format!("they could not be checked: {why}"),
+            some => format!("{some} of {count} could not be checked: {why}"),
+        };
+        report.skipped(finding, said);
+    }
+    if let Some(why) = failed.first() {
+        report.fail(finding, why, "look again");
+    }
+}
+
+fn lacks(report: &mut Report, finding: &str, release: Option<&str>, missing: &[String]) {
     let named: Vec<&str> = missing.iter().take(NAMED).map(String::as_str).collect();
     let more = match missing.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    report.fail(
-        finding,
-        format!("it may not: {}{more}", named.join("; ")),
-        "upgrade the chart mailbell, which has its role, to the release of the operator, with this installation in its `installations`",
-    );
+    let said = format!("it may not: {}{more}", named.join("; "));
+    let advice = "upgrade the chart mailbell, which has its role, to the release of the operator, with this installation in its `installations`, and the Secrets of MailAccounts in `mailAccounts.passwordSecrets`";
+    match release {
+        None => report.fail(finding, said, advice),
+        // Whether it needs them is known to its own release only.
+        Some(release) => report.warn(
+            finding,
+            format!("{said}. It is {release}, and may need other rights"),
+            "look with the command of the operator's release, or bring both to the same one",
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -201,29 +238,48 @@ mod tests {
     use super::*;
     use crate::doctor::Verdict;
 
+    fn questions() -> Vec<Asked> {
+        let mailbells = ["main".to_owned()];
+        let passwords = BTreeSet::from(["mail-passwords".to_owned()]);
+        let needs = Needs {
+            namespace: "mail",
+            mailbells: &mailbells,
+            passwords: Some(&passwords),
+        };
+        all("operators", &needs)
+    }
+
     /// `answer` is given the place of each question, and its words.
-    fn told(answer: impl Fn(usize, &str) -> Seen<bool>) -> (Verdict, String) {
+    fn told_of(
+        release: Option<&str>,
+        answer: impl Fn(usize, &str) -> Seen<bool>,
+    ) -> Vec<(Verdict, String)> {
         let mut report = Report::default();
-        let asked = all("mail", "operators", &["main".to_owned()]);
-        let count = asked.len();
-        let answers = asked.into_iter().enumerate().map(|(place, asked)| {
+        let answers = questions().into_iter().enumerate().map(|(place, asked)| {
             let answer = answer(place, &asked.words());
             (asked, answer)
         });
-        tell(&mut report, "x", count, answers.collect());
-        let [finding] = <[_; 1]>::try_from(report.findings).unwrap();
-        (finding.verdict, finding.said)
+        tell(&mut report, "x", release, answers.collect());
+        let findings = report.findings.into_iter();
+        findings.map(|it| (it.verdict, it.said)).collect()
+    }
+
+    fn told(answer: impl Fn(usize, &str) -> Seen<bool>) -> (Verdict, String) {
+        let [finding] = <[_; 1]>::try_from(told_of(None, answer)).unwrap();
+        finding
     }
 
     #[test]
     fn rights_that_are_missing_are_named_as_kubectl_asks_for_them() {
         let (verdict, said) = told(|_, _| Seen::There(true));
         assert_eq!(verdict, Verdict::Ok);
-        assert!(said.contains("all 7"), "{said}");
+        let all = questions().len();
+        assert_eq!(said, format!("it has all {all} that it needs"));
         let lacks = [
             "patch mailaccounts.mailbell.dev --subresource=status",
             "update leases.coordination.k8s.io/mailbell-operator",
             "get secrets/main-operator-token",
+            "get secrets/mail-passwords",
         ];
         let (verdict, said) = told(|_, words| Seen::There(!lacks.contains(&words)));
         assert_eq!(verdict, Verdict::Fail);
@@ -237,6 +293,32 @@ mod tests {
         );
         assert_eq!(told(|_, _| Seen::Missing).0, Verdict::Skipped);
         assert_eq!(told(|_, _| Seen::Failed("no".to_owned())).0, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_question_that_is_refused_hides_no_right_that_is_missing() {
+        let token = "get secrets/main-operator-token";
+        let found = told_of(None, |place, words| match place {
+            0 => Seen::Denied("no".to_owned()),
+            _ => Seen::There(words != token),
+        });
+        let [missing, refused] = <[_; 2]>::try_from(found).unwrap();
+        assert_eq!(missing, (Verdict::Fail, format!("it may not: {token}")));
+        assert_eq!(refused.0, Verdict::Skipped);
+        let all = questions().len();
+        let words = format!("1 of {all} could not be checked: no");
+        assert_eq!(refused.1, words);
+    }
+
+    #[test]
+    fn an_operator_of_another_release_is_not_said_to_fail() {
+        let releases = "of release 1.0.0; this command is of 2.0.0";
+        let found = told_of(Some(releases), |place, _| Seen::There(place > 0));
+        let [(verdict, said)] = <[_; 1]>::try_from(found).unwrap();
+        assert_eq!(verdict, Verdict::Warn);
+        assert!(said.contains(releases), "{said}");
+        let found = told_of(Some(releases), |_, _| Seen::There(true));
+        assert_eq!(found[0].0, Verdict::Ok);
     }
 
     #[test]
