@@ -428,4 +428,15 @@ mod tests {
         );
         assert!(told(Counted::of(&[], false), [lost()]).is_empty());
     }
+
+    #[test]
+    fn an_operator_has_to_read_the_passwords_of_installations_that_are_there() {
+        let mut counted = Counted::of(&["main".to_owned()], true);
+        for mailbell in ["main", "main", "gone"] {
+            let mut account = account("x", mailbell, json!({}), None);
+            account.spec.password.secret_name = format!("of-{mailbell}");
+            counted.add(&account, NOW.parse().unwrap());
+        }
+        assert_eq!(counted.passwords, BTreeSet::from(["of-main".to_owned()]));
+    }
 }

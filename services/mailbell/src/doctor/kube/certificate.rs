@@ -8,7 +8,7 @@ use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier as _, verify_server_name},
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
-    server::ParsedCertificate,
+    server::{ParsedCertificate, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 
@@ -102,7 +102,8 @@ pub(super) fn judge(
     }
     let mut until = until;
     for it in uses {
-        if let Err((said, advice)) = it.check(&parsed, &chain, text("ca.crt"), now_s, &provider) {
+        let trusted = it.check(&parsed, &chain, text("ca.crt"), now_s, &provider);
+        if let Err((said, advice)) = trusted {
             // People reach it all the same.
             let is_mild = matches!(it, Use::Operator(_));
             let verdict = if is_mild {
@@ -113,9 +114,7 @@ pub(super) fn judge(
             report.add(finding, verdict, said, advice.to_owned());
             return None;
         }
-        if let (Use::Nats(_), Some(end)) = (it, authority_ends(text("ca.crt"))) {
-            until = until.min(end);
-        }
+        until = until.min(trusted.unwrap_or(until));
     }
     let left = until.saturating_sub(now_s);
     let said = format!("good for {} days, for {}", left / DAY_S, some(&named));
@@ -163,6 +162,7 @@ fn key_of(
 type Fault = (String, &'static str);
 
 impl Use {
+    /// Until when whom it is shown to trusts it, in seconds since 1970, where that does not depend on the certificate alone.
     fn check(
         &self,
         parsed: &ParsedCertificate<'_>,
@@ -170,10 +170,10 @@ impl Use {
         authority: &[u8],
         now_s: i64,
         provider: &Arc<CryptoProvider>,
-    ) -> Result<(), Fault> {
+    ) -> Result<i64, Fault> {
         match self {
-            Self::Outside => Ok(()),
-            Self::Operator(host) if is_for(parsed, host) => Ok(()),
+            Self::Outside => Ok(i64::MAX),
+            Self::Operator(host) if is_for(parsed, host) => Ok(i64::MAX),
             Self::Operator(host) => Err((
                 format!("is not good for {host}, by which the operator calls the admin API"),
                 "add that name, or no MailAccount is registered, and the number of watchers follows no load",
@@ -191,57 +191,88 @@ impl Use {
     }
 }
 
-/// When the last of them does.
-fn authority_ends(authority: &[u8]) -> Option<i64> {
-    let all = CertificateDer::pem_slice_iter(authority).flatten();
-    all.filter_map(|der| validity(&der).map(|(_, until)| until))
-        .max()
-}
-
 fn is_for(parsed: &ParsedCertificate<'_>, host: &str) -> bool {
     ServerName::try_from(host).is_ok_and(|name| verify_server_name(parsed, &name).is_ok())
 }
 
-/// As a role does when it connects.
+/// As a role does when it connects, and a server to another one. Until when the last of those in `authority` is good by whom it is trusted,
+/// in seconds since 1970.
 fn trust(
     chain: &[CertificateDer<'static>],
     authority: &[u8],
     hosts: &[String],
     now_s: i64,
     provider: &Arc<CryptoProvider>,
-) -> Result<(), Fault> {
-    let advice = "put into its ca.crt the certificate of who has made tls.crt";
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(authority).flatten() {
+) -> Result<i64, Fault> {
+    let trusted = "put into its ca.crt the certificate of who has made tls.crt";
+    let roots: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(authority)
+        .flatten()
         // One that cannot be used is as good as none.
-        let _ = roots.add(root);
-    }
-    let roots = Arc::new(roots);
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider));
-    let Ok(verifier) = verifier.build() else {
+        .filter(|root| RootCertStore::empty().add(root.clone()).is_ok())
+        .collect();
+    if roots.is_empty() {
         let said = "its ca.crt has no certificate that can be read: no role connects";
-        return Err((said.to_owned(), advice));
-    };
+        return Err((said.to_owned(), trusted));
+    }
     let now = Duration::from_secs(now_s.try_into().unwrap_or_default());
     let now = UnixTime::since_unix_epoch(now);
     let host = hosts
         .first()
         .and_then(|host| ServerName::try_from(host.as_str()).ok());
     let (Some((shown, between)), Some(host)) = (chain.split_first(), host) else {
-        return Ok(());
+        return Ok(i64::MAX);
     };
-    match verifier.verify_server_cert(shown, between, &host, &[], now) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let said = format!("is not trusted by its own ca.crt: no role connects ({error})");
-            Err((said, advice))
+    // Each alone: of those that are left from before nothing depends any more.
+    let by = |verify: &dyn Fn(Arc<RootCertStore>) -> Result<(), rustls::Error>| {
+        let mut last = rustls::Error::General("nobody is trusted".to_owned());
+        let mut until = None;
+        for root in &roots {
+            let mut store = RootCertStore::empty();
+            match store
+                .add(root.clone())
+                .and_then(|()| verify(Arc::new(store)))
+            {
+                Ok(()) => until = until.max(validity(root).map(|(_, until)| until)),
+                Err(error) => last = error,
+            }
         }
+        until.ok_or(last)
+    };
+    let other =
+        |error: rustls::client::VerifierBuilderError| rustls::Error::General(error.to_string());
+    let as_server = |store| {
+        let verifier = WebPkiServerVerifier::builder_with_provider(store, Arc::clone(provider));
+        let verifier = verifier.build().map_err(other)?;
+        let verified = verifier.verify_server_cert(shown, between, &host, &[], now);
+        verified.map(|_| ())
+    };
+    let as_client = |store| {
+        let verifier = WebPkiClientVerifier::builder_with_provider(store, Arc::clone(provider));
+        let verifier = verifier.build().map_err(other)?;
+        verifier.verify_client_cert(shown, between, now).map(|_| ())
+    };
+    let until = by(&as_server).map_err(|error| {
+        let said = format!("is not trusted by its own ca.crt: no role connects ({error})");
+        (said, trusted)
+    })?;
+    if hosts.len() > 1
+        && let Err(error) = by(&as_client)
+    {
+        return Err((
+            format!(
+                "is none for a client, as which a server shows it to the others: they do not meet ({error})"
+            ),
+            "have it made for both, server and client: docs/operating.md, The certificate of the NATS servers",
+        ));
     }
+    Ok(until)
 }
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
 
     use super::*;
 
@@ -272,6 +303,10 @@ mod tests {
 
     /// Of an authority whose own certificate ends then.
     fn issued(names: &[&str], ends: (i32, u8, u8)) -> Data {
+        issued_for(names, ends, &[])
+    }
+
+    fn issued_for(names: &[&str], ends: (i32, u8, u8), usages: &[ExtendedKeyUsagePurpose]) -> Data {
         let mut authority = params(&[]);
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         authority.not_after = rcgen::date_time_ymd(ends.0, ends.1, ends.2);
@@ -279,7 +314,9 @@ mod tests {
         let root = authority.self_signed(&key).unwrap().pem();
         let issuer = Issuer::new(authority, key);
         let key = KeyPair::generate().unwrap();
-        let pem = params(names).signed_by(&key, &issuer).unwrap().pem();
+        let mut params = params(names);
+        params.extended_key_usages = usages.to_vec();
+        let pem = params.signed_by(&key, &issuer).unwrap().pem();
         secret(&[
             ("tls.crt", &pem),
             ("tls.key", &key.serialize_pem()),
@@ -395,5 +432,31 @@ mod tests {
         for empty in [Data::new(), secret(&[("tls.crt", "")])] {
             said(&empty, &uses, Verdict::Fail, "is empty: the job");
         }
+    }
+
+    #[test]
+    fn nats_servers_show_it_to_each_other_as_clients() {
+        use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let hosts = [HOST.to_owned(), "main-nats-1.main-nats.mail.svc".to_owned()];
+        let of = |usages| issued_for(&["*.main-nats.mail.svc"], (2027, 1, 1), usages);
+        let [one, two] = [&hosts[..1], &hosts].map(|hosts| [Use::Nats(hosts.to_vec())]);
+        let half = of(&[ServerAuth]);
+        said(&half, &two, Verdict::Fail, "is none for a client");
+        said(&half, &one, Verdict::Ok, "good for 89 days");
+        let both = of(&[ServerAuth, ClientAuth]);
+        said(&both, &two, Verdict::Ok, "good for 89 days");
+    }
+
+    #[test]
+    fn an_authority_that_has_nothing_to_do_with_it_prolongs_nothing() {
+        let uses = [Use::Nats(vec![HOST.to_owned()])];
+        let names = ["*.main-nats.mail.svc"];
+        let mut soon = issued(&names, (2026, 1, 12));
+        let other = issued(&names, (2027, 1, 1));
+        let both = [&soon, &other]
+            .map(|data| data["ca.crt"].0.clone())
+            .concat();
+        soon.insert("ca.crt".to_owned(), ByteString(both));
+        said(&soon, &uses, Verdict::Warn, "good for 10 days");
     }
 }

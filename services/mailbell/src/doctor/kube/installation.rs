@@ -23,11 +23,13 @@ use super::{
 };
 use crate::{doctor::Report, secrets::What};
 
+/// `looks`: what its NATS servers say.
 pub(super) async fn examine(
     report: &mut Report,
     client: &Client,
     namespace: &str,
     mailbell: &Mailbell,
+    looks: &[nats::Answers],
 ) {
     status(report, mailbell);
     left_accounts(report, mailbell);
@@ -42,7 +44,7 @@ pub(super) async fn examine(
     claims::examine(report, client, namespace, mailbell, &params).await;
     let pods = pods(report, client, namespace, mailbell, &params).await;
     let pods = pods.as_deref();
-    nats::examine(report, client, namespace, mailbell, pods, renewed_s).await;
+    nats::examine(report, namespace, mailbell, pods, renewed_s, looks);
 }
 
 /// What `kubectl get mailbells` shows, and what to do about it.

@@ -102,8 +102,9 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
                 );
             }
             let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
-            for mailbell in &found.items {
-                installation::examine(report, client, namespace, mailbell).await;
+            let looks = nats::look(client, namespace, &found.items).await;
+            for (mailbell, looks) in found.items.iter().zip(&looks) {
+                installation::examine(report, client, namespace, mailbell, looks).await;
             }
             let more = found.metadata.continue_.unwrap_or_default();
             let passwords =

@@ -1,13 +1,26 @@
-use std::time::Instant;
+use std::{
+    convert::Infallible,
+    future::pending,
+    slice,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
+use http::{Request, Response};
+use kube::client::Body;
 use mailbell_test_servers::{NatsCluster, NatsOptions, NatsServer};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
+    time::timeout,
 };
 
 use super::*;
+use crate::doctor::Verdict;
 
 /// Generous: tests share two cores.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -15,8 +28,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 type Found = Vec<(Verdict, String)>;
 
 fn judged(answers: &Answers) -> Found {
+    judged_twice(slice::from_ref(answers))
+}
+
+fn judged_twice(looks: &[Answers]) -> Found {
     let mut report = Report::default();
-    judge(&mut report, "x", "mail", answers);
+    judge(&mut report, "x", "mail", looks);
     for it in &report.findings {
         let is_fine = [Verdict::Ok, Verdict::Skipped].contains(&it.verdict);
         assert_eq!(it.advice.is_empty(), is_fine, "{it:?}");
@@ -174,7 +191,20 @@ fn what_servers_say_is_judged() {
     one(
         all("n0", 4, &whole()),
         Verdict::Warn,
-        "4 servers are counted where 3",
+        "4 servers are counted where 3 are wanted: a majority",
+    );
+    let mut strange = [0, 1, 2].map(|_| page("n0", 4, whole()));
+    if let Seen::There(told) = &mut strange[0] {
+        told.meta_cluster.replicas.push(Replica {
+            name: "n9".to_owned(),
+            current: true,
+            offline: false,
+        });
+    }
+    one(
+        three(strange),
+        Verdict::Warn,
+        "wanted, n9 among them: a majority",
     );
     one(
         all("", 3, &whole()),
@@ -216,6 +246,84 @@ fn what_servers_say_is_judged() {
         };
     }
     one(three(off), Verdict::Fail, "n2 has JetStream off");
+}
+
+/// Elections last for seconds, and one who is behind catches up.
+#[test]
+fn only_what_stays_wrong_is_told() {
+    let look = |of_stream: &Value| -> Answers {
+        let named = (0..3).map(|node| (format!("n{node}"), page("n0", 3, of_stream.clone())));
+        named.collect()
+    };
+    let current = |n1: bool, n2: bool| {
+        let replicas = json!([{ "name": "n1", "current": n1 }, { "name": "n2", "current": n2 }]);
+        look(&json!({ "leader": "n0", "replicas": replicas }))
+    };
+    let none = || look(&json!({}));
+    for passing in [
+        [none(), current(true, true)],
+        [current(true, true), none()],
+        [current(true, false), current(false, true)],
+    ] {
+        let found = judged_twice(&passing);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].0, Verdict::Ok, "{found:?}");
+    }
+    let found = judged_twice(&[current(false, false), current(false, true)]);
+    let behind = "n1 has no current copy of 1 streams".to_owned();
+    assert_eq!(found, [(Verdict::Warn, behind)]);
+    assert_eq!(judged_twice(&[none(), none()])[0].0, Verdict::Fail);
+}
+
+fn mailbell(name: &str) -> Mailbell {
+    let managed = json!({ "image": "nats:2.12", "storage": { "size": "20Gi" } });
+    serde_json::from_value(json!({ "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell",
+        "metadata": { "name": name },
+        "spec": { "gateways": { "tls": { "secretName": "x" } }, "admin": { "tls": { "secretName": "x" } },
+            "nats": { "managed": managed } } }))
+    .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_is_looked_at_again() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let server = tower::service_fn(move |_: Request<Body>| {
+        // In the first look there is no leader.
+        let leader = match count.fetch_add(1, Ordering::Relaxed) {
+            ..3 => "",
+            _ => "main-nats-0",
+        };
+        let meta = json!({ "leader": leader, "cluster_size": 3 });
+        let page = json!({ "meta_cluster": meta }).to_string();
+        async move { Ok::<_, Infallible>(Response::new(Body::from(page.into_bytes()))) }
+    });
+    let client = Client::new(server, "mail");
+    let looks = look(&client, "mail", &[mailbell("main")]).await.remove(0);
+    assert_eq!((looks.len(), asked.load(Ordering::Relaxed)), (2, 6));
+    assert_eq!(judged_twice(&looks[..1])[0].0, Verdict::Fail);
+    assert_eq!(judged_twice(&looks)[0].0, Verdict::Ok);
+}
+
+/// A network that swallows questions is waited for once, however many installations there are.
+#[tokio::test(start_paused = true)]
+async fn silent_servers_of_many_installations_leave_time_for_the_rest() {
+    let server =
+        tower::service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
+    let client = Client::new(server, "mail");
+    let named = |count: usize| -> Vec<Mailbell> {
+        let names = (0..count).map(|number| mailbell(&format!("m{number}")));
+        names.collect()
+    };
+    for (count, limit) in [(12, super::LIMIT), (300, LIMIT_OF_ALL)] {
+        let all = named(count);
+        let looked = look(&client, "mail", &all);
+        let looks = timeout(limit + AGAIN, looked).await.unwrap();
+        assert_eq!(looks.len(), count);
+        for look in &looks {
+            assert_eq!(judged_twice(look)[0].0, Verdict::Skipped);
+        }
+    }
 }
 
 #[test]
