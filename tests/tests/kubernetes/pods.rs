@@ -59,7 +59,8 @@ impl Pod {
     pub(crate) fn life(&self) -> (String, u64) {
         let uid = self.0["metadata"]["uid"].as_str().unwrap().to_owned();
         let restarts = &self.0["status"]["containerStatuses"][0]["restartCount"];
-        (uid, restarts.as_u64().unwrap())
+        // Of one that is new nothing is said yet.
+        (uid, restarts.as_u64().unwrap_or_default())
     }
 
     /// Kills its process, of which the kubelet is told nothing. Whether there was one.
