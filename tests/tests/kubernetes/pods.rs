@@ -49,6 +49,13 @@ impl Pod {
         image.as_str().unwrap_or_default()
     }
 
+    /// Whether it is to be given what is in this Secret.
+    pub(crate) fn names(&self, secret: &str) -> bool {
+        self.0["spec"]
+            .to_string()
+            .contains(&format!("\"{secret}\""))
+    }
+
     /// Where it listens on a port.
     pub(crate) fn at(&self, port: u16) -> SocketAddr {
         let address = self.0["status"]["podIP"].as_str().unwrap();

@@ -49,7 +49,9 @@ fn the_guide_is_followed_to_its_end() {
         reader.upgrade().await;
         reader.stop_for_a_while().await;
         reader.tell_of_a_provider().await;
+        reader.bring_secrets().await;
         reader.look().await;
+        reader.put_key_ring_back().await;
         reader.remove_what_was_left().await;
         reader.uninstall().await;
         reader.assert_read();
@@ -86,13 +88,9 @@ impl Reader {
         assert!(said.contains(SUBJECT), "{said}");
 
         self.through("get secret main-key-ring").await;
-        let backup = self.terminal.folder().join("main-key-ring.yaml");
-        let mode = fs::metadata(&backup).unwrap().permissions().mode();
-        let backup = fs::read_to_string(&backup).unwrap();
-        assert!(
-            mode & 0o77 == 0 && backup.contains("key.ring: "),
-            "{mode:o}"
-        );
+        let backup = fs::metadata(self.terminal.folder().join("key.ring")).unwrap();
+        let mode = backup.permissions().mode();
+        assert!(mode & 0o77 == 0 && backup.len() > 0, "{mode:o}");
 
         let said = self
             .through("wait --for=condition=Ready mailaccount/info")
@@ -102,10 +100,10 @@ impl Reader {
     }
 
     async fn change(&mut self) {
-        self.through(r#""scale":{"min":2"#).await;
-        self.until("there are two watchers", async || {
+        self.through(r#""scale":{"min":3"#).await;
+        self.until("there are three watchers", async || {
             let watchers = self.pods_of("watcher").await;
-            watchers.len() == 2 && watchers.iter().all(Pod::is_ready)
+            watchers.len() == 3 && watchers.iter().all(Pod::is_ready)
         })
         .await;
         self.through(r#""content":"headers""#).await;
@@ -186,6 +184,28 @@ impl Reader {
         self.kubectl(&words).await.replace('/', " ")
     }
 
+    async fn bring_secrets(&mut self) {
+        self.through(r#""usersSecret":"own-nats-users""#).await;
+        self.until("all have the passwords that were brought", async || {
+            let mut pods = Vec::new();
+            for part in ["nats", "watcher", "gateway", "admin"] {
+                pods.extend(self.pods_of(part).await);
+            }
+            pods.iter().all(|pod| pod.names("own-nats-users"))
+        })
+        .await;
+        self.runs(TAG).await;
+        self.assert_told().await;
+        let patched = "secret/main-nats-tls patched\n";
+        let said = self.through("ca.crt=both.crt").await;
+        assert!(said.contains(patched), "{said}");
+        self.assert_told().await;
+        let said = self.through("tls.crt=nats.crt").await;
+        assert!(said.contains(patched), "{said}");
+        self.runs(TAG).await;
+        self.assert_told().await;
+    }
+
     async fn look(&mut self) {
         let said = self.through("get mailbells --all-namespaces").await;
         assert!(said.contains("Everything runs."), "{said}");
@@ -195,6 +215,16 @@ impl Reader {
         let mut lines = said.lines();
         let canary = lines.find(|line| line.starts_with("ok    canary"));
         assert!(canary.is_some(), "{said}");
+    }
+
+    /// What is in the backup must be all that was in the Secret.
+    async fn put_key_ring_back(&mut self) {
+        let ring = "get secret main-key-ring -o jsonpath={.data}";
+        let whole = self.kubectl(ring).await;
+        let empty = r#"patch secret main-key-ring --type=merge -p {"data":null}"#;
+        self.kubectl(empty).await;
+        self.through("--from-file=key.ring").await;
+        assert_eq!(self.kubectl(ring).await, whole);
     }
 
     async fn remove_what_was_left(&mut self) {
@@ -253,7 +283,9 @@ impl Reader {
             "secret/push-tls",
             "secret/admin-tls",
             "secret/mail-passwords",
+            "secret/own-nats-users",
             "configmap/admin-ca",
+            "configmap/collector-roots",
             "configmap/example-roots",
             "configmap/kube-root-ca.crt",
             "serviceaccount/default",
