@@ -1,6 +1,7 @@
 //! What a person types to install Mailbell, and what is written into objects.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::Ipv4Addr,
     time::{Duration, Instant},
@@ -72,6 +73,21 @@ pub(crate) fn tls_secret(certificate: &Certificate) -> Value {
         "type": "kubernetes.io/tls",
         "stringData": { "tls.crt": certificate.certificate_pem, "tls.key": certificate.key_pem },
     })
+}
+
+/// What the uninstalling leaves of the installation, as the chart says: its Secrets, and the disks of its NATS servers.
+pub(crate) fn kept() -> BTreeSet<String> {
+    let secrets = [
+        "admin-token",
+        "key-ring",
+        "nats-tls",
+        "nats-users",
+        "operator-token",
+        "signing-key",
+    ];
+    let secrets = secrets.map(|what| format!("secret/{NAME}-{what}"));
+    let disks = (0..NATS_SERVERS).map(|n| format!("persistentvolumeclaim/data-{NAME}-nats-{n}"));
+    secrets.into_iter().chain(disks).collect()
 }
 
 /// Who is trusted.

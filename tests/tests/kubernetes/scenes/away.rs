@@ -7,6 +7,7 @@ use mailbell_tests::{journal::Journal, world::SETTLE_LIMIT};
 use serde_json::Value;
 
 use crate::{
+    install::kept,
     subscribers::{Mailbox, Phone, declaration},
     world::World,
 };
@@ -63,16 +64,7 @@ async fn assert_left(world: &World) {
         )
         .await;
     let left: BTreeSet<&str> = left.lines().collect();
-    let kept = [
-        "admin-token",
-        "key-ring",
-        "nats-tls",
-        "nats-users",
-        "operator-token",
-        "signing-key",
-    ];
-    let mut expected: BTreeSet<String> = kept.map(|what| format!("secret/main-{what}")).into();
-    expected.extend((0..3).map(|server| format!("persistentvolumeclaim/data-main-nats-{server}")));
+    let mut expected = kept();
     // The definitions are a release of their own; the others are the namespace's and the test's.
     let others = [
         "lease.coordination.k8s.io/mailbell-operator",

@@ -10,7 +10,7 @@ use mailbell_tests::leaks::SUBJECT;
 use serde_json::json;
 
 use crate::{
-    install::apply,
+    install::{apply, kept},
     pods::{NATS_SERVERS, Pod},
     reader::Reader,
     world::{NEXT_TAG, TAG},
@@ -294,17 +294,7 @@ impl Reader {
         ];
         let own: BTreeSet<String> = own.map(ToOwned::to_owned).into();
         let left = self.names(kinds).await;
-        let kept = [
-            "admin-token",
-            "key-ring",
-            "nats-tls",
-            "nats-users",
-            "operator-token",
-            "signing-key",
-        ];
-        let mut kept: BTreeSet<String> = kept.map(|what| format!("secret/main-{what}")).into();
-        kept.extend((0..NATS_SERVERS).map(|n| format!("persistentvolumeclaim/data-main-nats-{n}")));
-        assert_eq!(left, &own | &kept);
+        assert_eq!(left, &own | &kept());
         self.through("kubectl delete crd").await;
         assert_eq!(self.names(kinds).await, own);
         self.through("kubectl delete namespace mail").await;
