@@ -335,6 +335,10 @@ pub struct MailbellStatus {
     /// Accounts whose MailAccounts are gone, and which are watched on. Unset: there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_accounts: Option<LeftAccounts>,
+    /// Tenants of its MailAccounts, where accounts are looked for that these leave; the first 1,000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1_000))]
+    pub tenants: Vec<String>,
 }
 
 /// Accounts that no MailAccount declares any more.

@@ -12,6 +12,8 @@ use crate::api::{LeftAccounts, Mailbell};
 
 /// So many are named; of the others is said how many they are.
 const NAMED: usize = 10;
+/// So many tenants stand in the status, which is an object of a bounded size.
+const MOST_TENANTS: usize = 1_000;
 
 /// Namespace and name of an installation.
 type Place = (String, String);
@@ -23,11 +25,19 @@ pub(super) struct Left {
     news: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Found {
-    /// Of which MailAccounts were there when it was last looked, or of which some are left: where those have to be looked for.
+/// What was found when it was last looked.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) left: LeftAccounts,
+    /// Of which MailAccounts were there, or of which some are left: where those have to be looked for.
     tenants: BTreeSet<String>,
-    left: Option<LeftAccounts>,
+}
+
+impl Found {
+    /// For whoever leads next.
+    pub(super) fn tenants(self) -> Vec<String> {
+        self.tenants.into_iter().take(MOST_TENANTS).collect()
+    }
 }
 
 impl Left {
@@ -40,11 +50,14 @@ impl Left {
     pub(super) fn tenants(&self, mailbell: &Mailbell) -> BTreeSet<String> {
         match self.all().get(&place(mailbell)) {
             Some(found) => found.tenants.clone(),
-            // As whoever led before has seen it.
+            // As whoever led before has seen it; the release before this one knew of the accounts only.
             None => {
-                let status = mailbell.status.as_ref();
-                let left = status.and_then(|status| status.left_accounts.as_ref());
-                left.map(tenants_of).unwrap_or_default()
+                let status = mailbell.status.iter();
+                let left = status.clone().flat_map(|status| &status.left_accounts);
+                let left = left.flat_map(|left| &left.ids);
+                let left = left.filter_map(|id| tenant_of(id));
+                let known = status.flat_map(|status| &status.tenants);
+                left.chain(known.cloned()).collect()
             }
         }
     }
@@ -61,18 +74,16 @@ impl Left {
             ids: ids.iter().take(NAMED).cloned().collect(),
         };
         tenants.extend(ids.iter().filter_map(|id| tenant_of(id)));
-        let mut all = self.all();
-        let found = all.entry(place(mailbell)).or_default();
-        found.tenants = tenants;
-        if found.left.as_ref() != Some(&left) {
-            found.left = Some(left);
+        let found = Found { left, tenants };
+        let before = self.all().insert(place(mailbell), found.clone());
+        if before != Some(found) {
             self.news.notify_one();
         }
     }
 
     /// What is to stand in the status; `None`: nobody has looked yet.
-    pub(super) fn of(&self, mailbell: &Mailbell) -> Option<LeftAccounts> {
-        self.all().get(&place(mailbell))?.left.clone()
+    pub(super) fn of(&self, mailbell: &Mailbell) -> Option<Found> {
+        self.all().get(&place(mailbell)).cloned()
     }
 
     /// Forgets installations that are gone.
@@ -91,10 +102,6 @@ fn place(mailbell: &Mailbell) -> Place {
         mailbell.namespace().unwrap_or_default(),
         mailbell.name_any(),
     )
-}
-
-fn tenants_of(left: &LeftAccounts) -> BTreeSet<String> {
-    left.ids.iter().filter_map(|id| tenant_of(id)).collect()
 }
 
 /// An account is `<tenant>.<ulid>`.

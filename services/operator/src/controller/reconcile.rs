@@ -249,9 +249,12 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         false => counts,
     });
     let versions = versions.filter(|_| !found.paused);
-    let left_accounts = match context.left.of(mailbell) {
-        Some(left) => (left.count > 0).then_some(left),
-        None => before.left_accounts.clone(),
+    let (left_accounts, tenants) = match context.left.of(mailbell) {
+        Some(found) => {
+            let left = Some(found.left.clone()).filter(|left| left.count > 0);
+            (left, found.tenants())
+        }
+        None => (before.left_accounts.clone(), before.tenants.clone()),
     };
     let status = MailbellStatus {
         observed_generation: generation,
@@ -259,6 +262,7 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         counts,
         versions,
         left_accounts,
+        tenants,
     };
     if status == before && status == read {
         return Ok(());

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::Event;
 use kube::{
     ResourceExt as _,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use mailbell_operator::{
     api::MailAccount,
@@ -126,6 +126,15 @@ impl World {
     pub(crate) async fn until_says(&self, name: &str, expected: &str) {
         let says = |account: &MailAccount| said(account).starts_with(expected);
         self.once_account(name, expected, says).await;
+    }
+
+    /// Takes the finalizer off one that is to be deleted.
+    pub(crate) async fn free(&self, name: &str) {
+        let freed = json!({ "metadata": { "finalizers": null } });
+        let freed = Patch::Merge(&freed);
+        let params = PatchParams::default();
+        self.accounts().patch(name, &params, &freed).await.unwrap();
+        self.until_gone(name).await;
     }
 
     pub(crate) async fn until_gone(&self, name: &str) {

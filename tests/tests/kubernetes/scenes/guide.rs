@@ -2,15 +2,11 @@
 
 use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
 
-use mailbell_test_cluster::{
-    guide::{MAIL_HOST, USERS},
-    in_private_network,
-};
+use mailbell_test_cluster::in_private_network;
 use mailbell_tests::leaks::SUBJECT;
-use serde_json::json;
 
 use crate::{
-    install::{apply, kept},
+    install::kept,
     pods::{NATS_SERVERS, Pod},
     reader::Reader,
     world::{NEXT_TAG, TAG},
@@ -231,19 +227,6 @@ impl Reader {
         let id = self
             .kubectl("get mailaccount info -o jsonpath={.status.account}")
             .await;
-        // Another one of its tenant is there, by which the operator knows where to look, and which is deleted at the end.
-        let spec = json!({
-            "mailbell": "main",
-            "server": { "host": MAIL_HOST, "user": USERS[1] },
-            "password": { "key": "info" },
-        });
-        let other = json!({
-            "apiVersion": "mailbell.dev/v1alpha1",
-            "kind": "MailAccount",
-            "metadata": { "name": "other" },
-            "spec": spec,
-        });
-        apply(&self.cluster, vec![other]).await;
         // Somebody takes its finalizer off, while nobody is there to delete what it stands for.
         self.kubectl("scale deployment mailbell-operator --replicas=0")
             .await;

@@ -1,8 +1,6 @@
 //! MailAccounts that are deleted, by the operator's leave or without it.
 
-use kube::api::{Patch, PatchParams};
 use mailbell_proto::admin::v1::Account;
-use serde_json::json;
 
 use super::{declared, start, start_held, watched};
 
@@ -24,15 +22,7 @@ async fn an_account_whose_mail_account_is_gone_is_named_until_it_is_gone_too() {
     other.managed_by = String::new();
     admin.put(other);
     world.delete("bob").await;
-    let freed = json!({ "metadata": { "finalizers": null } });
-    let params = PatchParams::default();
-    let freed = Patch::Merge(&freed);
-    world
-        .accounts()
-        .patch("bob", &params, &freed)
-        .await
-        .unwrap();
-    world.until_gone("bob").await;
+    world.free("bob").await;
     let left = |expected: Option<(i64, Vec<String>)>| {
         let world = &world;
         async move {
@@ -65,6 +55,34 @@ async fn an_account_whose_mail_account_is_gone_is_named_until_it_is_gone_too() {
     left(Some((1, vec!["default.dave".to_owned()]))).await;
     admin.remove(&world.id("dave"));
     left(None).await;
+    operator.stop().await;
+}
+
+/// Nothing but the status tells the next operator where to look.
+#[tokio::test]
+async fn the_last_mail_account_of_a_tenant_leaves_an_account_that_is_named_too() {
+    let Some((world, admin, operator)) = watched(&["bob"]).await else {
+        return;
+    };
+    let status = || async { world.mailbells().get("main").await.unwrap().status };
+    let known = || async {
+        let tenants = status().await?.tenants;
+        (tenants == ["default"]).then_some(())
+    };
+    world.once(known, "its tenant").await;
+    operator.stop().await;
+    let bob = admin.account(&world.id("bob")).unwrap();
+    world.delete("bob").await;
+    world.free("bob").await;
+    let operator = start(&world, &admin, "two", None);
+    let named = || async { (status().await?.left_accounts?.ids == [bob.id.clone()]).then_some(()) };
+    world.once(named, "what is left").await;
+    admin.remove(&world.id("bob"));
+    let forgotten = || async {
+        let status = status().await?;
+        (status.left_accounts.is_none() && status.tenants.is_empty()).then_some(())
+    };
+    world.once(forgotten, "nothing to look for").await;
     operator.stop().await;
 }
 
