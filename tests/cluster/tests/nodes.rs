@@ -198,7 +198,14 @@ async fn nothing_is_left_of_a_cluster_that_is_ended_or_killed() {
         assert!(said.status.success(), "{said:?}");
     };
     let up = || {
-        run(&["up", "--nodes", "1"]);
+        // What is no concern of this one, but has to be there.
+        run(&[
+            "up",
+            "--nodes",
+            "1",
+            "--mailbell",
+            env!("CARGO_BIN_EXE_cluster"),
+        ]);
         PathBuf::from(fs::read_to_string(state.join("ready")).unwrap())
     };
     let folder = up();

@@ -8,7 +8,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::{
@@ -22,6 +22,7 @@ use kube::{
 use mailbell_test_servers::process::{Process, wait_until, with_log};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use self::{
     cleanup::Belongings,
@@ -38,6 +39,8 @@ pub use self::network::in_private_network;
 
 /// How long nodes may take to be ready. Generous: they share two cores, and images are unpacked first.
 const START_LIMIT: Duration = Duration::from_secs(180);
+/// After a control plane did not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Of how much a volume is. Nobody measures it.
 const VOLUME_SIZE: &str = "20Gi";
 /// The port of the name server.
@@ -224,7 +227,7 @@ impl Cluster {
         };
         let ready = || {
             let nodes = nodes.clone();
-            async move { is_ready(&nodes, number).await }
+            async move { matches!(is_ready(&nodes, number).await, Ok(true)) }
         };
         let waited = wait_until(process, START_LIMIT, ready).await;
         waited.map_err(|error| {
@@ -236,10 +239,16 @@ impl Cluster {
     /// Whether the control plane takes this node for ready.
     ///
     /// # Errors
-    /// When the configuration cannot be read.
+    /// When the configuration cannot be read, or the control plane does not answer for long.
     pub async fn is_ready(&self, number: u8) -> io::Result<bool> {
         let nodes: Api<NodeObject> = Api::all(self.client().await?);
-        Ok(is_ready(&nodes, number).await)
+        let begun = Instant::now();
+        loop {
+            match is_ready(&nodes, number).await {
+                Err(_) if begun.elapsed() < START_LIMIT => sleep(ASK_AGAIN).await,
+                answer => return answer,
+            }
+        }
     }
 
     /// What a node is called.
@@ -385,19 +394,17 @@ fn no_such(number: u8) -> io::Error {
     io::Error::other(format!("there is no node {number}"))
 }
 
-async fn is_ready(nodes: &Api<NodeObject>, number: u8) -> bool {
+async fn is_ready(nodes: &Api<NodeObject>, number: u8) -> io::Result<bool> {
     // What is asked of an API server that is not there ends by itself.
     let all = ListParams::default();
     let listed = tokio::time::timeout(Duration::from_secs(5), nodes.list(&all));
-    let Ok(Ok(listed)) = listed.await else {
-        return false;
-    };
+    let listed = listed.await?.map_err(io::Error::other)?;
     let name = node::name(number);
     let mut nodes = listed.items.into_iter();
     let found = nodes.find(|node| node.metadata.name.as_ref() == Some(&name));
     let conditions = found.and_then(|node| node.status?.conditions);
     let mut conditions = conditions.into_iter().flatten();
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    Ok(conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }
 
 async fn create<K>(api: &Api<K>, object: Value) -> io::Result<()>
