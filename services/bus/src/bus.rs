@@ -6,7 +6,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server, ServerError,
+    Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server,
+    ServerError,
 };
 use mailbell_core::{ids::Installation, timing::Timing};
 use tokio::{
@@ -55,6 +56,9 @@ pub enum Link {
     Down {
         /// When the connection was lost.
         since: Instant,
+        /// The server that was last asked refused the login: it is not by waiting that this ends, but by a process with other
+        /// credentials.
+        refused: bool,
     },
 }
 
@@ -63,6 +67,12 @@ impl Link {
     #[must_use]
     pub const fn is_up(&self) -> bool {
         matches!(self, Self::Up { .. })
+    }
+
+    /// Whether a server was there and refused the login.
+    #[must_use]
+    pub const fn is_refused(&self) -> bool {
+        matches!(self, Self::Down { refused: true, .. })
     }
 }
 
@@ -111,6 +121,7 @@ impl Events {
             Event::Disconnected | Event::Closed => {
                 self.set(Link::Down {
                     since: Instant::now(),
+                    refused: false,
                 });
                 self.pending.fail_all();
             }
@@ -125,7 +136,27 @@ impl Events {
                 }
             }
             Event::SlowConsumer(_) => tracing::warn!("a NATS subscription overran"),
+            Event::ClientError(ClientError::Other(text)) => self.on_attempt(&text),
             Event::ServerError(_) | Event::ClientError(_) | Event::Draining => {}
+        }
+    }
+
+    /// One more attempt to connect has failed, of which the client has no more than words.
+    fn on_attempt(&self, text: &str) {
+        let refusals = [
+            ConnectErrorKind::AuthorizationViolation,
+            ConnectErrorKind::Authentication,
+        ];
+        let is_refused = refusals.iter().any(|kind| kind.to_string() == text);
+        let is_other = self.link.send_if_modified(|link| match link {
+            Link::Down { refused, .. } if *refused != is_refused => {
+                *refused = is_refused;
+                true
+            }
+            _ => false,
+        });
+        if is_other && is_refused {
+            tracing::warn!("NATS refuses the login: it has another password for this role by now");
         }
     }
 
@@ -297,6 +328,7 @@ impl Bus {
         let pending = Arc::<Pending>::default();
         let (link, mut link_rx) = watch::channel(Link::Down {
             since: Instant::now(),
+            refused: false,
         });
         let others = Others {
             named: options.urls.len(),

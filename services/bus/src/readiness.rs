@@ -2,7 +2,7 @@
 
 use mailbell_runtime::{drain::DrainHandle, health::Health};
 
-use crate::Bus;
+use crate::{Bus, Link};
 
 impl Bus {
     /// Keeps a check of this name at whether the connection is up, until the drain begins or the bus is closed. Without NATS the
@@ -17,11 +17,10 @@ impl Bus {
         let (mut link, health) = (self.link(), health.clone());
         async move {
             loop {
-                let up = link.borrow_and_update().is_up();
-                let value = if up {
-                    Ok(())
-                } else {
-                    Err("not connected to NATS")
+                let value = match *link.borrow_and_update() {
+                    Link::Up { .. } => Ok(()),
+                    Link::Down { refused: false, .. } => Err("not connected to NATS"),
+                    Link::Down { refused: true, .. } => Err("NATS refuses its password"),
                 };
                 health.set(check, value);
                 tokio::select! {

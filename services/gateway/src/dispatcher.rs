@@ -349,7 +349,7 @@ impl Dispatcher {
         let link = *self.parts.link.borrow_and_update();
         let down = match link {
             Link::Up { .. } => None,
-            Link::Down { since } => Some(since),
+            Link::Down { since, .. } => Some(since),
         };
         let silent = self.silent.iter().filter_map(|(_, since)| *since);
         let silent_since = silent.chain(down).min();

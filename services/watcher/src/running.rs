@@ -17,7 +17,7 @@ use mailbell_runtime::{
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use crate::{
@@ -44,8 +44,6 @@ use crate::{
 pub(crate) const CHECK: &str = "partitions";
 /// The loop beats at least this often, or the process is stuck.
 const BEAT: Duration = Duration::from_secs(30);
-/// Of the time that a drain has, this part is kept for the last writes, once sessions have ended or were given up.
-const RELEASE_PART: u32 = 4;
 /// At the start everything is waited for so long; whatever does not answer by then joins when it does.
 const SETTLE: Duration = Duration::from_secs(10);
 /// What checkpoints prove of a group counts for so many times as long as it takes until a silent member is dead.
@@ -434,65 +432,6 @@ impl Running {
             );
         }
     }
-
-    /// Gives everything away, a few partitions at a time; to nobody, if there is nobody.
-    pub(crate) async fn leave(mut self, draining: Draining) {
-        self.registry.set_draining();
-        let reserve = draining.window() / RELEASE_PART;
-        let patience = draining
-            .deadline
-            .checked_sub(reserve)
-            .unwrap_or(draining.deadline);
-        let (all, sessions) = (self.shards.held(), self.accounts.running());
-        tracing::info!(partitions = all, sessions, "handing over");
-        self.shards
-            .leave(patience.saturating_duration_since(Instant::now()));
-        let mut progress = interval(PROGRESS);
-        progress.reset();
-        while self.shards.held() > 0 {
-            tokio::select! {
-                // Whichever comes: no order matters, and nothing is held by an arm.
-                stepped = self.step() => {
-                    if let Err(error) = stepped {
-                        tracing::warn!(%error, "handing over ends here");
-                        break;
-                    }
-                }
-                _ = progress.tick() => {
-                    tracing::info!(
-                        partitions = self.shards.held(),
-                        sessions = self.accounts.running(),
-                        of = all,
-                        "still to be handed over"
-                    );
-                }
-                () = tokio::time::sleep_until(patience) => break,
-            }
-        }
-        let left = self.shards.held();
-        if left > 0 {
-            tracing::warn!(
-                partitions = left,
-                sessions = self.accounts.running(),
-                "not handed over in time: whoever takes them reads what was not stored from the log"
-            );
-        } else {
-            tracing::info!(partitions = all, "handed over");
-        }
-        self.accounts.abort().await;
-        if timeout_at(draining.deadline, self.shards.left())
-            .await
-            .is_err()
-        {
-            tracing::warn!("the others could not be told; they notice by themselves");
-        }
-    }
-
-    /// Whatever runs is not ours to finish.
-    pub(crate) async fn abort(&mut self) {
-        self.registry.set_draining();
-        self.accounts.abort().await;
-    }
 }
 
 fn limits_of(policy: &Policy) -> Hosts<HostLimits> {
@@ -522,6 +461,7 @@ pub(crate) async fn own(
     }
 }
 
+mod leaving;
 mod telling;
 #[cfg(test)]
 mod tests;

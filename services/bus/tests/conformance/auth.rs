@@ -1,18 +1,22 @@
 //! Who may connect, and how.
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use base64::Engine as _;
 use mailbell_bus::{
-    Auth, Bus, BusError, BusOptions, Code, Role, Secret, TlsOptions,
+    Auth, Bus, BusError, BusOptions, Code, Link, Role, Secret, TlsOptions,
     server_config::{Login, ServerConfig, server_config},
 };
 use mailbell_core::ids::Installation;
+use mailbell_runtime::{drain::Drain, health::Health};
 use mailbell_test_servers::{Certificate, NatsOptions, NatsServer};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::world::bare_server;
+
+const SOON: Duration = Duration::from_secs(60);
 
 fn options(server: &NatsServer) -> BusOptions {
     BusOptions::new(vec![server.url()], Installation::default(), Role::Watcher)
@@ -51,6 +55,47 @@ async fn user_and_password() {
         assert_eq!(error, BusError::Authentication);
         assert_eq!((error.code(), error.is_retryable()), (Code::Denied, false));
     }
+}
+
+/// Servers have another password after a restart: that is told apart from their absence, and forgotten once they let it in.
+#[tokio::test]
+async fn a_password_that_is_refused_later() {
+    let users = |password| format!("authorization {{ user: watcher, password: {password} }}");
+    let mut server = server(users("first")).await;
+    let auth = Auth::UserPassword {
+        user: "watcher".to_owned(),
+        password: Secret::new("first"),
+    };
+    let options = BusOptions {
+        auth,
+        ..options(&server)
+    };
+    let bus = Bus::connect(options).await.unwrap();
+    let (mut link, health) = (bus.link(), Health::new());
+    let (_drain, drained) = Drain::new();
+    let telling = tokio::spawn(bus.tell_health(&health, "nats", drained));
+    server.kill();
+    let away = |link: &Link| !link.is_up() && !link.is_refused();
+    timeout(SOON, link.wait_for(away)).await.unwrap().unwrap();
+    let conf = server.directory().join("nats.conf");
+    let before = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, before.replace("first", "second")).unwrap();
+    server.restart().await.unwrap();
+    let refused = timeout(SOON, link.wait_for(Link::is_refused)).await;
+    assert!(refused.unwrap().is_ok());
+    let said = async {
+        while !format!("{:?}", health.readiness()).contains("refuses its password") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, said).await.unwrap();
+    std::fs::write(&conf, before).unwrap();
+    server.restart().await.unwrap();
+    timeout(SOON, link.wait_for(Link::is_up))
+        .await
+        .unwrap()
+        .unwrap();
+    telling.abort();
 }
 
 #[tokio::test]

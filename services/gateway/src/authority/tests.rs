@@ -231,8 +231,10 @@ async fn a_key_that_may_only_be_new_is_no_reason_to_give_up() {
     advance(rest).await;
     assert_eq!(judge(), Refusal::UnknownKey);
     // Nobody tells of new keys while there is no connection, nor at once when there is one again.
-    let since = Instant::now();
-    link.send_replace(Link::Down { since });
+    link.send_replace(Link::Down {
+        since: Instant::now(),
+        refused: false,
+    });
     advance(SETTLING * 2).await;
     assert_eq!(judge(), Refusal::KeyNotYetKnown);
     let (since, lame_duck) = (Instant::now(), false);

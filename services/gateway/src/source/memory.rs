@@ -237,8 +237,10 @@ impl MemorySource {
 
     /// The connection breaks: nothing is delivered or answered.
     pub fn disconnect(&self) {
-        let since = Instant::now();
-        self.link.send_replace(Link::Down { since });
+        self.link.send_replace(Link::Down {
+            since: Instant::now(),
+            refused: false,
+        });
     }
 
     /// The connection is there again, with new consumers.

@@ -214,3 +214,30 @@ async fn a_log_without_room_is_told_in_the_status_until_there_is_room() {
     assert_eq!(world.until_arrived(&account, 2).await, ["one", "two"]);
     code("watching").await;
 }
+
+/// A watcher that no server lets in any more, since the password of its role is another by now, gives up as soon as it is told to end.
+#[tokio::test]
+async fn whoever_is_refused_by_nats_ends_at_once_and_loses_nothing() {
+    let mut world = World::new().await;
+    let account = world.add(&["INBOX"]).await;
+    world.until_watching(&account).await;
+    let conf = world.nats.directory().join("nats.conf");
+    let before = std::fs::read_to_string(&conf).unwrap();
+    let users = "\nauthorization { user: watcher, password: another }\n";
+    std::fs::write(&conf, before.clone() + users).unwrap();
+    world.nats.restart().await.unwrap();
+    let dovecot = &world.dovecot;
+    dovecot
+        .deliver_lmtp("alice", &mail("meanwhile"))
+        .await
+        .unwrap();
+    // For a server that is away it would wait for most of that time.
+    timeout(LIMIT, world.drain(LIMIT * 10))
+        .await
+        .unwrap()
+        .unwrap();
+    std::fs::write(&conf, before).unwrap();
+    world.nats.restart().await.unwrap();
+    world.start().await;
+    assert_eq!(world.until_arrived(&account, 1).await, ["meanwhile"]);
+}

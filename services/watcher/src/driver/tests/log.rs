@@ -94,7 +94,10 @@ impl MemoryLog {
                 lame_duck: false,
             }
         } else {
-            Link::Down { since }
+            Link::Down {
+                since,
+                refused: false,
+            }
         });
     }
 
