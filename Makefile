@@ -86,7 +86,8 @@ sbom:
 	@$(INSTALL) sbom
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .tools/bin/cargo-cyclonedx cyclonedx -qq --format json --target $(TRIPLE) \
 	  --no-build-deps --manifest-path services/mailbell/Cargo.toml --override-filename mailbell-sbom
-	sed 's|file://$(CURDIR)|file:///mailbell|g' services/mailbell/mailbell-sbom.json > $(TARGET)/mailbell.cdx.json
+	python3 tests/image/materials.py services/mailbell/mailbell-sbom.json services/image/mailbell-sbom.json \
+	  | sed 's|file://$(CURDIR)|file:///mailbell|g' > $(TARGET)/mailbell.cdx.json
 	@# It leaves one beside each member of the workspace.
 	find proto services tests -name mailbell-sbom.json -delete
 

@@ -3,13 +3,15 @@
 contents.py --archive FILE --again FILE --sbom FILE --lock FILE --folder FOLDER ...
 
 The image is not larger than we want it, comes out the same twice, and names no folder of the machine on which it was made. The list is
-of that binary: every crate that is compiled into it stands there, as Cargo.lock has it.
+of what is in it: every crate that is compiled into the binary stands there, as Cargo.lock has it, as that of the root certificates does,
+and the C library.
 """
 
 import argparse
 import gzip
 import io
 import json
+import os
 import pathlib
 import re
 import sys
@@ -19,6 +21,8 @@ import tomllib
 # docs/performance.md has the aim, and what it is.
 MOST_BYTES = 40_000_000
 BINARY = "usr/bin/mailbell"
+# services/image has them of it.
+ROOTS = "webpki-root-certs"
 
 
 def layers(archive):
@@ -66,7 +70,7 @@ def check_list(text, lock, tree, folders):
     components = bom["components"]
     for component in [program, *components]:
         assert component["type"] in ("application", "library") and component["name"] and component["version"], component
-        assert component["purl"].startswith(f"pkg:cargo/{component['name']}@{component['version']}"), component
+        assert (component.get("purl") or "").startswith("pkg:"), component
     references = [component["bom-ref"] for component in [program, *components]]
     assert len(references) == len(set(references)), "two components have one name"
     of = {entry["ref"]: entry.get("dependsOn", []) for entry in bom["dependencies"]}
@@ -76,8 +80,12 @@ def check_list(text, lock, tree, folders):
     # What Cargo says, of versions and of content.
     locked = {(package["name"], package["version"]): package.get("checksum") for package in lock["package"]}
     named = set()
+    libraries = [component for component in components if not component["purl"].startswith("pkg:cargo/")]
     for component in [program, *components]:
+        if component in libraries:
+            continue
         key = (component["name"], component["version"])
+        assert component["purl"].startswith(f"pkg:cargo/{key[0]}@{key[1]}"), component
         named.add(key)
         assert key in locked, f"Cargo.lock has no {key}"
         hashes = [it["content"] for it in component.get("hashes", []) if it["alg"] == "SHA-256"]
@@ -85,6 +93,11 @@ def check_list(text, lock, tree, folders):
     compiled = {(words[0], words[1].removeprefix("v")) for words in map(str.split, tree.splitlines()) if words}
     assert ("mailbell", program["version"]) in compiled, "cargo tree has not told of mailbell"
     assert compiled <= named, f"compiled, and not in the list: {sorted(compiled - named)}"
+    # What is in the image and not compiled from a crate of the binary.
+    assert ROOTS in {name for name, _ in named}, f"the root certificates are those of {ROOTS}, which is not in the list"
+    library, release = os.confstr("CS_GNU_LIBC_VERSION").split()
+    found = [(component["name"], component["version"].startswith(release)) for component in libraries]
+    assert found == [(library, True)], f"{library} {release}, and nothing else, is linked in: {libraries}"
     return len(components)
 
 
