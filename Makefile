@@ -14,7 +14,7 @@ export MAILBELL_NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 .PHONY: help
 help: ## This list
 	@echo "Mailbell: push e-mail for ordinary IMAP mailboxes"; echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12 | sed 's/^/  make /'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 12 | sed 's/^/  make /'
 
 .PHONY: demo
 demo: tools demo-build ## See it work: a private mail server, two devices, one message; leaves nothing running
