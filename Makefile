@@ -101,12 +101,12 @@ E2E := cargo test --workspace --features mailbell/failpoints,mailbell-test-clust
 ON_CLUSTER := MAILBELL_BIN=$(abspath $(STATIC)) $(E2E) --test kubernetes -- --test-threads 1 --nocapture
 
 .PHONY: e2e
-e2e: e2e-prev e2e-images ## Tests on a Kubernetes with nodes and pods, or one (make e2e TEST=guide): as root (tests/cluster/README.md)
+e2e: nodes e2e-prev e2e-images ## Tests on a Kubernetes with nodes and pods, or one (make e2e TEST=guide): as root (tests/cluster/README.md)
 	$(E2E) --test nodes -- --test-threads 1 $(TEST)
 	$(ON_CLUSTER) $(TEST)
 
 .PHONY: e2e-short
-e2e-short: e2e-images ## Of these one: Mailbell is installed, mail arrives, and it is upgraded
+e2e-short: nodes e2e-images ## Of these one: Mailbell is installed, mail arrives, and it is upgraded
 	$(ON_CLUSTER) installed_and_upgraded | tee /dev/stderr | grep '^test result: ok. 1 passed' >/dev/null
 
 # The release before this one, which one of them begins with. First: `static` puts this one in its place.
@@ -217,11 +217,11 @@ promtool:
 	@$(INSTALL) promtool
 
 .PHONY: nodes
-nodes: ## What a cluster with nodes needs more (tests/cluster/README.md)
+nodes: ## The same, and what a cluster with nodes needs more (tests/cluster/README.md)
 	@$(INSTALL) nodes
 
 .PHONY: cluster
-cluster: tools kube nodes image cluster-images ## A Kubernetes with three nodes to play with, our image on it (make cluster NODES=2); as root
+cluster: nodes tools image cluster-images ## A Kubernetes with three nodes to play with, our image on it (make cluster NODES=2); as root
 	cargo build -p mailbell-test-cluster --bin cluster
 	$(TARGET)/debug/cluster up --state $(TARGET)/cluster --nodes $(or $(NODES),3) \
 	  --image $(TARGET)/mailbell.oci.tar --image $(TARGET)/nats.oci.tar --mailbell $(STATIC)

@@ -8,8 +8,8 @@
 #   install.sh sbom      cargo-cyclonedx    -> .tools/bin        (crates.io; about a minute)
 #   install.sh kube      etcd, kube-apiserver, kubectl -> .tools/kube, Helm -> .tools/helm: links into ~/.cache/mailbell (Go modules;
 #                        about eight minutes when nothing is cached); definitions of others' resources -> .tools/definitions
-#   install.sh nodes     the control plane's other programs and a node's -> .tools/nodes (Go modules; about nine minutes more), and
-#                        containerd with what it needs -> the system (Debian; root or sudo, only if it isn't there)
+#   install.sh nodes     the same, the control plane's other programs and a node's -> .tools/nodes (Go modules; about nine minutes more),
+#                        and containerd with what it needs -> the system (Debian; root or sudo, only if it isn't there)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bin="$root/.tools/bin"
@@ -105,6 +105,24 @@ sbom() {
     cargo install cargo-cyclonedx --version 0.5.9 --locked --debug --quiet --root "$root/.tools"
 }
 
+# Whether nothing may be left out.
+strict=${CI:-}
+
+# Whether the Go that the modules ask for is here, to do WHAT. None is fetched, so one that is too old is none.
+go_for() {
+    local needed found=none lacks
+    needed=$(sed -n 's/^go //p' "$root"/tests/cluster/tools/*/go.mod | sort -V | tail -n 1)
+    if command -v go >/dev/null; then
+        found=$(GOTOOLCHAIN=local go env GOVERSION)
+        found=${found##*go}
+        if printf '%s\n' "$needed" "$found" | sort --check=quiet -V; then return 0; fi
+    fi
+    lacks="$1 needs Go $needed or newer, and here is $found"
+    [ -z "$strict" ] || fail "$lacks (tests/cluster/README.md)"
+    say "$lacks: tests that need it are left out (tests/cluster/README.md)"
+    return 1
+}
+
 # What is built from Go modules is kept by what it is built from: `make clean` and a new clone need not wait for it again.
 #   from_go WHAT MODULE LINK HOW-LONG FOLDER...: the release is that of the module in the first folder
 from_go() {
@@ -114,11 +132,7 @@ from_go() {
     sum=$(cd "$tools" && find "$@" build.sh -type f | LC_ALL=C sort | xargs cat | sha256sum | head -c 12)
     cache="${XDG_CACHE_HOME:-$HOME/.cache}/mailbell/$what-$release-$sum"
     if [ ! -d "$cache" ]; then
-        if ! command -v go >/dev/null; then
-            [ -z "${CI:-}" ] || fail "building $what needs Go"
-            say "no Go here: tests that need $what are left out (tests/cluster/README.md)"
-            return 0
-        fi
+        go_for "building $what" || return 0
         say "building $what $release (about $long on two cores when nothing is cached)"
         "$tools/build.sh" "$what" "$release" "$cache"
     fi
@@ -138,11 +152,7 @@ definitions() {
     local sums="$root/tests/cluster/tools/definitions" folder="$root/.tools/definitions" staging module file
     # Newer than their releases, and than the list below.
     [ ! "$folder" -nt "$sums/go.sum" ] || [ ! "$folder" -nt "$root/tests/tools/install.sh" ] || return 0
-    if ! command -v go >/dev/null; then
-        [ -z "${CI:-}" ] || fail "getting definitions of others needs Go"
-        say "no Go here: tests that need definitions of others are left out (tests/cluster/README.md)"
-        return 0
-    fi
+    go_for "getting definitions of others" || return 0
     say "getting definitions of others (Go modules)"
     staging="$folder.new"
     rm -rf "$staging"
@@ -160,6 +170,9 @@ END
 }
 
 nodes() {
+    # A cluster without them does not start.
+    strict=yes
+    kube
     from_go nodes k8s.io/kubernetes nodes "nine minutes" kubernetes coredns pod
     local pair missing=()
     # What a package is known by.
