@@ -70,6 +70,24 @@ image-check: image ## Whether the image starts, in an empty root and a network o
 	  $(foreach folder,$(REMAP),--folder $(firstword $(subst =, ,$(folder))))
 	rm $(TARGET)/again.oci.tar
 
+# Like --dirty above, of the files that git knows.
+.PHONY: committed
+committed:
+	@[ -z "$$(git status --porcelain --untracked-files=no)" ] \
+	  || { echo "the tree has changes that are not committed, and an image is compared with that of a commit: commit or stash them" >&2; exit 1; }
+
+# What is changed here meanwhile is in neither: git speaks of the clone.
+.PHONY: image-again
+image-again: committed image ## Whether the same commit makes the same image in another folder (four minutes)
+	@again=$$(mktemp -d); trap 'rm -rf "$$again"' EXIT; \
+	git clone --quiet . "$$again/mailbell"; \
+	env -u CARGO_TARGET_DIR make --no-print-directory -C "$$again/mailbell" static; \
+	export GIT_DIR="$$again/mailbell/.git" GIT_WORK_TREE="$$again/mailbell"; \
+	$(PACK) "$$again/mailbell/target/image/$(TRIPLE)/release/mailbell" archive --output "$$again/mailbell.oci.tar" --name $(IMAGE) $(COMMIT); \
+	cmp $(TARGET)/mailbell.oci.tar "$$again/mailbell.oci.tar" \
+	  || { echo "this commit has made two images that differ: its digest says nothing of what is in it" >&2; exit 1; }; \
+	echo "$(TARGET)/mailbell.oci.tar: the same from a clone in another folder"
+
 # What runs beside Mailbell on the cluster of the tests.
 .PHONY: cluster-images
 cluster-images: nats nodes
@@ -100,8 +118,11 @@ test: tools kube prev ## All tests, on a real Dovecot, real nats-servers and a r
 E2E := cargo test --workspace --features mailbell/failpoints,mailbell-test-cluster/e2e,mailbell-tests/e2e
 ON_CLUSTER := MAILBELL_BIN=$(abspath $(STATIC)) $(E2E) --test kubernetes -- --test-threads 1 --nocapture
 
+# One test is tried while something is written; all of them are for a commit.
+COMMITTED := $(if $(TEST),,committed)
+
 .PHONY: e2e
-e2e: nodes e2e-prev e2e-images ## Tests on a Kubernetes with nodes and pods, or one (make e2e TEST=guide): as root (tests/cluster/README.md)
+e2e: $(COMMITTED) nodes e2e-prev e2e-images $(COMMITTED:committed=image-again) ## Tests on a Kubernetes with nodes, or one: make e2e TEST=guide
 	$(E2E) --test nodes -- --test-threads 1 $(TEST)
 	$(ON_CLUSTER) $(TEST)
 
