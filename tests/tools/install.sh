@@ -147,7 +147,7 @@ kube() {
     definitions
 }
 
-# Of the Gateway API and of the Prometheus operator, as their modules carry them (7 MB).
+# Of the Gateway API, of the Prometheus operator and of cert-manager, as their modules carry them (11 MB).
 definitions() {
     local sums="$root/tests/cluster/tools/definitions" folder="$root/.tools/definitions" staging module file
     # Newer than their releases, and than the list below.
@@ -164,6 +164,7 @@ definitions() {
 sigs.k8s.io/gateway-api config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml
 github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml
 github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml
+github.com/cert-manager/cert-manager deploy/crds/cert-manager.io_certificates.yaml
 END
     rm -rf "$folder"
     mv "$staging" "$folder"

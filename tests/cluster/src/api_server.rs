@@ -320,7 +320,8 @@ impl ApiServer {
         Ok(path)
     }
 
-    /// The folder with definitions of others' custom resources, one a file of YAML: of the Gateway API and of the Prometheus operator.
+    /// The folder with definitions of others' custom resources, one a file of YAML: of the Gateway API, of the Prometheus
+    /// operator and of cert-manager.
     #[must_use]
     pub fn definitions(&self) -> &Path {
         self.binaries.definitions()

@@ -147,7 +147,7 @@ pub(crate) async fn define(client: &Client, definitions: Vec<CustomResourceDefin
     }
 }
 
-/// Of the Gateway API and of the Prometheus operator.
+/// Of the Gateway API, of the Prometheus operator and of cert-manager.
 pub(crate) fn definitions_of_others(server: &ApiServer) -> Vec<CustomResourceDefinition> {
     let files = std::fs::read_dir(server.definitions())
         .unwrap()
