@@ -42,7 +42,7 @@ pub enum Needs {
     Server,
     /// What nodes and controllers do.
     Nodes,
-    /// What cert-manager does, which no cluster here has.
+    /// What cert-manager does, which no cluster here has: a test does its part.
     CertManager,
 }
 

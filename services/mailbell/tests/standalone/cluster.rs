@@ -47,13 +47,17 @@ impl Cluster {
     /// Those that the binary prints, once the server knows them.
     pub(crate) async fn definitions(&self, machine: &Machine) {
         self.apply(&text(&machine.run(&["crds"]).stdout)).await;
-        let wait = [
-            "wait",
-            "--for=condition=Established",
+        self.known(&[
             "crd/mailbells.mailbell.dev",
             "crd/mailaccounts.mailbell.dev",
-            "--timeout=60s",
-        ];
+        ])
+        .await;
+    }
+
+    /// Waits until the server knows these definitions.
+    pub(crate) async fn known(&self, definitions: &[&str]) {
+        let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
+        let wait = [&wait, definitions].concat();
         // It fails where no condition is there yet.
         let established = async { while !self.tool("kubectl", &wait).await.0 {} };
         tokio::time::timeout(LIMIT, established).await.unwrap();

@@ -1,20 +1,21 @@
 //! The commands of `docs/operating.md`, as a person copies them, on a real Kubernetes API server.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use clap::Parser as _;
 use mailbell::cli::Cli;
 use mailbell_test_cluster::guide::{Block, Needs, blocks, prepare};
-use mailbell_test_servers::Authority;
+use mailbell_test_servers::{Authority, Certificate};
+use serde_json::json;
 
 use crate::{cluster::Cluster, machine::text};
 
-/// What only `make e2e` runs, or nobody, is read by the shell, and by the command, at least.
+/// What only `make e2e` runs is read by the shell, and by the command, at least.
 #[test]
 fn commands_that_need_nodes_are_such_as_the_shell_and_the_binary_take() {
     let blocks = blocks().unwrap();
     let mut seen = 0;
-    let others = blocks.iter().filter(|block| block.needs != Needs::Server);
+    let others = blocks.iter().filter(|block| block.needs == Needs::Nodes);
     for block in others {
         let read = Command::new("bash")
             .args(["-n", "-c", &block.script])
@@ -39,7 +40,8 @@ fn commands_that_need_nodes_are_such_as_the_shell_and_the_binary_take() {
     assert!(seen >= 6, "{seen}");
 }
 
-/// In the order of the page, each in the same folder.
+/// In the order of the page, each in the same folder. What there has to be before some of them, or comes of them, is made beside: nobody
+/// is here who would.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
     let Some(cluster) = Cluster::start().await else {
@@ -49,11 +51,24 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
     prepare(folder.path(), &Authority::new()).unwrap();
     let [kubernetes, helm] = cluster.server.programs();
     let path = format!("{}:{}:/usr/bin:/bin", kubernetes.display(), helm.display());
+    define_certificates(&cluster).await;
     let blocks = blocks().unwrap();
-    let run = blocks.iter().filter(|block| block.needs == Needs::Server);
+    let run = blocks.iter().filter(|block| block.needs != Needs::Nodes);
     let run: Vec<&Block> = run.collect();
     assert!(run.len() > 10, "{}", run.len());
+    let mut issued = None;
+    let mut done = 0;
     for block in run {
+        let has = |words: &str| block.script.contains(words);
+        if has("\"finalizers\":null") {
+            let held = r#"{"metadata":{"finalizers":["mailbell.dev/account"]}}"#;
+            in_mail(&cluster, "patch mailaccount info --type=merge -p", &[held]).await;
+            in_mail(&cluster, "delete mailaccount info --wait=false", &[]).await;
+        }
+        if has("helm uninstall mailbell ") {
+            let test = ["test", "mailbell", "--namespace", "mail", "--timeout", "1s"];
+            assert!(!cluster.tool("helm", &test).await.0, "no node runs it");
+        }
         let output = Command::new("bash")
             .args(["-euo", "pipefail", "-c", &block.script])
             .current_dir(folder.path())
@@ -65,14 +80,75 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
             .unwrap();
         let said = text(&output.stdout) + &text(&output.stderr);
         assert!(output.status.success(), "{}: {said}", block.script);
+        // What a patch says of it, and drops.
+        assert!(!said.contains("unknown field"), "{}: {said}", block.script);
+        if has("kind: Certificate") {
+            issued = Some(issue(&cluster).await);
+            done += 1;
+        }
+        if has("certificate/own-nats-tls") {
+            let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+            let issued = issued.as_ref().unwrap();
+            assert_eq!(read("nats-ca.crt"), issued.authority_pem);
+            assert_eq!(read("nats.crt"), issued.certificate_pem);
+            assert_eq!(read("nats.key"), issued.key_pem);
+            done += 1;
+        }
+        if has("\"finalizers\":null") {
+            let left = in_mail(&cluster, "get mailaccounts --output=name", &[]).await;
+            assert_eq!(left, "");
+            done += 1;
+        }
     }
+    assert_eq!(done, 3);
     // Everything is gone but what somebody else may need.
     let left = cluster.kubectl(&[
         "get",
-        "crds,clusterroles,secrets,deployments",
+        "crds,clusterroles,secrets,deployments,pods",
         "--namespace",
         "mail",
     ]);
     let left = left.await;
     assert!(!left.contains("mailbell"), "{left}");
+}
+
+async fn in_mail(cluster: &Cluster, words: &str, more: &[&str]) -> String {
+    let mut all = vec!["--namespace", "mail"];
+    all.extend(words.split(' '));
+    all.extend(more);
+    cluster.kubectl(&all).await
+}
+
+async fn define_certificates(cluster: &Cluster) {
+    let file = cluster
+        .server
+        .definitions()
+        .join("cert-manager.io_certificates.yaml");
+    cluster.apply(&fs::read_to_string(file).unwrap()).await;
+    cluster.known(&["crd/certificates.cert-manager.io"]).await;
+}
+
+/// Does the part of cert-manager: what is wanted lies in the Secret, and the Certificate says so.
+async fn issue(cluster: &Cluster) -> Certificate {
+    let wanted = "jsonpath={.spec.secretName} {.spec.dnsNames[*]}";
+    let wanted = in_mail(cluster, "get certificate own-nats-tls --output", &[wanted]).await;
+    let (secret, names) = wanted.split_once(' ').unwrap();
+    let names: Vec<&str> = names.split(' ').collect();
+    let issued = Authority::new().certificate(&names);
+    let secret = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": secret, "namespace": "mail" },
+        "type": "kubernetes.io/tls",
+        "stringData": {
+            "ca.crt": issued.authority_pem,
+            "tls.crt": issued.certificate_pem,
+            "tls.key": issued.key_pem,
+        },
+    });
+    cluster.apply(&secret.to_string()).await;
+    let ready = r#"{"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
+    let patch = "patch certificate own-nats-tls --subresource=status --type=merge -p";
+    in_mail(cluster, patch, &[ready]).await;
+    issued
 }

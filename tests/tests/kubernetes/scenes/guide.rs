@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
 
-use mailbell_test_cluster::in_private_network;
+use mailbell_test_cluster::{guide::blocks, in_private_network};
 use mailbell_tests::leaks::SUBJECT;
 
 use crate::{
@@ -47,6 +47,7 @@ fn the_guide_is_followed_to_its_end() {
         reader.tell_of_a_provider().await;
         reader.bring_secrets().await;
         reader.look().await;
+        reader.lose_disks().await;
         reader.put_key_ring_back().await;
         reader.remove_what_was_left().await;
         reader.uninstall().await;
@@ -200,6 +201,17 @@ impl Reader {
         assert!(said.contains(patched), "{said}");
         self.runs(TAG).await;
         self.assert_told().await;
+
+        // As if that had expired: the next one is of an authority that nobody trusts yet.
+        let blocks = blocks().unwrap();
+        let by_hand = |script: &&str| script.contains("-CA nats-ca.crt");
+        let mut scripts = blocks.iter().map(|block| block.script.as_str());
+        self.terminal.run(scripts.find(by_hand).unwrap()).await;
+        let said = self.through("tls.crt=nats.crt").await;
+        assert!(said.contains(patched), "{said}");
+        self.through("delete pod --selector").await;
+        self.runs(TAG).await;
+        self.assert_told().await;
     }
 
     async fn look(&mut self) {
@@ -213,6 +225,33 @@ impl Reader {
         assert!(canary.is_some(), "{said}");
     }
 
+    /// Of one server, and then of all.
+    async fn lose_disks(&mut self) {
+        let disk = "get pvc data-main-nats-1 -o jsonpath={.spec.volumeName}";
+        let lost = self.kubectl(disk).await;
+        self.through("delete pvc data-main-nats-1").await;
+        self.runs(TAG).await;
+        assert_ne!(self.kubectl(disk).await, lost);
+        self.assert_told().await;
+
+        let account = "get mailaccount info -o jsonpath={.status.account}";
+        let lost = self.kubectl(account).await;
+        // Its account and its token are among what is gone.
+        self.device = None;
+        self.through("kubectl apply -f mailbell.yaml").await;
+        self.runs(TAG).await;
+        self.until("what is declared is registered again", async || {
+            self.kubectl(account).await != lost
+        })
+        .await;
+        self.until("it is watched", async || {
+            self.reason("mailaccount info").await.starts_with("True")
+        })
+        .await;
+        // Its pod is another one.
+        self.forward_again().await;
+    }
+
     /// What is in the backup must be all that was in the Secret.
     async fn put_key_ring_back(&mut self) {
         let ring = "get secret main-key-ring -o jsonpath={.data}";
@@ -220,6 +259,10 @@ impl Reader {
         let empty = r#"patch secret main-key-ring --type=merge -p {"data":null}"#;
         self.kubectl(empty).await;
         self.through("--from-file=key.ring").await;
+        assert_eq!(self.kubectl(ring).await, whole);
+        // What would fill an empty one leaves it.
+        self.through(r#""env":[]"#).await;
+        self.runs(TAG).await;
         assert_eq!(self.kubectl(ring).await, whole);
     }
 
@@ -235,8 +278,7 @@ impl Reader {
         })
         .await;
         self.kubectl("delete mailaccount info --wait=false").await;
-        let free = r#"patch mailaccount info --type=merge -p {"metadata":{"finalizers":null}}"#;
-        self.kubectl(free).await;
+        self.through(r#""finalizers":null"#).await;
         self.kubectl("scale deployment mailbell-operator --replicas=2")
             .await;
         let left = "get mailbell main -o jsonpath={.status.leftAccounts.ids}";
@@ -278,6 +320,11 @@ impl Reader {
         let own: BTreeSet<String> = own.map(ToOwned::to_owned).into();
         let left = self.names(kinds).await;
         assert_eq!(left, &own | &kept());
+        let provider = "mailprovider.mailbell.dev/example";
+        assert_eq!(
+            self.names("mailproviders").await,
+            [provider.to_owned()].into()
+        );
         self.through("kubectl delete crd").await;
         assert_eq!(self.names(kinds).await, own);
         self.through("kubectl delete namespace mail").await;

@@ -199,7 +199,7 @@ fn judge(account: &MailAccount, now: Timestamp) -> Judged {
                 "has been going for {} minutes, and is still there: {why}",
                 age / 60
             ),
-            "see whether the operator works: it takes the finalizer off. docs/operating.md, Uninstall, says how to do without"
+            "see whether the operator works: it takes the finalizer off. docs/operating.md, What to do when, says how to do without"
                 .to_owned(),
         ));
     }
