@@ -42,14 +42,18 @@ pub enum Needs {
     Server,
     /// What nodes and controllers do.
     Nodes,
+    /// That nobody has the certificates yet.
+    NoCertificates,
     /// What cert-manager does, which no cluster here has: a test does its part.
     CertManager,
+    /// A registry, which no test has.
+    Registry,
 }
 
 /// All blocks, in the order of the page.
 ///
 /// # Errors
-/// When the page cannot be read, or has a block that is marked otherwise than `sh`, `sh nodes` or `sh cert-manager`.
+/// When the page cannot be read, or has a block that is marked otherwise than `sh`, or `sh` and one of the above.
 pub fn blocks() -> io::Result<Vec<Block>> {
     let page = fs::read_to_string(root().join("docs/operating.md"))?;
     let fenced = page.split("\n```").skip(1).step_by(2);
@@ -57,7 +61,9 @@ pub fn blocks() -> io::Result<Vec<Block>> {
         let (script, needs) = match text.split_once('\n') {
             Some(("sh", script)) => (script, Needs::Server),
             Some(("sh nodes", script)) => (script, Needs::Nodes),
+            Some(("sh no-certificates", script)) => (script, Needs::NoCertificates),
             Some(("sh cert-manager", script)) => (script, Needs::CertManager),
+            Some(("sh registry", script)) => (script, Needs::Registry),
             _ => return Err(io::Error::other(format!("a block of: {text}"))),
         };
         Ok(Block {
@@ -68,11 +74,11 @@ pub fn blocks() -> io::Result<Vec<Block>> {
     fenced.map(block).collect()
 }
 
-/// Puts into the folder what the page has there: the charts, certificates, and passwords.
+/// Puts into the folder what the page has there: the charts, and passwords.
 ///
 /// # Errors
 /// What the system says.
-pub fn prepare(folder: &Path, authority: &Authority) -> io::Result<()> {
+pub fn prepare(folder: &Path) -> io::Result<()> {
     let charts = root().join("charts");
     let copied = Command::new("cp")
         .arg("-r")
@@ -81,6 +87,17 @@ pub fn prepare(folder: &Path, authority: &Authority) -> io::Result<()> {
     if !copied.success() {
         return Err(io::Error::other("the charts cannot be copied"));
     }
+    for name in PASSWORD_FILES {
+        write_secret(&folder.join(name), &format!("{PASSWORD}\n"))?;
+    }
+    Ok(())
+}
+
+/// The certificates of the page too, of the authority that the mail server's is of.
+///
+/// # Errors
+/// What the system says.
+pub fn certify(folder: &Path, authority: &Authority) -> io::Result<()> {
     let keep = |name: &str, certificate: &Certificate| {
         let key = folder.join(format!("{name}.key"));
         let certificate_file = folder.join(format!("{name}.crt"));
@@ -92,11 +109,7 @@ pub fn prepare(folder: &Path, authority: &Authority) -> io::Result<()> {
     keep("push", &authority.certificate(&push))?;
     let admin = authority.certificate(&["main-admin.mail.svc", "localhost"]);
     keep("admin", &admin)?;
-    fs::write(folder.join("admin-ca.crt"), &admin.authority_pem)?;
-    for name in PASSWORD_FILES {
-        write_secret(&folder.join(name), &format!("{PASSWORD}\n"))?;
-    }
-    Ok(())
+    fs::write(folder.join("admin-ca.crt"), &admin.authority_pem)
 }
 
 /// The mail server of the page, beside a cluster: pods find it if they are told its name.

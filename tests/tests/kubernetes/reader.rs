@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use mailbell_test_cluster::{
     Cluster, ClusterOptions, archive,
-    guide::{Block, MAIL_HOST, MailServer, Needs, PUSH_HOST, USERS, blocks, prepare},
+    guide::{Block, MAIL_HOST, MailServer, Needs, PUSH_HOST, USERS, blocks, certify, prepare},
 };
 use mailbell_test_servers::Authority;
 use mailbell_tests::{
@@ -63,12 +63,13 @@ impl Reader {
         let mail = MailServer::start(&authority).await.unwrap();
         let outside = format!("{} {PUSH_HOST} {MAIL_HOST}", Cluster::OUTSIDE);
         let mut terminal = Terminal::open(&cluster, &format!("127.0.0.1 localhost\n{outside}\n"));
-        prepare(terminal.folder(), &authority).unwrap();
+        prepare(terminal.folder()).unwrap();
+        certify(terminal.folder(), &authority).unwrap();
         // Who signs certificates is known to nobody else.
         let trust = "export MAILBELL_CA=admin-ca.crt MAILBELL_IMAP_CA=admin-ca.crt";
         terminal.run(trust).await;
         let mut blocks = blocks().unwrap();
-        blocks.retain(|block| block.needs != Needs::CertManager);
+        blocks.retain(|block| matches!(block.needs, Needs::Server | Needs::Nodes));
         let mut reader = Self {
             device: None,
             terminal,

@@ -15,7 +15,7 @@ use crate::{cluster::Cluster, machine::text};
 fn commands_that_need_nodes_are_such_as_the_shell_and_the_binary_take() {
     let blocks = blocks().unwrap();
     let mut seen = 0;
-    let others = blocks.iter().filter(|block| block.needs == Needs::Nodes);
+    let others = blocks.iter().filter(|block| !without_nodes(block));
     for block in others {
         let read = Command::new("bash")
             .args(["-n", "-c", &block.script])
@@ -40,6 +40,13 @@ fn commands_that_need_nodes_are_such_as_the_shell_and_the_binary_take() {
     assert!(seen >= 6, "{seen}");
 }
 
+fn without_nodes(block: &Block) -> bool {
+    matches!(
+        block.needs,
+        Needs::Server | Needs::NoCertificates | Needs::CertManager
+    )
+}
+
 /// In the order of the page, each in the same folder. What there has to be before some of them, or comes of them, is made beside: nobody
 /// is here who would.
 #[tokio::test(flavor = "multi_thread")]
@@ -48,13 +55,12 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
-    prepare(folder.path(), &Authority::new()).unwrap();
+    prepare(folder.path()).unwrap();
     let [kubernetes, helm] = cluster.server.programs();
     let path = format!("{}:{}:/usr/bin:/bin", kubernetes.display(), helm.display());
     define_certificates(&cluster).await;
     let blocks = blocks().unwrap();
-    let run = blocks.iter().filter(|block| block.needs != Needs::Nodes);
-    let run: Vec<&Block> = run.collect();
+    let run: Vec<&Block> = blocks.iter().filter(|block| without_nodes(block)).collect();
     assert!(run.len() > 10, "{}", run.len());
     let mut issued = None;
     let mut done = 0;
@@ -101,6 +107,21 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
         }
     }
     assert_eq!(done, 3);
+    for (certificate, name) in [
+        ("push.crt", "push.example.org"),
+        ("admin.crt", "main-admin.mail.svc"),
+        ("admin.crt", "localhost"),
+    ] {
+        let output = Command::new("openssl")
+            .args(["verify", "-x509_strict", "-purpose", "sslserver"])
+            .args(["-CAfile", "admin-ca.crt", "-verify_hostname", name])
+            .arg(certificate)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
     // Everything is gone but what somebody else may need.
     let left = cluster.kubectl(&[
         "get",

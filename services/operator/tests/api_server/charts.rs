@@ -3,6 +3,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use mailbell_operator::crds;
+use serde_json::{Value, json};
 
 use crate::world::World;
 
@@ -83,4 +84,45 @@ async fn whoever_administers_a_namespace_installs_mailbell_in_it() {
     assert!(installed, "{said}");
     let (installed, said) = world.helm(&install).await;
     assert!(installed, "{said}");
+}
+
+/// docs/operating.md: what the values say is changed there, and what they do not say by whoever likes.
+#[tokio::test]
+async fn what_the_values_say_of_an_installation_is_changed_by_them_alone() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let spec = json!({
+        "watchers": { "scale": { "min": 1, "max": 10 } },
+        "gateways": { "tls": { "insecurePlaintext": true } },
+        "admin": { "tls": { "insecurePlaintext": true } },
+        "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "8Gi" } } },
+    });
+    let spec = format!("mailbell.spec={spec}");
+    let make = ["--set", "mailbell.create=true", "--set-json", &spec];
+    let install = [&["install", "mailbell", MAILBELL][..], &make].concat();
+    let (installed, said) = world.helm(&install).await;
+    assert!(installed, "{said}");
+    let patch = async |patch: Value| {
+        let patch = patch.to_string();
+        let arguments = ["patch", "mailbell", "main", "--type=merge", "-p", &patch];
+        let (patched, said) = world.kubectl(&arguments, "").await;
+        assert!(patched, "{said}");
+    };
+    let upgrade = async |more: &[&str]| {
+        let upgrade = ["upgrade", "mailbell", MAILBELL, "--reset-then-reuse-values"];
+        world.helm(&[&upgrade, more].concat()).await
+    };
+    patch(json!({ "spec": { "finishUpgrade": true } })).await;
+    let (upgraded, said) = upgrade(&[]).await;
+    assert!(upgraded, "{said}");
+    patch(json!({ "spec": { "watchers": { "scale": { "max": 20 } } } })).await;
+    let (upgraded, said) = upgrade(&[]).await;
+    let sentence = "conflict with \"kubectl-patch\"";
+    assert!(!upgraded && said.contains(sentence), "{said}");
+    let (upgraded, said) = upgrade(&["--set", "mailbell.spec.watchers.scale.max=20"]).await;
+    assert!(upgraded, "{said}");
+    let main = world.mailbells().get("main").await.unwrap();
+    assert!(main.spec.finish_upgrade);
+    assert_eq!(main.spec.watchers.scale.max, 20);
 }

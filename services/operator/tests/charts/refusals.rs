@@ -63,6 +63,18 @@ async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
             "installations: mail/main is in another namespace than the operator, which needs watchAllNamespaces: true",
         ),
         (
+            json!({ "watchAllNamespaces": true, "installations": ["main", "mail/main"] }),
+            "installations: mail/main is named twice",
+        ),
+        (
+            json!({ "installations": ["lease"] }),
+            "installations: the role mailbell-operator-lease is that of the operator's lease",
+        ),
+        (
+            json!({ "serviceAccount": { "name": "main-watcher" } }),
+            "serviceAccount.name: main-watcher is the account of pods of main",
+        ),
+        (
             json!({ "mailAccounts": { "passwordSecrets": ["main-key-ring"] } }),
             "mailAccounts.passwordSecrets: the operator must not read main-key-ring",
         ),

@@ -12,7 +12,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use mailbell_test_cluster::{
     Cluster, ClusterOptions,
-    guide::{MAIL_HOST, MailServer, PUSH_HOST, USERS, prepare},
+    guide::{MAIL_HOST, MailServer, PUSH_HOST, USERS, certify, prepare},
     in_private_network,
 };
 use mailbell_test_servers::Authority;
@@ -134,7 +134,8 @@ fn serve(state: PathBuf, up: Up) -> io::Result<()> {
         write_scripts(&fs::canonicalize(&state)?, &cluster, &mail, &up.mailbell)?;
         let guide = state.join("guide");
         fs::create_dir(&guide)?;
-        prepare(&guide, &authority)?;
+        prepare(&guide)?;
+        certify(&guide, &authority)?;
         let ready = cluster.folder().display().to_string();
         fs::write(state.join("ready.new"), ready)?;
         fs::rename(state.join("ready.new"), state.join("ready"))?;
