@@ -213,6 +213,11 @@ bench-sharing: nats ## Watchers that share 3,000 accounts: one is killed, all ar
 	cargo build --release -p mailbell -p mailbell-tests
 	$(RELEASE)/sharing $(BENCH)
 
+.PHONY: bench-devices
+bench-devices: tools ## By how much each device makes the memory of a gateway grow
+	cargo build --release -p mailbell -p mailbell-tests
+	$(RELEASE)/devices $(BENCH)
+
 .PHONY: bench-mail-accounts
 bench-mail-accounts: nats kube ## From 10 to 1,000 MailAccounts: until all are watched, the operator's requests and memory
 	MAILBELL_BENCH_MAIL_ACCOUNTS=$(or $(ACCOUNTS),1000) cargo test --release -p mailbell --test standalone many_mail_accounts -- --nocapture

@@ -161,7 +161,8 @@ pub struct Gateways {
     /// How many there may be.
     #[serde(default)]
     pub scale: Scale,
-    /// So many devices are meant for a pod; more devices make more pods. A pod takes twice as many while others are away. Unset: 20,000.
+    /// So many devices are meant for a pod; more devices make more pods. A pod takes twice as many while others are away, at some 60 KB of
+    /// memory each. Unset: 8,000.
     #[schemars(range(min = 1, max = 200_000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices_per_pod: Option<i32>,

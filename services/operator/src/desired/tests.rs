@@ -373,6 +373,21 @@ fn pods_read_the_secrets_that_are_named_and_no_others() {
     }
 }
 
+/// At 60 KB a device (docs/performance.md), and what it needs with none; beyond that it is killed with all of them.
+#[test]
+fn a_gateway_with_all_devices_that_it_may_have_stays_below_its_memory() {
+    use super::nats::bytes;
+    let (_, spec) = &installations()[0];
+    let all = templates(spec);
+    let (_, gateway) = all.iter().find(|(it, _)| it == "main-gateway").unwrap();
+    let container = &gateway["spec"]["containers"][0];
+    let env = container["env"].as_array().unwrap();
+    let most = env.iter().find(|it| it["name"] == "MAILBELL_MOST_DEVICES");
+    let most: u64 = most.unwrap()["value"].as_str().unwrap().parse().unwrap();
+    let limit = bytes(container["resources"]["limits"]["memory"].as_str().unwrap());
+    assert!(most * 60_000 + (32 << 20) <= limit, "{most}: {limit}");
+}
+
 /// What the operator sets is what the API server takes of no user.
 #[test]
 fn each_name_that_the_operator_uses_is_refused_to_users_and_no_other() {
