@@ -223,18 +223,35 @@ impl Found {
 /// What conditions say of a stage: the other way round than [`conditions`]. `None`: nothing is wrong with it, or something else is worse.
 #[must_use]
 pub fn said_of(stage: &str, conditions: &[Condition]) -> Option<Progress> {
-    let find = |kind: &str| conditions.iter().find(|it| it.type_ == kind);
-    let degraded = find("Degraded").filter(|it| it.status == "True")?;
-    let text = degraded.message.strip_prefix(&capital(stage))?;
-    let text = text.strip_prefix(": ")?.strip_suffix('.')?.to_owned();
-    match degraded.reason.as_str() {
+    let (reason, _, text) = degraded(conditions).filter(|(_, of, _)| *of == capital(stage))?;
+    let text = text.strip_suffix('.')?.to_owned();
+    match reason {
         "Impaired" => Some(Progress::Usable(text)),
         "Failed" => {
-            let serves = find("Ready").is_some_and(|it| it.status == "True");
+            let mut conditions = conditions.iter();
+            let serves = conditions.any(|it| it.type_ == "Ready" && it.status == "True");
             Some(Progress::Failed { text, serves })
         }
         _ => None,
     }
+}
+
+/// Which trouble conditions tell of: of what kind it is, and of which stage. Not how much of it there is, which changes all the time.
+/// `None`: nothing is wrong, or what is missing comes by itself.
+#[must_use]
+pub fn trouble(conditions: &[Condition]) -> Option<(&str, &str)> {
+    let (reason, stage, _) = degraded(conditions)?;
+    ["Impaired", "Failed"]
+        .contains(&reason)
+        .then_some((reason, stage))
+}
+
+/// Reason, stage and sentence of one that is degraded.
+fn degraded(conditions: &[Condition]) -> Option<(&str, &str, &str)> {
+    let mut conditions = conditions.iter();
+    let degraded = conditions.find(|it| it.type_ == "Degraded" && it.status == "True")?;
+    let (stage, text) = degraded.message.split_once(": ")?;
+    Some((&degraded.reason, stage, text))
 }
 
 /// The conditions that say it, each with the time since which it has its status.

@@ -102,7 +102,8 @@ pub struct ImapServer {
     /// Name or address of the server.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[^\s/@]+$"))]
     pub host: String,
-    /// Its port. Unset: 993 with TLS from the first byte, else 143.
+    /// Its port. Unset: 993 with TLS from the first byte, else 143. Where the cluster's network enforces policies, any other one needs a
+    /// NetworkPolicy of your own that lets watchers reach it.
     #[schemars(range(min = 1, max = 65535))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i32>,

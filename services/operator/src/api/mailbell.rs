@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,7 @@ use super::{
         name = "Version",
         type_ = "string",
         json_path = ".status.versions.running",
-        description = "The release that all pods run"
+        description = "The release that watchers and gateways run, or several while that changes"
     ),
     printcolumn(
         name = "Message",
@@ -62,6 +62,12 @@ use super::{
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Looked",
+        type_ = "date",
+        json_path = ".status.lookedAt",
+        description = "How long ago an operator has looked, within some minutes: more than ten, and none works"
     ),
     validation = Rule::new("self.metadata.name.matches('^[a-z][a-z0-9-]{0,31}$')")
         .message("the name is the name of the installation, and begins those of its services: a letter, then at most 31 letters, digits and dashes")
@@ -250,7 +256,8 @@ pub struct Service {
     pub load_balancer_source_ranges: Vec<String>,
 }
 
-/// Types of a service.
+/// Its type. `NodePort`: on a port of every node, whichever of them its pods run on; they do not see who calls. `LoadBalancer`: by one of
+/// the cloud, which sends callers to nodes with its pods only; they see who calls. Unset: `ClusterIP`, inside the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum ServiceType {
     /// Inside the cluster.
@@ -302,7 +309,7 @@ fn yes() -> bool {
 #[x_kube(validation = Rule::new("!has(self.otlpSample) || has(self.otlpEndpoint)")
     .message("otlpSample is of use with otlpEndpoint only"))]
 pub struct Telemetry {
-    /// What is logged: a level, or directives such as `info,mailbell_imap=debug`. Unset: `info`.
+    /// What is logged: a level, or directives such as `info,mailbell_imap=debug`. Unset: `info,async_nats=warn`.
     #[schemars(length(min = 1, max = 500))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
@@ -330,7 +337,7 @@ pub struct MailbellStatus {
     /// How many there are of what. Unset: not known now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
-    /// What runs.
+    /// What watchers and gateways run. Unset: not known now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
     /// Accounts whose MailAccounts are gone, and which are watched on. Unset: there are none.
@@ -340,6 +347,10 @@ pub struct MailbellStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1_000))]
     pub tenants: Vec<String>,
+    /// When an operator has looked; written anew after five minutes, if nothing else is. Older than ten: none works, and the rest of the
+    /// status may hold no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looked_at: Option<Time>,
 }
 
 /// Accounts that no MailAccount declares any more.
@@ -380,10 +391,10 @@ impl Counts {
     }
 }
 
-/// What runs.
+/// What watchers and gateways run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Versions {
-    /// The release of watchers and gateways, or several with commas during an upgrade.
+    /// Their release, or several with commas during an upgrade. Of admin processes and NATS servers it says nothing.
     pub running: String,
 }

@@ -64,8 +64,12 @@ fn three() -> i32 {
 /// NATS servers that the operator runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.nodes == oldSelf.nodes")
-    .message("the number of NATS servers cannot be changed: make another installation"))]
+#[x_kube(
+    validation = Rule::new("self.nodes == oldSelf.nodes")
+        .message("the number of NATS servers cannot be changed: make another installation"),
+    validation = Rule::new("!has(self.resources) || !has(self.pods) || !has(self.pods.resources)")
+        .message("say what NATS servers get once: in nats.managed.resources, or in nats.managed.pods.resources")
+)]
 pub struct ManagedNats {
     /// How many: 3 lose nothing when one of them does; 1 is for trying it out.
     #[x_kube(validation = Rule::new("self in [1, 3]").message("nodes must be 1 or 3"))]
@@ -88,7 +92,7 @@ pub struct ManagedNats {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "of_kubernetes::<Option<ResourceRequirements>>")]
     pub resources: Option<ResourceRequirements>,
-    /// Where they run. Their resources stand above.
+    /// Where they run. Their resources stand here or above, not in both.
     #[serde(default)]
     pub pods: Pods,
 }

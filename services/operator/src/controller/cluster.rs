@@ -11,7 +11,7 @@ use mailbell_core::event::cut;
 use serde_json::Value;
 
 use super::Error;
-use crate::desired::MANAGER;
+use crate::desired::{MANAGER, digest};
 
 /// Objects of one namespace.
 pub(super) struct Cluster<'a> {
@@ -150,7 +150,8 @@ fn event(is_good: bool, reason: &str, note: &str) -> Event {
         },
         reason: reason.to_owned(),
         note: Some(note.to_owned()),
-        action: "Reconcile".to_owned(),
+        // The recorder counts those that differ in the note alone as one, for some minutes, and keeps the note of the first.
+        action: format!("Reconcile-{}", digest(&note.into())),
         secondary: None,
     }
 }

@@ -68,7 +68,7 @@ use providers::Authorities;
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
 /// The longest wait before a look that failed is tried again.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Everything is looked at anyway, also if nothing was heard of it: what a watch has missed is found then.
+/// Everything is looked at anyway, also if nothing was heard of it: what a watch has missed is found then. So often a status says that it is.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
 
 /// How often is looked how many mailboxes and devices there are.

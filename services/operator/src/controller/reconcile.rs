@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -10,7 +13,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    Context, Error,
+    Context, Error, LOOK_AGAIN,
     cluster::{Cluster, Key, now, publish},
     load::{MAILBOXES, Pods, Sized},
     providers,
@@ -18,7 +21,7 @@ use super::{
 use crate::{
     api::{Mailbell, MailbellStatus},
     desired::{MANAGER, POLICY, REPLICAS, Stage, Wanted, desired},
-    progress::{self, Found, Progress, conditions},
+    progress::{self, Found, Progress, conditions, trouble},
 };
 
 /// Kinds of which there may be objects that are wanted no longer.
@@ -230,7 +233,14 @@ async fn remove_orphans(
     Ok(())
 }
 
-/// Writes the status, last, and only if it says something else than before; an event tells of a change of what a person cares about.
+/// Whether it is time to write that somebody looks, though there is nothing else to write. Clocks of leaders may differ.
+fn is_old(looked_at: Option<&Time>, now: Timestamp) -> bool {
+    let age = looked_at.map(|it| now.as_second().saturating_sub(it.0.as_second()));
+    let age = age.and_then(|seconds| u64::try_from(seconds).ok());
+    age.is_none_or(|seconds| seconds >= LOOK_AGAIN.as_secs())
+}
+
+/// Writes the status, last, and only if it says something else than before or is old; an event tells of a change of what a person cares about.
 async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(), Error> {
     let read = mailbell.status.clone().unwrap_or_default();
     // What was read may be older than what was last written, and each change is told once.
@@ -263,8 +273,16 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         versions,
         left_accounts,
         tenants,
+        looked_at: Some(Time(now)),
     };
-    if status == before && status == read {
+    let is_same = |other: &MailbellStatus| {
+        let looked_at = other.looked_at.clone();
+        MailbellStatus {
+            looked_at,
+            ..status.clone()
+        } == *other
+    };
+    if is_same(&before) && is_same(&read) && !is_old(read.looked_at.as_ref(), now) {
         return Ok(());
     }
     let name = mailbell.name_any();
@@ -284,16 +302,19 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
     context.loads.is_said(mailbell, status.clone());
     let ready = |all: &[Condition]| all.iter().find(|it| it.type_ == "Ready").cloned();
     let (old, new) = (ready(&before.conditions), ready(&status.conditions));
+    let is_bad = |reason: &str| ["Failed", "Impaired"].contains(&reason);
     let said = |condition: &Option<Condition>| {
         let condition = condition.as_ref()?;
         Some((condition.status.clone(), condition.reason.clone()))
     };
+    let is_other = || trouble(&before.conditions) != trouble(&status.conditions);
     if let Some(condition) = &new
-        && said(&old) != said(&new)
+        // One that is impaired for good has other troubles too.
+        && (said(&old) != said(&new) || (is_bad(&condition.reason) && is_other()))
     {
         let was_ready = old.as_ref().is_some_and(|old| old.status == "True");
         let is_lost = was_ready && condition.status == "False" && condition.reason != "Paused";
-        let is_good = !is_lost && !["Failed", "Impaired"].contains(&condition.reason.as_str());
+        let is_good = !is_lost && !is_bad(&condition.reason);
         let place = mailbell.object_ref(&());
         let (reason, note) = (&condition.reason, &condition.message);
         publish(&context.events, &place, is_good, reason, note).await;

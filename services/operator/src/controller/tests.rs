@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{Method, Request, Response, StatusCode};
+use k8s_openapi::jiff::Timestamp;
 use kube::client::Body;
 use serde_json::{Value, json};
 
@@ -331,5 +332,45 @@ async fn each_answer_has_a_class_and_is_asked_for_less_and_less_often() {
         assert_eq!(bench.ready(), RUNS);
         let (wait, _) = bench.look(Some((place, wrong))).await;
         assert_eq!(wait, Action::requeue(Duration::from_secs(2)), "{wrong:?}");
+    }
+}
+
+/// A list alone tells whether anybody leads, and that costs no write at each look.
+#[tokio::test(start_paused = true)]
+async fn that_somebody_looks_is_written_when_it_is_old_and_not_at_each_look() {
+    let bench = Bench::new();
+    let told = || {
+        let mut told = bench.server().objects[MAIN]["status"].clone();
+        let looked_at = told["lookedAt"].take();
+        (looked_at.as_str().unwrap().to_owned(), told)
+    };
+    bench.look(None).await;
+    let (_, before) = told();
+    // Nothing, something young, something old, and something of a clock that was far ahead.
+    for (age_s, is_written) in [
+        (None, false),
+        (Some(200), false),
+        (Some(300), true),
+        (Some(-900), true),
+    ] {
+        let as_it_was = age_s.map_or_else(
+            || told().0,
+            |age_s: i64| {
+                let then = cluster::now().as_second() - age_s;
+                Timestamp::from_second(then).unwrap().to_string()
+            },
+        );
+        bench.server().objects.get_mut(MAIN).unwrap()["status"]["lookedAt"] =
+            as_it_was.clone().into();
+        bench.look(None).await;
+        let (looked_at, said) = told();
+        assert_eq!(looked_at != as_it_was, is_written, "{age_s:?}");
+        assert_eq!(said, before);
+        let server = bench.server();
+        let statuses = server.of(&Method::PATCH).into_iter();
+        let statuses = statuses.filter(|path| path.ends_with("/status")).count();
+        assert_eq!(statuses, usize::from(is_written), "{age_s:?}");
+        // Of what is no change no event tells.
+        assert_eq!(server.of(&Method::POST), [""; 0], "{age_s:?}");
     }
 }

@@ -205,7 +205,7 @@ fn merge(into: &mut Value, from: Value) {
 }
 
 /// Ten letters of an object: another one, others.
-fn digest(object: &Value) -> String {
+pub(crate) fn digest(object: &Value) -> String {
     // Of the text, in which fields are sorted by name.
     let mut hasher = Fnv::default();
     hasher.write(object.to_string().as_bytes());

@@ -1,5 +1,7 @@
 //! Who may speak to whom. Where a cluster's network enforces no policies, these change nothing.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -27,6 +29,16 @@ const PRIVATE: [&[&str]; 2] = [
     &["fc00::/7"],
 ];
 
+/// The annotation that says of each rule by which a pod goes out what for, in their order.
+const EGRESS: &str = "mailbell.dev/egress";
+
+/// A rule by which a pod goes out.
+struct Out {
+    /// What it is for, and how far it goes.
+    why: String,
+    rule: Value,
+}
+
 pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
     let mut objects = vec![
         policy(wanted, Part::Gateway, &[HTTP_PORT, PUSH_PORT], None),
@@ -50,7 +62,7 @@ pub(super) fn objects(wanted: &Wanted<'_>) -> Vec<Value> {
 }
 
 /// Of a part of Mailbell itself: in, what it serves to anybody; out, names and NATS, traces of what serves, and what it has beside.
-fn policy(wanted: &Wanted<'_>, part: Part, serves: &[i32], more_out: Option<Value>) -> Value {
+fn policy(wanted: &Wanted<'_>, part: Part, serves: &[i32], more_out: Option<Out>) -> Value {
     let ingress: Vec<Value> = serves.iter().copied().map(from_anywhere).collect();
     let mut egress = vec![to_names(), to_nats(wanted)];
     if !serves.is_empty() && wanted.mailbell.spec.telemetry.otlp_endpoint.is_some() {
@@ -60,8 +72,11 @@ fn policy(wanted: &Wanted<'_>, part: Part, serves: &[i32], more_out: Option<Valu
     one(wanted, part, &ingress, &egress)
 }
 
-fn one(wanted: &Wanted<'_>, part: Part, ingress: &[Value], egress: &[Value]) -> Value {
+fn one(wanted: &Wanted<'_>, part: Part, ingress: &[Value], egress: &[Out]) -> Value {
+    let why: Vec<&str> = egress.iter().map(|out| out.why.as_str()).collect();
+    let egress: Vec<&Value> = egress.iter().map(|out| &out.rule).collect();
     let mut content = json!({
+        "metadata": { "annotations": { EGRESS: why.join("; ") } },
         "spec": {
             "podSelector": { "matchLabels": wanted.selector(part) },
             "policyTypes": ["Ingress", "Egress"],
@@ -91,7 +106,10 @@ fn nats(wanted: &Wanted<'_>) -> Value {
     ];
     let egress = [
         to_names(),
-        json!({ "to": servers, "ports": [tcp(ROUTE_PORT)] }),
+        Out {
+            why: "the NATS servers among themselves".to_owned(),
+            rule: json!({ "to": servers, "ports": [tcp(ROUTE_PORT)] }),
+        },
     ];
     one(wanted, Part::Nats, &ingress, &egress)
 }
@@ -105,39 +123,44 @@ fn from_anywhere(port: i32) -> Value {
     json!({ "ports": [tcp(port)] })
 }
 
-fn to_names() -> Value {
+/// Wherever they are answered: a cluster's DNS is in another namespace, with other labels on each, or on the node.
+fn to_names() -> Out {
     let udp = |port: i32| json!({ "protocol": "UDP", "port": port });
     let ports: Vec<Value> = DNS_PORTS
         .map(udp)
         .into_iter()
         .chain(DNS_PORTS.map(tcp))
         .collect();
-    json!({ "ports": ports })
-}
-
-fn to_nats(wanted: &Wanted<'_>) -> Value {
-    let nats = &wanted.mailbell.spec.nats;
-    match &nats.external {
-        // Wherever it is: an address may be a name, and a name anything.
-        Some(external) => {
-            let ports: Vec<Value> = external.urls.iter().map(|url| tcp(port(url))).collect();
-            json!({ "ports": ports })
-        }
-        None => json!({
-            "to": [{ "podSelector": { "matchLabels": wanted.selector(Part::Nats) } }],
-            "ports": [tcp(CLIENT_PORT)],
-        }),
+    Out {
+        why: "names".to_owned(),
+        rule: json!({ "ports": ports }),
     }
 }
 
-/// Wherever it is: it is no pod, and its address is another one on each cluster.
-fn to_api_server(wanted: &Wanted<'_>) -> Value {
-    let ports = wanted.api_server_ports.iter();
-    let ports: Vec<Value> = ports.map(|port| tcp(i32::from(*port))).collect();
-    json!({ "ports": ports })
+fn to_nats(wanted: &Wanted<'_>) -> Out {
+    let nats = &wanted.mailbell.spec.nats;
+    match &nats.external {
+        // An address may be a name, and a name anything.
+        Some(external) => anywhere("NATS", external.urls.iter().map(|url| port(url))),
+        // Those that the operator runs are pods with known labels.
+        None => Out {
+            why: "NATS".to_owned(),
+            rule: json!({
+                "to": [{ "podSelector": { "matchLabels": wanted.selector(Part::Nats) } }],
+                "ports": [tcp(CLIENT_PORT)],
+            }),
+        },
+    }
 }
 
-fn to_collector(wanted: &Wanted<'_>) -> Value {
+/// It is no pod, and its address is another one on each cluster.
+fn to_api_server(wanted: &Wanted<'_>) -> Out {
+    let ports = wanted.api_server_ports.iter();
+    anywhere("the API server", ports.map(|port| i32::from(*port)))
+}
+
+/// Its address may be a name, of a pod here or of a service of somebody else's.
+fn to_collector(wanted: &Wanted<'_>) -> Out {
     let endpoint = wanted.mailbell.spec.telemetry.otlp_endpoint.as_deref();
     let endpoint = endpoint.unwrap_or_default();
     let explicit = endpoint.rsplit_once(':').and_then(|(_, port)| {
@@ -149,7 +172,19 @@ fn to_collector(wanted: &Wanted<'_>) -> Value {
     } else {
         80
     };
-    json!({ "ports": [tcp(explicit.unwrap_or(usual))] })
+    let port = explicit.unwrap_or(usual);
+    anywhere("the collector of traces", [port].into_iter())
+}
+
+/// Wherever it is: only its ports are known.
+fn anywhere(what: &str, ports: impl Iterator<Item = i32>) -> Out {
+    let ports: BTreeSet<i32> = ports.collect();
+    let named: Vec<String> = ports.iter().map(i32::to_string).collect();
+    let ports: Vec<Value> = ports.into_iter().map(tcp).collect();
+    Out {
+        why: format!("{what} on {}, wherever it is", named.join(" and ")),
+        rule: json!({ "ports": ports }),
+    }
 }
 
 fn port(url: &str) -> i32 {
@@ -159,7 +194,7 @@ fn port(url: &str) -> i32 {
 
 /// Mail servers are anywhere, but where the user does not allow them: an account names a host, and a name may lead anywhere. Ports of
 /// IMAP only: others are left to the user's own policies.
-fn to_mail_servers(wanted: &Wanted<'_>) -> Value {
+fn to_mail_servers(wanted: &Wanted<'_>) -> Out {
     let private = !wanted.mailbell.spec.watchers.allow_private_hosts;
     let block = |all: &str, version: usize| {
         let mut except = LINK_LOCAL
@@ -172,5 +207,14 @@ fn to_mail_servers(wanted: &Wanted<'_>) -> Value {
         }
         json!({ "ipBlock": { "cidr": all, "except": except } })
     };
-    json!({ "to": [block("0.0.0.0/0", 0), block("::/0", 1)], "ports": IMAP_PORTS.map(tcp) })
+    let [tls, plain] = IMAP_PORTS;
+    let excepted = if private {
+        "link-local addresses and private networks"
+    } else {
+        "link-local addresses"
+    };
+    Out {
+        why: format!("mail servers on {tls} and {plain}, {excepted} excepted"),
+        rule: json!({ "to": [block("0.0.0.0/0", 0), block("::/0", 1)], "ports": IMAP_PORTS.map(tcp) }),
+    }
 }

@@ -295,3 +295,36 @@ fn what_conditions_say_of_a_stage_is_found_in_them_again() {
         assert_eq!(said(&progress, Progress::Done), None);
     }
 }
+
+#[test]
+fn a_trouble_is_the_same_whatever_its_numbers_are() {
+    let said = |stage: &'static str, progress: Progress| {
+        let all = say_after(&found(&[(stage, progress)], false), &[]);
+        trouble(&all).map(|(kind, stage)| format!("{kind} {stage}"))
+    };
+    let usable = |ready| Progress::Usable(text(ready, 4));
+    let failed = |ready| Progress::Failed {
+        text: text(ready, 4),
+        serves: true,
+    };
+    for ready in [2, 3] {
+        let impaired = Some("Impaired The watchers".to_owned());
+        assert_eq!(said("the watchers", usable(ready)), impaired);
+        let has_failed = Some("Failed The watchers".to_owned());
+        assert_eq!(said("the watchers", failed(ready)), has_failed);
+        let elsewhere = Some("Impaired The gateways".to_owned());
+        assert_eq!(said("the gateways", usable(ready)), elsewhere);
+    }
+    // What comes by itself is none, also where it was there before.
+    for progress in [
+        Progress::Done,
+        Progress::Changing(one()),
+        Progress::Waiting(one()),
+    ] {
+        assert_eq!(said("the watchers", progress), None);
+    }
+    let runs = say_after(&found(&[nats(Progress::Done)], false), &[]);
+    let down = say_after(&found(&[nats(Progress::Waiting(one()))], false), &runs);
+    assert_eq!(words(&down)[2], "True Down The NATS servers: 1 of 3.");
+    assert_eq!(trouble(&down), None);
+}

@@ -229,7 +229,7 @@ impl World {
         self.once(look, begin).await
     }
 
-    async fn says<K>(&self, object: &K, status: Value)
+    pub(crate) async fn says<K>(&self, object: &K, status: Value)
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone

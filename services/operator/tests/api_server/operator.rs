@@ -3,12 +3,16 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
-    batch::v1::Job,
-    coordination::v1::Lease,
-    core::v1::{ConfigMap, Event, Service},
-    networking::v1::NetworkPolicy,
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        batch::v1::Job,
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Event, Service},
+        networking::v1::NetworkPolicy,
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::SignedDuration,
 };
 use kube::{
     Api, Resource as _, ResourceExt as _,
@@ -402,6 +406,38 @@ async fn a_route_is_there_while_it_is_wanted_and_the_cluster_knows_routes() {
     };
     world.once(gone, "the end of the route").await;
     assert!(routes.get_opt("theirs").await.unwrap().is_some());
+    operator.stop().await;
+}
+
+/// Who reads a list sees whether what stands in it is of today, also while nothing happens.
+#[tokio::test]
+async fn a_list_tells_that_somebody_looks() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let operator = world.with_installation().await;
+    let status = async || world.mailbells().get("main").await.unwrap().status.unwrap();
+    let before = status().await;
+    let looked_at = before.looked_at.clone().unwrap();
+    // As it is after some minutes.
+    let old = Time(looked_at.0 - SignedDuration::from_mins(6));
+    let aged = Patch::Merge(json!({ "status": { "lookedAt": old } }));
+    let (api, params) = (world.mailbells(), PatchParams::default());
+    api.patch_status("main", &params, &aged).await.unwrap();
+    let moved = || async {
+        let now = status().await;
+        (now.looked_at.as_ref()? >= &looked_at).then_some(now)
+    };
+    let now = world.once(moved, "another look").await;
+    assert_eq!(
+        (now.conditions, now.observed_generation),
+        (before.conditions, before.observed_generation)
+    );
+    let (_, listed) = world.kubectl(&["get", "mailbells"], "").await;
+    let mut lines = listed.lines();
+    assert!(lines.next().unwrap().ends_with("LOOKED"), "{listed}");
+    let ago = lines.next().unwrap().split_whitespace().last().unwrap();
+    assert!(ago.ends_with('s'), "{listed}");
     operator.stop().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Event};
 use kube::api::ListParams;
 use mailbell_operator::controller::LOAD_EVERY;
 use serde_json::json;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     actors::{IMAGE, Operator},
     fake_admin::{FakeAdmin, TOKEN},
-    world::{World, mailbell},
+    world::{World, mailbell, with},
 };
 
 /// As long as the alert waits.
@@ -85,6 +85,72 @@ async fn ready_is_not_said_of_mailboxes_that_nobody_watches() {
         (told == [warning("Failed"), warning("Impaired")]).then_some(())
     };
     world.once(told, "an event a change").await;
+    operator.stop().await;
+}
+
+/// One that is impaired for a long time, as where a pod has no room, is not silent about what comes meanwhile.
+#[tokio::test]
+async fn each_trouble_has_an_event_and_its_numbers_have_none() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    world
+        .secret("main-operator-token", json!({ "token": TOKEN }))
+        .await;
+    let admin = FakeAdmin::start(None);
+    admin.watches(20, 0, Duration::ZERO);
+    let operator = Operator::start_with(&world, "one", |options| {
+        options.admin_url = Some(admin.url("http"));
+        options.look_every = Duration::from_millis(100);
+    });
+    let scale = json!({ "min": 4, "max": 10 });
+    world
+        .create(&with(&mailbell(), "/spec/watchers/scale", scale))
+        .await;
+    world.is_installed(IMAGE).await;
+    world
+        .until_ready_says("True Running Everything runs.")
+        .await;
+    let watchers_are_ready = async |count: i32| {
+        let set: StatefulSet = world.there("main-watcher").await;
+        world.says(&set, json!({ "readyReplicas": count })).await;
+        format!("True Impaired The watchers: {count} of 4 pods of main-watcher are ready.")
+    };
+    for count in [3, 2] {
+        let said = watchers_are_ready(count).await;
+        world.until_ready_says(&said).await;
+    }
+    admin.watches(15, 5, LONG);
+    world
+        .until_ready_says("True Impaired The mailboxes: nobody watches 5 of 20: ")
+        .await;
+    let said = watchers_are_ready(3).await;
+    admin.watches(20, 0, Duration::ZERO);
+    world.until_ready_says(&said).await;
+    world.set_is_ready("main-watcher").await;
+    // The last event.
+    let told = || async {
+        let (events, params) = (world.api::<Event>(), ListParams::default());
+        let events = events.list(&params).await.unwrap().items.into_iter();
+        let about = |event: &Event| event.involved_object.kind.as_deref() == Some("Mailbell");
+        let (impaired, others): (Vec<_>, Vec<_>) = events
+            .filter(about)
+            .partition(|event| event.reason.as_deref() == Some("Impaired"));
+        let mut others = others.into_iter();
+        let runs_again = |it: Event| it.reason.as_deref() == Some("Running") && it.series.is_some();
+        others.any(runs_again).then_some(impaired)
+    };
+    let told = world.once(told, "that all runs again").await;
+    let mut told: Vec<_> = told.into_iter().filter_map(|it| it.message).collect();
+    told.sort();
+    let begins = told.iter().map(|it| it.split(": `").next().unwrap());
+    assert_eq!(
+        begins.collect::<Vec<_>>(),
+        [
+            "The mailboxes: nobody watches 5 of 20",
+            "The watchers: 3 of 4 pods of main-watcher are ready.",
+        ]
+    );
     operator.stop().await;
 }
 

@@ -42,6 +42,8 @@ pub(super) fn installations() -> [(&'static str, Value); 4] {
             { "name": "tmp", "mountPath": "/tmp" },
         ],
     });
+    let mut servers = pods.clone();
+    servers["resources"] = Value::Null;
     [
         (
             "usual",
@@ -56,7 +58,7 @@ pub(super) fn installations() -> [(&'static str, Value); 4] {
             json!({
                 "paused": true,
                 "generateSecrets": false,
-                "gateways": { "tls": plain },
+                "gateways": { "tls": plain, "service": { "type": "NodePort" } },
                 "admin": { "tls": plain, "tokenSecret": "tokens", "signingKeySecret": "signing" },
                 "nats": { "external": {
                     "urls": ["tls://a.example.org:4222", "tls://b.example.org:4333"],
@@ -118,7 +120,7 @@ pub(super) fn installations() -> [(&'static str, Value); 4] {
                     "usersSecret": "own-users",
                     "tls": { "secretName": "own-nats-tls" },
                     "resources": { "limits": { "memory": "4Gi" } },
-                    "pods": pods,
+                    "pods": servers,
                 } },
                 "telemetry": { "log": "debug", "otlpEndpoint": "http://collector:4317", "otlpSample": 0.25 },
             }),

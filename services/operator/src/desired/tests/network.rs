@@ -245,3 +245,49 @@ fn what_a_pod_needs_passes_the_policies_and_nothing_else() {
         );
     }
 }
+
+/// Whoever reads a policy is told of each rule what it is for, and nothing of it that is not so.
+#[test]
+fn each_way_out_says_what_it_is_for() {
+    let mut seen = BTreeSet::new();
+    for (name, spec) in installations() {
+        let policies = objects(&spec).into_iter();
+        for policy in policies.filter(|it| it["kind"] == "NetworkPolicy") {
+            let said = policy["metadata"]["annotations"]["mailbell.dev/egress"].as_str();
+            let said: Vec<&str> = said.unwrap().split("; ").collect();
+            let rules = list(&policy, "/spec/egress");
+            assert_eq!(said.len(), rules.len(), "{name}: {said:?}");
+            for (why, rule) in said.into_iter().zip(rules) {
+                let has_port = |port: &str| {
+                    let (port, mut ports) = (port.parse().ok(), list(rule, "/ports").iter());
+                    ports.any(|it| it["port"].as_u64() == port)
+                };
+                assert_eq!(why == "names", has_port("53"), "{why}: {rule}");
+                let words: Vec<&str> = why.split([' ', ',']).collect();
+                let mut numbers = words.into_iter().filter(|it| it.parse::<u16>().is_ok());
+                assert!(numbers.all(has_port), "{why}: {rule}");
+                let is_anywhere = why == "names" || why.ends_with("wherever it is");
+                assert_eq!(is_anywhere, list(rule, "/to").is_empty(), "{why}: {rule}");
+                let excepted = list(rule, "/to/0/ipBlock/except").iter();
+                let excepted: Vec<&str> = excepted.map(|it| it.as_str().unwrap()).collect();
+                let link_local = excepted.contains(&"169.254.0.0/16");
+                assert_eq!(why.contains("link-local"), link_local, "{why}: {rule}");
+                let private = excepted.contains(&"10.0.0.0/8");
+                assert_eq!(why.contains("private networks"), private, "{why}: {rule}");
+                seen.insert(why.to_owned());
+            }
+        }
+    }
+    let expected = [
+        "NATS",
+        "NATS on 4222 and 4333, wherever it is",
+        "NATS on 4222, wherever it is",
+        "mail servers on 993 and 143, link-local addresses and private networks excepted",
+        "mail servers on 993 and 143, link-local addresses excepted",
+        "names",
+        "the API server on 443 and 6443, wherever it is",
+        "the NATS servers among themselves",
+        "the collector of traces on 4317, wherever it is",
+    ];
+    assert_eq!(seen, expected.map(String::from).into());
+}
