@@ -77,6 +77,22 @@ impl Cluster {
         .await;
     }
 
+    /// Something else is wanted, and its operator says that it has seen it.
+    pub(crate) async fn change(&self, patch: &Value) {
+        let patch = patch.to_string();
+        let change = ["patch", "mailbell", "main", "--type=merge", "-p", &patch];
+        self.kubectl(&change).await;
+        let seen = [
+            "get",
+            "mailbell",
+            "main",
+            "--output=jsonpath={.metadata.generation}",
+        ];
+        let seen: i64 = self.kubectl(&seen).await.trim().parse().unwrap();
+        let status = json!({ "observedGeneration": seen });
+        self.status("mailbell/main", status).await;
+    }
+
     pub(crate) async fn left_accounts(&self, ids: Value) {
         let status = json!({ "leftAccounts": ids });
         self.status("mailbell/main", status).await;

@@ -53,7 +53,7 @@ pub(super) async fn examine(
             None => default_class(client).await,
         };
         let name = claim.name_any();
-        let warned = warnings::about(client, namespace, &claim.metadata).await;
+        let warned = warnings::about(client, namespace, &claim.metadata, None).await;
         let (why, advice) = unbound_why(class, &asked, warned);
         let others = match unbound.len() - 1 {
             0 => String::new(),
@@ -140,11 +140,11 @@ fn unbound_why(
         ),
         Seen::Missing if class.is_some() => (
             format!("{named} does not exist"),
-            "make that storage class, or delete the claim and name another one",
+            "make that storage class; another name needs the Mailbell made anew",
         ),
         Seen::Missing => (
             "it names no storage class, and the cluster has no default one".to_owned(),
-            "make a storage class the default one, or name one in nats.managed.storage.className",
+            "make a storage class the default one; naming one needs the Mailbell made anew",
         ),
         _ if warned.is_some() => (
             warned.unwrap_or_default(),
@@ -185,14 +185,14 @@ mod tests {
                 Seen::Missing,
                 warned(),
                 "the storage class fast does not exist",
-                "make that",
+                "another name needs the Mailbell made anew",
             ),
             (
                 None,
                 Seen::Missing,
                 Ok(None),
                 "the cluster has no default one",
-                "className",
+                "make a storage class the default one",
             ),
             (
                 Some(""),

@@ -13,6 +13,10 @@ use super::access::{Seen, seen};
 use crate::doctor::Report;
 
 const NAME: &str = "definitions";
+/// Without it there is nothing to look at.
+const MAILBELLS: &str = "mailbells.mailbell.dev";
+/// What to do where some are missing.
+pub(super) const INSTALL: &str = "helm upgrade --install mailbell-crds charts/mailbell-crds; or `mailbell crds | kubectl apply --server-side -f -`";
 /// So many fields are named.
 const NAMED: usize = 3;
 
@@ -30,17 +34,13 @@ pub(super) async fn examine(report: &mut Report, client: &Client) -> bool {
                 }
             }
             Seen::Missing => {
-                report.fail(
-                    NAME,
-                    format!("the cluster does not know {name}"),
-                    "install the chart mailbell-crds, or `mailbell crds | kubectl apply --server-side -f -`",
-                );
-                return false;
+                all_same = false;
+                unknown(report, &name);
+                if name == MAILBELLS {
+                    return false;
+                }
             }
-            Seen::Denied(why) => {
-                report.skipped(NAME, format!("you may not read them: {why}"));
-                return true;
-            }
+            Seen::Denied(why) => return served(report, client, &why).await,
             Seen::Failed(why) => {
                 report.fail(NAME, why, "look again");
                 return false;
@@ -51,6 +51,36 @@ pub(super) async fn examine(report: &mut Report, client: &Client) -> bool {
         report.ok(NAME, "are there, and of this release");
     }
     true
+}
+
+fn unknown(report: &mut Report, name: &str) {
+    report.fail(NAME, format!("the cluster does not know {name}"), INSTALL);
+}
+
+/// For who may not read them, and so not more than that they are there: which kinds it serves the API server tells everybody.
+async fn served(report: &mut Report, client: &Client, denied: &str) -> bool {
+    let mut missing = BTreeSet::new();
+    for ours in crds::definitions() {
+        for version in &ours.spec.versions {
+            let group = format!("{}/{}", ours.spec.group, version.name);
+            let known = match seen(client.list_api_group_resources(&group).await) {
+                Seen::There(found) => {
+                    let mut all = found.resources.iter();
+                    all.any(|it| it.name == ours.spec.names.plural)
+                }
+                Seen::Missing => false,
+                Seen::Denied(_) | Seen::Failed(_) => true,
+            };
+            if !known {
+                missing.insert(ours.name_any());
+            }
+        }
+    }
+    for name in &missing {
+        unknown(report, name);
+    }
+    report.skipped(NAME, format!("you may not read them: {denied}"));
+    !missing.contains(MAILBELLS)
 }
 
 /// How those of the cluster differ from those of this command.

@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{Pod, Secret},
-    jiff::Timestamp,
+    api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, Pod, Secret},
+    },
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use mailbell_operator::{
@@ -16,10 +19,10 @@ use serde_json::Value;
 use super::{
     MOST,
     access::{Seen, listed, seen},
-    certificate::{Use, judge},
+    certificate::{self, Use, judge},
     claims, nats,
-    pods::trouble,
-    workloads,
+    pods::{trouble, unstarted, waits},
+    services, warnings, workloads,
 };
 use crate::{doctor::Report, secrets::What};
 
@@ -31,16 +34,20 @@ pub(super) async fn examine(
     mailbell: &Mailbell,
     looks: &[nats::Answers],
 ) {
-    status(report, mailbell);
+    status(report, namespace, mailbell);
     left_accounts(report, mailbell);
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    needed_secrets(report, &secrets, mailbell).await;
-    let renewed_s = certificates(report, &secrets, mailbell, namespace).await;
     let labels = format!(
         "app.kubernetes.io/name=mailbell,app.kubernetes.io/instance={}",
         mailbell.name_any()
     );
     let params = ListParams::default().labels(&labels).limit(MOST);
+    let refill = refill(client, namespace, mailbell, &params).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    needed_secrets(report, &secrets, namespace, mailbell, &refill).await;
+    let roots = admin_roots(report, client, namespace, mailbell).await;
+    let shown = shown(mailbell, namespace, roots);
+    let renewed_s = certificates(report, &secrets, mailbell, shown, &refill).await;
+    services::examine(report, client, namespace, mailbell).await;
     claims::examine(report, client, namespace, mailbell, &params).await;
     let pods = pods(report, client, namespace, mailbell, &params).await;
     let pods = pods.as_deref();
@@ -48,7 +55,7 @@ pub(super) async fn examine(
 }
 
 /// What `kubectl get mailbells` shows, and what to do about it.
-fn status(report: &mut Report, mailbell: &Mailbell) {
+fn status(report: &mut Report, namespace: &str, mailbell: &Mailbell) {
     let name = mailbell.name_any();
     let finding = format!("installation {name}");
     let status = mailbell.status.as_ref();
@@ -71,7 +78,7 @@ fn status(report: &mut Report, mailbell: &Mailbell) {
         ("True", "Impaired") => report.warn(
             &finding,
             said,
-            "it serves; see to what is missing before more goes",
+            format!("it serves; {}", where_to_look(said, namespace, &name)),
         ),
         ("True", _) => report.ok(&finding, said),
         (_, "Paused") => report.warn(&finding, said, "set spec.paused to false to go on"),
@@ -83,9 +90,53 @@ fn status(report: &mut Report, mailbell: &Mailbell) {
         _ => report.fail(
             &finding,
             said,
-            "see to what is named; the operator tries again by itself",
+            format!(
+                "see to what is named, the operator tries again by itself; {}",
+                where_to_look(said, namespace, &name)
+            ),
         ),
     }
+}
+
+/// By what its sentence is about, which it begins with.
+fn where_to_look(said: &str, namespace: &str, name: &str) -> String {
+    let about = said.split_once(": ").map_or(said, |(about, _)| about);
+    match about {
+        "The mailboxes" => format!(
+            "kubectl --namespace {namespace} port-forward service/{name}-admin 7444, then `mailbell shards` with MAILBELL_ADMIN_URL, MAILBELL_ADMIN_TOKEN_FILE and MAILBELL_ADMIN_CA (docs/operating.md, What to do when) says what waits, and why"
+        ),
+        "The numbers of pods stay" => {
+            "until that is mended more mailboxes and devices get no more pods".to_owned()
+        }
+        "The policy" => {
+            format!("kubectl --namespace {namespace} get mailproviders says of each how it stands")
+        }
+        "The network" | "The end of the upgrade" => {
+            "see to what is missing before more goes".to_owned()
+        }
+        _ => "what is told of its pods, disks, Secrets and services says why".to_owned(),
+    }
+}
+
+/// How the job is run anew that fills Secrets: once it is done it sees none that is made again. Not that of the key ring, which would make
+/// another one.
+async fn refill(
+    client: &Client,
+    namespace: &str,
+    mailbell: &Mailbell,
+    params: &ListParams,
+) -> String {
+    let begin = format!("{}-secrets-", mailbell.name_any());
+    let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let jobs = jobs.list_metadata(params).await;
+    let jobs = jobs.map_or_else(|_| Vec::new(), |found| found.items);
+    let jobs = jobs.iter().filter(|job| job.name_any().starts_with(&begin));
+    // One before it may be there still.
+    let job = jobs.max_by_key(|job| job.metadata.creation_timestamp.clone());
+    let job = job.map_or_else(|| format!("{begin}…"), |job| job.name_any());
+    format!(
+        "kubectl --namespace {namespace} delete job {job}, which the operator makes again, and which fills what is empty"
+    )
 }
 
 /// Accounts that no MailAccount declares any more.
@@ -106,7 +157,13 @@ fn left_accounts(report: &mut Report, mailbell: &Mailbell) {
 }
 
 /// By name only: what is in them is nobody's business here.
-async fn needed_secrets(report: &mut Report, api: &Api<Secret>, mailbell: &Mailbell) {
+async fn needed_secrets(
+    report: &mut Report,
+    api: &Api<Secret>,
+    namespace: &str,
+    mailbell: &Mailbell,
+    refill: &str,
+) {
     let finding = format!("secrets {}", mailbell.name_any());
     let needed = secrets_of(mailbell);
     let mut missing = Vec::new();
@@ -128,13 +185,32 @@ async fn needed_secrets(report: &mut Report, api: &Api<Secret>, mailbell: &Mailb
     if missing.is_empty() {
         return report.ok(&finding, format!("all {} are there", needed.len()));
     }
-    let name = mailbell.name_any();
-    let mut advice = format!(
-        "make them; those called {name}-… come from the chart mailbell (its `installations`), by helm upgrade"
+    let said = format!("pods need what is not there: {}", missing.join(", "));
+    report.fail(
+        &finding,
+        said,
+        advice(mailbell, namespace, &missing, refill),
     );
-    let made = || format!("{name}-{}", What::KeyRing.as_str());
+}
+
+/// What to do about Secrets that are not there.
+fn advice(mailbell: &Mailbell, namespace: &str, missing: &[&str], refill: &str) -> String {
+    let name = mailbell.name_any();
+    let made = |what: What| format!("{name}-{}", what.as_str());
+    let mut advice = "make them".to_owned();
+    if mailbell.spec.generate_secrets {
+        advice += &format!(
+            "; those called {name}-… come from the chart mailbell (its `installations`): helm upgrade makes them empty. Fill them from a backup; or {refill}"
+        );
+        let of_nats = [made(What::NatsUsers), made(What::NatsTls)];
+        if of_nats.iter().any(|it| missing.contains(&it.as_str())) {
+            advice += &format!(
+                ". NATS servers read theirs when they start: if these are filled anew start all of them anew at once: kubectl --namespace {namespace} delete pods --selector app.kubernetes.io/instance={name},app.kubernetes.io/component=nats"
+            );
+        }
+    }
     let ring = mailbell.spec.watchers.key_ring_secret.clone();
-    let ring = ring.unwrap_or_else(made);
+    let ring = ring.unwrap_or_else(|| made(What::KeyRing));
     if missing.contains(&ring.as_str()) {
         let ring = format!(
             "{ring} has the keys of all passwords: put it back from its backup, and only without one have another made, by the chart mailbell or as you made it (docs/operating.md, What to do when)"
@@ -144,8 +220,7 @@ async fn needed_secrets(report: &mut Report, api: &Api<Secret>, mailbell: &Mailb
             _ => format!("{ring}. The others: {advice}"),
         };
     }
-    let said = format!("pods need what is not there: {}", missing.join(", "));
-    report.fail(&finding, said, advice);
+    advice
 }
 
 /// Whatever a pod mounts, has in its environment, or has its image pulled by.
@@ -191,7 +266,11 @@ fn names(value: &Value, found: &mut BTreeSet<String>) {
 }
 
 /// Whose certificates are shown to whom.
-fn shown(mailbell: &Mailbell, namespace: &str) -> BTreeMap<String, Vec<Use>> {
+fn shown(
+    mailbell: &Mailbell,
+    namespace: &str,
+    roots: Option<String>,
+) -> BTreeMap<String, Vec<Use>> {
     let (name, spec) = (mailbell.name_any(), &mailbell.spec);
     let mut all = BTreeMap::<String, Vec<Use>>::new();
     let mut add = |secret: String, it| all.entry(secret).or_default().push(it);
@@ -202,7 +281,10 @@ fn shown(mailbell: &Mailbell, namespace: &str) -> BTreeMap<String, Vec<Use>> {
         add(secret.clone(), Use::Outside);
         add(
             secret.clone(),
-            Use::Operator(format!("{name}-admin.{namespace}.svc")),
+            Use::Operator {
+                host: format!("{name}-admin.{namespace}.svc"),
+                roots,
+            },
         );
     }
     if let (Some(managed), Some(secret)) = (&spec.nats.managed, nats_certificate(mailbell)) {
@@ -213,22 +295,63 @@ fn shown(mailbell: &Mailbell, namespace: &str) -> BTreeMap<String, Vec<Use>> {
     all
 }
 
+/// Whom the operator trusts when it calls the admin API. `None`: the usual ones, or that cannot be known, which was reported.
+async fn admin_roots(
+    report: &mut Report,
+    client: &Client,
+    namespace: &str,
+    mailbell: &Mailbell,
+) -> Option<String> {
+    let admin = &mailbell.spec.admin;
+    let finding = certificate::finding(admin.tls.secret_name.as_ref()?);
+    let name = admin.ca_config_map.as_ref()?;
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let create =
+        format!("kubectl --namespace {namespace} create configmap {name} --from-file=ca.crt=FILE");
+    let uncalled = "which admin.caConfigMap names: the operator does not call the admin API";
+    match seen(api.get(name).await) {
+        Seen::There(found) => {
+            let roots = found.data.unwrap_or_default().remove("ca.crt");
+            if roots.is_none() {
+                report.warn(
+                    &finding,
+                    format!("there is no ca.crt in the ConfigMap {name}, {uncalled}"),
+                    format!("{create} --dry-run=client -o yaml | kubectl apply -f -"),
+                );
+            }
+            return roots;
+        }
+        Seen::Missing => report.warn(
+            &finding,
+            format!("there is no ConfigMap {name}, {uncalled}"),
+            create,
+        ),
+        Seen::Denied(why) => report.skipped(
+            &finding,
+            format!("whether the operator trusts it you may not see: {why}"),
+        ),
+        Seen::Failed(why) => report.fail(&finding, why, "look again"),
+    }
+    None
+}
+
 /// Of their keys only is looked whether they are those of the certificates. From when on that of the NATS servers is good, in seconds since
 /// 1970, where nothing is wrong with it.
 async fn certificates(
     report: &mut Report,
     api: &Api<Secret>,
     mailbell: &Mailbell,
-    namespace: &str,
+    shown: BTreeMap<String, Vec<Use>>,
+    refill: &str,
 ) -> Option<i64> {
     let of_nats = nats_certificate(mailbell);
     let mut renewed_s = None;
-    for (name, uses) in shown(mailbell, namespace) {
-        let finding = format!("certificate {name}");
+    for (name, uses) in shown {
+        let finding = certificate::finding(&name);
         match seen(api.get(&name).await) {
             Seen::There(secret) => {
-                let data = secret.data.unwrap_or_default();
-                let from_s = judge(report, &finding, &data, &uses, Timestamp::now().as_second());
+                let now_s = Timestamp::now().as_second();
+                let from_s = judge(report, &secret, &uses, refill, now_s);
                 renewed_s = renewed_s.or(from_s.filter(|_| of_nats.as_ref() == Some(&name)));
             }
             // Said above.
@@ -252,7 +375,18 @@ async fn pods(
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let all = listed(report, &finding, &api, params).await?;
     let refused = workloads::troubles(report, &finding, client, namespace, params).await;
-    let mut found: Vec<_> = all.iter().filter_map(trouble).collect();
+    let now = Timestamp::now();
+    let mut found = Vec::new();
+    for pod in &all {
+        if let Some(trouble) = trouble(pod, now) {
+            found.push(trouble);
+        } else if let Some(since) = waits(pod, now) {
+            // What kept it from getting a node has been overcome.
+            let placed = since.checked_add(SignedDuration::from_secs(1)).ok();
+            let why = warnings::about(client, namespace, &pod.metadata, placed).await;
+            found.extend(unstarted(pod, why));
+        }
+    }
     let seen_all = refused.is_some();
     found.extend(refused.into_iter().flatten());
     if found.is_empty() && seen_all {
@@ -265,4 +399,59 @@ async fn pods(
         report.add(&finding, it.verdict, it.said, it.advice);
     }
     Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn mailbell(generates: bool) -> Mailbell {
+        let managed = json!({ "image": "nats:2.12", "storage": { "size": "20Gi" } });
+        let plain = json!({ "tls": { "insecurePlaintext": true } });
+        let spec = json!({ "gateways": plain, "admin": plain, "nats": { "managed": managed }, "generateSecrets": generates });
+        let mailbell = json!({ "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell", "metadata": { "name": "main" }, "spec": spec });
+        serde_json::from_value(mailbell).unwrap()
+    }
+
+    #[test]
+    fn what_is_made_again_is_filled_again_and_no_key_ring_in_the_place_of_another() {
+        let refill = "kubectl --namespace mail delete job main-secrets-1";
+        let told =
+            |generates, missing: &[&str]| advice(&mailbell(generates), "mail", missing, refill);
+        let said = told(true, &["main-admin-token"]);
+        assert!(
+            said.contains(refill) && !said.contains("delete pods"),
+            "{said}"
+        );
+        // They have what was there before.
+        for of_nats in ["main-nats-users", "main-nats-tls"] {
+            let said = told(true, &["main-admin-token", of_nats]);
+            assert!(said.contains("component=nats"), "{said}");
+        }
+        let said = told(true, &["main-key-ring"]);
+        assert!(said.contains("from its backup"), "{said}");
+        for said in [said, told(false, &["main-admin-token"])] {
+            assert!(!said.contains("delete"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_an_installation_lacks_is_looked_for_where_it_is() {
+        let told = |said| where_to_look(said, "mail", "main");
+        for (said, words) in [
+            (
+                "The mailboxes: nobody watches 3 of 7.",
+                "port-forward service/main-admin 7444, then `mailbell shards`",
+            ),
+            ("The policy: no.", "get mailproviders"),
+            ("The watchers: 1 of 2.", "what is told of its pods"),
+            ("The numbers of pods stay: no.", "get no more pods"),
+            ("Something else.", "what is told of its pods"),
+        ] {
+            let advice = told(said);
+            assert!(advice.contains(words), "{advice}");
+        }
+    }
 }

@@ -10,10 +10,11 @@ mod nats;
 mod operator;
 mod pods;
 mod rights;
+mod services;
 mod warnings;
 mod workloads;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use kube::{Api, Client, Config, ResourceExt as _, api::ListParams};
 use mailbell_operator::api::Mailbell;
@@ -26,6 +27,8 @@ use access::{Seen, seen};
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
+/// So many names of a kind are told.
+const NAMED: usize = 5;
 /// So many objects of a kind are looked at.
 const MOST: u32 = 500;
 
@@ -89,18 +92,16 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
     if !definitions::examine(report, client).await {
         return;
     }
-    let operators = operator::examine(report, client, namespace).await;
     let api: Api<Mailbell> = Api::namespaced(client.clone(), namespace);
-    let found = api.list(&ListParams::default().limit(MOST)).await;
-    match seen(found) {
+    let found = seen(api.list(&ListParams::default().limit(MOST)).await);
+    let mut installed = Vec::new();
+    if matches!(&found, Seen::There(found) if found.items.is_empty()) {
+        installed = elsewhere(client).await;
+        none(report, namespace, &installed);
+    }
+    let operators = operator::examine(report, client, namespace, &installed).await;
+    match found {
         Seen::There(found) => {
-            if found.items.is_empty() {
-                report.warn(
-                    "installation",
-                    format!("there is none in the namespace {namespace}"),
-                    "apply a Mailbell object (`kubectl explain mailbell.spec`), or name its namespace with --namespace",
-                );
-            }
             let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
             let looks = nats::look(client, namespace, &found.items).await;
             for (mailbell, looks) in found.items.iter().zip(&looks) {
@@ -116,7 +117,11 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
             };
             rights::examine(report, client, &operators, &needs).await;
         }
-        Seen::Missing => {}
+        Seen::Missing => report.fail(
+            "installation",
+            "the cluster does not know the kind Mailbell",
+            definitions::INSTALL,
+        ),
         Seen::Denied(why) => report.fail(
             "installation",
             format!("you may not see which there are: {why}"),
@@ -126,6 +131,45 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
             "installation",
             why,
             "look again; if an object cannot be read, it is of another release than this command",
+        ),
+    }
+}
+
+/// A few are named, and the others counted.
+fn some(names: &[String]) -> String {
+    let named: Vec<&str> = names.iter().take(NAMED).map(String::as_str).collect();
+    match names.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// The namespaces that have installations, as far as they can be seen.
+async fn elsewhere(client: &Client) -> Vec<String> {
+    let anywhere: Api<Mailbell> = Api::all(client.clone());
+    match seen(anywhere.list(&ListParams::default().limit(MOST)).await) {
+        Seen::There(found) => {
+            let all = found.items.iter().filter_map(|it| it.namespace());
+            all.collect::<BTreeSet<_>>().into_iter().collect()
+        }
+        Seen::Missing | Seen::Denied(_) | Seen::Failed(_) => Vec::new(),
+    }
+}
+
+/// Most often somebody has forgotten which namespace it is.
+fn none(report: &mut Report, namespace: &str, installed: &[String]) {
+    let said = format!("there is none in the namespace {namespace}");
+    let apply = "apply a Mailbell object (`kubectl explain mailbell.spec`)";
+    match installed.first() {
+        None => report.warn(
+            "installation",
+            said,
+            format!("{apply}, or name its namespace with --namespace"),
+        ),
+        Some(first) => report.warn(
+            "installation",
+            format!("{said}; there are some in {}", some(installed)),
+            format!("look there: --namespace {first}; or {apply}"),
         ),
     }
 }

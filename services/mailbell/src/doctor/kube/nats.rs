@@ -42,7 +42,10 @@ pub(super) fn examine(
     if servers.is_empty() {
         return report.skipped(
             &finding,
-            "its servers are yours: `mailbell doctor --nats-url` looks at them, from where they are reached",
+            format!(
+                "its servers are yours: from where they are reached `mailbell doctor --installation {} --nats-url URL --nats-user USER --nats-password-file FILE --nats-ca FILE` looks at them",
+                mailbell.name_any()
+            ),
         );
     }
     if let Some(pods) = pods {
@@ -62,7 +65,20 @@ pub(super) fn examine(
         );
         report.warn(&finding, said, advice);
     }
-    judge(report, &finding, namespace, looks);
+    let by_hand = match pods {
+        None => servers.first().map(String::as_str),
+        Some(pods) => running(&servers, pods),
+    };
+    judge(report, &finding, namespace, looks, by_hand);
+}
+
+/// The first that runs.
+fn running<'a>(servers: &'a [String], pods: &[Pod]) -> Option<&'a str> {
+    let runs = |server: &&String| {
+        let mut pods = pods.iter().filter(|pod| pod.name_any() == **server);
+        pods.any(|pod| pod.status.as_ref().and_then(|it| it.phase.as_deref()) == Some("Running"))
+    };
+    servers.iter().find(runs).map(String::as_str)
 }
 
 /// Those that the operator runs, by the names of their pods.

@@ -15,6 +15,7 @@ use mailbell_operator::desired::MANAGER;
 use super::{
     MOST,
     access::{Seen, seen},
+    workloads::refused,
 };
 use crate::doctor::Report;
 
@@ -23,11 +24,13 @@ const OWN_RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// It is renewed every three seconds, and another takes it after fifteen. The rest is for clocks that differ.
 const STALE_S: i64 = 60;
 
-/// Those that look after this namespace, wherever they are, as far as that can be seen.
+/// Those that look after this namespace, wherever they are, as far as that can be seen. `installed`: namespaces that have installations,
+/// where this one has none.
 pub(super) async fn examine(
     report: &mut Report,
     client: &Client,
     namespace: &str,
+    installed: &[String],
 ) -> Vec<Deployment> {
     let params = ListParams::default()
         .labels(&format!("app.kubernetes.io/name={MANAGER}"))
@@ -63,7 +66,7 @@ pub(super) async fn examine(
                 NAME,
                 format!("there is none in this namespace, and you may not look into others: {why}"),
             ),
-            None => none(report, namespace, &others),
+            None => none(report, namespace, &others, installed),
         }
     }
     if let (Some(why), false) = (elsewhere, ours.is_empty()) {
@@ -85,9 +88,14 @@ pub(super) async fn examine(
     ours
 }
 
-fn none(report: &mut Report, namespace: &str, others: &[Deployment]) {
+fn none(report: &mut Report, namespace: &str, others: &[Deployment], installed: &[String]) {
     let without = "what runs goes on, and nothing is made, repaired or upgraded";
     match others.first() {
+        _ if !installed.is_empty() => report.fail(
+            NAME,
+            format!("none looks after {namespace}"),
+            "look where the installations are, with --namespace; one is of use here once there is a Mailbell",
+        ),
         None => report.fail(
             NAME,
             format!("there is none: {without}"),
@@ -143,12 +151,8 @@ async fn one(report: &mut Report, client: &Client, operator: &Deployment) {
     let status = operator.status.as_ref();
     let available = status.and_then(|status| status.available_replicas);
     if available.unwrap_or_default() < 1 {
-        report.fail(
-            NAME,
-            format!("no pod of the Deployment {name} in {namespace} is available"),
-            format!("kubectl --namespace {namespace} describe pods --selector app.kubernetes.io/name={MANAGER}"),
-        );
-        return;
+        let (said, advice) = down(operator);
+        return report.fail(NAME, said, advice);
     }
     let leases: Api<Lease> = Api::namespaced(client.clone(), &namespace);
     // The lease has the name of the operator, by which it makes objects too.
@@ -177,6 +181,47 @@ async fn one(report: &mut Report, client: &Client, operator: &Deployment) {
         ),
         Seen::Failed(why) => report.fail(NAME, why, "look again"),
     }
+}
+
+/// Of one that has no pod that works.
+fn down(operator: &Deployment) -> (String, String) {
+    let name = operator.name_any();
+    let namespace = operator.namespace().unwrap_or_default();
+    let kubectl = format!("kubectl --namespace {namespace}");
+    let spec = operator.spec.as_ref();
+    let status = operator.status.as_ref();
+    if spec.and_then(|spec| spec.replicas) == Some(0) {
+        return (
+            format!("somebody has scaled the Deployment {name} in {namespace} to 0"),
+            format!("{kubectl} scale deployment {name} --replicas=1"),
+        );
+    }
+    if status
+        .and_then(|status| status.replicas)
+        .unwrap_or_default()
+        < 1
+    {
+        let why = refused(operator).map(|why| format!(": {why}"));
+        return (
+            format!(
+                "the Deployment {name} in {namespace} has no pod{}",
+                why.unwrap_or_default()
+            ),
+            format!("{kubectl} describe deployment {name}"),
+        );
+    }
+    let labels = spec.and_then(|spec| spec.selector.match_labels.as_ref());
+    let labels = labels.into_iter().flatten();
+    let labels: Vec<String> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    (
+        format!("no pod of the Deployment {name} in {namespace} is available"),
+        format!(
+            "{kubectl} logs deployment/{name}; where there is none, {kubectl} describe pods --selector {}",
+            labels.join(",")
+        ),
+    )
 }
 
 fn release(operator: &Deployment) -> String {
@@ -248,7 +293,7 @@ mod tests {
         assert_eq!(rivals(&[here, shares]), None);
         let told = |others: &[Deployment]| {
             let mut report = Report::default();
-            none(&mut report, "mail", others);
+            none(&mut report, "mail", others, &[]);
             report.findings.remove(0).said
         };
         assert!(told(&[]).starts_with("there is none: what runs goes on"));
@@ -257,7 +302,45 @@ mod tests {
             said.contains("mailbell-operator in other looks after another"),
             "{said}"
         );
+        // Whoever has named the wrong namespace needs none.
+        let mut report = Report::default();
+        none(&mut report, "default", &[], &["mail".to_owned()]);
+        let advice = report.findings.remove(0).advice;
+        assert!(advice.contains("--namespace"), "{advice}");
         assert!(release(&every).contains("of release 9.9.9"));
+    }
+
+    #[test]
+    fn an_operator_without_a_pod_that_works_says_what_keeps_it_from_that() {
+        let of = |replicas: i32, status: Value| {
+            let selector = json!({ "matchLabels": { "a": "b", "c": "d" } });
+            let operator = json!({ "metadata": { "name": "x", "namespace": "mail" }, "status": status,
+                "spec": { "replicas": replicas, "selector": selector, "template": {} } });
+            down(&serde_json::from_value(operator).unwrap())
+        };
+        let refused =
+            json!([{ "type": "ReplicaFailure", "status": "True", "message": "exceeded quota" }]);
+        for (found, words, todo) in [
+            (
+                of(0, json!({})),
+                "scaled the Deployment x in mail to 0",
+                "--replicas=1",
+            ),
+            (
+                of(1, json!({ "conditions": refused })),
+                "has no pod: exceeded quota",
+                "describe deployment x",
+            ),
+            (
+                of(1, json!({ "replicas": 1 })),
+                "no pod of the Deployment x in mail is available",
+                "logs deployment/x; where there is none, kubectl --namespace mail describe pods --selector a=b,c=d",
+            ),
+        ] {
+            let (said, advice) = found;
+            assert!(said.contains(words), "{said}");
+            assert!(advice.contains(todo), "{advice}");
+        }
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub(super) async fn examine(
 struct Asked {
     namespace: String,
     attributes: ResourceAttributes,
+    /// For some mailboxes only.
+    is_password: bool,
 }
 
 impl Asked {
@@ -89,6 +91,7 @@ impl Asked {
                 verb: Some(verb.to_owned()),
                 ..ResourceAttributes::default()
             },
+            is_password: false,
         }
     }
 
@@ -129,8 +132,10 @@ fn all(own: &str, needs: &Needs<'_>) -> Vec<Asked> {
     // By the token it calls the admin API.
     let tokens = mailbells.iter().map(|it| format!("{it}-operator-token"));
     let passwords = passwords.into_iter().flatten().take(MOST_SECRETS).cloned();
-    for secret in tokens.chain(passwords) {
+    let tokens = tokens.map(|name| (name, false));
+    for (secret, is_password) in tokens.chain(passwords.map(|name| (name, true))) {
         for mut asked in each(namespace, &[SECRETS]) {
+            asked.is_password = is_password;
             asked.attributes.name = Some(secret.clone());
             all.push(asked);
         }
@@ -185,10 +190,12 @@ fn tell(
     answers: Vec<(Asked, Seen<bool>)>,
 ) {
     let count = answers.len();
-    let (mut missing, mut unknown, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut missing, mut passwords) = (Vec::new(), Vec::new());
+    let (mut unknown, mut failed) = (Vec::new(), Vec::new());
     for (asked, answer) in answers {
         match answer {
             Seen::There(true) => {}
+            Seen::There(false) if asked.is_password => passwords.push(asked.words()),
             Seen::There(false) => missing.push(asked.words()),
             Seen::Denied(why) => unknown.push(why),
             Seen::Missing => unknown.push("the cluster has no access reviews".to_owned()),
@@ -197,7 +204,22 @@ fn tell(
     }
     if !missing.is_empty() {
         lacks(report, finding, release, &missing);
-    } else if unknown.is_empty() && failed.is_empty() {
+    }
+    if !passwords.is_empty() {
+        // No fault of the installation: what is told of MailAccounts says whether it is one of all of them.
+        report.warn(
+            finding,
+            format!(
+                "it may not, for passwords of MailAccounts: {}",
+                some(&passwords)
+            ),
+            "name these Secrets in `mailAccounts.passwordSecrets` of the chart mailbell, and upgrade it",
+        );
+    }
+    if [&missing, &passwords, &unknown, &failed]
+        .into_iter()
+        .all(Vec::is_empty)
+    {
         report.ok(finding, format!("it has all {count} that it needs"));
     }
     if let Some(why) = unknown.first() {
@@ -212,14 +234,17 @@ fn tell(
     }
 }
 
+fn some(rights: &[String]) -> String {
+    let named: Vec<&str> = rights.iter().take(NAMED).map(String::as_str).collect();
+    match rights.len().saturating_sub(NAMED) {
+        0 => named.join("; "),
+        more => format!("{}; and {more} more", named.join("; ")),
+    }
+}
+
 fn lacks(report: &mut Report, finding: &str, release: Option<&str>, missing: &[String]) {
-    let named: Vec<&str> = missing.iter().take(NAMED).map(String::as_str).collect();
-    let more = match missing.len().saturating_sub(NAMED) {
-        0 => String::new(),
-        more => format!("; and {more} more"),
-    };
-    let said = format!("it may not: {}{more}", named.join("; "));
-    let advice = "upgrade the chart mailbell, which has its role, to the release of the operator, with this installation in its `installations`, and the Secrets of MailAccounts in `mailAccounts.passwordSecrets`";
+    let said = format!("it may not: {}", some(missing));
+    let advice = "upgrade the chart mailbell, which has its role, to the release of the operator, with this installation in its `installations`";
     match release {
         None => report.fail(finding, said, advice),
         // Whether it needs them is known to its own release only.
@@ -279,7 +304,6 @@ mod tests {
             "patch mailaccounts.mailbell.dev --subresource=status",
             "update leases.coordination.k8s.io/mailbell-operator",
             "get secrets/main-operator-token",
-            "get secrets/mail-passwords",
         ];
         let (verdict, said) = told(|_, words| Seen::There(!lacks.contains(&words)));
         assert_eq!(verdict, Verdict::Fail);
@@ -293,6 +317,20 @@ mod tests {
         );
         assert_eq!(told(|_, _| Seen::Missing).0, Verdict::Skipped);
         assert_eq!(told(|_, _| Seen::Failed("no".to_owned())).0, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_secret_of_some_mailboxes_is_no_fault_of_the_operator() {
+        let password = "get secrets/mail-passwords";
+        let (verdict, said) = told(|_, words| Seen::There(words != password));
+        assert_eq!(verdict, Verdict::Warn);
+        assert!(said.ends_with(password), "{said}");
+        let token = "get secrets/main-operator-token";
+        let found = told_of(None, |_, words| {
+            Seen::There(![password, token].contains(&words))
+        });
+        let verdicts: Vec<Verdict> = found.iter().map(|(verdict, _)| *verdict).collect();
+        assert_eq!(verdicts, [Verdict::Fail, Verdict::Warn]);
     }
 
     #[test]

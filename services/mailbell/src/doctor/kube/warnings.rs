@@ -14,18 +14,22 @@ const MAX_SENTENCE: usize = 300;
 /// Who makes pods tries again after seventeen minutes at most, and warns again if that fails. What is older has been overcome.
 const RECENT: SignedDuration = SignedDuration::from_mins(20);
 
-/// The last warning about an object; or why it cannot be known.
+/// The last warning about an object; or why it cannot be known. `since`: what was warned of before has been overcome.
 pub(super) async fn about(
     client: &Client,
     namespace: &str,
     object: &ObjectMeta,
+    since: Option<Timestamp>,
 ) -> Result<Option<String>, String> {
     let name = object.name.as_deref().unwrap_or_default();
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     let fields = format!("type=Warning,involvedObject.name={name}");
     let params = ListParams::default().fields(&fields).limit(MOST);
     match seen(api.list(&params).await) {
-        Seen::There(found) => Ok(last(&found.items, object, Timestamp::now())),
+        Seen::There(found) => {
+            let recent = Timestamp::now().checked_sub(RECENT).ok();
+            Ok(last(&found.items, object, recent.max(since)))
+        }
         Seen::Missing => Ok(None),
         Seen::Denied(why) => Err(format!("you may not see the events that say why: {why}")),
         Seen::Failed(why) => Err(format!("the events that say why cannot be read: {why}")),
@@ -33,11 +37,10 @@ pub(super) async fn about(
 }
 
 /// Of this very object: one before it may have had its name.
-fn last(events: &[Event], object: &ObjectMeta, now: Timestamp) -> Option<String> {
-    let since = now.checked_sub(RECENT).ok()?;
+fn last(events: &[Event], object: &ObjectMeta, since: Option<Timestamp>) -> Option<String> {
     let about = events.iter().filter_map(|event| {
         let is_it = event.involved_object.uid == object.uid;
-        let time = time(event).filter(|time| is_it && *time >= since)?;
+        let time = time(event).filter(|time| is_it && Some(*time) >= since)?;
         Some((time, event))
     });
     let (_, last) = about.max_by_key(|(time, _)| *time)?;
@@ -81,11 +84,8 @@ mod tests {
             ..ObjectMeta::default()
         };
         let midnight: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        last(
-            &events,
-            &object,
-            midnight + SignedDuration::from_mins(minute),
-        )
+        let now = midnight + SignedDuration::from_mins(minute);
+        last(&events, &object, Some(now - RECENT))
     }
 
     #[test]

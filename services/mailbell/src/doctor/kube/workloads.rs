@@ -1,5 +1,7 @@
 //! Pods that are wanted, and that the API server takes from nobody.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, StatefulSet},
@@ -7,7 +9,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, Client, api::ListParams};
+use kube::{Api, Client, ResourceExt as _, api::ListParams};
 
 use super::{access::listed, pods::Trouble, warnings};
 use crate::doctor::{Report, Verdict};
@@ -48,11 +50,14 @@ pub(super) async fn troubles(
     makers.extend(sets.iter().map(of_set));
     makers.extend(jobs.iter().map(of_job));
     makers.retain(Maker::lacks);
-    let mut troubles = Vec::new();
+    let mut troubles: Vec<Trouble> = last_of_each(&jobs)
+        .into_iter()
+        .filter_map(failing)
+        .collect();
     for maker in makers {
         let why = match &maker.says {
             Some(said) => Ok(Some(said.clone())),
-            None => warnings::about(client, namespace, &maker.metadata).await,
+            None => warnings::about(client, namespace, &maker.metadata, None).await,
         };
         troubles.extend(trouble(&maker, why, namespace));
     }
@@ -61,10 +66,6 @@ pub(super) async fn troubles(
 
 fn of_deployment(it: &Deployment) -> Maker {
     let status = it.status.as_ref();
-    let conditions = status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let mut failures = conditions.filter(|it| it.type_ == "ReplicaFailure" && it.status == "True");
     Maker {
         kind: "Deployment",
         metadata: it.metadata.clone(),
@@ -72,8 +73,16 @@ fn of_deployment(it: &Deployment) -> Maker {
         made: status
             .and_then(|status| status.replicas)
             .unwrap_or_default(),
-        says: failures.next().and_then(|it| it.message.clone()),
+        says: refused(it),
     }
+}
+
+/// Why it gets no pods, in its own words.
+pub(super) fn refused(it: &Deployment) -> Option<String> {
+    let conditions = it.status.as_ref()?.conditions.as_ref()?;
+    let is = |kind: &str, status: &str| kind == "ReplicaFailure" && status == "True";
+    let failure = conditions.iter().find(|it| is(&it.type_, &it.status))?;
+    failure.message.clone()
 }
 
 fn of_set(it: &StatefulSet) -> Maker {
@@ -96,6 +105,57 @@ fn of_job(it: &Job) -> Maker {
         made: begun.into_iter().flatten().sum(),
         says: None,
     }
+}
+
+/// One that has given way to another one stays until that has done its work, and says nothing any more.
+fn last_of_each(jobs: &[Job]) -> Vec<&Job> {
+    let mut last = BTreeMap::<String, &Job>::new();
+    for job in jobs {
+        let name = job.name_any();
+        // What they run is told from what they ran by the end of their names.
+        let what = name
+            .rsplit_once('-')
+            .map_or(name.as_str(), |(what, _)| what);
+        let before = last.entry(what.to_owned()).or_insert(job);
+        if job.metadata.creation_timestamp > before.metadata.creation_timestamp {
+            *before = job;
+        }
+    }
+    last.into_values().collect()
+}
+
+/// A job whose attempts fail. What needs it waits meanwhile.
+fn failing(job: &Job) -> Option<Trouble> {
+    let status = job.status.as_ref()?;
+    let failed = status.failed.filter(|failed| *failed > 0)?;
+    let conditions = status.conditions.iter().flatten();
+    let has = |kind: &str| {
+        let mut conditions = conditions.clone();
+        conditions.find(|it| it.type_ == kind && it.status == "True")
+    };
+    if has("Complete").is_some() || has("SuccessCriteriaMet").is_some() {
+        return None;
+    }
+    let name = job.name_any();
+    let namespace = job.namespace().unwrap_or_default();
+    let log = format!("kubectl --namespace {namespace} logs job/{name} says why");
+    Some(match has("Failed") {
+        None => Trouble {
+            verdict: Verdict::Warn,
+            said: format!("{name} has failed {failed} times, and is tried again"),
+            advice: log,
+        },
+        Some(end) => Trouble {
+            verdict: Verdict::Fail,
+            said: format!(
+                "{name} has failed {failed} times, and is tried no more: {}",
+                end.message.as_deref().unwrap_or("nobody says why")
+            ),
+            advice: format!(
+                "{log}; once that is mended kubectl --namespace {namespace} delete job {name} has the operator run it anew"
+            ),
+        },
+    })
 }
 
 /// Nothing if nobody says why: they are being made.
@@ -203,5 +263,59 @@ mod tests {
                 && !job(json!({ "succeeded": 1 }))
                 && !job(json!({ "failed": 2 }))
         );
+    }
+
+    #[test]
+    fn a_job_that_has_given_way_to_another_says_nothing_any_more() {
+        let job = |name: &str, minute: u32| {
+            let made = format!("2026-01-01T00:{minute:02}:00Z");
+            let metadata = json!({ "name": name, "creationTimestamp": made });
+            let template = json!({ "metadata": {} });
+            let job = json!({ "metadata": metadata, "spec": { "template": template } });
+            serde_json::from_value::<Job>(job).unwrap()
+        };
+        let jobs = [
+            job("main-setup-new", 2),
+            job("main-setup-old", 1),
+            job("main-secrets-one", 0),
+        ];
+        let last = last_of_each(&jobs).into_iter().map(|job| job.name_any());
+        let names: Vec<String> = last.collect();
+        assert_eq!(names, ["main-secrets-one", "main-setup-new"]);
+    }
+
+    #[test]
+    fn a_job_that_fails_is_told_until_it_has_done_its_work() {
+        let told = |status: Value| {
+            let template = json!({ "metadata": {} });
+            let job = json!({ "metadata": { "name": "main-setup-1", "namespace": "mail" },
+                "spec": { "template": template }, "status": status });
+            failing(&serde_json::from_value(job).unwrap())
+        };
+        let ended = |kind: &str| {
+            let end =
+                json!([{ "type": kind, "status": "True", "message": "it has reached its limit" }]);
+            json!({ "failed": 2, "conditions": end })
+        };
+        let again = told(json!({ "failed": 2, "active": 1 })).unwrap();
+        assert_eq!(again.verdict, Verdict::Warn);
+        let words = "main-setup-1 has failed 2 times, and is tried again";
+        assert_eq!(again.said, words);
+        let log = "kubectl --namespace mail logs job/main-setup-1 says why";
+        assert_eq!(again.advice, log);
+        let over = told(ended("Failed")).unwrap();
+        assert_eq!(over.verdict, Verdict::Fail);
+        assert!(
+            over.said.ends_with("no more: it has reached its limit"),
+            "{over:?}"
+        );
+        assert!(over.advice.starts_with(log) && over.advice.contains("delete job main-setup-1"));
+        for fine in [
+            ended("Complete"),
+            json!({ "active": 1 }),
+            json!({ "failed": 0 }),
+        ] {
+            assert_eq!(told(fine.clone()), None, "{fine}");
+        }
     }
 }

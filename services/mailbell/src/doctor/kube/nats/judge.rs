@@ -50,13 +50,19 @@ fn streams(told: &Told) -> impl Iterator<Item = &Stream> {
     told.account_details.iter().flat_map(|it| &it.stream_detail)
 }
 
-/// `looks`: the last one is told, as far as the one before has it too.
-pub(super) fn judge(report: &mut Report, finding: &str, namespace: &str, looks: &[Answers]) {
+/// `looks`: the last one is told, as far as the one before has it too. `by_hand`: a server that can be asked otherwise.
+pub(super) fn judge(
+    report: &mut Report,
+    finding: &str,
+    namespace: &str,
+    looks: &[Answers],
+    by_hand: Option<&str>,
+) {
     let Some(answers) = looks.last() else {
         return;
     };
     if told(answers).next().is_none() {
-        return not_asked(report, finding, namespace, answers);
+        return not_asked(report, finding, namespace, answers, by_hand);
     }
     let all = looks.iter().map(wrongs);
     let lasting = all.reduce(|first, second| &first & &second);
@@ -75,7 +81,7 @@ pub(super) fn judge(report: &mut Report, finding: &str, namespace: &str, looks: 
             ),
         );
     }
-    for it in troubles(&lasting, answers) {
+    for it in troubles(&lasting, answers, namespace) {
         report.add(finding, it.verdict, it.said, it.advice);
     }
 }
@@ -90,19 +96,31 @@ fn why(answer: &Seen<Told>) -> Option<String> {
 }
 
 /// None of them. That is no fault of theirs: most networks that enforce policies let only kubelets ask.
-fn not_asked(report: &mut Report, finding: &str, namespace: &str, answers: &Answers) {
-    let Some((server, answer)) = answers.first() else {
+fn not_asked(
+    report: &mut Report,
+    finding: &str,
+    namespace: &str,
+    answers: &Answers,
+    by_hand: Option<&str>,
+) {
+    let Some((_, answer)) = answers.first() else {
         return;
     };
     let said = match answer {
         Seen::Denied(_) => "you may not ask the servers by the API server (get pods/proxy)",
         _ => "no server was reached by the API server",
     };
+    let by_hand = by_hand.map(|server| {
+        format!(
+            ". By hand: kubectl --namespace {namespace} port-forward {server} {MONITOR_PORT}, then http://localhost:{MONITOR_PORT}/healthz and /jsz"
+        )
+    });
     report.skipped(
         finding,
         format!(
-            "copies and disks were not looked at, {said}: {}. By hand: kubectl --namespace {namespace} port-forward {server} {MONITOR_PORT}, then http://localhost:{MONITOR_PORT}/healthz and /jsz",
-            why(answer).unwrap_or_default()
+            "copies and disks were not looked at, {said}: {}{}",
+            why(answer).unwrap_or_default(),
+            by_hand.unwrap_or_default()
         ),
     );
 }
@@ -202,7 +220,7 @@ fn trouble(verdict: Verdict, said: String, advice: &str) -> Trouble {
 }
 
 /// In words. Of what may be wrong with many the first is named.
-fn troubles(wrongs: &BTreeSet<Wrong>, answers: &Answers) -> Vec<Trouble> {
+fn troubles(wrongs: &BTreeSet<Wrong>, answers: &Answers, namespace: &str) -> Vec<Trouble> {
     let mut found = Vec::new();
     let (mut alone, mut behind) = (Vec::new(), BTreeMap::new());
     let (mut leaderless, mut few) = (Vec::new(), Vec::new());
@@ -216,11 +234,24 @@ fn troubles(wrongs: &BTreeSet<Wrong>, answers: &Answers) -> Vec<Trouble> {
         }
     }
     if !alone.is_empty() {
-        found.push(trouble(
-            Verdict::Fail,
-            format!("no leader is known to {}: nothing is stored there", alone.join(", ")),
-            "a majority of the servers has to meet: see their pods, and the network between their nodes",
-        ));
+        let said = format!(
+            "no leader is known to {}: nothing is stored there",
+            alone.join(", ")
+        );
+        // The others go on, and it may have just started.
+        found.push(if agree(answers) {
+            trouble(
+                Verdict::Warn,
+                said,
+                "the others follow one: if it has not just started, see the network between its node and theirs, before another one goes",
+            )
+        } else {
+            trouble(
+                Verdict::Fail,
+                said,
+                "a majority of the servers has to meet: see their pods, and the network between their nodes",
+            )
+        });
     }
     for (server, count) in behind {
         found.push(trouble(
@@ -243,10 +274,33 @@ fn troubles(wrongs: &BTreeSet<Wrong>, answers: &Answers) -> Vec<Trouble> {
         found.push(trouble(
             Verdict::Warn,
             format!("{} streams, {first} among them, have fewer copies than {}", few.len(), answers.len()),
-            "the setup job puts that right with each release: see what is told of it, or run `mailbell setup` with --replicas",
+            &format!(
+                "the setup job puts that right: see what is told of it; or kubectl --namespace {namespace} delete job {}, and the operator makes it again (kubectl --namespace {namespace} get jobs has its whole name)",
+                setup(answers)
+            ),
         ));
     }
     found
+}
+
+/// Whether a majority follows one leader.
+fn agree(answers: &Answers) -> bool {
+    let mut followers = BTreeMap::new();
+    for (_, told) in on(answers) {
+        let leader = told.meta_cluster.leader.as_str();
+        *followers.entry(leader).or_insert(0) += 1;
+    }
+    followers.remove("");
+    followers.values().any(|count| *count > answers.len() / 2)
+}
+
+/// How the name of the job begins that makes their streams.
+fn setup(answers: &Answers) -> String {
+    let server = answers.first().map_or("", |(server, _)| server);
+    let installation = server
+        .rsplit_once("-nats-")
+        .map_or(server, |(name, _)| name);
+    format!("{installation}-setup-…")
 }
 
 fn of_one(wrong: &Wrong, answers: &Answers) -> Option<Trouble> {

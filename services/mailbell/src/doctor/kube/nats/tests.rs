@@ -33,7 +33,7 @@ fn judged(answers: &Answers) -> Found {
 
 fn judged_twice(looks: &[Answers]) -> Found {
     let mut report = Report::default();
-    judge(&mut report, "x", "mail", looks);
+    judge(&mut report, "x", "mail", looks, Some("n0"));
     for it in &report.findings {
         let is_fine = [Verdict::Ok, Verdict::Skipped].contains(&it.verdict);
         assert_eq!(it.advice.is_empty(), is_fine, "{it:?}");
@@ -211,6 +211,10 @@ fn what_servers_say_is_judged() {
         Verdict::Fail,
         "no leader is known to n0, n1, n2",
     );
+    // It has just started.
+    let mut starts = [0, 1, 2].map(|_| page("n0", 3, whole()));
+    starts[2] = page("", 3, whole());
+    one(three(starts), Verdict::Warn, "no leader is known to n2");
     one(
         all("n0", 3, &json!({})),
         Verdict::Fail,
@@ -324,6 +328,23 @@ async fn silent_servers_of_many_installations_leave_time_for_the_rest() {
             assert_eq!(judged_twice(look)[0].0, Verdict::Skipped);
         }
     }
+}
+
+#[test]
+fn only_a_server_that_runs_can_be_asked_by_hand() {
+    let servers = ["n0", "n1"].map(str::to_owned);
+    let pod = |name: &str, phase: &str| -> Pod {
+        let pod = json!({ "metadata": { "name": name }, "status": { "phase": phase } });
+        serde_json::from_value(pod).unwrap()
+    };
+    let one = [pod("n0", "Pending"), pod("n1", "Running")];
+    assert_eq!(running(&servers, &one), Some("n1"));
+    assert_eq!(running(&servers, &one[..1]), None);
+    let denied = vec![("n0".to_owned(), Seen::Denied("no".to_owned()))];
+    let mut report = Report::default();
+    judge(&mut report, "x", "mail", &[denied], None);
+    let said = report.findings.remove(0).said;
+    assert!(said.ends_with("(get pods/proxy): no"), "{said}");
 }
 
 #[test]
