@@ -98,6 +98,14 @@ impl Cluster {
         self.status("mailbell/main", status).await;
     }
 
+    /// So long ago an operator has looked.
+    pub(crate) async fn looked(&self, age_s: i64) {
+        let then = jiff::Timestamp::now().as_second() - age_s;
+        let then = jiff::Timestamp::from_second(then).unwrap();
+        let status = json!({ "lookedAt": then.to_string() });
+        self.status("mailbell/main", status).await;
+    }
+
     pub(crate) async fn ready(&self, status: &str, reason: &str, message: &str) {
         let ready = json!({ "type": "Ready", "status": status, "reason": reason, "message": message,
             "lastTransitionTime": "2026-01-01T00:00:00Z" });

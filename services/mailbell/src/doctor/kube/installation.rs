@@ -26,6 +26,9 @@ use super::{
 };
 use crate::{doctor::Report, secrets::What};
 
+/// An operator writes every five minutes that it looks. The rest is for clocks that differ, and for an API server that was away.
+const OLD_S: i64 = 600;
+
 /// `looks`: what its NATS servers say.
 pub(super) async fn examine(
     report: &mut Report,
@@ -74,6 +77,21 @@ fn status(report: &mut Report, namespace: &str, mailbell: &Mailbell) {
         );
     }
     let said = &ready.message;
+    // Of an operator of a release before it is not known.
+    let looked_at = status.and_then(|status| status.looked_at.as_ref());
+    let age_s = looked_at.map(|it| {
+        Timestamp::now()
+            .as_second()
+            .saturating_sub(it.0.as_second())
+    });
+    if let Some(age_s) = age_s.filter(|age_s| *age_s > OLD_S) {
+        let minutes = age_s / 60;
+        return report.fail(
+            &finding,
+            format!("no operator has looked at it for {minutes} minutes; what was said then may hold no longer: {said}"),
+            "what runs goes on; see what is said of the operator, and its log",
+        );
+    }
     match (ready.status.as_str(), ready.reason.as_str()) {
         ("True", "Impaired") => report.warn(
             &finding,
