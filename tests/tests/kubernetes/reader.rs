@@ -184,7 +184,7 @@ impl Reader {
         wait_ready(&self.cluster).await;
     }
 
-    /// The load balancer of a cloud, at the name by which devices come in.
+    /// The load balancer of a cloud, at the name by which devices come in; the service says where it is.
     pub(crate) async fn open_gateway(&mut self) {
         let port = "get service main-gateway -o jsonpath={.spec.type}/{.spec.ports[0].port}";
         let port = self.kubectl(port).await;
@@ -192,6 +192,12 @@ impl Reader {
         let listen = (Cluster::OUTSIDE, port.parse().unwrap()).into();
         let gateways = targets(&self.cluster, "main-gateway").await;
         self.push = Some(Balancer::start(listen, gateways).await.unwrap());
+        let address = format!(
+            r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{}"}}]}}}}}}"#,
+            Cluster::OUTSIDE
+        );
+        let patch = "patch service main-gateway --subresource=status --type=merge -p";
+        self.kubectl(&format!("{patch} {address}")).await;
     }
 
     /// One message to the first mailbox of the page.
