@@ -56,8 +56,8 @@ pub enum Link {
     Down {
         /// When the connection was lost.
         since: Instant,
-        /// The server that was last asked refused the login: it is not by waiting that this ends, but by a process with other
-        /// credentials.
+        /// A server that was asked since then has refused the login. Where the others do too it is not by waiting that this ends, but by a
+        /// process with other credentials.
         refused: bool,
     },
 }
@@ -147,15 +147,14 @@ impl Events {
             ConnectErrorKind::AuthorizationViolation,
             ConnectErrorKind::Authentication,
         ];
-        let is_refused = refusals.iter().any(|kind| kind.to_string() == text);
-        let is_other = self.link.send_if_modified(|link| match link {
-            Link::Down { refused, .. } if *refused != is_refused => {
-                *refused = is_refused;
-                true
-            }
-            _ => false,
+        if !refusals.iter().any(|kind| kind.to_string() == text) {
+            return;
+        }
+        let is_new = self.link.send_if_modified(|link| match link {
+            Link::Down { refused, .. } => !std::mem::replace(refused, true),
+            Link::Up { .. } => false,
         });
-        if is_other && is_refused {
+        if is_new {
             tracing::warn!("NATS refuses the login: it has another password for this role by now");
         }
     }

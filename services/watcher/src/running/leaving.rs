@@ -1,13 +1,20 @@
 //! How a watcher ends.
 
+use std::time::Duration;
+
 use mailbell_bus::Link;
 use mailbell_runtime::drain::Draining;
-use tokio::time::{Instant, interval, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, interval, timeout, timeout_at},
+};
 
 use super::{PROGRESS, Running};
 
 /// Of the time that a drain has, this part is kept for the last writes, once sessions have ended or were given up.
 const RELEASE_PART: u32 = 4;
+/// One server may know other passwords than the next, while these are changed: so long another one is waited for.
+const SURELY: Duration = Duration::from_secs(10);
 
 impl Running {
     /// Gives everything away, a few partitions at a time; to nobody, if there is nobody.
@@ -24,7 +31,9 @@ impl Running {
             .leave(patience.saturating_duration_since(Instant::now()));
         let mut progress = interval(PROGRESS);
         progress.reset();
-        let mut link = self.ledger.bus.link();
+        let refused = surely_refused(self.ledger.bus.link());
+        tokio::pin!(refused);
+        let mut is_refused = false;
         while self.shards.held() > 0 {
             tokio::select! {
                 // Whichever comes: no order matters, and nothing is held by an arm.
@@ -43,11 +52,12 @@ impl Running {
                     );
                 }
                 () = tokio::time::sleep_until(patience) => break,
-                // Nor does waiting help where there is no connection any more that could come back.
-                _ = link.wait_for(Link::is_refused) => break,
+                () = &mut refused => {
+                    is_refused = true;
+                    break;
+                }
             }
         }
-        let is_refused = link.borrow().is_refused();
         let left = self.shards.held();
         if left > 0 {
             tracing::warn!(
@@ -72,5 +82,15 @@ impl Running {
     pub(crate) async fn abort(&mut self) {
         self.registry.set_draining();
         self.accounts.abort().await;
+    }
+}
+
+/// Waits until no server lets this process in, and none has for a while: waiting longer does not help it then.
+async fn surely_refused(mut link: watch::Receiver<Link>) {
+    while link.wait_for(Link::is_refused).await.is_ok() {
+        let another = timeout(SURELY, link.wait_for(|link| !link.is_refused()));
+        if another.await.is_err() {
+            return;
+        }
     }
 }

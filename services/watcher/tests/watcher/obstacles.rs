@@ -215,9 +215,10 @@ async fn a_log_without_room_is_told_in_the_status_until_there_is_room() {
     code("watching").await;
 }
 
-/// A watcher that no server lets in any more, since the password of its role is another by now, gives up as soon as it is told to end.
+/// A watcher that no server lets in any more, since the password of its role is another by now, gives up
+/// within seconds of being told to end.
 #[tokio::test]
-async fn whoever_is_refused_by_nats_ends_at_once_and_loses_nothing() {
+async fn whoever_is_refused_by_nats_ends_within_seconds_and_loses_nothing() {
     let mut world = World::new().await;
     let account = world.add(&["INBOX"]).await;
     world.until_watching(&account).await;
