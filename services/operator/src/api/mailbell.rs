@@ -67,7 +67,7 @@ use super::{
         name = "Looked",
         type_ = "date",
         json_path = ".status.lookedAt",
-        description = "How long ago an operator has looked, within some minutes: more than ten, and none works"
+        description = "How long ago an operator has got through a look, within some minutes: not for 15, and none works, or it fails"
     ),
     validation = Rule::new("self.metadata.name.matches('^[a-z][a-z0-9-]{0,31}$')")
         .message("the name is the name of the installation, and begins those of its services: a letter, then at most 31 letters, digits and dashes")
@@ -168,7 +168,7 @@ pub struct Gateways {
     #[serde(default)]
     pub scale: Scale,
     /// So many devices are meant for a pod; more devices make more pods. A pod takes twice as many while others are away, at some 60 KB of
-    /// memory each. Unset: 8,000.
+    /// memory each. Unset: 5,000.
     #[schemars(range(min = 1, max = 200_000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices_per_pod: Option<i32>,
@@ -347,7 +347,7 @@ pub struct MailbellStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1_000))]
     pub tenants: Vec<String>,
-    /// When an operator has looked; written anew after five minutes, if nothing else is. Older than ten: none works, and the rest of the
+    /// When an operator has looked; written anew after five to ten minutes, if nothing else is. Older than 15: none works, or its looks fail, and the rest of the
     /// status may hold no longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub looked_at: Option<Time>,

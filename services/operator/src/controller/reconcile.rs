@@ -309,7 +309,7 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
     };
     let is_other = || trouble(&before.conditions) != trouble(&status.conditions);
     if let Some(condition) = &new
-        // One that is impaired for good has other troubles too.
+        // One that is impaired for good has other troubles too: that of the first place is told.
         && (said(&old) != said(&new) || (is_bad(&condition.reason) && is_other()))
     {
         let was_ready = old.as_ref().is_some_and(|old| old.status == "True");

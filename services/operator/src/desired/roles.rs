@@ -24,8 +24,9 @@ pub(crate) const ADMIN_PORT: i32 = 7444;
 
 /// Mailboxes of a pod where the user says nothing: with them, and a tenth more, a watcher stays below its memory.
 const MAILBOXES_PER_POD: i32 = 10_000;
-/// Devices of a pod where the user says nothing: with twice as many, at some 60 KB each, a gateway stays below its memory.
-const DEVICES_PER_POD: i32 = 8_000;
+/// Devices of a pod where the user says nothing: with twice as many, at some 60 KB each, and all that it may hold of mail, a gateway stays
+/// below its memory.
+const DEVICES_PER_POD: i32 = 5_000;
 /// Seconds over which a gateway's devices are sent elsewhere where the user says nothing.
 const DRAIN_SECONDS: i32 = 60;
 /// What a watcher needs to give its partitions away: a few at a time, each within a second.
