@@ -34,9 +34,9 @@ A standalone installation on a NATS server that is not its own needs the user of
 mailbox once (at most 50 of them), and does what --canary says.
 
 With --kube it looks at the installations of a namespace on Kubernetes, by the current context of kubectl: definitions, operators and
-their rights, what they say, Secrets (by name; certificates are read, and whether their keys are theirs), disks, pods, NATS servers that
-the operator runs (by `get pods/proxy`), and MailAccounts (the first that are not as they should be, by name). What you may not see is
-skipped, and said.
+their rights, what they say, Secrets (by name; certificates are read, and whether their keys are theirs), disks, jobs, pods, load balancers
+and routes, NATS servers that the operator runs (by `get pods/proxy`), and MailAccounts (the first that are not as they should be, by name).
+What you may not see is skipped, and said.
 
 With --canary, in either case, it puts a message into the mailbox of an account, marked as read, and says how long it takes until a
 device is told; then it removes the message (some servers keep what is removed in an archive). For that it logs in with a password that

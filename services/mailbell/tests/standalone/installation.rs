@@ -202,7 +202,8 @@ impl Cluster {
         assert!(installed, "{said}");
         let replicas = json!({ "observedGeneration": 1, "replicas": 2, "readyReplicas": 2, "availableReplicas": 2 });
         self.status("deployment/mailbell-operator", replicas).await;
-        self.lease("mailbell-operator-1", 0).await;
+        // Good for an hour: what follows takes a while.
+        self.lease("mailbell-operator-1", -3600).await;
         let mailbell = json!({ "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell", "metadata": { "name": "main" },
             "spec": {
                 "gateways": { "tls": { "secretName": "push-tls" } },

@@ -163,7 +163,7 @@ fn renewal(secret: &Secret, is_nats: bool) -> String {
             "cert-manager renews it by itself: {kubectl} describe certificate {certificate} says why it has not"
         ),
         None => format!(
-            "renew it: {kubectl} create secret tls {name} --cert=FILE --key=FILE --dry-run=client -o yaml | kubectl apply -f -"
+            "renew it: kubectl create secret generic {name} --from-file=tls.crt=FILE --from-file=tls.key=FILE --dry-run=client -o yaml | {kubectl} patch secret {name} --patch-file /dev/stdin"
         ),
     }
 }

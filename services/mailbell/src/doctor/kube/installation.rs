@@ -1,20 +1,13 @@
 //! One installation: what its operator says of it, and what its pods need.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::{
-        batch::v1::Job,
-        core::v1::{ConfigMap, Pod, Secret},
-    },
+    api::core::v1::{ConfigMap, Pod, Secret},
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
-use mailbell_operator::{
-    api::Mailbell,
-    desired::{API_SERVER_PORTS, Wanted, desired, nats_certificate},
-};
-use serde_json::Value;
+use mailbell_operator::{api::Mailbell, desired::nats_certificate};
 
 use super::{
     MOST,
@@ -22,12 +15,15 @@ use super::{
     certificate::{self, Use, judge},
     claims, nats,
     pods::{trouble, unstarted, waits},
-    services, warnings, workloads,
+    secrets, services, warnings, workloads,
 };
-use crate::{doctor::Report, secrets::What};
+use crate::doctor::Report;
 
-/// An operator writes every five minutes that it looks. The rest is for clocks that differ, and for an API server that was away.
-const OLD_S: i64 = 600;
+/// An operator looks every five minutes, and writes so where that is five minutes ago: ten at most. The rest is for clocks that differ, and
+/// for looks that an API server that was away has cut short.
+const OLD_S: i64 = 900;
+/// A node that cannot mount something tries again every two minutes, and warns again if that fails.
+const TRIED_AGAIN: SignedDuration = SignedDuration::from_mins(3);
 
 /// `looks`: what its NATS servers say.
 pub(super) async fn examine(
@@ -44,12 +40,15 @@ pub(super) async fn examine(
         mailbell.name_any()
     );
     let params = ListParams::default().labels(&labels).limit(MOST);
-    let refill = refill(client, namespace, mailbell, &params).await;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    needed_secrets(report, &secrets, namespace, mailbell, &refill).await;
+    let refill = secrets::refill(client, namespace, mailbell, &params).await;
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    secrets::examine(report, &api, namespace, mailbell, &refill).await;
     let roots = admin_roots(report, client, namespace, mailbell).await;
     let shown = shown(mailbell, namespace, roots);
-    let renewed_s = certificates(report, &secrets, mailbell, shown, &refill).await;
+    // Of the NATS servers alone it is told whether it is filled.
+    let refill =
+        refill + &secrets::started_anew(namespace, mailbell, &[nats_certificate(mailbell)]);
+    let renewed_s = certificates(report, &api, mailbell, shown, &refill).await;
     services::examine(report, client, namespace, mailbell).await;
     claims::examine(report, client, namespace, mailbell, &params).await;
     let pods = pods(report, client, namespace, mailbell, &params).await;
@@ -88,7 +87,7 @@ fn status(report: &mut Report, namespace: &str, mailbell: &Mailbell) {
         let minutes = age_s / 60;
         return report.fail(
             &finding,
-            format!("no operator has looked at it for {minutes} minutes; what was said then may hold no longer: {said}"),
+            format!("no operator has got through a look at it for {minutes} minutes; what was said then may hold no longer: {said}"),
             "what runs goes on; see what is said of the operator, and its log",
         );
     }
@@ -121,7 +120,7 @@ fn where_to_look(said: &str, namespace: &str, name: &str) -> String {
     let about = said.split_once(": ").map_or(said, |(about, _)| about);
     match about {
         "The mailboxes" => format!(
-            "kubectl --namespace {namespace} port-forward service/{name}-admin 7444, then `mailbell shards` with MAILBELL_ADMIN_URL, MAILBELL_ADMIN_TOKEN_FILE and MAILBELL_ADMIN_CA (docs/operating.md, What to do when) says what waits, and why"
+            "kubectl --namespace {namespace} port-forward service/{name}-admin 7444, then `mailbell shards` with MAILBELL_ADMIN_URL, MAILBELL_ADMIN_TOKEN_FILE and MAILBELL_ADMIN_CA (docs/operating.md, Install) says what waits, and why"
         ),
         "The numbers of pods stay" => {
             "until that is mended more mailboxes and devices get no more pods".to_owned()
@@ -129,32 +128,9 @@ fn where_to_look(said: &str, namespace: &str, name: &str) -> String {
         "The policy" => {
             format!("kubectl --namespace {namespace} get mailproviders says of each how it stands")
         }
-        "The network" | "The end of the upgrade" => {
-            "see to what is missing before more goes".to_owned()
-        }
+        "The end of the upgrade" => "see to what is missing before more goes".to_owned(),
         _ => "what is told of its pods, disks, Secrets and services says why".to_owned(),
     }
-}
-
-/// How the job is run anew that fills Secrets: once it is done it sees none that is made again. Not that of the key ring, which would make
-/// another one.
-async fn refill(
-    client: &Client,
-    namespace: &str,
-    mailbell: &Mailbell,
-    params: &ListParams,
-) -> String {
-    let begin = format!("{}-secrets-", mailbell.name_any());
-    let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
-    let jobs = jobs.list_metadata(params).await;
-    let jobs = jobs.map_or_else(|_| Vec::new(), |found| found.items);
-    let jobs = jobs.iter().filter(|job| job.name_any().starts_with(&begin));
-    // One before it may be there still.
-    let job = jobs.max_by_key(|job| job.metadata.creation_timestamp.clone());
-    let job = job.map_or_else(|| format!("{begin}…"), |job| job.name_any());
-    format!(
-        "kubectl --namespace {namespace} delete job {job}, which the operator makes again, and which fills what is empty"
-    )
 }
 
 /// Accounts that no MailAccount declares any more.
@@ -172,115 +148,6 @@ fn left_accounts(report: &mut Report, mailbell: &Mailbell) {
         ),
         "declare them again; or remove them with the operator's token: docs/operating.md, What to do when",
     );
-}
-
-/// By name only: what is in them is nobody's business here.
-async fn needed_secrets(
-    report: &mut Report,
-    api: &Api<Secret>,
-    namespace: &str,
-    mailbell: &Mailbell,
-    refill: &str,
-) {
-    let finding = format!("secrets {}", mailbell.name_any());
-    let needed = secrets_of(mailbell);
-    let mut missing = Vec::new();
-    for name in &needed {
-        match seen(api.get_metadata(name).await) {
-            Seen::There(_) => {}
-            Seen::Missing => missing.push(name.as_str()),
-            Seen::Denied(_) => {
-                let all: Vec<&str> = needed.iter().map(String::as_str).collect();
-                let said = format!(
-                    "you may not read them; these have to be there: {}",
-                    all.join(", ")
-                );
-                return report.skipped(&finding, said);
-            }
-            Seen::Failed(why) => return report.fail(&finding, why, "look again"),
-        }
-    }
-    if missing.is_empty() {
-        return report.ok(&finding, format!("all {} are there", needed.len()));
-    }
-    let said = format!("pods need what is not there: {}", missing.join(", "));
-    report.fail(
-        &finding,
-        said,
-        advice(mailbell, namespace, &missing, refill),
-    );
-}
-
-/// What to do about Secrets that are not there.
-fn advice(mailbell: &Mailbell, namespace: &str, missing: &[&str], refill: &str) -> String {
-    let name = mailbell.name_any();
-    let made = |what: What| format!("{name}-{}", what.as_str());
-    let mut advice = "make them".to_owned();
-    if mailbell.spec.generate_secrets {
-        advice += &format!(
-            "; those called {name}-… come from the chart mailbell (its `installations`): helm upgrade makes them empty. Fill them from a backup; or {refill}"
-        );
-        let of_nats = [made(What::NatsUsers), made(What::NatsTls)];
-        if of_nats.iter().any(|it| missing.contains(&it.as_str())) {
-            advice += &format!(
-                ". NATS servers read theirs when they start: if these are filled anew start all of them anew at once: kubectl --namespace {namespace} delete pods --selector app.kubernetes.io/instance={name},app.kubernetes.io/component=nats"
-            );
-        }
-    }
-    let ring = mailbell.spec.watchers.key_ring_secret.clone();
-    let ring = ring.unwrap_or_else(|| made(What::KeyRing));
-    if missing.contains(&ring.as_str()) {
-        let ring = format!(
-            "{ring} has the keys of all passwords: put it back from its backup, and only without one have another made, by the chart mailbell or as you made it (docs/operating.md, What to do when)"
-        );
-        advice = match missing.len() {
-            1 => ring,
-            _ => format!("{ring}. The others: {advice}"),
-        };
-    }
-    advice
-}
-
-/// Whatever a pod mounts, has in its environment, or has its image pulled by.
-fn secrets_of(mailbell: &Mailbell) -> BTreeSet<String> {
-    let wanted = Wanted {
-        mailbell,
-        // Neither how many there are, nor of which image, nor what they are told changes what they need.
-        image: "",
-        watchers: mailbell.spec.watchers.scale.min,
-        gateways: mailbell.spec.gateways.scale.min,
-        policy: None,
-        api_server_ports: &API_SERVER_PORTS,
-    };
-    let mut found = BTreeSet::new();
-    for object in desired(&wanted).iter().flat_map(|stage| &stage.objects) {
-        if let Some(pod) = object.pointer("/spec/template/spec") {
-            names(pod, &mut found);
-        }
-    }
-    found.extend(mailbell.spec.image_pull_secrets.iter().cloned());
-    found
-}
-
-fn names(value: &Value, found: &mut BTreeSet<String>) {
-    // As a volume, as a part of one, and as a variable.
-    for (reference, name) in [
-        ("/secret", "secretName"),
-        ("/secret", "name"),
-        ("/secretKeyRef", "name"),
-    ] {
-        let Some(reference) = value.pointer(reference) else {
-            continue;
-        };
-        let is_needed = reference.get("optional") != Some(&Value::Bool(true));
-        let name = reference.get(name).and_then(Value::as_str);
-        found.extend(name.filter(|_| is_needed).map(str::to_owned));
-    }
-    match value {
-        Value::Object(parts) => parts.values().for_each(|part| names(part, found)),
-        Value::Array(parts) => parts.iter().for_each(|part| names(part, found)),
-        _ => {}
-    }
 }
 
 /// Whose certificates are shown to whom.
@@ -399,9 +266,10 @@ async fn pods(
         if let Some(trouble) = trouble(pod, now) {
             found.push(trouble);
         } else if let Some(since) = waits(pod, now) {
-            // What kept it from getting a node has been overcome.
+            // What kept it from getting a node has been overcome, and so has what its node no longer warns of.
             let placed = since.checked_add(SignedDuration::from_secs(1)).ok();
-            let why = warnings::about(client, namespace, &pod.metadata, placed).await;
+            let since = placed.max(now.checked_sub(TRIED_AGAIN).ok());
+            let why = warnings::about(client, namespace, &pod.metadata, since).await;
             found.extend(unstarted(pod, why));
         }
     }
@@ -421,39 +289,7 @@ async fn pods(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    fn mailbell(generates: bool) -> Mailbell {
-        let managed = json!({ "image": "nats:2.12", "storage": { "size": "20Gi" } });
-        let plain = json!({ "tls": { "insecurePlaintext": true } });
-        let spec = json!({ "gateways": plain, "admin": plain, "nats": { "managed": managed }, "generateSecrets": generates });
-        let mailbell = json!({ "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell", "metadata": { "name": "main" }, "spec": spec });
-        serde_json::from_value(mailbell).unwrap()
-    }
-
-    #[test]
-    fn what_is_made_again_is_filled_again_and_no_key_ring_in_the_place_of_another() {
-        let refill = "kubectl --namespace mail delete job main-secrets-1";
-        let told =
-            |generates, missing: &[&str]| advice(&mailbell(generates), "mail", missing, refill);
-        let said = told(true, &["main-admin-token"]);
-        assert!(
-            said.contains(refill) && !said.contains("delete pods"),
-            "{said}"
-        );
-        // They have what was there before.
-        for of_nats in ["main-nats-users", "main-nats-tls"] {
-            let said = told(true, &["main-admin-token", of_nats]);
-            assert!(said.contains("component=nats"), "{said}");
-        }
-        let said = told(true, &["main-key-ring"]);
-        assert!(said.contains("from its backup"), "{said}");
-        for said in [said, told(false, &["main-admin-token"])] {
-            assert!(!said.contains("delete"), "{said}");
-        }
-    }
 
     #[test]
     fn what_an_installation_lacks_is_looked_for_where_it_is() {

@@ -10,6 +10,7 @@ mod nats;
 mod operator;
 mod pods;
 mod rights;
+mod secrets;
 mod services;
 mod warnings;
 mod workloads;

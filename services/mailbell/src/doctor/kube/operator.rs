@@ -193,7 +193,9 @@ fn down(operator: &Deployment) -> (String, String) {
     if spec.and_then(|spec| spec.replicas) == Some(0) {
         return (
             format!("somebody has scaled the Deployment {name} in {namespace} to 0"),
-            format!("{kubectl} scale deployment {name} --replicas=1"),
+            format!(
+                "{kubectl} scale deployment {name} --replicas=N, as the chart's `replicas` says (2 where your values say nothing)"
+            ),
         );
     }
     if status
@@ -324,7 +326,7 @@ mod tests {
             (
                 of(0, json!({})),
                 "scaled the Deployment x in mail to 0",
-                "--replicas=1",
+                "--replicas=N",
             ),
             (
                 of(1, json!({ "conditions": refused })),

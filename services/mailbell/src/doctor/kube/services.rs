@@ -1,10 +1,6 @@
 //! By what an installation is reached from outside: what makes load balancers, and Gateways, are no part of it.
 
-use k8s_openapi::{
-    api::core::v1::Service,
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    jiff::{SignedDuration, Timestamp},
-};
+use k8s_openapi::api::core::v1::Service;
 use kube::{
     Api, Client, ResourceExt as _,
     core::{ApiResource, DynamicObject, GroupVersionKind},
@@ -16,10 +12,8 @@ use super::{
     access::{Seen, seen},
     warnings,
 };
-use crate::doctor::{Report, Verdict};
+use crate::doctor::Report;
 
-/// A cloud makes a load balancer in so long, and a Gateway takes a route.
-const TO_BE_MADE: SignedDuration = SignedDuration::from_mins(5);
 /// What is told of a sentence.
 const MAX_SENTENCE: usize = 300;
 
@@ -55,6 +49,11 @@ async fn balancer(report: &mut Report, client: &Client, namespace: &str, name: &
         Seen::Denied(why) => return report.skipped(&finding, format!("you may not see it: {why}")),
         Seen::Failed(why) => return report.fail(&finding, why, "look again"),
     };
+    let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+    if kind != Some("LoadBalancer") {
+        // Not yet.
+        return;
+    }
     let addresses = addresses(&service);
     if !addresses.is_empty() {
         return report.ok(&finding, format!("is reached by {}", addresses.join(", ")));
@@ -65,10 +64,10 @@ async fn balancer(report: &mut Report, client: &Client, namespace: &str, name: &
         Ok(None) => "nobody says why".to_owned(),
         Err(unseen) => unseen,
     };
-    report.add(
+    // It may be made in a moment, and where there is none devices may come in by another way.
+    report.warn(
         &finding,
-        by_age(&service.metadata, Timestamp::now()),
-        format!("its load balancer has no address yet: {why}"),
+        format!("its load balancer has no address, so no device gets in by it: {why}"),
         format!(
             "see whether there is anything on this cluster that makes load balancers: kubectl --namespace {namespace} describe service {name}"
         ),
@@ -85,15 +84,6 @@ fn addresses(service: &Service) -> Vec<String> {
         .collect()
 }
 
-/// What is new may be made in a moment.
-fn by_age(object: &ObjectMeta, now: Timestamp) -> Verdict {
-    let made = object.creation_timestamp.as_ref();
-    match made.is_some_and(|made| now.duration_since(made.0) < TO_BE_MADE) {
-        true => Verdict::Warn,
-        false => Verdict::Fail,
-    }
-}
-
 async fn route(report: &mut Report, client: &Client, namespace: &str, name: &str) {
     let finding = format!("route {name}");
     let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GRPCRoute");
@@ -107,9 +97,8 @@ async fn route(report: &mut Report, client: &Client, namespace: &str, name: &str
     };
     match untaken(&route.data) {
         None => report.ok(&finding, "its Gateways have taken it"),
-        Some(said) => report.add(
+        Some(said) => report.warn(
             &finding,
-            by_age(&route.metadata, Timestamp::now()),
             said,
             format!(
                 "see to what is named, and to the Gateway: kubectl --namespace {namespace} describe grpcroute {name}"
@@ -161,20 +150,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_balancer_has_an_address_after_some_minutes() {
+    fn a_load_balancer_has_addresses_or_names() {
         let service = |status: Value| {
-            let metadata = json!({ "creationTimestamp": "2026-01-01T00:00:00Z" });
-            let service = json!({ "metadata": metadata, "status": status });
-            serde_json::from_value::<Service>(service).unwrap()
+            serde_json::from_value::<Service>(json!({ "metadata": {}, "status": status })).unwrap()
         };
         let two = json!([{ "ip": "192.0.2.1" }, { "hostname": "lb.example.org" }]);
         let both = service(json!({ "loadBalancer": { "ingress": two } }));
         assert_eq!(addresses(&both), ["192.0.2.1", "lb.example.org"]);
         let none = service(json!({ "loadBalancer": {} }));
         assert!(addresses(&none).is_empty());
-        let at = |time: &str| by_age(&none.metadata, time.parse().unwrap());
-        assert_eq!(at("2026-01-01T00:04:59Z"), Verdict::Warn);
-        assert_eq!(at("2026-01-01T00:05:00Z"), Verdict::Fail);
     }
 
     #[test]

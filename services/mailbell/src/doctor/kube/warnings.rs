@@ -73,7 +73,12 @@ mod tests {
             field: format!("2026-01-01T00:{minute:02}:00.000000Z") })
     }
 
-    fn told(events: &[Value], minute: i64) -> Option<String> {
+    fn at(minute: i64) -> Timestamp {
+        let midnight: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        midnight + SignedDuration::from_mins(minute)
+    }
+
+    fn told_since(events: &[Value], since: Timestamp) -> Option<String> {
         let events = events.iter();
         let events: Vec<Event> = events
             .map(|event| serde_json::from_value(event.clone()).unwrap())
@@ -83,9 +88,11 @@ mod tests {
             uid: Some("1".to_owned()),
             ..ObjectMeta::default()
         };
-        let midnight: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let now = midnight + SignedDuration::from_mins(minute);
-        last(&events, &object, Some(now - RECENT))
+        last(&events, &object, Some(since))
+    }
+
+    fn told(events: &[Value], minute: i64) -> Option<String> {
+        told_since(events, at(minute) - RECENT)
     }
 
     #[test]
@@ -107,5 +114,15 @@ mod tests {
         assert_eq!(told(&of_another, 3).as_deref(), Some("its own"));
         assert_eq!(told(&of_another, 21).as_deref(), Some("its own"));
         assert_eq!(told(&of_another, 22), None);
+    }
+
+    #[test]
+    fn a_warning_of_the_time_before_says_nothing() {
+        let events = [
+            event("1", "before", "eventTime", 1),
+            event("1", "after", "eventTime", 3),
+        ];
+        assert_eq!(told_since(&events[..1], at(2)), None);
+        assert_eq!(told_since(&events, at(2)).as_deref(), Some("after"));
     }
 }

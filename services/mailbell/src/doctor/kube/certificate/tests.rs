@@ -176,7 +176,7 @@ fn who_renews_a_certificate_is_named_as_its_secret_has_it() {
         );
         report.findings.remove(0).advice
     };
-    let by_hand = "kubectl --namespace mail create secret tls tls --cert=FILE --key=FILE --dry-run=client -o yaml | kubectl apply -f -";
+    let by_hand = "kubectl create secret generic tls --from-file=tls.crt=FILE --from-file=tls.key=FILE --dry-run=client -o yaml | kubectl --namespace mail patch secret tls --patch-file /dev/stdin";
     assert_eq!(advice(&[]), format!("renew it: {by_hand}"));
     let by_itself = advice(&[(RENEWED_BY, "push")]);
     assert!(
