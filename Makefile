@@ -70,10 +70,10 @@ image-check: image ## Whether the image starts, in an empty root and a network o
 	  $(foreach folder,$(REMAP),--folder $(firstword $(subst =, ,$(folder))))
 	rm $(TARGET)/again.oci.tar
 
-# Like --dirty above, of the files that git knows.
+# A new file that is not in a commit yet is compiled here, and not in the clone.
 .PHONY: committed
 committed:
-	@[ -z "$$(git status --porcelain --untracked-files=no)" ] \
+	@[ -z "$$(git status --porcelain)" ] \
 	  || { echo "the tree has changes that are not committed, and an image is compared with that of a commit: commit or stash them" >&2; exit 1; }
 
 # What is changed here meanwhile is in neither: git speaks of the clone.

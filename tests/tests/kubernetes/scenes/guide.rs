@@ -238,8 +238,15 @@ impl Reader {
         let lost = self.kubectl(account).await;
         // Its account and its token are among what is gone.
         self.device = None;
-        self.through("kubectl apply -f mailbell.yaml").await;
+        let key = "get secret main-signing-key -o jsonpath={.data}";
+        let old_key = self.kubectl(key).await;
+        self.through("kubectl apply -f mailbell-now.json").await;
         self.runs(TAG).await;
+        let new_key = self.kubectl(key).await;
+        assert!(!new_key.is_empty() && new_key != old_key);
+        // As it was, and not as on the page's first day.
+        let content = self.kubectl("get mailbell main -o jsonpath={.spec.content}");
+        assert_eq!(content.await, "headers");
         self.until("what is declared is registered again", async || {
             self.kubectl(account).await != lost
         })
@@ -261,6 +268,21 @@ impl Reader {
         self.through("--from-file=key.ring").await;
         assert_eq!(self.kubectl(ring).await, whole);
         // What would fill an empty one leaves it.
+        self.through("delete job").await;
+        let jobs = "get jobs --selector app.kubernetes.io/component=secrets -o jsonpath={.items[*].status.succeeded}";
+        self.until("both jobs have run anew", async || {
+            self.kubectl(jobs).await == "1 1"
+        })
+        .await;
+        assert_eq!(self.kubectl(ring).await, whole);
+        self.through("MAILBELL_REPLACE_KEY_RING").await;
+        let watchers = "get pods --selector app.kubernetes.io/component=watcher -o yaml";
+        self.until("watchers are told to", async || {
+            let watchers = self.kubectl(watchers).await;
+            watchers.contains("MAILBELL_REPLACE_KEY_RING")
+        })
+        .await;
+        self.runs(TAG).await;
         self.through(r#""env":[]"#).await;
         self.runs(TAG).await;
         assert_eq!(self.kubectl(ring).await, whole);
