@@ -256,14 +256,14 @@ pub struct Service {
     pub load_balancer_source_ranges: Vec<String>,
 }
 
-/// Its type. `NodePort`: on a port of every node, whichever of them its pods run on; they do not see who calls. `LoadBalancer`: by one of
-/// the cloud, which sends callers to nodes with its pods only; they see who calls. Unset: `ClusterIP`, inside the cluster.
+/// Its type. `NodePort`: on a port of each node that has one of its pods. `LoadBalancer`: by one of the cloud, which sends callers to such
+/// nodes only. With both the pods see who calls. Unset: `ClusterIP`, inside the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum ServiceType {
     /// Inside the cluster.
     #[serde(rename = "ClusterIP")]
     ClusterIp,
-    /// On a port of every node.
+    /// On a port of each node that has one of its pods.
     NodePort,
     /// By a load balancer of the cloud.
     LoadBalancer,

@@ -424,8 +424,8 @@ fn service_of(wanted: &Wanted<'_>, part: Part, service: &Service, port: (&str, i
     let ranges = &service.load_balancer_source_ranges;
     let extra = present([
         (!ranges.is_empty()).then(|| json!({ "loadBalancerSourceRanges": ranges })),
-        // Devices' addresses are worth knowing, and a hop less is a fault less. Only a load balancer knows the nodes that answer then.
-        (kind == ServiceType::LoadBalancer).then(|| json!({ "externalTrafficPolicy": "Local" })),
+        // Devices' addresses are worth knowing, and a hop less is a fault less.
+        (kind != ServiceType::ClusterIp).then(|| json!({ "externalTrafficPolicy": "Local" })),
     ]);
     for more in extra {
         merge(&mut spec, more);
