@@ -8,7 +8,7 @@ use mailbell_test_cluster::{
 };
 use mailbell_test_servers::Authority;
 use mailbell_tests::{
-    auditor::Place,
+    auditor::{Place, Truth},
     device::Device,
     load::deliver,
     mailbox,
@@ -43,6 +43,8 @@ pub(crate) struct Reader {
     mail: MailServer,
     numbers: Numbers,
     account: String,
+    /// The last message that was in its mailbox before the device came.
+    before: u32,
     forward: String,
     /// What is still to be read.
     blocks: std::vec::IntoIter<Block>,
@@ -79,6 +81,7 @@ impl Reader {
             mail,
             numbers: Numbers::default(),
             account: String::new(),
+            before: 0,
             forward: String::new(),
             blocks: blocks.into_iter(),
             stand_ins: Vec::new(),
@@ -213,6 +216,7 @@ impl Reader {
         let token = read("device.token");
         let places = vec![Place::inbox(account)];
         let url = format!("https://{}:7443", Cluster::OUTSIDE);
+        self.before = self.mailbox().await.mail.last().map_or(0, |mail| mail.uid);
         let device = Device::new(url, token.trim().to_owned(), places).unwrap();
         let mut device = device.trusting(read("admin-ca.crt"));
         device.start().unwrap();
@@ -222,12 +226,21 @@ impl Reader {
         self.account = account.to_owned();
     }
 
-    /// One message more, after which the device must have all that lies in the mailbox, once and in order.
+    /// Another device in its place.
+    pub(crate) async fn connect_again(&mut self) {
+        let account = self.account.clone();
+        self.connect_device(&account).await;
+    }
+
+    async fn mailbox(&self) -> Truth {
+        let read = mailbox::read(&self.mail.dovecot, USERS[0], "INBOX");
+        read.await.unwrap()
+    }
+
+    /// One message more, after which the device must have all that has come to the mailbox since it is there, once and in order.
     pub(crate) async fn assert_told(&self) {
         self.deliver().await;
-        let truth = mailbox::read(&self.mail.dovecot, USERS[0], "INBOX")
-            .await
-            .unwrap();
+        let truth = self.mailbox().await.after(self.before);
         let all = [(Place::inbox(&self.account), truth)].into();
         let device = self.device.as_ref().unwrap();
         judge(&[device], &all).await.unwrap();

@@ -223,6 +223,8 @@ impl Reader {
         let mut lines = said.lines();
         let canary = lines.find(|line| line.starts_with("ok    canary"));
         assert!(canary.is_some(), "{said}");
+        // The device was told of the canary, which lies in the mailbox no more: from here on by another one.
+        self.connect_again().await;
     }
 
     /// Of one server, and then of all.
