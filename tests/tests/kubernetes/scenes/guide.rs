@@ -63,10 +63,15 @@ impl Reader {
         for words in [
             "condition met",
             "Phase:          Succeeded",
-            "Everything runs.",
+            "ok    NATS main",
         ] {
             assert!(said.contains(words), "{words}: {said}");
         }
+        // It serves by then, and the last pod may take a moment more.
+        self.until("everything runs", async || {
+            self.reason("mailbell main").await == "True Running"
+        })
+        .await;
         self.open_gateway().await;
     }
 
