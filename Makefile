@@ -78,7 +78,7 @@ committed:
 
 # What is changed here meanwhile is in neither: git speaks of the clone.
 .PHONY: image-again
-image-again: committed image ## Whether the same commit makes the same image in another folder (four minutes)
+image-again: committed image ## Whether the same commit makes the same image in another folder: builds all anew
 	@again=$$(mktemp -d); trap 'rm -rf "$$again"' EXIT; \
 	git clone --quiet . "$$again/mailbell"; \
 	env -u CARGO_TARGET_DIR make --no-print-directory -C "$$again/mailbell" static; \
