@@ -68,10 +68,7 @@ impl Reader {
             assert!(said.contains(words), "{words}: {said}");
         }
         // It serves by then, and the last pod may take a moment more.
-        self.until("everything runs", async || {
-            self.reason("mailbell main").await == "True Running"
-        })
-        .await;
+        self.until_everything_runs().await;
         self.open_gateway().await;
     }
 
@@ -186,6 +183,13 @@ impl Reader {
         self.kubectl(&words).await.replace('/', " ")
     }
 
+    async fn until_everything_runs(&self) {
+        self.until("everything runs", async || {
+            self.reason("mailbell main").await == "True Running"
+        })
+        .await;
+    }
+
     async fn bring_secrets(&mut self) {
         self.through(r#""usersSecret":"own-nats-users""#).await;
         self.until("all have the passwords that were brought", async || {
@@ -215,8 +219,10 @@ impl Reader {
         let said = self.through("tls.crt=nats.crt").await;
         assert!(said.contains(patched), "{said}");
         self.through("delete pod --selector").await;
-        self.runs(TAG).await;
+        // Until the kubelets have brought the file nobody meets the servers, and pods are not ready for that after a while only.
         self.assert_told().await;
+        self.runs(TAG).await;
+        self.until_everything_runs().await;
     }
 
     async fn look(&mut self) {
