@@ -16,17 +16,23 @@ use crate::{
 /// As long as the alert waits.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Who reads `kubectl get mailbells` alone is not told that all is well; and is told when it is again.
-#[tokio::test]
-async fn ready_is_not_said_of_mailboxes_that_nobody_watches() {
-    let Some(world) = World::new().await else {
-        return;
-    };
+/// An admin API by which each of twenty mailboxes is watched, and the token for it.
+async fn all_watched() -> Option<(World, FakeAdmin)> {
+    let world = World::new().await?;
     world
         .secret("main-operator-token", json!({ "token": TOKEN }))
         .await;
     let admin = FakeAdmin::start(None);
     admin.watches(20, 0, Duration::ZERO);
+    Some((world, admin))
+}
+
+/// Who reads `kubectl get mailbells` alone is not told that all is well; and is told when it is again.
+#[tokio::test]
+async fn ready_is_not_said_of_mailboxes_that_nobody_watches() {
+    let Some((world, admin)) = all_watched().await else {
+        return;
+    };
     let start = |identity: &str, look_every: Duration| {
         Operator::start_with(&world, identity, |options| {
             options.admin_url = Some(admin.url("http"));
@@ -91,14 +97,9 @@ async fn ready_is_not_said_of_mailboxes_that_nobody_watches() {
 /// One that is impaired for a long time, as where a pod has no room, is not silent about what comes meanwhile.
 #[tokio::test]
 async fn each_trouble_has_an_event_and_its_numbers_have_none() {
-    let Some(world) = World::new().await else {
+    let Some((world, admin)) = all_watched().await else {
         return;
     };
-    world
-        .secret("main-operator-token", json!({ "token": TOKEN }))
-        .await;
-    let admin = FakeAdmin::start(None);
-    admin.watches(20, 0, Duration::ZERO);
     let operator = Operator::start_with(&world, "one", |options| {
         options.admin_url = Some(admin.url("http"));
         options.look_every = Duration::from_millis(100);
