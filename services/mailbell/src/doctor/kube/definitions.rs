@@ -9,7 +9,10 @@ use kube::{Api, Client, ResourceExt as _};
 use mailbell_operator::crds;
 use serde_json::Value;
 
-use super::access::{Seen, seen};
+use super::{
+    access::{Seen, seen},
+    some,
+};
 use crate::doctor::Report;
 
 const NAME: &str = "definitions";
@@ -17,8 +20,6 @@ const NAME: &str = "definitions";
 const MAILBELLS: &str = "mailbells.mailbell.dev";
 /// What to do where some are missing.
 pub(super) const INSTALL: &str = "helm upgrade --install mailbell-crds charts/mailbell-crds; or `mailbell crds | kubectl apply --server-side -f -`";
-/// So many fields are named.
-const NAMED: usize = 3;
 
 /// Whether there is more to look at, as far as that can be seen.
 pub(super) async fn examine(report: &mut Report, client: &Client) -> bool {
@@ -120,14 +121,6 @@ impl Difference {
     }
 }
 
-fn some(fields: &[String]) -> String {
-    let named: Vec<&str> = fields.iter().take(NAMED).map(String::as_str).collect();
-    match fields.len().saturating_sub(NAMED) {
-        0 => named.join(", "),
-        more => format!("{} and {more} more", named.join(", ")),
-    }
-}
-
 /// By what a user can say; what the server adds to a definition is no difference.
 fn difference(
     ours: &CustomResourceDefinitionSpec,
@@ -220,9 +213,9 @@ mod tests {
 
     #[test]
     fn a_few_fields_are_named_and_the_others_counted() {
-        let all = ["a", "b", "c", "d", "e"].map(str::to_owned);
-        assert_eq!(some(&all[..3]), "a, b, c");
-        assert_eq!(some(&all), "a, b, c and 2 more");
+        let all = ["a", "b", "c", "d", "e", "f", "g"].map(str::to_owned);
+        assert_eq!(some(&all[..5]), "a, b, c, d, e");
+        assert_eq!(some(&all), "a, b, c, d, e and 2 more");
         let mut report = Report::default();
         Difference::Older(all.to_vec()).tell(&mut report, "x");
         Difference::Newer(all.to_vec()).tell(&mut report, "x");
@@ -231,8 +224,8 @@ mod tests {
         assert_eq!(
             said,
             [
-                "x is older than this command: it lacks a, b, c and 2 more",
-                "x is newer than this command, which does not know a, b, c and 2 more",
+                "x is older than this command: it lacks a, b, c, d, e and 2 more",
+                "x is newer than this command, which does not know a, b, c, d, e and 2 more",
                 "x is of another release than this command",
             ]
         );

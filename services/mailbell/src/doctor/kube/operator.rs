@@ -322,7 +322,7 @@ mod tests {
         };
         let refused =
             json!([{ "type": "ReplicaFailure", "status": "True", "message": "exceeded quota" }]);
-        for (found, words, todo) in [
+        for (found, words, next) in [
             (
                 of(0, json!({})),
                 "scaled the Deployment x in mail to 0",
@@ -341,7 +341,7 @@ mod tests {
         ] {
             let (said, advice) = found;
             assert!(said.contains(words), "{said}");
-            assert!(advice.contains(todo), "{advice}");
+            assert!(advice.contains(next), "{advice}");
         }
     }
 
