@@ -30,7 +30,7 @@ use crate::{
 /// The server's PING may be put off for as long as data arrives, so ours finds a dead link: after two unanswered ones.
 const PING: Duration = Duration::from_secs(5);
 /// TCP, TLS and authentication.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Full jitter: a random delay up to this, doubled with each failed try, up to the other.
 const RECONNECT_BASE: Duration = Duration::from_millis(100);
 const RECONNECT_MOST: Duration = Duration::from_secs(5);
@@ -258,7 +258,10 @@ fn wants_tls(options: &BusOptions) -> Result<bool, BusError> {
     Ok(tls)
 }
 
-async fn connect_options(options: &BusOptions, tls: bool) -> Result<ConnectOptions, BusError> {
+pub(crate) async fn connect_options(
+    options: &BusOptions,
+    tls: bool,
+) -> Result<ConnectOptions, BusError> {
     let mut connect = ConnectOptions::new()
         .name(format!(
             "mailbell {} {}",
@@ -444,7 +447,7 @@ impl Bus {
     }
 }
 
-fn connect_error(error: &async_nats::ConnectError, options: &BusOptions) -> BusError {
+pub(crate) fn connect_error(error: &async_nats::ConnectError, options: &BusOptions) -> BusError {
     use std::error::Error as _;
     let reason = || {
         error

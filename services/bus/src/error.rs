@@ -56,6 +56,9 @@ pub enum BusError {
         /// JetStream's words.
         description: String,
     },
+    /// A server could not read its files again; what it had before stays.
+    #[error("the NATS server cannot read its files again: {0}")]
+    Reload(String),
     /// What came back cannot be read.
     #[error("an answer that cannot be read: {0}")]
     Garbled(&'static str),
@@ -155,7 +158,7 @@ impl BusError {
             Self::Authentication | Self::Denied(_) => Code::Denied,
             Self::StorageFull(_) => Code::Full,
             Self::TooLarge(_) => Code::TooLarge,
-            Self::Refused { .. } => Code::Refused,
+            Self::Refused { .. } | Self::Reload(_) => Code::Refused,
             Self::Garbled(_) | Self::Record(_) | Self::NewerRecord(_) => Code::Data,
             Self::NotSetUp(_) | Self::Layout { .. } | Self::TooOld(_) | Self::WouldLoseData(_) => {
                 Code::Installation

@@ -38,6 +38,7 @@ mod read;
 mod readiness;
 mod requests;
 mod server;
+pub mod server_certificate;
 pub mod server_config;
 mod setup;
 pub mod state;

@@ -39,6 +39,25 @@ pub fn inbox_prefix(role: Role, installation: &Installation) -> String {
     format!("mb.{installation}.inbox.{}", role.as_str())
 }
 
+/// The user by which an admin API has NATS servers read their files again: with its own password, in the account `$SYS`, of which it sees
+/// nothing else.
+pub const SYSTEM_USER: &str = "admin-system";
+
+/// Where answers to [`SYSTEM_USER`] come.
+#[must_use]
+pub fn system_inbox_prefix(installation: &Installation) -> String {
+    format!("mb.{installation}.inbox.system")
+}
+
+/// What [`SYSTEM_USER`] may do.
+#[must_use]
+pub fn system_permissions(installation: &Installation) -> Permissions {
+    Permissions {
+        publish: vec!["$SYS.REQ.SERVER.*.RELOAD".to_owned()],
+        subscribe: vec![format!("{}.>", system_inbox_prefix(installation))],
+    }
+}
+
 /// What a role of an installation may do.
 #[must_use]
 pub fn permissions(role: Role, installation: &Installation) -> Permissions {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     BusError, Role, Secret,
-    permissions::{Permissions, permissions},
+    permissions::{Permissions, SYSTEM_USER, permissions, system_permissions},
 };
 
 /// The largest message: a page of a folder's list.
@@ -169,6 +169,19 @@ pub fn users_config(installation: &Installation) -> String {
     }
     text.push_str("  ]\n}\n");
     text
+}
+
+/// The user [`SYSTEM_USER`], to be included beside [`users_config`] where the admin API is to have the servers read renewed files. Its password
+/// is the admin's.
+#[must_use]
+pub fn system_config(installation: &Installation) -> String {
+    let password = password_variable(Role::Admin);
+    let permissions = permissions_text(&system_permissions(installation));
+    format!(
+        "# By which the admin API has a server read a renewed certificate, and nothing else.\n\
+         accounts {{ $SYS {{ users: [\n    \
+         {{ user: \"{SYSTEM_USER}\", password: ${password}, permissions: {permissions} }}\n  ] }} }}\n"
+    )
 }
 
 /// Permissions as they stand in a server's configuration.

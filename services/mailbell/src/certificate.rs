@@ -14,10 +14,11 @@ use prometheus_client::{
     registry::Unit,
 };
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 /// `tls_certificate_expiry_timestamp_seconds{listener}`: until when the certificate in force is good, since the epoch, of the listeners
-/// `push` and `admin`.
+/// `push` and `admin`, and `nats`: of those that the NATS servers show the one that ends first.
 pub const EXPIRY: &str = "tls_certificate_expiry_timestamp";
 
 /// From when and until when a certificate is good, in seconds since the epoch. `None`: it cannot be read.
@@ -50,12 +51,12 @@ pub fn names(der: &CertificateDer<'_>) -> Vec<String> {
     .collect()
 }
 
-/// The certificates of this process' listeners, read at each scrape: they are replaced while it runs.
+/// The certificates of this process' listeners, and of others, read at each scrape: they are replaced while it runs.
 #[derive(Clone, Default)]
 pub struct Certificates(Arc<Mutex<Vec<Shown>>>);
 
-/// By which listener, and which.
-type Shown = (String, Arc<ReloadingCert>);
+/// By which listener, and until when. `None`: that cannot be read, or is not known.
+type Shown = (String, Box<dyn Fn() -> Option<i64> + Send + Sync>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Listener {
@@ -74,8 +75,22 @@ impl Certificates {
     /// `flag` is that of the listener's address, such as `--push-listen`.
     pub fn add(&self, flag: &str, certificate: &Arc<ReloadingCert>) {
         let listener = flag.trim_start_matches('-').trim_end_matches("-listen");
+        let certificate = Arc::clone(certificate);
+        let until = move || Some(validity(&certificate.end_entity()?)?.1);
+        self.push(listener, Box::new(until));
+    }
+
+    /// That of a listener of others: what is given by the sender, in seconds since the epoch, is told of.
+    #[must_use]
+    pub fn add_told(&self, listener: &str) -> watch::Sender<Option<i64>> {
+        let (sender, told) = watch::channel(None);
+        self.push(listener, Box::new(move || *told.borrow()));
+        sender
+    }
+
+    fn push(&self, listener: &str, until: Box<dyn Fn() -> Option<i64> + Send + Sync>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push((listener.to_owned(), Arc::clone(certificate)));
+        all.push((listener.to_owned(), until));
     }
 }
 
@@ -91,10 +106,9 @@ impl Collector for Certificates {
         let help = "Until when the certificate in force is good";
         let (unit, kind) = (Some(&Unit::Seconds), MetricType::Gauge);
         let mut family = encoder.encode_descriptor(EXPIRY, help, unit, kind)?;
-        for (listener, certificate) in all.iter() {
-            let end_entity = certificate.end_entity();
+        for (listener, until) in all.iter() {
             // One that cannot be read says nothing: a zero would be a lie.
-            let Some((_, until)) = end_entity.and_then(|der| validity(&der)) else {
+            let Some(until) = until() else {
                 continue;
             };
             let listener = Listener {

@@ -7,13 +7,18 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::Path,
     time::{Duration, Instant},
 };
 
-use mailbell_bus::{Auth, Bus, BusOptions, Role, Secret, TlsOptions, patiently};
+use mailbell_bus::{
+    Auth, Bus, BusError, BusOptions, Role, Secret, TlsOptions, patiently,
+    server_certificate::{read_again, shown},
+};
 use mailbell_core::ids::Installation;
+use mailbell_runtime::tls::end_entity;
 use mailbell_test_servers::{
     Certificate, NatsOptions, NatsServer, free_port,
     nats::nats_binary,
@@ -215,13 +220,61 @@ impl Servers {
         }
     }
 
-    async fn connect(&self, role: Role, password: &str, replicas: u8) -> Result<Bus, String> {
-        let urls = self
-            .clients
-            .iter()
+    fn urls(&self) -> Vec<String> {
+        let ports = self.clients.iter();
+        ports
             .map(|port| format!("tls://localhost:{port}"))
-            .collect();
-        let mut options = BusOptions::new(urls, Installation::default(), role);
+            .collect()
+    }
+
+    async fn connect(&self, role: Role, password: &str, replicas: u8) -> Result<Bus, String> {
+        Bus::connect(self.options(role, password, replicas))
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    /// Has each read its files, as the admin API does.
+    async fn read_again(&self, password: &str) -> Result<(), BusError> {
+        let options = self.options(Role::Admin, password, 1);
+        for url in self.urls() {
+            read_again(&options, &shown(&url).await?.server_id).await?;
+        }
+        Ok(())
+    }
+
+    /// The connections between them: of which server, to which other, and its number there.
+    async fn routes(&self) -> BTreeSet<(u16, String, u64)> {
+        let mut all = BTreeSet::new();
+        for port in &self.monitors {
+            let answer = ask(*port, "/routez").await.unwrap();
+            let (_, page) = answer.split_once("\r\n\r\n").unwrap();
+            let page: Value = serde_json::from_str(page).unwrap();
+            for route in page["routes"].as_array().unwrap() {
+                let other = route["remote_name"].as_str().unwrap().to_owned();
+                all.insert((*port, other, route["rid"].as_u64().unwrap()));
+            }
+        }
+        all
+    }
+
+    /// The certificate in their Secret.
+    fn certificate(&self) -> Vec<u8> {
+        end_entity(Path::new(&self.path("tls.crt")))
+            .unwrap()
+            .to_vec()
+    }
+
+    /// Which of them show this.
+    async fn showing(&self, certificate: &[u8]) -> Vec<bool> {
+        let mut all = Vec::new();
+        for url in self.urls() {
+            all.push(shown(&url).await.unwrap().certificate.as_ref() == certificate);
+        }
+        all
+    }
+
+    fn options(&self, role: Role, password: &str, replicas: u8) -> BusOptions {
+        let mut options = BusOptions::new(self.urls(), Installation::default(), role);
         options.auth = Auth::UserPassword {
             user: role.as_str().to_owned(),
             password: Secret::new(password),
@@ -231,9 +284,7 @@ impl Servers {
             ..TlsOptions::default()
         });
         options.replicas = replicas;
-        Bus::connect(options)
-            .await
-            .map_err(|error| error.to_string())
+        options
     }
 }
 
@@ -279,32 +330,74 @@ async fn a_server_takes_its_configuration_and_mailbell_finds_all_it_needs() {
     }
 }
 
+/// No server is started anew, and nobody who is connected notices.
+#[tokio::test]
+async fn a_certificate_is_renewed_while_servers_run() {
+    let servers = Servers::start("usual.yaml").await;
+    let password = |role| password("main-nats-users", role);
+    let (admin, watcher) = (password("admin"), password("watcher"));
+    let watcher = servers.connect(Role::Watcher, &watcher, 3).await.unwrap();
+    let (before, routes) = (*watcher.link().borrow(), servers.routes().await);
+    let old = servers.certificate();
+    assert_eq!(servers.showing(&old).await, [true; 3]);
+    // By another authority, so that a client that connects anew tells whom it has met.
+    let new = Certificate::localhost();
+    let both = fs::read_to_string(servers.path("ca.crt")).unwrap() + &new.authority_pem;
+    servers.trust(&both).unwrap();
+    servers.show(&new).unwrap();
+    let new = servers.certificate();
+    assert_eq!(servers.showing(&old).await, [true; 3]);
+    servers.read_again(&admin).await.unwrap();
+    assert_eq!(servers.showing(&new).await, [true; 3]);
+    servers.connect(Role::Admin, &admin, 3).await.unwrap();
+
+    // Half of a pair is of no use, and changes nothing.
+    fs::write(servers.path("tls.key"), &Certificate::localhost().key_pem).unwrap();
+    let refused = servers.read_again(&admin).await.unwrap_err();
+    assert!(
+        matches!(&refused, BusError::Reload(why) if why.contains("private key")),
+        "{refused}"
+    );
+    assert_eq!(servers.showing(&new).await, [true; 3]);
+    let refused = servers.read_again("wrong").await.unwrap_err();
+    assert_eq!(refused, BusError::Authentication);
+    assert_eq!(*watcher.link().borrow(), before);
+    // Some are made and given up again just after the start; no two servers have lost all that they had.
+    let stayed = servers.routes().await;
+    let stayed = stayed.intersection(&routes).map(|(at, to, _)| (at, to));
+    assert_eq!(stayed.collect::<BTreeSet<_>>().len(), 6);
+}
+
 /// As docs/operating.md says it: the servers and whoever is connected find each other all along, though none that trusts the old authority
 /// alone could speak to one that shows the new certificate. Then a Secret can be named that has the new authority alone.
 #[tokio::test]
 async fn a_certificate_of_another_authority_is_taken_over_in_two_steps() {
     let set = object("usual.yaml", "StatefulSet", "main-nats");
     let mut servers = Servers::start("usual.yaml").await;
-    let (role, password) = (Role::Setup, password("main-nats-users", "setup"));
-    let connected = servers.connect(role, &password, 3).await.unwrap();
+    let (role, password) = (Role::Setup, |role| password("main-nats-users", role));
+    let (setup, admin) = (password("setup"), password("admin"));
+    let connected = servers.connect(role, &setup, 3).await.unwrap();
     patiently(|| connected.setup()).await.unwrap();
+    let before = *connected.link().borrow();
     let old = fs::read_to_string(servers.path("ca.crt")).unwrap();
     let new = Certificate::localhost();
     let both = format!("{old}{}", new.authority_pem);
     servers.trust(&both).unwrap();
-    servers.start_anew(&set).await.unwrap();
+    servers.read_again(&admin).await.unwrap();
     servers.show(&new).unwrap();
-    servers.start_anew(&set).await.unwrap();
+    servers.read_again(&admin).await.unwrap();
     // Who was there before is there still.
     let verified = patiently(|| connected.verify()).await.unwrap();
     assert_eq!(verified.drift, []);
+    assert_eq!(*connected.link().borrow(), before);
     servers.trust(&old).unwrap();
-    let refused = servers.connect(role, &password, 3).await;
+    let refused = servers.connect(role, &setup, 3).await;
     assert!(refused.is_err());
     servers.trust(&new.authority_pem).unwrap();
-    servers.connect(role, &password, 3).await.unwrap();
+    servers.connect(role, &setup, 3).await.unwrap();
+    // Each meets two that have read it while they ran, or started with it.
     servers.start_anew(&set).await.unwrap();
-    servers.connect(role, &password, 3).await.unwrap();
+    servers.connect(role, &setup, 3).await.unwrap();
 }
 
 /// Until then they pass it questions of others, which nobody answers.

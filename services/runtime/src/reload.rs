@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    time::MissedTickBehavior,
+    time::{Interval, MissedTickBehavior},
 };
 
 use crate::{Error, drain::DrainHandle};
@@ -32,21 +32,43 @@ pub async fn watch<E: Display + Send + 'static>(
         look,
         problem: Mutex::default(),
     });
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Without it the period still holds, so it is no reason to fail.
-    let mut hangup = signal(SignalKind::hangup()).ok();
-    loop {
-        tokio::select! {
-            biased;
-            // First: somebody waits for this handle.
-            _ = drain.signaled() => return,
-            () = next(&mut hangup) => {}
-            _ = ticks.tick() => {}
-        }
+    let mut looks = Looks::every(period);
+    while looks.next(&mut drain).await {
         let watched = Arc::clone(&watched);
         // Not cancelled by anything: a look is a few small reads.
         let _ = tokio::task::spawn_blocking(move || watched.look_and_tell()).await;
+    }
+}
+
+/// When files are looked at: every period, the first time at once, and on SIGHUP.
+#[derive(Debug)]
+pub struct Looks {
+    ticks: Interval,
+    /// Without it the period still holds, so it is no reason to fail.
+    hangup: Option<Signal>,
+}
+
+impl Looks {
+    /// To be made within a runtime.
+    #[must_use]
+    pub fn every(period: Duration) -> Self {
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            ticks,
+            hangup: signal(SignalKind::hangup()).ok(),
+        }
+    }
+
+    /// Waits for the next one. `false`: the drain has begun.
+    pub async fn next(&mut self, drain: &mut DrainHandle) -> bool {
+        tokio::select! {
+            biased;
+            // First: somebody waits for this handle.
+            _ = drain.signaled() => false,
+            () = received(&mut self.hangup) => true,
+            _ = self.ticks.tick() => true,
+        }
     }
 }
 
@@ -109,7 +131,7 @@ impl<L> Watched<L> {
     }
 }
 
-async fn next(hangup: &mut Option<Signal>) {
+async fn received(hangup: &mut Option<Signal>) {
     if let Some(signal) = hangup
         && signal.recv().await.is_some()
     {

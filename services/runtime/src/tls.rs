@@ -1,6 +1,7 @@
 //! TLS by rustls with ring: certificates that are replaced without a restart, and the roots of a client.
 
 mod reload;
+mod shown;
 
 use std::{path::Path, sync::Arc};
 
@@ -11,7 +12,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
-pub use self::reload::ReloadingCert;
+pub use self::{reload::ReloadingCert, shown::shown};
 use crate::Error;
 
 /// A bundle of all public roots has some 250 KB.
@@ -110,6 +111,15 @@ pub fn client_config(from: Roots<'_>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
+}
+
+/// The certificate that stands first in this file, which is that of a server.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::TooLarge`], [`Error::Certificate`].
+pub fn end_entity(path: &Path) -> Result<CertificateDer<'static>, Error> {
+    let mut chain = parse_certificates(path, &read_bounded(path)?)?;
+    Ok(chain.swap_remove(0))
 }
 
 /// All certificates of a PEM text, at least one.

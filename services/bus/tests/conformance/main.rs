@@ -21,5 +21,6 @@ mod send;
 mod setup;
 mod sharing;
 mod state;
+mod system_user;
 mod upgrade;
 mod world;

@@ -18,6 +18,7 @@ use mailbell_runtime::{
 use super::{
     nats::NatsArgs,
     process::{Process, ProcessArgs, Work, end_when_outdated},
+    server_certificates::ServerCertificates,
     tls::{RELOAD_EVERY, TlsArgs},
 };
 use crate::failure::Failure;
@@ -71,6 +72,16 @@ pub struct Args {
     #[arg(long, env = "MAILBELL_ALLOW_PLAINTEXT_IMAP")]
     pub allow_plaintext_imap: bool,
 
+    /// Certificate chain (PEM) that the NATS servers are to show: one that shows another is told to read its files again, every minute and on SIGHUP
+    #[arg(
+        long,
+        env = "MAILBELL_NATS_SERVER_CERT",
+        value_name = "FILE",
+        requires = "nats_url",
+        help_heading = "NATS"
+    )]
+    pub nats_server_cert: Option<PathBuf>,
+
     /// The certificate.
     #[command(flatten)]
     pub tls: TlsArgs,
@@ -115,6 +126,10 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let bus_options =
         args.nats
             .options(Role::Admin, "admin".to_owned(), process.bus_metrics.clone())?;
+    let servers = args
+        .nats_server_cert
+        .map(|file| ServerCertificates::new(file, &bus_options, &mut process))
+        .transpose()?;
     let connect = async { Ok(Bus::connect(bus_options).await?) };
     let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
         return Ok(ExitCode::SUCCESS);
@@ -126,6 +141,13 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
         reload::watch("admin tokens", RELOAD_EVERY, drain, look).await;
         Ok(())
     });
+    if let Some(servers) = servers {
+        let drain = process.drain();
+        work.spawn(async move {
+            servers.keep(drain).await;
+            Ok(())
+        });
+    }
     start(&mut process, &mut work, options, bus.clone());
     process
         .run(work, |_| {}, async move { bus.close().await })

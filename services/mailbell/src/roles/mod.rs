@@ -7,6 +7,7 @@ pub mod key_ring;
 pub mod nats;
 pub mod operator;
 pub mod process;
+pub mod server_certificates;
 pub mod setup;
 pub mod tls;
 pub mod watcher;

@@ -141,18 +141,6 @@ impl Cluster {
         self.status(&format!("pod/{name}"), ready).await;
     }
 
-    /// Since then, in days from now.
-    pub(crate) async fn nats_server_runs(&self, number: u32, since: i64) {
-        let now_s = jiff::Timestamp::now().as_second();
-        let started = jiff::Timestamp::from_second(now_s + since * 86_400).unwrap();
-        let state = json!({ "running": { "startedAt": started.to_string() } });
-        let container = json!({ "name": "nats", "image": "nats:2.12", "imageID": "", "ready": true,
-            "restartCount": 0, "state": state });
-        let status = json!({ "containerStatuses": [container] });
-        self.status(&format!("pod/main-nats-{number}"), status)
-            .await;
-    }
-
     /// A part of the cluster warns of this object.
     pub(crate) async fn warned(&self, kind: &str, name: &str, message: &str) {
         let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap();

@@ -14,12 +14,15 @@ use mailbell::{
     cli::Cli,
     secrets::{Names, What, missing},
 };
+use mailbell_bus::{server_certificate::shown, server_config::system_config};
 use mailbell_operator::desired::{API_SERVER_PORTS, Wanted, desired};
-use mailbell_test_servers::{Certificate, NatsOptions, NatsServer, free_port};
+use mailbell_runtime::tls::end_entity;
+use mailbell_test_servers::{Authority, Certificate, NatsOptions, NatsServer, free_port};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::machine::{Machine, text};
+use crate::machine::{Machine, get, text};
 
 /// What an installation needs. The certificate of NATS is another one here: it is one for names of a cluster.
 const MADE: [What; 5] = [
@@ -151,6 +154,50 @@ fn mount(pod: &Value, folder: &Path, secrets: &Secrets) {
     }
 }
 
+/// The server's own files, and the one that the admin API has of its Secret, become others, in the order in which kubelets may bring them.
+async fn assert_renews(
+    machine: &mut Machine,
+    http: &str,
+    nats: &NatsServer,
+    folder: &Path,
+    renewed: &Certificate,
+) {
+    let is_told = |words: &str| {
+        let page = get(http, "/metrics").unwrap();
+        page.lines().any(|line| line.starts_with(words))
+    };
+    let expiry = "mailbell_tls_certificate_expiry_timestamp_seconds{listener=\"nats\"} ";
+    let reloads = |outcome| format!("mailbell_nats_server_reloads_total{{outcome=\"{outcome}\"}} ");
+    machine.until("it tells of it", |_| is_told(expiry)).await;
+    assert!(!is_told(&reloads("done")) && !is_told(&reloads("failed")));
+    let mounted = folder.join("nats-ca/tls.crt");
+    fs::remove_file(&mounted).unwrap();
+    fs::write(&mounted, &renewed.certificate_pem).unwrap();
+    let wanted = end_entity(&mounted).unwrap();
+    let shows = async || shown(&nats.url()).await.unwrap().certificate;
+    let before = shows().await;
+    assert_ne!(before, wanted);
+    // The server's own key is the new one already, and the certificate the old one.
+    let file = |name: &str| nats.directory().join(name);
+    fs::write(file("key.pem"), &renewed.key_pem).unwrap();
+    machine.signal(Signal::HUP);
+    machine
+        .until("it fails", |_| is_told(&reloads("failed")))
+        .await;
+    assert!(
+        machine.said().contains("private key does not match"),
+        "{}",
+        machine.said()
+    );
+    assert_eq!(shows().await, before);
+    fs::write(file("cert.pem"), &renewed.certificate_pem).unwrap();
+    machine.signal(Signal::HUP);
+    machine
+        .until("it is done", |_| is_told(&reloads("done")))
+        .await;
+    assert_eq!(shows().await, wanted);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_pod_is_told_is_what_the_binary_takes() {
     let tool = Machine::new();
@@ -165,7 +212,9 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
         }
     }
     config.push_str(&text(&printed.stdout));
-    let certificate = Certificate::localhost();
+    config.push_str(&system_config(&"main".parse().unwrap()));
+    let authority = Authority::new();
+    let certificate = authority.certificate(&["localhost"]);
     let nats = NatsServer::start(NatsOptions {
         max_file_store: Some(8 << 30),
         tls: Some(certificate.clone()),
@@ -175,6 +224,7 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
     let nats = nats.await.unwrap();
     for (name, key, content) in [
         ("own-nats-tls", "ca.crt", &certificate.authority_pem),
+        ("own-nats-tls", "tls.crt", &certificate.certificate_pem),
         ("imap-ca", "ca.crt", &certificate.authority_pem),
         ("main-policy", "policy.json", &POLICY.to_owned()),
         ("tls", "tls.crt", &certificate.certificate_pem),
@@ -228,6 +278,10 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
         }
         let mut machine = Machine::new();
         machine.start_told(&arguments, environment, &http).await;
+        if role.starts_with("main-admin") {
+            let renewed = authority.certificate(&["localhost"]);
+            assert_renews(&mut machine, &http, &nats, folder.path(), &renewed).await;
+        }
         assert!(machine.stop().await.success(), "{role}: {}", machine.said());
     }
 }

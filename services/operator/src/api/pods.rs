@@ -50,7 +50,7 @@ pub(super) fn of_kubernetes<T: JsonSchema>(generator: &mut SchemaGenerator) -> S
 }
 
 /// What the operator itself tells pods, in variables of these names. The fields of a `Mailbell` say the same, and nothing says it twice.
-pub(crate) const VARIABLES: [&str; 37] = [
+pub(crate) const VARIABLES: [&str; 38] = [
     "GOMEMLIMIT",
     "MAILBELL_ADMIN_LISTEN",
     "MAILBELL_ADMIN_PASSWORD",
@@ -74,6 +74,7 @@ pub(crate) const VARIABLES: [&str; 37] = [
     "MAILBELL_NATS_ALLOW_PLAIN",
     "MAILBELL_NATS_CA",
     "MAILBELL_NATS_PASSWORD_FILE",
+    "MAILBELL_NATS_SERVER_CERT",
     "MAILBELL_NATS_URL",
     "MAILBELL_NATS_USER",
     "MAILBELL_OPERATOR_TOKEN_FILE",

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt as _;
 use mailbell_bus::{
     Role,
-    server_config::{MAX_PAYLOAD, password_variable, user_name, users_config},
+    server_config::{MAX_PAYLOAD, password_variable, system_config, user_name, users_config},
 };
 use mailbell_core::ids::Installation;
 use serde_json::{Value, json};
@@ -113,7 +113,7 @@ pub fn nats_certificate(mailbell: &Mailbell) -> Option<String> {
 fn users(wanted: &Wanted<'_>) -> String {
     // The API server takes no other name.
     let installation: Installation = wanted.installation().parse().unwrap_or_default();
-    users_config(&installation)
+    users_config(&installation) + &system_config(&installation)
 }
 
 fn config(wanted: &Wanted<'_>, managed: &ManagedNats) -> String {

@@ -163,12 +163,17 @@ impl Wanted<'_> {
         ];
         let mut mounts = vec![password];
         if let Some(source) = ca {
-            let ca = Mount {
+            let mut ca = Mount {
                 name: "nats-ca",
                 source,
                 items: vec![as_it_is("ca.crt")],
             };
             settings.push(("MAILBELL_NATS_CA", ca.path("ca.crt")));
+            // Servers of one's own are told to read a renewed certificate by whoever renews it.
+            if part == Part::Admin && external.is_none() {
+                ca.items.push(as_it_is("tls.crt"));
+                settings.push(("MAILBELL_NATS_SERVER_CERT", ca.path("tls.crt")));
+            }
             mounts.push(ca);
         }
         if external.as_ref().is_some_and(|nats| nats.allow_plaintext) {

@@ -190,6 +190,11 @@ impl Reader {
         .await;
     }
 
+    async fn lives_of_servers(&self) -> Vec<(String, u64)> {
+        let servers = self.pods_of("nats").await;
+        servers.iter().map(Pod::life).collect()
+    }
+
     async fn bring_secrets(&mut self) {
         self.through(r#""usersSecret":"own-nats-users""#).await;
         self.until("all have the passwords that were brought", async || {
@@ -202,13 +207,18 @@ impl Reader {
         .await;
         self.runs(TAG).await;
         self.assert_told().await;
+        let servers = self.lives_of_servers().await;
         let patched = "secret/main-nats-tls patched\n";
         let said = self.through("ca.crt=both.crt").await;
         assert!(said.contains(patched), "{said}");
         self.assert_told().await;
         let said = self.through("tls.crt=nats.crt").await;
         assert!(said.contains(patched), "{said}");
-        self.runs(TAG).await;
+        // By then they show it, and were not started anew for it.
+        let said = self.terminal.run("mailbell doctor --kube").await;
+        assert!(said.contains("ok    NATS main"), "{said}");
+        assert!(!said.contains("another certificate"), "{said}");
+        assert_eq!(self.lives_of_servers().await, servers);
         self.assert_told().await;
 
         // As if that had expired: the next one is of an authority that nobody trusts yet.

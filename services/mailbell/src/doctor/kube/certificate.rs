@@ -46,15 +46,21 @@ pub(super) fn finding(secret: &str) -> String {
     format!("certificate {secret}")
 }
 
-/// Says what is wrong first, if something is. When nothing is, from when on it is good, in seconds since 1970. `refill`: how the job is run
-/// anew that fills it.
+/// From when and until when a certificate is good with which nothing is wrong, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Good {
+    pub(super) from: i64,
+    pub(super) until: i64,
+}
+
+/// Says what is wrong first, if something is. `refill`: how the job is run anew that fills it.
 pub(super) fn judge(
     report: &mut Report,
     secret: &Secret,
     uses: &[Use],
     refill: &str,
     now_s: i64,
-) -> Option<i64> {
+) -> Option<Good> {
     let finding = &finding(&secret.name_any());
     let data = secret.data.clone().unwrap_or_default();
     let mut fail = |said: &str, advice: &str| {
@@ -113,6 +119,7 @@ pub(super) fn judge(
             "have one made with the names by which it is reached",
         );
     }
+    let good = Good { from, until };
     let mut until = until;
     for it in uses {
         let trusted = it.check(&parsed, &chain, text("ca.crt"), now_s, &provider);
@@ -145,13 +152,13 @@ pub(super) fn judge(
     } else {
         report.ok(finding, said);
     }
-    Some(from)
+    Some(good)
 }
 
 /// What to do about its end.
 fn renewal(secret: &Secret, is_nats: bool) -> String {
     if is_nats {
-        return "renew it, and start the servers anew: docs/operating.md, The certificate of the NATS servers".to_owned();
+        return "renew it: docs/operating.md, The certificate of the NATS servers".to_owned();
     }
     let name = secret.name_any();
     let kubectl = format!(

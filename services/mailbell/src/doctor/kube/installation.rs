@@ -12,7 +12,7 @@ use mailbell_operator::{api::Mailbell, desired::nats_certificate};
 use super::{
     MOST,
     access::{Seen, listed, seen},
-    certificate::{self, Use, judge},
+    certificate::{self, Good, Use, judge},
     claims, nats,
     pods::{trouble, unstarted, waits},
     secrets, services, warnings, workloads,
@@ -48,12 +48,12 @@ pub(super) async fn examine(
     // Of the NATS servers alone it is told whether it is filled.
     let refill =
         refill + &secrets::started_anew(namespace, mailbell, &[nats_certificate(mailbell)]);
-    let renewed_s = certificates(report, &api, mailbell, shown, &refill).await;
+    let good = certificates(report, &api, mailbell, shown, &refill).await;
     services::examine(report, client, namespace, mailbell).await;
     claims::examine(report, client, namespace, mailbell, &params).await;
     let pods = pods(report, client, namespace, mailbell, &params).await;
     let pods = pods.as_deref();
-    nats::examine(report, namespace, mailbell, pods, renewed_s, looks);
+    nats::examine(report, namespace, mailbell, pods, good, looks);
 }
 
 /// What `kubectl get mailbells` shows, and what to do about it.
@@ -220,24 +220,23 @@ async fn admin_roots(
     None
 }
 
-/// Of their keys only is looked whether they are those of the certificates. From when on that of the NATS servers is good, in seconds since
-/// 1970, where nothing is wrong with it.
+/// Of their keys only is looked whether they are those of the certificates. That of the NATS servers, where nothing is wrong with it.
 async fn certificates(
     report: &mut Report,
     api: &Api<Secret>,
     mailbell: &Mailbell,
     shown: BTreeMap<String, Vec<Use>>,
     refill: &str,
-) -> Option<i64> {
+) -> Option<Good> {
     let of_nats = nats_certificate(mailbell);
-    let mut renewed_s = None;
+    let mut good_of_nats = None;
     for (name, uses) in shown {
         let finding = certificate::finding(&name);
         match seen(api.get(&name).await) {
             Seen::There(secret) => {
                 let now_s = Timestamp::now().as_second();
-                let from_s = judge(report, &secret, &uses, refill, now_s);
-                renewed_s = renewed_s.or(from_s.filter(|_| of_nats.as_ref() == Some(&name)));
+                let good = judge(report, &secret, &uses, refill, now_s);
+                good_of_nats = good_of_nats.or(good.filter(|_| of_nats.as_ref() == Some(&name)));
             }
             // Said above.
             Seen::Missing => {}
@@ -245,7 +244,7 @@ async fn certificates(
             Seen::Failed(why) => report.fail(&finding, why, "look again"),
         }
     }
-    renewed_s
+    good_of_nats
 }
 
 /// Those that there are, if they can be seen.

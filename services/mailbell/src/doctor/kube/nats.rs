@@ -5,15 +5,22 @@ mod judge;
 
 use std::time::Duration;
 
-use futures_util::{AsyncReadExt as _, StreamExt as _, future::join_all, stream};
-use k8s_openapi::api::core::v1::Pod;
+use futures_util::{
+    AsyncReadExt as _, StreamExt as _,
+    future::{join, join_all},
+    stream,
+};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Client, Resource as _, ResourceExt as _, core::Request};
 use mailbell_operator::{api::Mailbell, desired::MONITOR_PORT};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::judge::{judge, told, wrongs};
-use super::access::{Seen, seen};
+use super::{
+    access::{Seen, seen},
+    certificate::Good,
+};
 use crate::doctor::Report;
 
 /// Of the page of a server, which has some 600 bytes for each of 67 streams.
@@ -27,14 +34,13 @@ const AT_ONCE: usize = 16;
 /// A copy may be a message behind for a moment, and a stream choose its leader: where something is wrong they are asked again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// `pods`: those of the installation, if they can be seen. `renewed_s`: from when on their certificate is good, in seconds since 1970, if
-/// nothing is wrong with it.
+/// `pods`: those of the installation, if they can be seen. `good`: the certificate that they are to show, if nothing is wrong with it.
 pub(super) fn examine(
     report: &mut Report,
     namespace: &str,
     mailbell: &Mailbell,
     pods: Option<&[Pod]>,
-    renewed_s: Option<i64>,
+    good: Option<Good>,
     looks: &[Answers],
 ) {
     let finding = format!("NATS {}", mailbell.name_any());
@@ -51,17 +57,19 @@ pub(super) fn examine(
     if let Some(pods) = pods {
         readiness(report, &finding, &servers, pods);
     }
-    let older = pods
-        .zip(renewed_s)
-        .map(|(pods, at)| older(&servers, pods, at));
-    if let Some(older) = older.filter(|older| !older.is_empty()) {
+    let last = looks.last().into_iter().flat_map(told);
+    let others: Vec<&str> = last
+        .filter(|(_, told)| good.is_some_and(|good| told.loaded.is_another(good)))
+        .map(|(server, _)| server)
+        .collect();
+    if !others.is_empty() {
         let said = format!(
-            "started before the certificate that is in the Secret now was made, and show the one before: {}",
-            older.join(", ")
+            "show another certificate than the one that is in the Secret now: {}",
+            others.join(", ")
         );
-        let set = mailbell.name_any();
+        let name = mailbell.name_any();
         let advice = format!(
-            "start them anew before that one ends: kubectl --namespace {namespace} rollout restart statefulset/{set}-nats; where the authority has changed too, first see docs/operating.md, The certificate of the NATS servers"
+            "look again in three minutes: the admin API tells them to read it; if it stays so, what kubectl --namespace {namespace} logs deployment/{name}-admin tells of it says why. Start them anew before the one before ends: kubectl --namespace {namespace} rollout restart statefulset/{name}-nats; where the authority has changed too, first see docs/operating.md, The certificate of the NATS servers"
         );
         report.warn(&finding, said, advice);
     }
@@ -118,34 +126,40 @@ fn readiness(report: &mut Report, finding: &str, servers: &[String], pods: &[Pod
     }
 }
 
-/// Those that started before the certificate was made that is in their Secret now: they read it when they start.
-fn older<'a>(servers: &[String], pods: &'a [Pod], renewed_s: i64) -> Vec<&'a str> {
-    let older = pods.iter().filter_map(|pod| {
-        let name = pod.metadata.name.as_deref()?;
-        let is_server = servers.iter().any(|server| server == name);
-        (is_server && started_s(pod)? < renewed_s).then_some(name)
-    });
-    older.collect()
-}
-
-/// When the server in this pod did, in seconds since 1970.
-fn started_s(pod: &Pod) -> Option<i64> {
-    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
-    let server = containers.iter().find(|it| it.name == "nats")?;
-    let running = server.state.as_ref()?.running.as_ref()?;
-    Some(running.started_at.as_ref()?.0.as_second())
-}
-
 /// What a server tells of itself on the page `/jsz`, as far as it is needed.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Told {
+    /// From another page.
+    #[serde(skip)]
+    loaded: Loaded,
     disabled: bool,
     /// Bytes.
     storage: u64,
     config: Config,
     meta_cluster: Meta,
     account_details: Vec<Account>,
+}
+
+/// What it has read of its files, on the page `/varz`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Loaded {
+    /// When.
+    config_load_time: Option<Timestamp>,
+    /// Until when its certificate is good. Older servers do not tell.
+    tls_cert_not_after: Option<Timestamp>,
+}
+
+impl Loaded {
+    /// Whether it shows another certificate than this.
+    fn is_another(&self, good: Good) -> bool {
+        match (self.tls_cert_not_after, self.config_load_time) {
+            (Some(until), _) => until.as_second() != good.until,
+            (None, Some(at)) => at.as_second() < good.from,
+            (None, None) => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -228,9 +242,26 @@ async fn ask_all(client: &Client, namespace: &str, servers: &[String], end: Inst
 }
 
 async fn ask(client: &Client, namespace: &str, server: &str) -> Seen<Told> {
+    let (told, loaded) = join(
+        page::<Told>(client, namespace, server, "jsz?accounts=true&streams=true"),
+        page::<Loaded>(client, namespace, server, "varz"),
+    )
+    .await;
+    match (told, loaded) {
+        (Seen::There(told), Seen::There(loaded)) => Seen::There(Told { loaded, ..told }),
+        (told, _) => told,
+    }
+}
+
+async fn page<T: DeserializeOwned>(
+    client: &Client,
+    namespace: &str,
+    server: &str,
+    page: &str,
+) -> Seen<T> {
     let pods = Request::new(Pod::url_path(&(), Some(namespace)));
-    let page = "proxy/jsz?accounts=true&streams=true";
-    let request = match pods.get_subresource(page, &format!("{server}:{MONITOR_PORT}")) {
+    let page = format!("proxy/{page}");
+    let request = match pods.get_subresource(&page, &format!("{server}:{MONITOR_PORT}")) {
         Ok(request) => request,
         Err(error) => return Seen::Failed(error.to_string()),
     };
@@ -245,7 +276,7 @@ async fn ask(client: &Client, namespace: &str, server: &str) -> Seen<Told> {
         return Seen::Failed(error.to_string());
     }
     match serde_json::from_slice(&page) {
-        Ok(told) => Seen::There(told),
+        Ok(said) => Seen::There(said),
         Err(error) => Seen::Failed(format!("what it says cannot be read: {error}")),
     }
 }

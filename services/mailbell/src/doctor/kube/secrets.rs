@@ -106,7 +106,7 @@ pub(super) async fn refill(
     )
 }
 
-/// What has to be started anew once these are filled with something else than before, since it reads them when it starts only.
+/// What has to be started anew once these are filled with something else than before.
 pub(super) fn started_anew(
     namespace: &str,
     mailbell: &Mailbell,
@@ -127,7 +127,7 @@ pub(super) fn started_anew(
         )
     } else if has(What::NatsTls) {
         format!(
-            ". NATS servers read theirs when they start: once it is filled anew start all of them anew at once: {servers}"
+            ". The certificate of the NATS servers is one of another authority then, by which those that run cannot be reached: once it is filled anew start all of them anew at once: {servers}"
         )
     } else {
         String::new()

@@ -11,7 +11,8 @@ use std::{
 
 use http::{Request, Response};
 use kube::client::Body;
-use mailbell_test_servers::{NatsCluster, NatsOptions, NatsServer};
+use mailbell_runtime::tls::end_entity;
+use mailbell_test_servers::{Certificate, NatsCluster, NatsOptions, NatsServer};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -20,7 +21,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::doctor::Verdict;
+use crate::{certificate::validity, doctor::Verdict};
 
 /// Generous: tests share two cores.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -292,9 +293,10 @@ fn mailbell(name: &str) -> Mailbell {
 async fn what_is_wrong_is_looked_at_again() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
-    let server = tower::service_fn(move |_: Request<Body>| {
+    let server = tower::service_fn(move |request: Request<Body>| {
         // In the first look there is no leader.
-        let leader = match count.fetch_add(1, Ordering::Relaxed) {
+        let is_asked_for_it = request.uri().path().ends_with("/proxy/jsz");
+        let leader = match count.fetch_add(is_asked_for_it.into(), Ordering::Relaxed) {
             ..3 => "",
             _ => "main-nats-0",
         };
@@ -389,4 +391,51 @@ fn a_majority_has_to_be_ready() {
         said.contains("below 2; not ready: main-nats-1, main-nats-2"),
         "{said}"
     );
+}
+
+/// What a real server tells of its certificate, and what one tells that does not know of it.
+#[tokio::test]
+async fn a_server_that_shows_another_certificate_is_told_of() {
+    let options = NatsOptions {
+        tls: Some(Certificate::localhost()),
+        ..NatsOptions::default()
+    };
+    let server = NatsServer::start(options).await.unwrap();
+    let loaded = server.monitor("/varz").await.unwrap();
+    let loaded: Loaded = serde_json::from_value(loaded).unwrap();
+    let shown = end_entity(&server.directory().join("cert.pem")).unwrap();
+    let (from, until) = validity(&shown).unwrap();
+    let is_another = |loaded: &Loaded, from, until| loaded.is_another(Good { from, until });
+    assert!(!is_another(&loaded, from, until));
+    assert!(is_another(&loaded, from, until - 1));
+    let at = loaded.config_load_time.unwrap();
+    let silent = Loaded {
+        tls_cert_not_after: None,
+        ..loaded
+    };
+    assert!(!is_another(&silent, at.as_second(), until));
+    assert!(is_another(&silent, at.as_second() + 1, until));
+    assert!(!is_another(&Loaded::default(), from, until));
+
+    let said = |good| {
+        let mut report = Report::default();
+        let told = |node| {
+            let mut told = Told::default();
+            // One of three has not read it.
+            let until = Timestamp::from_second(if node == 1 { 1 } else { 2 }).unwrap();
+            told.loaded.tls_cert_not_after = Some(until);
+            (format!("main-nats-{node}"), Seen::There(told))
+        };
+        let looks = [(0..3).map(told).collect()];
+        examine(&mut report, "mail", &mailbell("main"), None, good, &looks);
+        let mut found = report.findings.into_iter();
+        found.find(|it| it.said.contains("another certificate"))
+    };
+    let found = said(Some(Good { from: 0, until: 2 })).unwrap();
+    assert_eq!(found.verdict, Verdict::Warn);
+    assert!(found.said.ends_with("now: main-nats-1"), "{}", found.said);
+    let log = "kubectl --namespace mail logs deployment/main-admin";
+    assert!(found.advice.contains(log), "{}", found.advice);
+    // Of what is wrong itself is told elsewhere.
+    assert!(said(None).is_none());
 }
