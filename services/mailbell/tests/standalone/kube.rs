@@ -334,8 +334,20 @@ async fn secrets_that_are_brought(cluster: &Cluster, admin: &Machine) {
     assert!(!format!("{said:?}").contains("main-nats-tls"), "{said:?}");
     let patch = named(Value::Null, Value::Null, Value::Null);
     cluster.kubectl(&[&change[..], &[&patch]].concat()).await;
+    let replaces =
+        |env: Value| json!({ "spec": { "watchers": { "pods": { "env": env } } } }).to_string();
+    let env = json!([{ "name": "MAILBELL_REPLACE_KEY_RING", "value": "true" }]);
+    cluster
+        .kubectl(&[&change[..], &[&replaces(env)]].concat())
+        .await;
+    let said = "the next key ring that opens none";
+    let advice = doctor(admin).has("secrets main", "warn", said);
+    assert!(advice.contains("take it out"), "{advice}");
+    cluster
+        .kubectl(&[&change[..], &[&replaces(Value::Null)]].concat())
+        .await;
     // Of each change of a spec the operator says that it has seen it.
-    let status = json!({ "observedGeneration": 3 });
+    let status = json!({ "observedGeneration": 5 });
     cluster.status("mailbell/main", status).await;
     let said = doctor(admin);
     assert_eq!(said.code, Some(0), "{said:?}");

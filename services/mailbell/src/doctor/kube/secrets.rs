@@ -13,6 +13,9 @@ use serde_json::Value;
 use super::access::{Seen, seen};
 use crate::{doctor::Report, secrets::What};
 
+/// It is said once, where the ring is lost, and not for ever.
+const REPLACE_KEY_RING: &str = "MAILBELL_REPLACE_KEY_RING";
+
 /// By name only: what is in them is nobody's business here.
 pub(super) async fn examine(
     report: &mut Report,
@@ -22,6 +25,14 @@ pub(super) async fn examine(
     refill: &str,
 ) {
     let finding = format!("secrets {}", mailbell.name_any());
+    let mut told = mailbell.spec.watchers.pods.env.iter();
+    if told.any(|it| it.name == REPLACE_KEY_RING) {
+        report.warn(
+            &finding,
+            format!("watchers.pods.env has {REPLACE_KEY_RING}: the next key ring that opens none of the stored passwords is not refused"),
+            "take it out once watchers run with the ring that is to be, and put its backup away",
+        );
+    }
     let needed = secrets_of(mailbell);
     let mut missing = Vec::new();
     for name in &needed {
