@@ -89,11 +89,13 @@ pub async fn shown(url: &str) -> Result<Shown, BusError> {
         .unwrap_or(Err(BusError::Timeout(CONNECT_LIMIT)))
 }
 
-/// Has the server of this [`Shown::server_id`] read its files again. `options` are those of an admin API; any server of theirs passes it on.
+/// Has the server at `url`, of this [`Shown::server_id`], read its files again. `options` are those of an admin API; where that server lets
+/// nobody in whom it should, for instance since its certificate has expired, another of theirs passes it on.
 ///
 /// # Errors
-/// [`BusError::Reload`] with the words of a server that cannot use them, and stays as it was; or why none was told.
-pub async fn read_again(options: &BusOptions, server_id: &str) -> Result<(), BusError> {
+/// [`BusError::Options`] without a password, [`BusError::Reload`] with the words of a server that cannot use them, and stays as it was; or why
+/// none was told.
+pub async fn read_again(options: &BusOptions, url: &str, server_id: &str) -> Result<(), BusError> {
     let Auth::UserPassword { password, .. } = &options.auth else {
         return Err(BusError::Options(
             "NATS servers are told to read their files by a user with a password".to_owned(),
@@ -106,17 +108,24 @@ pub async fn read_again(options: &BusOptions, server_id: &str) -> Result<(), Bus
         },
         ..options.clone()
     };
+    let others = options.urls.iter().filter(|other| *other != url);
+    let urls: Vec<String> = others.cloned().collect();
+    let urls = [vec![url.to_owned()], urls].concat();
     let tell = async {
         let client = connect_options(&system, true)
             .await?
             .custom_inbox_prefix(system_inbox_prefix(&options.installation))
-            .connect(options.urls.clone())
+            .retain_servers_order()
+            .connect(urls)
             .await
             .map_err(|error| connect_error(&error, &system))?;
         let subject = format!("$SYS.REQ.SERVER.{server_id}.RELOAD");
         let answer = client.request(subject, Bytes::new()).await;
         let answer = answer.map_err(|error| match error.kind() {
             RequestErrorKind::TimedOut => BusError::Timeout(RELOAD_LIMIT),
+            RequestErrorKind::NoResponders => {
+                BusError::Reload("the server that was reached has no way to it".to_owned())
+            }
             _ => BusError::Disconnected,
         })?;
         let answer = serde_json::from_slice::<Answer>(&answer.payload)

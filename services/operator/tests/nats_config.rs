@@ -237,7 +237,8 @@ impl Servers {
     async fn read_again(&self, password: &str) -> Result<(), BusError> {
         let options = self.options(Role::Admin, password, 1);
         for url in self.urls() {
-            read_again(&options, &shown(&url).await?.server_id).await?;
+            let server = shown(&url).await?.server_id;
+            read_again(&options, &url, &server).await?;
         }
         Ok(())
     }

@@ -118,8 +118,15 @@ pub fn client_config(from: Roots<'_>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig
 /// # Errors
 /// [`Error::Read`], [`Error::TooLarge`], [`Error::Certificate`].
 pub fn end_entity(path: &Path) -> Result<CertificateDer<'static>, Error> {
-    let mut chain = parse_certificates(path, &read_bounded(path)?)?;
-    Ok(chain.swap_remove(0))
+    Ok(certificates(path)?.swap_remove(0))
+}
+
+/// All certificates of this file, at least one.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::TooLarge`], [`Error::Certificate`].
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    parse_certificates(path, &read_bounded(path)?)
 }
 
 /// All certificates of a PEM text, at least one.

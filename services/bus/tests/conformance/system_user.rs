@@ -25,6 +25,8 @@ async fn server() -> NatsServer {
 #[tokio::test]
 async fn it_has_servers_read_their_files_and_nothing_else() {
     let server = server().await;
+    // Nor does a server with an account take whoever says no name.
+    assert!(async_nats::connect(server.url()).await.is_err());
     let (told, mut events) = mpsc::channel(16);
     let client = ConnectOptions::with_user_and_password(SYSTEM_USER.into(), PASSWORD.into())
         .event_callback(move |event| {

@@ -72,13 +72,15 @@ pub struct Args {
     #[arg(long, env = "MAILBELL_ALLOW_PLAINTEXT_IMAP")]
     pub allow_plaintext_imap: bool,
 
-    /// Certificate chain (PEM) that the NATS servers are to show: one that shows another is told to read its files again, every minute and on SIGHUP
+    /// Certificate chain (PEM) that the NATS servers are to show: one that shows another is told to read its files again, every minute and on
+    /// SIGHUP. For servers that the operator runs, which have a user for it
     #[arg(
         long,
         env = "MAILBELL_NATS_SERVER_CERT",
         value_name = "FILE",
-        requires = "nats_url",
-        help_heading = "NATS"
+        requires = "nats_password_file",
+        help_heading = "NATS",
+        hide = true
     )]
     pub nats_server_cert: Option<PathBuf>,
 
@@ -126,28 +128,26 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let bus_options =
         args.nats
             .options(Role::Admin, "admin".to_owned(), process.bus_metrics.clone())?;
-    let servers = args
-        .nats_server_cert
-        .map(|file| ServerCertificates::new(file, &bus_options, &mut process))
-        .transpose()?;
+    let mut work = Work::new();
+    if let Some(file) = args.nats_server_cert {
+        let servers = ServerCertificates::new(file, &bus_options, &mut process)?;
+        let drain = process.drain();
+        // Before there is a connection: that there is none may be for one that has expired.
+        work.spawn(async move {
+            servers.keep(drain).await;
+            Ok(())
+        });
+    }
     let connect = async { Ok(Bus::connect(bus_options).await?) };
     let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let mut work = Work::new();
     let (callers, drain) = (options.callers.clone(), process.drain());
     work.spawn(async move {
         let look = move || files.read_into(&callers);
         reload::watch("admin tokens", RELOAD_EVERY, drain, look).await;
         Ok(())
     });
-    if let Some(servers) = servers {
-        let drain = process.drain();
-        work.spawn(async move {
-            servers.keep(drain).await;
-            Ok(())
-        });
-    }
     start(&mut process, &mut work, options, bus.clone());
     process
         .run(work, |_| {}, async move { bus.close().await })

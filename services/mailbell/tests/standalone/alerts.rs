@@ -21,9 +21,13 @@ fn names() -> BTreeSet<String> {
     ours.map(str::to_owned).collect()
 }
 
-/// Families that serve nothing before the first is counted, or without TLS, by the names that their crates register them with.
-fn served_later() -> [String; 5] {
+/// Families that serve nothing before the first is counted, or without TLS, or a server of theirs, by the names that their crates register them with.
+fn served_later() -> [String; 6] {
     [
+        format!(
+            "mailbell_{}_total",
+            mailbell::roles::server_certificates::RELOADS
+        ),
         format!("mailbell_{}_total", mailbell_bus::metrics::APPENDS),
         format!("mailbell_{}_total", mailbell_gateway::metrics::REFUSED),
         format!("mailbell_{}_seconds", mailbell::certificate::EXPIRY),

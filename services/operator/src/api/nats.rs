@@ -111,7 +111,7 @@ impl ManagedNats {
 pub struct NatsTls {
     /// Secret of this namespace with `tls.crt`, `tls.key` and `ca.crt`, as cert-manager makes it. It is one for server and client, since
     /// servers show it to one another, with the name `*.<name>-nats.<namespace>.svc`; they and all pods trust whom `ca.crt` has. Servers
-    /// read it when they start. Another one than before is named once all trust its authority: docs/operating.md says how.
+    /// read a renewed one within minutes, without a restart. Another Secret than before is named once all trust its authority: docs/operating.md says how.
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: String,
 }

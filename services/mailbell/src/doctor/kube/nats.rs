@@ -57,27 +57,60 @@ pub(super) fn examine(
     if let Some(pods) = pods {
         readiness(report, &finding, &servers, pods);
     }
-    let last = looks.last().into_iter().flat_map(told);
-    let others: Vec<&str> = last
-        .filter(|(_, told)| good.is_some_and(|good| told.loaded.is_another(good)))
-        .map(|(server, _)| server)
-        .collect();
-    if !others.is_empty() {
-        let said = format!(
-            "show another certificate than the one that is in the Secret now: {}",
-            others.join(", ")
-        );
-        let name = mailbell.name_any();
-        let advice = format!(
-            "look again in three minutes: the admin API tells them to read it; if it stays so, what kubectl --namespace {namespace} logs deployment/{name}-admin tells of it says why. Start them anew before the one before ends: kubectl --namespace {namespace} rollout restart statefulset/{name}-nats; where the authority has changed too, first see docs/operating.md, The certificate of the NATS servers"
-        );
-        report.warn(&finding, said, advice);
+    // Of whom nothing is heard is told below.
+    let heard = looks.last().filter(|last| told(last).next().is_some());
+    if let (Some(good), Some(last)) = (good, heard) {
+        certificates(report, &finding, namespace, mailbell, last, good);
     }
     let by_hand = match pods {
         None => servers.first().map(String::as_str),
         Some(pods) => running(&servers, pods),
     };
     judge(report, &finding, namespace, looks, by_hand);
+}
+
+/// Whether all show the one that is in their Secret, which is good.
+fn certificates(
+    report: &mut Report,
+    finding: &str,
+    namespace: &str,
+    mailbell: &Mailbell,
+    look: &Answers,
+    good: Good,
+) {
+    let (mut others, mut unseen) = (Vec::new(), Vec::new());
+    for (server, answer) in look {
+        let until = match answer {
+            Seen::There(told) => told.shown.tls_cert_not_after,
+            _ => None,
+        };
+        match until {
+            Some(until) if until.as_second() == good.until => {}
+            Some(_) => others.push(server.as_str()),
+            None => unseen.push(server.as_str()),
+        }
+    }
+    let name = mailbell.name_any();
+    if !others.is_empty() {
+        let said = format!(
+            "show another certificate than the one that is in the Secret now: {}",
+            others.join(", ")
+        );
+        let advice = format!(
+            "look again in five minutes: the admin API tells them to read it; if it stays so, what kubectl --namespace {namespace} logs deployment/{name}-admin tells of it says why. Start them anew before the one before ends: kubectl --namespace {namespace} rollout restart statefulset/{name}-nats; where the authority has changed too, first see docs/operating.md, The certificate of the NATS servers"
+        );
+        report.warn(finding, said, advice);
+    } else if unseen.is_empty() {
+        report.ok(finding, "all show the certificate that is in the Secret");
+    } else {
+        let unseen = unseen.join(", ");
+        report.skipped(
+            finding,
+            format!(
+                "whether these show the certificate that is in the Secret cannot be seen: {unseen}"
+            ),
+        );
+    }
 }
 
 /// The first that runs.
@@ -132,7 +165,7 @@ fn readiness(report: &mut Report, finding: &str, servers: &[String], pods: &[Pod
 pub(super) struct Told {
     /// From another page.
     #[serde(skip)]
-    loaded: Loaded,
+    shown: Shown,
     disabled: bool,
     /// Bytes.
     storage: u64,
@@ -141,25 +174,12 @@ pub(super) struct Told {
     account_details: Vec<Account>,
 }
 
-/// What it has read of its files, on the page `/varz`.
+/// What it shows, on the page `/varz`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-struct Loaded {
-    /// When.
-    config_load_time: Option<Timestamp>,
+struct Shown {
     /// Until when its certificate is good. Older servers do not tell.
     tls_cert_not_after: Option<Timestamp>,
-}
-
-impl Loaded {
-    /// Whether it shows another certificate than this.
-    fn is_another(&self, good: Good) -> bool {
-        match (self.tls_cert_not_after, self.config_load_time) {
-            (Some(until), _) => until.as_second() != good.until,
-            (None, Some(at)) => at.as_second() < good.from,
-            (None, None) => false,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -242,13 +262,13 @@ async fn ask_all(client: &Client, namespace: &str, servers: &[String], end: Inst
 }
 
 async fn ask(client: &Client, namespace: &str, server: &str) -> Seen<Told> {
-    let (told, loaded) = join(
+    let (told, shown) = join(
         page::<Told>(client, namespace, server, "jsz?accounts=true&streams=true"),
-        page::<Loaded>(client, namespace, server, "varz"),
+        page::<Shown>(client, namespace, server, "varz"),
     )
     .await;
-    match (told, loaded) {
-        (Seen::There(told), Seen::There(loaded)) => Seen::There(Told { loaded, ..told }),
+    match (told, shown) {
+        (Seen::There(told), Seen::There(shown)) => Seen::There(Told { shown, ..told }),
         (told, _) => told,
     }
 }
