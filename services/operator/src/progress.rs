@@ -85,6 +85,16 @@ pub fn of(object: &Value) -> Progress {
     }
 }
 
+/// The image that all pods of a Deployment or a StatefulSet have, but for those that end. `None`: not all have the same, or too few work.
+#[must_use]
+pub fn image(object: &Value) -> Option<&str> {
+    if !of(object).is_usable() {
+        return None;
+    }
+    let image = object.pointer("/spec/template/spec/containers/0/image")?;
+    image.as_str()
+}
+
 fn number(object: &Value, place: &str) -> i64 {
     object
         .pointer(place)
@@ -95,6 +105,13 @@ fn number(object: &Value, place: &str) -> i64 {
 fn name(object: &Value) -> &str {
     let name = object.pointer("/metadata/name").and_then(Value::as_str);
     name.unwrap_or_default()
+}
+
+/// The part of an installation that it is of.
+#[must_use]
+pub fn component(object: &Value) -> Option<&str> {
+    let label = object.pointer("/metadata/labels/app.kubernetes.io~1component")?;
+    label.as_str()
 }
 
 /// The controller has seen what was asked for.
@@ -166,13 +183,12 @@ fn of_deployment(object: &Value) -> Progress {
 fn of_stateful_set(object: &Value) -> Progress {
     let wanted = number(object, "/spec/replicas");
     let revision = |field: &str| object.pointer(&format!("/status/{field}"));
-    let component = object.pointer("/metadata/labels/app.kubernetes.io~1component");
     let pods = Pods {
         wanted,
         all: number(object, "/status/replicas"),
         ready: number(object, "/status/readyReplicas"),
         // Servers agree by majority; of watchers one takes what the others leave.
-        enough: if component.and_then(Value::as_str) == Some("nats") {
+        enough: if component(object) == Some("nats") {
             wanted / 2 + 1
         } else {
             1

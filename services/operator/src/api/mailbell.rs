@@ -337,7 +337,7 @@ pub struct MailbellStatus {
     /// How many there are of what. Unset: not known now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
-    /// What watchers and gateways run. Unset: not known now.
+    /// What runs. Unset: not known now of watchers and gateways, or nothing runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
     /// Accounts whose MailAccounts are gone, and which are watched on. Unset: there are none.
@@ -391,10 +391,18 @@ impl Counts {
     }
 }
 
-/// What watchers and gateways run.
+/// What runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Versions {
-    /// Their release, or several with commas during an upgrade. Of admin processes and NATS servers it says nothing.
+    /// The release of watchers and gateways, or several with commas during an upgrade.
     pub running: String,
+    /// The image of admin processes, of which nobody asks the release: during an upgrade the one before, until all of them have the new one.
+    /// Unset: not known now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_image: Option<String>,
+    /// The image of NATS servers that the operator runs: while it changes the one before, until all of them have the new one. Unset: not
+    /// known now, or the servers are yours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nats_image: Option<String>,
 }

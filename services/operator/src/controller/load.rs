@@ -299,6 +299,7 @@ impl Seen {
             counts: (counts != Counts::default()).then_some(counts),
             versions: (!running.is_empty()).then(|| Versions {
                 running: running.join(", "),
+                ..Versions::default()
             }),
             ..Self::default()
         }

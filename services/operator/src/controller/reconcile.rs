@@ -19,7 +19,7 @@ use super::{
     providers,
 };
 use crate::{
-    api::{Mailbell, MailbellStatus},
+    api::{Mailbell, MailbellStatus, Versions},
     desired::{MANAGER, POLICY, REPLICAS, Stage, Wanted, desired},
     progress::{self, Found, Progress, conditions, trouble},
 };
@@ -74,7 +74,9 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         api_server_ports: &context.api_server_ports,
     };
     let stages = desired(&wanted);
-    let (mut found, mut refused) = apply(&cluster, &stages, mailbell.spec.paused).await?;
+    let mut images = Images::default();
+    let (mut found, mut refused) =
+        apply(&cluster, &stages, mailbell.spec.paused, &mut images).await?;
     if let Some(error) = unmade {
         let is_policy = |(stage, _): &&mut (&'static str, Progress)| *stage == POLICY;
         if let Some((_, progress)) = found.iter_mut().find(is_policy) {
@@ -107,10 +109,31 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         Some(policy) => providers::tell(policy, &found, context).await,
         None => Ok(()),
     };
-    tell(mailbell, context, &found).await?;
+    tell(mailbell, context, &found, images).await?;
     untold?;
     // It is tried again soon, and then less often.
     refused.map_or(Ok(()), Err)
+}
+
+/// What those run that nobody asks; `None`: not known now, or there are none.
+#[derive(Default)]
+struct Images {
+    admin: Option<String>,
+    nats: Option<String>,
+}
+
+impl Images {
+    fn note(&mut self, object: &Value) {
+        let of = match progress::component(object) {
+            Some("admin") => &mut self.admin,
+            Some("nats") => &mut self.nats,
+            _ => return,
+        };
+        // A part has objects without an image too.
+        if let Some(image) = progress::image(object) {
+            *of = Some(image.to_owned());
+        }
+    }
 }
 
 /// How many pods of a part there are to be.
@@ -161,6 +184,7 @@ async fn apply(
     cluster: &Cluster<'_>,
     stages: &[Stage],
     paused: bool,
+    images: &mut Images,
 ) -> Result<(Vec<(&'static str, Progress)>, Option<Error>), Error> {
     let mut all = Vec::new();
     let mut held_by = None;
@@ -171,7 +195,10 @@ async fn apply(
             let key = Key::of(object);
             let next = match held_by {
                 None => match cluster.apply(object).await {
-                    Ok(object) => progress::of(&object),
+                    Ok(object) => {
+                        images.note(&object);
+                        progress::of(&object)
+                    }
                     Err(error) if error.is_missing_kind() && key.kind == ROUTE => {
                         let text = "there is no Gateway API on this cluster, and gateways.gatewayApi asks for it";
                         Progress::Usable(text.to_owned())
@@ -186,7 +213,10 @@ async fn apply(
                     }
                 },
                 Some(before) => match cluster.get(&key).await {
-                    Ok(Some(object)) => progress::of(&object),
+                    Ok(Some(object)) => {
+                        images.note(&object);
+                        progress::of(&object)
+                    }
                     Ok(None) if RUNS.contains(&key.kind.as_str()) => {
                         Progress::Waiting(format!("waiting for {before}"))
                     }
@@ -241,7 +271,12 @@ fn is_old(looked_at: Option<&Time>, now: Timestamp) -> bool {
 }
 
 /// Writes the status, last, and only if it says something else than before or is old; an event tells of a change of what a person cares about.
-async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(), Error> {
+async fn tell(
+    mailbell: &Mailbell,
+    context: &Context,
+    found: &Found,
+    images: Images,
+) -> Result<(), Error> {
     let read = mailbell.status.clone().unwrap_or_default();
     // What was read may be older than what was last written, and each change is told once.
     let said = context.loads.status(mailbell);
@@ -258,7 +293,15 @@ async fn tell(mailbell: &Mailbell, context: &Context, found: &Found) -> Result<(
         true => counts.paused(),
         false => counts,
     });
-    let versions = versions.filter(|_| !found.paused);
+    let versions = versions.filter(|_| !found.paused).map(|seen| {
+        // While they change, what all had last.
+        let told = before.versions.clone().unwrap_or_default();
+        Versions {
+            running: seen.running,
+            admin_image: images.admin.or(told.admin_image),
+            nats_image: images.nats.or(told.nats_image),
+        }
+    });
     let (left_accounts, tenants) = match context.left.of(mailbell) {
         Some(found) => {
             let left = Some(found.left.clone()).filter(|left| left.count > 0);

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::{
-    actors::{IMAGE, Operator},
+    actors::{IMAGE, NEXT, Operator},
     fake_admin::{FakeAdmin, TOKEN},
     world::{World, mailbell, with},
 };
@@ -83,6 +83,39 @@ impl World {
             ready.any(|it| it.reason == "Running").then_some(())
         };
         self.once(runs, "all of it to run").await;
+    }
+
+    /// What the status says of the admin API and of the NATS servers.
+    async fn images(&self) -> (String, String) {
+        let status = self.mailbells().get("main").await.unwrap().status.unwrap();
+        let versions = status.versions.unwrap();
+        let [admin, nats] = [versions.admin_image, versions.nats_image];
+        (admin.unwrap(), nats.unwrap())
+    }
+
+    /// Of what runs, and not yet of what is to.
+    async fn says_the_images_that_run(&self) {
+        let image = |admin: &str, nats: &str| (admin.to_owned(), nats.to_owned());
+        assert_eq!(self.images().await, image(IMAGE, "nats:2.12"));
+        let nats = json!({ "managed": { "image": "nats:2.13" } });
+        self.change(json!({ "spec": { "image": NEXT, "nats": nats } }))
+            .await;
+        self.secrets_are_made(NEXT).await;
+        self.until_ready_says("True Changing The NATS servers: ")
+            .await;
+        assert_eq!(self.images().await, image(IMAGE, "nats:2.12"));
+        self.set_is_ready("main-nats").await;
+        let setup = self.setup(NEXT).await;
+        self.job_is_done(&setup, "Complete").await;
+        self.until_ready_says("True Changing The gateways: ").await;
+        self.deployment_is_ready("main-gateway").await;
+        self.until_ready_says("True Changing The watchers: ").await;
+        self.set_is_ready("main-watcher").await;
+        self.until_ready_says("True Changing The admin API: ").await;
+        assert_eq!(self.images().await, image(IMAGE, "nats:2.13"));
+        self.deployment_is_ready("main-admin").await;
+        self.until_ready_says("True Running").await;
+        assert_eq!(self.images().await, image(NEXT, "nats:2.13"));
     }
 }
 
@@ -206,6 +239,7 @@ async fn there_are_as_many_pods_as_are_needed() {
     world.once(told, "the counts").await;
     let (_, listed) = world.kubectl(&["get", "mailbells"], "").await;
     assert!(listed.contains("301") && listed.contains("240"), "{listed}");
+    world.says_the_images_that_run().await;
     see(Some(1_000_000), 30);
     world.until_pods(5, 3).await;
     // Neither at once, nor where nobody answers.
