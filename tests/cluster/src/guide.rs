@@ -1,6 +1,7 @@
 //! `docs/operating.md` as something to do: its commands, and what it takes for granted.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, OpenOptions},
     io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr},
@@ -25,6 +26,9 @@ pub const PASSWORD: &str = "secret";
 const PASSWORD_FILES: [&str; 2] = ["mailbox.password", "info.password"];
 /// The port of IMAP over TLS.
 const IMAPS: u16 = 993;
+
+/// Between which a block stands.
+const FENCE: &str = "\n```";
 
 /// One block of commands.
 #[derive(Debug, Clone)]
@@ -55,8 +59,8 @@ pub enum Needs {
 /// # Errors
 /// When the page cannot be read, or has a block that is marked otherwise than `sh`, or `sh` and one of the above.
 pub fn blocks() -> io::Result<Vec<Block>> {
-    let page = fs::read_to_string(root().join("docs/operating.md"))?;
-    let fenced = page.split("\n```").skip(1).step_by(2);
+    let page = page()?;
+    let fenced = page.split(FENCE).skip(1).step_by(2);
     let block = |text: &str| {
         let (script, needs) = match text.split_once('\n') {
             Some(("sh", script)) => (script, Needs::Server),
@@ -72,6 +76,22 @@ pub fn blocks() -> io::Result<Vec<Block>> {
         })
     };
     fenced.map(block).collect()
+}
+
+/// What is written as code within sentences and tables, each once, as one line.
+///
+/// # Errors
+/// When the page cannot be read.
+pub fn spans() -> io::Result<BTreeSet<String>> {
+    let one_line = |span: &str| span.split_whitespace().collect::<Vec<_>>().join(" ");
+    let page = page()?;
+    let prose = page.split(FENCE).step_by(2);
+    let spans = prose.flat_map(|text| text.split('`').skip(1).step_by(2));
+    Ok(spans.map(one_line).collect())
+}
+
+fn page() -> io::Result<String> {
+    fs::read_to_string(root().join("docs/operating.md"))
 }
 
 /// Puts into the folder what the page has there: the charts, and passwords.

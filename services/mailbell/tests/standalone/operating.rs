@@ -1,14 +1,28 @@
 //! The commands of `docs/operating.md`, as a person copies them, on a real Kubernetes API server.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use clap::Parser as _;
 use mailbell::cli::Cli;
-use mailbell_test_cluster::guide::{Block, Needs, blocks, prepare};
+use mailbell_test_cluster::guide::{Block, Needs, blocks, prepare, spans};
 use mailbell_test_servers::{Authority, Certificate};
 use serde_json::json;
 
 use crate::{cluster::Cluster, machine::text};
+
+/// Spans with commands of kubectl that change nothing, where nobody answers what an editor would ask.
+const LOOKS: [&str; 4] = ["get", "explain", "describe", "edit"];
+/// Of these the object is made by the operator, which is not here: that the server looks for it is all there is to see.
+const OF_THE_OPERATOR: [&str; 2] = [
+    "kubectl --namespace mail get lease mailbell-operator",
+    "kubectl --namespace mail get service main-gateway",
+];
+/// Not run: these name a kind of command, which blocks have as a whole, or one for a node, and there are none here.
+const NOT_WHOLE: [&str; 2] = ["kubectl delete node", "kubectl patch"];
 
 /// What only `make e2e` runs is read by the shell, and by the command, at least.
 #[test]
@@ -40,6 +54,20 @@ fn commands_that_need_nodes_are_such_as_the_shell_and_the_binary_take() {
     assert!(seen >= 6, "{seen}");
 }
 
+/// What the page names within a sentence or a table.
+#[test]
+fn commands_within_sentences_are_such_as_the_binary_takes() {
+    let spans = spans().unwrap();
+    let commands = spans.iter().filter(|span| span.starts_with("mailbell "));
+    let mut seen = 0;
+    for command in commands {
+        let taken = Cli::try_parse_from(command.split(' '));
+        assert!(taken.is_ok(), "{command}: {:?}", taken.err());
+        seen += 1;
+    }
+    assert!(seen >= 5, "{seen}");
+}
+
 fn without_nodes(block: &Block) -> bool {
     matches!(
         block.needs,
@@ -56,8 +84,6 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
     };
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path()).unwrap();
-    let [kubernetes, helm] = cluster.server.programs();
-    let path = format!("{}:{}:/usr/bin:/bin", kubernetes.display(), helm.display());
     define_certificates(&cluster).await;
     let blocks = blocks().unwrap();
     let run: Vec<&Block> = blocks.iter().filter(|block| without_nodes(block)).collect();
@@ -74,16 +100,10 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
         if has("helm uninstall mailbell ") {
             let test = ["test", "mailbell", "--namespace", "mail", "--timeout", "1s"];
             assert!(!cluster.tool("helm", &test).await.0, "no node runs it");
+            within_sentences(&cluster, folder.path());
+            done += 1;
         }
-        let output = Command::new("bash")
-            .args(["-euo", "pipefail", "-c", &block.script])
-            .current_dir(folder.path())
-            .env_clear()
-            .env("PATH", &path)
-            .env("HOME", folder.path())
-            .env("KUBECONFIG", cluster.server.kubeconfig())
-            .output()
-            .unwrap();
+        let output = typed(&cluster, folder.path(), &block.script);
         let said = text(&output.stdout) + &text(&output.stderr);
         assert!(output.status.success(), "{}: {said}", block.script);
         // What a patch says of it, and drops.
@@ -106,7 +126,7 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
             done += 1;
         }
     }
-    assert_eq!(done, 3);
+    assert_eq!(done, 4);
     for (certificate, name) in [
         ("push.crt", "push.example.org"),
         ("admin.crt", "main-admin.mail.svc"),
@@ -131,6 +151,48 @@ async fn each_command_that_needs_no_nodes_works_in_the_order_of_the_page() {
     ]);
     let left = left.await;
     assert!(!left.contains("mailbell"), "{left}");
+}
+
+fn typed(cluster: &Cluster, folder: &Path, script: &str) -> Output {
+    let [kubernetes, helm] = cluster.server.programs();
+    let path = format!("{}:{}:/usr/bin:/bin", kubernetes.display(), helm.display());
+    Command::new("bash")
+        .args(["-euo", "pipefail", "-c", script])
+        .current_dir(folder)
+        .env_clear()
+        .env("PATH", path)
+        .env("HOME", folder)
+        .env("KUBECONFIG", cluster.server.kubeconfig())
+        .env("EDITOR", "true")
+        .output()
+        .unwrap()
+}
+
+/// Those of kubectl, where all is there that the blocks have made.
+fn within_sentences(cluster: &Cluster, folder: &Path) {
+    let spans = spans().unwrap();
+    for named in OF_THE_OPERATOR.iter().chain(&NOT_WHOLE) {
+        assert!(spans.contains(*named), "the page has no `{named}`");
+    }
+    let mut seen = 0;
+    let commands = spans.iter().filter(|span| span.starts_with("kubectl "));
+    for command in commands.filter(|span| !NOT_WHOLE.contains(&span.as_str())) {
+        let mut words = command.split(' ').skip(1);
+        let mut verb = words.next().unwrap();
+        if verb == "--namespace" {
+            verb = words.nth(1).unwrap();
+        }
+        assert!(LOOKS.contains(&verb), "neither run nor named: {command}");
+        let output = typed(cluster, folder, command);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        if OF_THE_OPERATOR.contains(&command.as_str()) {
+            assert!(said.contains("(NotFound)"), "{command}: {said}");
+        } else {
+            assert!(output.status.success(), "{command}: {said}");
+        }
+        seen += 1;
+    }
+    assert!(seen >= 10, "{seen}");
 }
 
 async fn in_mail(cluster: &Cluster, words: &str, more: &[&str]) -> String {
