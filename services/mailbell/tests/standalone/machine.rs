@@ -124,11 +124,12 @@ impl Machine {
         self.until("ready", |machine| machine.is_ready()).await;
     }
 
-    /// Starts one role and waits until it is ready.
-    pub(crate) async fn start_role(&mut self, args: &[&str]) {
+    /// Starts one role and waits until it is ready. Answers where it serves its health.
+    pub(crate) async fn start_role(&mut self, args: &[&str]) -> String {
         let http = format!("127.0.0.1:{}", free_port().unwrap());
         let setting = ("MAILBELL_HTTP_LISTEN".to_owned(), http.clone());
         self.start_told(args, vec![setting], &http).await;
+        http
     }
 
     /// The same, by variables only, which make it serve its health there.

@@ -3,25 +3,32 @@
 
 use std::collections::BTreeMap;
 
-use mailbell_test_cluster::{ApiServer, Binaries, MISSING};
+use mailbell_test_cluster::{ApiServer, Binaries, MISSING, Workloads};
 use mailbell_test_servers::{
     Dovecot, DovecotOptions, NatsOptions, NatsServer, SyntheticImap, SyntheticOptions, free_port,
 };
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::machine::{Machine, text};
+use crate::{
+    cluster::Cluster,
+    machine::{Machine, text},
+};
 
 const ADMIN: &str = "mba_q83vEjRWeJC6mHZUMhD3LqYdlQyEP7cupiHZUMhD0AbCxYz1";
 const OPERATOR: &str = "mba_Kq7xVt2LhYd9RwZ4nPfJ6cBs8mGu3eAo5iTy1DkQ0XvN";
 /// Some rounds of the operator, and a login.
 const LIMIT: Duration = Duration::from_secs(150);
+/// Where an installation says whether it runs.
+const READY: &str = r#"{range .status.conditions[?(@.type=="Ready")]}{.status} {.reason}{end}"#;
 
 /// A cluster without nodes, and beside it an installation whose processes are no pods.
 struct World {
     server: ApiServer,
     imap_port: u16,
     admin_url: String,
+    /// Where the gateway says how many devices it has.
+    gateway_http: String,
     /// Has the state directory by which commands are given.
     tool: Machine,
     admin_token: String,
@@ -55,6 +62,11 @@ impl World {
                 plain,
             ])
             .await;
+        let mut gateway = Machine::new();
+        let push = ["--push-listen", "127.0.0.1:0"];
+        let gateway_http = gateway
+            .start_role(&[&["gateway", "--nats-url", &url][..], &push].concat())
+            .await;
         let mut admin = Machine::new();
         let listen = format!("127.0.0.1:{}", free_port().unwrap());
         let admin_token = admin.beside("admin-tokens", ADMIN);
@@ -78,30 +90,19 @@ impl World {
             ])
             .await;
         let server = ApiServer::start(binaries).await.unwrap();
-        let crds = tool.run(&["crds"]);
+        let cluster = Cluster { server };
+        cluster.definitions(&tool).await;
         let world = Self {
-            server,
+            server: cluster.server,
             imap_port,
             admin_url: format!("http://{listen}"),
+            gateway_http,
             tool,
             admin_token,
             operator_token,
             _nats: nats,
-            _roles: vec![watcher, admin],
+            _roles: vec![watcher, gateway, admin],
         };
-        world
-            .kubectl(&["apply", "--server-side", "-f", "-"], &text(&crds.stdout))
-            .await;
-        for kind in ["mailbells", "mailaccounts"] {
-            let name = format!("crd/{kind}.mailbell.dev");
-            let wait = [
-                "wait",
-                "--for=condition=Established",
-                &name,
-                "--timeout=60s",
-            ];
-            world.kubectl(&wait, "").await;
-        }
         let mailbell = json!({
             "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell", "metadata": { "name": "main" },
             "spec": {
@@ -128,6 +129,8 @@ impl World {
                 "default",
                 "--admin-url",
                 &self.admin_url,
+                "--gateway-http",
+                &self.gateway_http,
             ])
             .await;
         operator
@@ -192,11 +195,8 @@ impl World {
     /// Once the installation names these accounts as left by their MailAccounts.
     async fn once_left(&self, expected: &[&str]) {
         let begin = Instant::now();
-        let path = "jsonpath={.status.leftAccounts.ids[*]}";
         loop {
-            let said = self
-                .kubectl(&["get", "mailbell", "main", "-o", path], "")
-                .await;
+            let said = self.installation("{.status.leftAccounts.ids[*]}").await;
             let found: Vec<&str> = said.split_whitespace().collect();
             if found == expected {
                 return;
@@ -204,6 +204,29 @@ impl World {
             assert!(begin.elapsed() < LIMIT, "{said} and not {expected:?}");
             sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    /// Once the installation runs, as far as its workloads, which nobody runs here, can be told.
+    async fn once_running(&self) {
+        let client = self.server.client().await.unwrap();
+        let workloads = Workloads::new(client, "default");
+        let begin = Instant::now();
+        loop {
+            let said = self.installation(READY).await;
+            if said == "True Running" {
+                return;
+            }
+            assert!(begin.elapsed() < LIMIT, "{said} and not Running");
+            // Each part waits for those before it.
+            workloads.all_are_ready().await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn installation(&self, path: &str) -> String {
+        let path = format!("jsonpath={path}");
+        self.kubectl(&["get", "mailbell", "main", "-o", &path], "")
+            .await
     }
 
     /// With the admin token.
@@ -433,6 +456,7 @@ async fn many_mail_accounts_are_watched() {
         (watched, begin.elapsed())
     };
     let mut operator = world.operator().await;
+    world.once_running().await;
     declare(0, FEW).await;
     watched(FEW).await;
     let (begin, before) = (Instant::now(), requests(&world).await);
@@ -452,7 +476,9 @@ async fn many_mail_accounts_are_watched() {
             sleep(Duration::from_secs(120)).await;
             since(&before, requests(&world).await)
         };
+        assert_eq!(world.installation(READY).await, "True Running");
         let (idle, kinds) = in_two_minutes().await;
+        assert_eq!(world.installation(READY).await, "True Running");
         println!("requests in two minutes, idle: {idle}: {kinds:?}");
         println!("memory of the operator: {}", resident(operator.pid()));
         operator.stop().await;

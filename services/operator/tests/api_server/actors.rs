@@ -2,13 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::{Deployment, StatefulSet},
-        batch::v1::Job,
-    },
-};
+use k8s_openapi::{NamespaceResourceScope, api::batch::v1::Job};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{ListParams, Patch, PatchParams, PostParams},
@@ -19,8 +13,9 @@ use mailbell_operator::{
     desired::API_SERVER_PORTS,
     sizing::WINDOW,
 };
+use mailbell_test_cluster::Workloads;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{runtime::Runtime, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -229,6 +224,10 @@ impl World {
         self.once(look, begin).await
     }
 
+    fn workloads(&self) -> Workloads {
+        Workloads::new(self.client.clone(), &self.namespace)
+    }
+
     pub(crate) async fn says<K>(&self, object: &K, status: Value)
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -236,43 +235,22 @@ impl World {
             + DeserializeOwned
             + std::fmt::Debug,
     {
-        let patch = Patch::Merge(json!({ "status": status }));
-        let params = PatchParams::default();
-        let (api, name) = (self.api::<K>(), object.name_any());
-        api.patch_status(&name, &params, &patch).await.unwrap();
+        self.workloads().says(object, status).await.unwrap();
     }
 
     pub(crate) async fn set_is_ready(&self, name: &str) {
-        let set: StatefulSet = self.there(name).await;
-        let count = set.spec.as_ref().unwrap().replicas;
-        let status = json!({ "observedGeneration": set.metadata.generation, "replicas": count,
-            "readyReplicas": count, "currentRevision": "a", "updateRevision": "a" });
-        self.says(&set, status).await;
+        let set = self.there(name).await;
+        self.workloads().set_is_ready(&set).await.unwrap();
     }
 
     pub(crate) async fn deployment_is_ready(&self, name: &str) {
-        let deployment: Deployment = self.there(name).await;
-        let count = deployment.spec.as_ref().unwrap().replicas;
-        let status = json!({ "observedGeneration": deployment.metadata.generation, "replicas": count,
-            "updatedReplicas": count, "readyReplicas": count, "availableReplicas": count });
-        self.says(&deployment, status).await;
+        let deployment = self.there(name).await;
+        let said = self.workloads().deployment_is_ready(&deployment).await;
+        said.unwrap();
     }
 
     pub(crate) async fn job_is_done(&self, job: &Job, kind: &str) {
-        let condition = |kind: &str| json!({ "type": kind, "status": "True" });
-        let mut status = json!({
-            "startTime": "2026-01-01T00:00:00Z",
-            "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
-            "completionTime": "2026-01-01T00:01:00Z",
-            "succeeded": 1,
-        });
-        if kind == "Failed" {
-            status = json!({
-                "startTime": "2026-01-01T00:00:00Z",
-                "conditions": [condition("FailureTarget"), condition("Failed")],
-            });
-        }
-        self.says(job, status).await;
+        self.workloads().job_is_done(job, kind).await.unwrap();
     }
 
     /// What `kubectl get` shows of it.
@@ -301,19 +279,7 @@ impl World {
 
     /// Whatever there is does its work.
     pub(crate) async fn all_is_ready(&self) {
-        let params = ListParams::default();
-        for job in self.api::<Job>().list(&params).await.unwrap() {
-            let status = job.status.as_ref();
-            if status.is_none_or(|status| status.succeeded.is_none()) {
-                self.job_is_done(&job, "Complete").await;
-            }
-        }
-        for set in self.api::<StatefulSet>().list(&params).await.unwrap() {
-            self.set_is_ready(&set.name_any()).await;
-        }
-        for deployment in self.api::<Deployment>().list(&params).await.unwrap() {
-            self.deployment_is_ready(&deployment.name_any()).await;
-        }
+        self.workloads().all_are_ready().await.unwrap();
     }
 
     /// An operator that leads, and an installation of it that runs.
