@@ -163,17 +163,30 @@ impl Reader {
         })
         .await;
         self.through(r#""paused":true"#).await;
-        self.until("its mailboxes rest", async || {
-            self.reason("mailaccount info").await == "False ProviderPaused"
+        self.until_rests("ProviderPaused").await;
+        self.through(r#""paused":false"#).await;
+        self.until_watched().await;
+        self.assert_told().await;
+        self.through(r#""pausedTenants":["default"]"#).await;
+        self.until_rests("TenantPaused").await;
+        self.through(r#""pausedTenants":[]"#).await;
+        self.until_watched().await;
+        self.assert_told().await;
+    }
+
+    async fn until_rests(&self, why: &str) {
+        let said = format!("False {why}");
+        self.until("the mailbox rests", async || {
+            self.reason("mailaccount info").await == said
         })
         .await;
-        self.through(r#""paused":false"#).await;
-        self.until("they are watched again", async || {
+    }
+
+    async fn until_watched(&self) {
+        self.until("the mailbox is watched", async || {
             self.reason("mailaccount info").await.starts_with("True")
         })
         .await;
-        self.assert_told().await;
-        self.through(r#""pausedTenants":[]"#).await;
     }
 
     /// What the object says of whether it is ready.
@@ -272,10 +285,7 @@ impl Reader {
             self.kubectl(account).await != lost
         })
         .await;
-        self.until("it is watched", async || {
-            self.reason("mailaccount info").await.starts_with("True")
-        })
-        .await;
+        self.until_watched().await;
         // Its pod is another one.
         self.forward_again().await;
     }
