@@ -8,7 +8,7 @@ use mailbell_tests::{
     cli,
     device::Device,
     installation::write_secret,
-    journal::Journal,
+    journal::{Journal, Step},
     load::deliver,
     mailbox,
     world::{SETTLE_LIMIT, judge},
@@ -178,6 +178,22 @@ impl World {
             self.kubectl(counts).await == expected
         })
         .await;
+    }
+
+    /// How much each device was told.
+    pub(crate) fn steps(&self) -> Vec<usize> {
+        let of = |phone: &Phone| phone.device.journal().trail.len();
+        self.phones.iter().map(of).collect()
+    }
+
+    /// How streams of each device have ended since, in order.
+    pub(crate) fn ends_since(&self, before: &[usize]) -> Vec<Vec<String>> {
+        let ends = |(phone, before): (&Phone, &usize)| {
+            let trail = phone.device.journal().trail;
+            let steps = trail[*before..].iter().map(Step::to_string);
+            steps.filter(|step| step.contains("Disconnected")).collect()
+        };
+        self.phones.iter().zip(before).map(ends).collect()
     }
 
     /// How many messages devices have got.

@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use mailbell_runtime::tls::{ALPN_H2, Roots, client_config};
 use mailbell_test_cluster::in_private_network;
-use mailbell_tests::journal::Step;
 use serde_json::json;
 use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_rustls::{
@@ -40,7 +39,7 @@ async fn scaled(world: &mut World) {
     let more = pods(world).await;
     assert!(before.is_subset(&more), "{before:?} stay in {more:?}");
     world.spread_devices(3).await;
-    let (logs, steps) = (follow(world, &more), steps(world));
+    let (logs, steps) = (follow(world, &more), world.steps());
     world
         .under_load("watchers and gateways from 3 to 2", scale(world, 2))
         .await;
@@ -64,10 +63,7 @@ async fn scaled(world: &mut World) {
         }
     }
     assert_eq!(gone.len(), 2, "{more:?} became {left:?}");
-    let ends: Vec<String> = steps_since(world, &steps)
-        .into_iter()
-        .filter(|step| step.contains("Disconnected"))
-        .collect();
+    let ends = world.ends_since(&steps).concat();
     assert!(
         !ends.is_empty() && ends.iter().all(|end| end.contains("GoAway")),
         "{ends:?}"
@@ -104,21 +100,6 @@ fn follow(world: &World, pods: &BTreeSet<String>) -> Vec<(String, JoinHandle<Str
         (name.clone(), log)
     };
     pods.iter().map(follow).collect()
-}
-
-/// How much each device was told.
-fn steps(world: &World) -> Vec<usize> {
-    let of = |phone: &crate::subscribers::Phone| phone.device.journal().trail.len();
-    world.phones.iter().map(of).collect()
-}
-
-fn steps_since(world: &World, before: &[usize]) -> Vec<String> {
-    let mut steps = Vec::new();
-    for (phone, before) in world.phones.iter().zip(before) {
-        let trail = phone.device.journal().trail;
-        steps.extend(trail[*before..].iter().map(Step::to_string));
-    }
-    steps
 }
 
 async fn renewed(world: &World) {

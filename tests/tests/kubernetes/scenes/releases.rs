@@ -35,15 +35,25 @@ fn installed_and_upgraded() {
             assert!(found, "{name}: {said}");
         }
         all_is_well(&world).await;
-        world.under_load("upgrade", world.upgrade(NEXT_TAG)).await;
-        world
-            .under_load("rollback", async {
-                world.helm("rollback mailbell 1 --wait").await;
-                world.wait_running(TAG).await;
-            })
-            .await;
+        rolled(&world, "upgrade", world.upgrade(NEXT_TAG)).await;
+        let back = async {
+            world.helm("rollback mailbell 1 --wait").await;
+            world.wait_running(TAG).await;
+        };
+        rolled(&world, "rollback", back).await;
     })
     .unwrap();
+}
+
+/// Under load; each device is told to go elsewhere before its gateway goes.
+async fn rolled(world: &World, what: &str, happens: impl Future<Output = ()>) {
+    let steps = world.steps();
+    world.under_load(what, happens).await;
+    for ends in world.ends_since(&steps) {
+        // Of its own gateway. After that it may come to one that goes too, or to one that takes nobody any more.
+        let first = ends.first();
+        assert!(first.is_some_and(|end| end.contains("GoAway")), "{ends:?}");
+    }
 }
 
 /// Whoever may everything sees what `helm test` does not: pods, certificates, disks, and what the NATS servers say themselves. A stream
