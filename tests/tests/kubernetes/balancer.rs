@@ -1,7 +1,7 @@
 //! What stands in front of a service outside of the cluster: a load balancer that passes connections on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
@@ -77,12 +77,12 @@ impl Balancer {
         format!("https://localhost:{}", self.address.port())
     }
 
-    /// How many nodes would take a connection.
-    pub(crate) async fn nodes_that_answer(&self) -> usize {
+    /// The nodes that would take a connection.
+    pub(crate) async fn nodes_that_answer(&self) -> BTreeSet<Ipv4Addr> {
         let targets = self.routes.lock().unwrap().targets.clone();
-        let mut answer = 0;
+        let mut answer = BTreeSet::new();
         for target in targets {
-            answer += usize::from(connect(&[target]).await.is_some());
+            answer.extend(connect(&[target]).await.map(|(_, node)| node));
         }
         answer
     }

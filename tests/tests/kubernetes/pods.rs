@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use mailbell_test_cluster::Cluster;
@@ -54,6 +54,11 @@ impl Pod {
         self.0["spec"]
             .to_string()
             .contains(&format!("\"{secret}\""))
+    }
+
+    /// The address of its node, once it has one.
+    pub(crate) fn host(&self) -> Option<Ipv4Addr> {
+        self.0["status"]["hostIP"].as_str()?.parse().ok()
     }
 
     /// Where it listens on a port.

@@ -1,6 +1,10 @@
 //! The mailboxes of an installation, and the devices that are told of them.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use mailbell_tests::{
@@ -17,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     install::{LIMIT, MAIL_HOST, NAME},
+    pods::Pod,
     world::World,
 };
 
@@ -152,8 +157,11 @@ impl World {
 
     /// Connects all devices anew, so that they are on all gateways, of which there are so many.
     pub(crate) async fn spread_devices(&mut self, gateways: usize) {
-        self.until("all gateways take devices", async || {
-            self.push.nodes_that_answer().await == gateways
+        // Nodes hear late of a pod that is there, and of one that is gone.
+        self.until("those that have a gateway take devices", async || {
+            let pods = self.pods_of("gateway").await;
+            let nodes: BTreeSet<_> = pods.iter().filter_map(Pod::host).collect();
+            nodes.len() == gateways && self.push.nodes_that_answer().await == nodes
         })
         .await;
         for phone in &mut self.phones {
