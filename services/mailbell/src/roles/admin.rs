@@ -128,20 +128,22 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
     let bus_options =
         args.nats
             .options(Role::Admin, "admin".to_owned(), process.bus_metrics.clone())?;
+    let servers = args
+        .nats_server_cert
+        .map(|file| ServerCertificates::new(file, &bus_options, &mut process))
+        .transpose()?;
+    let connect = async { Ok(Bus::connect(bus_options).await?) };
+    let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     let mut work = Work::new();
-    if let Some(file) = args.nats_server_cert {
-        let servers = ServerCertificates::new(file, &bus_options, &mut process)?;
+    if let Some(servers) = servers {
         let drain = process.drain();
-        // Before there is a connection: that there is none may be for one that has expired.
         work.spawn(async move {
             servers.keep(drain).await;
             Ok(())
         });
     }
-    let connect = async { Ok(Bus::connect(bus_options).await?) };
-    let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
-        return Ok(ExitCode::SUCCESS);
-    };
     let (callers, drain) = (options.callers.clone(), process.drain());
     work.spawn(async move {
         let look = move || files.read_into(&callers);

@@ -18,16 +18,25 @@ use tokio::{sync::watch, time::Instant};
 use super::{process::Process, tls::RELOAD_EVERY};
 use crate::{certificate::validity, failure::Failure};
 
-/// `nats_server_reloads_total{outcome}`: how often a NATS server was told to read its files, since it shows another certificate than the one
-/// in its Secret, or since whom it is to trust has changed: `done`, or `failed`. It may be done and change nothing: the file comes to each
-/// node at a time of its own.
+/// `nats_server_reloads_total{why,outcome}`: how often a NATS server was told to read its files: since it shows another `certificate` than the
+/// one in its Secret, or since the `roots` that it is to trust have changed; `done`, or `failed`. It may be done and change nothing: a file
+/// comes to each node at a time of its own.
 pub const RELOADS: &str = "nats_server_reloads";
 
 /// By then each node has what is in a Secret, after the first one has: the kubelet looks every minute, at what may be a minute old.
 const BROUGHT: Duration = Duration::from_secs(300);
+/// For so long what a server has shown stands for it while it is away: it may come back with that.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// A server that was told so often, and still shows another certificate, has not got it.
+const IN_VAIN: u32 = 5;
+
+/// Why a server is told.
+const CERTIFICATE: &str = "certificate";
+const ROOTS: &str = "roots";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct Labels {
+    why: &'static str,
     outcome: &'static str,
 }
 
@@ -38,10 +47,29 @@ pub struct ServerCertificates {
     options: BusOptions,
     /// Until when the one that ends first is good.
     until: watch::Sender<Option<i64>>,
-    /// The same by server, as it was seen last.
-    ends: BTreeMap<String, i64>,
-    roots: Roots,
-    reloads: Family<Outcome, Counter>,
+    servers: BTreeMap<String, Server>,
+    roots: Option<Roots>,
+    /// Why what they are to show could not be read the last time, so that it is told once.
+    problem: Option<String>,
+    reloads: Family<Labels, Counter>,
+}
+
+/// A server, by its URL.
+#[derive(Debug, Default)]
+struct Server {
+    /// Until when the certificate is good that it showed last, and when that was.
+    seen: Option<(i64, Instant)>,
+    /// How often in a row it showed another certificate, and was told.
+    told: u32,
+    /// It has read the roots, when each node had them.
+    has_roots: bool,
+}
+
+/// Whom servers are to trust, and since when that is known here. Whom they do trust nobody sees.
+#[derive(Debug)]
+struct Roots {
+    known: Vec<CertificateDer<'static>>,
+    since: Instant,
 }
 
 /// What is in their Secret.
@@ -61,22 +89,22 @@ impl ServerCertificates {
         options: &BusOptions,
         process: &mut Process,
     ) -> Result<Self, Failure> {
+        read(options, &file)?;
         let reloads = Family::default();
         process.metrics.registry().register(
             RELOADS,
-            "NATS servers told to read another certificate",
+            "NATS servers told to read their files again",
             reloads.clone(),
         );
-        let this = Self {
+        Ok(Self {
             file,
             options: options.clone(),
             until: process.certificates.add_told("nats"),
-            ends: BTreeMap::new(),
-            roots: Roots::default(),
+            servers: BTreeMap::new(),
+            roots: None,
+            problem: None,
             reloads,
-        };
-        read(&this.options, &this.file)?;
-        Ok(this)
+        })
     }
 
     /// Until the process drains.
@@ -94,19 +122,11 @@ impl ServerCertificates {
 
     async fn look(&mut self) {
         let (options, file) = (self.options.clone(), self.file.clone());
-        let wanted = tokio::task::spawn_blocking(move || read(&options, &file)).await;
-        let wanted = match wanted {
-            Ok(Ok(wanted)) => Some(wanted),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "what the NATS servers are to show cannot be read");
-                None
-            }
+        let Ok(read) = tokio::task::spawn_blocking(move || read(&options, &file)).await else {
             // The process ends.
-            Err(_) => return,
+            return;
         };
-        let is_new = wanted
-            .as_ref()
-            .is_some_and(|it| self.roots.are_new(&it.roots));
+        let wanted = self.wanted(read);
         for url in self.options.urls.clone() {
             let shown = match server_certificate::shown(&url).await {
                 Ok(shown) => shown,
@@ -116,49 +136,102 @@ impl ServerCertificates {
                     continue;
                 }
             };
-            match validity(&shown.certificate) {
-                Some((_, until)) => self.ends.insert(url.clone(), until),
-                None => self.ends.remove(&url),
-            };
-            self.until.send_replace(self.ends.values().min().copied());
-            let is_another = |it: &Wanted| it.certificate != shown.certificate;
-            if is_new || wanted.as_ref().is_some_and(is_another) {
-                self.tell(&url, &shown.server_id).await;
+            let server = self.servers.entry(url.clone()).or_default();
+            let end = validity(&shown.certificate).map(|(_, until)| (until, Instant::now()));
+            server.seen = end;
+            let why = wanted
+                .as_ref()
+                .and_then(|wanted| server.why(wanted, &shown.certificate));
+            if let Some(why) = why {
+                self.tell(&url, &shown.server_id, why).await;
+            }
+        }
+        self.until.send_replace(self.first_end());
+    }
+
+    /// Until when the certificate is good that ends first, of those that servers show.
+    fn first_end(&self) -> Option<i64> {
+        let ends = self.servers.values().filter_map(|server| server.seen);
+        let ends = ends.filter(|(_, at)| at.elapsed() < REMEMBERED);
+        ends.map(|(until, _)| until).min()
+    }
+
+    /// Notes what was read.
+    fn wanted(&mut self, read: Result<Wanted, Error>) -> Option<Wanted> {
+        match read {
+            Ok(wanted) => {
+                self.problem = None;
+                let known = self.roots.as_ref().map(|roots| &roots.known);
+                if known != Some(&wanted.roots) {
+                    self.roots = Some(Roots {
+                        known: wanted.roots.clone(),
+                        since: Instant::now(),
+                    });
+                    for server in self.servers.values_mut() {
+                        server.has_roots = false;
+                    }
+                }
+                Some(wanted)
+            }
+            Err(error) => {
+                let problem = Some(error.to_string());
+                if self.problem != problem {
+                    tracing::warn!(%error, "what the NATS servers are to show cannot be read");
+                    self.problem = problem;
+                }
+                self.count(CERTIFICATE, "failed");
+                None
             }
         }
     }
 
-    async fn tell(&self, url: &str, server_id: &str) {
+    async fn tell(&mut self, url: &str, server_id: &str, why: &'static str) {
         let done = server_certificate::read_again(&self.options, url, server_id).await;
         let outcome = match done {
             Ok(()) => {
-                tracing::info!(url, "told a NATS server to read its certificate again");
+                if self.is_told(url) == IN_VAIN {
+                    tracing::warn!(
+                        url,
+                        "a NATS server has read its files again and again, and shows another certificate than that in its Secret: its node has not got it"
+                    );
+                } else {
+                    tracing::info!(url, why, "told a NATS server to read its files again");
+                }
                 "done"
             }
             Err(error) => {
                 let file = self.file.display();
-                tracing::warn!(url, %error, %file, "a NATS server could not be told to read its certificate again");
+                tracing::warn!(url, why, %error, %file, "a NATS server could not be told to read its files again");
                 "failed"
             }
         };
-        self.reloads.get_or_create(&Outcome { outcome }).inc();
+        self.count(why, outcome);
+    }
+
+    /// Notes that it has read its files. How often it was told so for its certificate.
+    fn is_told(&mut self, url: &str) -> u32 {
+        let roots = self.roots.as_ref();
+        let are_brought = roots.is_some_and(|roots| roots.since.elapsed() >= BROUGHT);
+        self.servers.get_mut(url).map_or(0, |server| {
+            server.has_roots = are_brought;
+            server.told
+        })
+    }
+
+    fn count(&self, why: &'static str, outcome: &'static str) {
+        self.reloads.get_or_create(&Labels { why, outcome }).inc();
     }
 }
 
-/// Whom servers are to trust, and since when that is known here. Whom they do trust nobody sees.
-#[derive(Debug, Default)]
-struct Roots(Option<(Vec<CertificateDer<'static>>, Instant)>);
-
-impl Roots {
-    /// Whether a server may not have got these yet.
-    fn are_new(&mut self, roots: &[CertificateDer<'static>]) -> bool {
-        match &self.0 {
-            Some((known, since)) if known == roots => since.elapsed() < BROUGHT,
-            _ => {
-                self.0 = Some((roots.to_vec(), Instant::now()));
-                true
-            }
+impl Server {
+    /// Why it has to read its files, if it has.
+    fn why(&mut self, wanted: &Wanted, shown: &CertificateDer<'_>) -> Option<&'static str> {
+        if wanted.certificate != *shown {
+            self.told = self.told.saturating_add(1);
+            return Some(CERTIFICATE);
         }
+        self.told = 0;
+        (!self.has_roots).then_some(ROOTS)
     }
 }
 
@@ -172,20 +245,77 @@ fn read(options: &BusOptions, file: &Path) -> Result<Wanted, Error> {
 
 #[cfg(test)]
 mod tests {
+    use mailbell_bus::Role;
+    use mailbell_core::ids::Installation;
     use tokio::time::advance;
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn roots_are_new_until_each_node_has_them() {
-        let [one, two] = [b"one", b"two"].map(|der| vec![CertificateDer::from_slice(der)]);
-        let mut roots = Roots::default();
-        for now in [&one, &two, &one] {
-            assert!(roots.are_new(now));
-            advance(BROUGHT / 2).await;
-            assert!(roots.are_new(now));
-            advance(BROUGHT / 2).await;
-            assert!(!roots.are_new(now));
+    const URL: &str = "tls://main-nats-0:4222";
+
+    fn der(text: &str) -> CertificateDer<'static> {
+        CertificateDer::from(text.as_bytes().to_vec())
+    }
+
+    fn secret(certificate: &str, roots: &str) -> Result<Wanted, Error> {
+        Ok(Wanted {
+            certificate: der(certificate),
+            roots: vec![der(roots)],
+        })
+    }
+
+    fn keeper() -> ServerCertificates {
+        ServerCertificates {
+            file: PathBuf::new(),
+            options: BusOptions::new(Vec::new(), Installation::default(), Role::Admin),
+            until: watch::channel(None).0,
+            servers: BTreeMap::from([(URL.to_owned(), Server::default())]),
+            roots: None,
+            problem: None,
+            reloads: Family::default(),
         }
+    }
+
+    /// What a server that shows this is told for, and whether it has read the roots after that.
+    fn look(keeper: &mut ServerCertificates, wanted: &Wanted, shown: &str) -> Option<&'static str> {
+        let why = keeper
+            .servers
+            .get_mut(URL)
+            .unwrap()
+            .why(wanted, &der(shown));
+        if why.is_some() {
+            keeper.is_told(URL);
+        }
+        why
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_told_until_it_shows_its_certificate_and_has_its_roots() {
+        let mut keeper = keeper();
+        let wanted = keeper.wanted(secret("new", "one")).unwrap();
+        assert_eq!(look(&mut keeper, &wanted, "old"), Some(CERTIFICATE));
+        assert_eq!(look(&mut keeper, &wanted, "new"), Some(ROOTS));
+        // Its node may not have had them when it read them.
+        assert_eq!(look(&mut keeper, &wanted, "new"), Some(ROOTS));
+        advance(BROUGHT).await;
+        assert_eq!(look(&mut keeper, &wanted, "new"), Some(ROOTS));
+        assert_eq!(look(&mut keeper, &wanted, "new"), None);
+        let wanted = keeper.wanted(secret("new", "two")).unwrap();
+        assert_eq!(look(&mut keeper, &wanted, "new"), Some(ROOTS));
+        advance(BROUGHT).await;
+        // With a certificate it reads the roots too.
+        let wanted = keeper.wanted(secret("newer", "two")).unwrap();
+        assert_eq!(look(&mut keeper, &wanted, "new"), Some(CERTIFICATE));
+        assert_eq!(look(&mut keeper, &wanted, "newer"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_away_is_spoken_for_by_what_it_showed_last_for_a_while() {
+        let mut keeper = keeper();
+        let server = keeper.servers.get_mut(URL).unwrap();
+        server.seen = Some((7, Instant::now()));
+        assert_eq!(keeper.first_end(), Some(7));
+        advance(REMEMBERED).await;
+        assert_eq!(keeper.first_end(), None);
     }
 }

@@ -168,13 +168,15 @@ async fn assert_renews(
         page.lines().any(|line| line.starts_with(words))
     };
     let expiry = "mailbell_tls_certificate_expiry_timestamp_seconds{listener=\"nats\"} ";
-    let reloads = |outcome| format!("mailbell_nats_server_reloads_total{{outcome=\"{outcome}\"}} ");
+    let reloads = |why, outcome| {
+        format!("mailbell_nats_server_reloads_total{{why=\"{why}\",outcome=\"{outcome}\"}} ")
+    };
     machine.until("it tells of it", |_| is_told(expiry)).await;
     // Whom servers trust nobody sees: they are told once it is known here.
     machine
-        .until("it tells them", |_| is_told(&reloads("done")))
+        .until("it tells them", |_| is_told(&reloads("roots", "done")))
         .await;
-    assert!(!is_told(&reloads("failed")));
+    assert!(!is_told(&reloads("roots", "failed")));
     let mounted = folder.join("nats-ca/tls.crt");
     fs::remove_file(&mounted).unwrap();
     fs::write(&mounted, &renewed.certificate_pem).unwrap();
@@ -187,7 +189,7 @@ async fn assert_renews(
     fs::write(file("key.pem"), &renewed.key_pem).unwrap();
     machine.signal(Signal::HUP);
     machine
-        .until("it fails", |_| is_told(&reloads("failed")))
+        .until("it fails", |_| is_told(&reloads("certificate", "failed")))
         .await;
     assert!(
         machine.said().contains("private key does not match"),

@@ -46,21 +46,15 @@ pub(super) fn finding(secret: &str) -> String {
     format!("certificate {secret}")
 }
 
-/// From when and until when a certificate is good with which nothing is wrong, in seconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Good {
-    pub(super) from: i64,
-    pub(super) until: i64,
-}
-
-/// Says what is wrong first, if something is. `refill`: how the job is run anew that fills it.
+/// Says what is wrong first, if something is; until when the certificate is good, in seconds since 1970, if nothing is. `refill`: how the job
+/// is run anew that fills it.
 pub(super) fn judge(
     report: &mut Report,
     secret: &Secret,
     uses: &[Use],
     refill: &str,
     now_s: i64,
-) -> Option<Good> {
+) -> Option<i64> {
     let finding = &finding(&secret.name_any());
     let data = secret.data.clone().unwrap_or_default();
     let mut fail = |said: &str, advice: &str| {
@@ -119,7 +113,7 @@ pub(super) fn judge(
             "have one made with the names by which it is reached",
         );
     }
-    let good = Good { from, until };
+    let good = until;
     let mut until = until;
     for it in uses {
         let trusted = it.check(&parsed, &chain, text("ca.crt"), now_s, &provider);

@@ -12,7 +12,7 @@ use mailbell_operator::{api::Mailbell, desired::nats_certificate};
 use super::{
     MOST,
     access::{Seen, listed, seen},
-    certificate::{self, Good, Use, judge},
+    certificate::{self, Use, judge},
     claims, nats,
     pods::{trouble, unstarted, waits},
     secrets, services, warnings, workloads,
@@ -220,14 +220,15 @@ async fn admin_roots(
     None
 }
 
-/// Of their keys only is looked whether they are those of the certificates. That of the NATS servers, where nothing is wrong with it.
+/// Of their keys only is looked whether they are those of the certificates. Until when that of the NATS
+/// servers is good, in seconds since 1970, where nothing is wrong with it.
 async fn certificates(
     report: &mut Report,
     api: &Api<Secret>,
     mailbell: &Mailbell,
     shown: BTreeMap<String, Vec<Use>>,
     refill: &str,
-) -> Option<Good> {
+) -> Option<i64> {
     let of_nats = nats_certificate(mailbell);
     let mut good_of_nats = None;
     for (name, uses) in shown {

@@ -17,10 +17,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::judge::{judge, told, wrongs};
-use super::{
-    access::{Seen, seen},
-    certificate::Good,
-};
+use super::access::{Seen, seen};
 use crate::doctor::Report;
 
 /// Of the page of a server, which has some 600 bytes for each of 67 streams.
@@ -34,13 +31,14 @@ const AT_ONCE: usize = 16;
 /// A copy may be a message behind for a moment, and a stream choose its leader: where something is wrong they are asked again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// `pods`: those of the installation, if they can be seen. `good`: the certificate that they are to show, if nothing is wrong with it.
+/// `pods`: those of the installation, if they can be seen. `good`: until when the certificate is good that they are to show, in
+/// seconds since 1970, if nothing is wrong with it.
 pub(super) fn examine(
     report: &mut Report,
     namespace: &str,
     mailbell: &Mailbell,
     pods: Option<&[Pod]>,
-    good: Option<Good>,
+    good: Option<i64>,
     looks: &[Answers],
 ) {
     let finding = format!("NATS {}", mailbell.name_any());
@@ -76,7 +74,7 @@ fn certificates(
     namespace: &str,
     mailbell: &Mailbell,
     look: &Answers,
-    good: Good,
+    good: i64,
 ) {
     let (mut others, mut unseen) = (Vec::new(), Vec::new());
     for (server, answer) in look {
@@ -85,7 +83,7 @@ fn certificates(
             _ => None,
         };
         match until {
-            Some(until) if until.as_second() == good.until => {}
+            Some(until) if until.as_second() == good => {}
             Some(_) => others.push(server.as_str()),
             None => unseen.push(server.as_str()),
         }
@@ -101,7 +99,10 @@ fn certificates(
         );
         report.warn(finding, said, advice);
     } else if unseen.is_empty() {
-        report.ok(finding, "all show the certificate that is in the Secret");
+        report.ok(
+            finding,
+            "all show the certificate that is in the Secret, by its end",
+        );
     } else {
         let unseen = unseen.join(", ");
         report.skipped(

@@ -26,7 +26,8 @@ pub(super) async fn examine(
 ) {
     let finding = format!("secrets {}", mailbell.name_any());
     let mut told = mailbell.spec.watchers.pods.env.iter();
-    if told.any(|it| it.name == REPLACE_KEY_RING) {
+    let is_said = |value: Option<&str>| value != Some("false");
+    if told.any(|it| it.name == REPLACE_KEY_RING && is_said(it.value.as_deref())) {
         report.warn(
             &finding,
             format!("watchers.pods.env has {REPLACE_KEY_RING}: the next key ring that opens none of the stored passwords is not refused"),
