@@ -123,7 +123,8 @@ COMMITTED := $(if $(TEST),,committed)
 
 .PHONY: e2e
 e2e: $(COMMITTED) nodes e2e-prev e2e-images $(COMMITTED:committed=image-again) ## Tests on a Kubernetes with nodes, or one: make e2e TEST=guide
-	$(E2E) --test nodes -- --test-threads 1 $(TEST)
+	@$(INSTALL) registry
+	$(E2E) --test nodes --test registry -- --test-threads 1 $(TEST)
 	$(ON_CLUSTER) $(TEST)
 
 .PHONY: e2e-short

@@ -10,6 +10,7 @@
 #                        about eight minutes when nothing is cached); definitions of others' resources -> .tools/definitions
 #   install.sh nodes     the same, the control plane's other programs and a node's -> .tools/nodes (Go modules; about nine minutes more),
 #                        and containerd with what it needs -> the system (Debian; root or sudo, only if it isn't there)
+#   install.sh registry  skopeo, docker-registry -> the system (Debian; root or sudo, only if they aren't there)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bin="$root/.tools/bin"
@@ -184,10 +185,18 @@ nodes() {
     [ ${#missing[@]} -eq 0 ] || debian "${missing[@]}"
 }
 
-[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, promtool, deny, sbom, kube, nodes"
+registry() {
+    local program missing=()
+    for program in skopeo docker-registry; do
+        command -v $program >/dev/null || missing+=("$program")
+    done
+    [ ${#missing[@]} -eq 0 ] || debian "${missing[@]}"
+}
+
+[ $# -gt 0 ] || fail "name what to install: nats, dovecot, faketime, promtool, deny, sbom, kube, nodes, registry"
 for part in "$@"; do
     case $part in
-        nats | dovecot | faketime | promtool | deny | sbom | kube | nodes) "$part" ;;
+        nats | dovecot | faketime | promtool | deny | sbom | kube | nodes | registry) "$part" ;;
         *) fail "unknown: $part" ;;
     esac
 done

@@ -50,7 +50,7 @@ pub enum Needs {
     NoCertificates,
     /// What cert-manager does, which no cluster here has: a test does its part.
     CertManager,
-    /// A registry, which no test has.
+    /// A registry.
     Registry,
 }
 
