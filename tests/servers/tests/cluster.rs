@@ -17,10 +17,21 @@ use tokio::time::timeout;
 /// Elections take seconds, on a machine that tests share more.
 const SOON: Duration = Duration::from_secs(60);
 
+/// A leader answers at once.
+const ANSWER: Duration = Duration::from_secs(5);
+
 const STREAM: &str = "S";
 
-/// Makes a stream with a copy on each node.
+/// Makes a stream with a copy on each node. A question that comes while a leader is chosen is answered by nobody: it is asked again.
 async fn make_stream(cluster: &NatsCluster) {
+    until(|| async {
+        let asked = timeout(ANSWER, ask_for_stream(cluster)).await;
+        asked.is_ok().then_some(())
+    })
+    .await;
+}
+
+async fn ask_for_stream(cluster: &NatsCluster) {
     let stream = TcpStream::connect(("127.0.0.1", cluster.nodes[0].port()))
         .await
         .unwrap();

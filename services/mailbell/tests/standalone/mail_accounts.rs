@@ -476,9 +476,14 @@ async fn many_mail_accounts_are_watched() {
             sleep(Duration::from_secs(120)).await;
             since(&before, requests(&world).await)
         };
-        assert_eq!(world.installation(READY).await, "True Running");
+        world.once_running().await;
         let (idle, kinds) = in_two_minutes().await;
-        assert_eq!(world.installation(READY).await, "True Running");
+        let conditions = world.installation("{.status.conditions}").await;
+        assert_eq!(
+            world.installation(READY).await,
+            "True Running",
+            "{conditions}"
+        );
         println!("requests in two minutes, idle: {idle}: {kinds:?}");
         println!("memory of the operator: {}", resident(operator.pid()));
         operator.stop().await;
