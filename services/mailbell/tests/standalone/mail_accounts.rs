@@ -106,7 +106,8 @@ impl World {
         let mailbell = json!({
             "apiVersion": "mailbell.dev/v1alpha1", "kind": "Mailbell", "metadata": { "name": "main" },
             "spec": {
-                "gateways": { "tls": { "insecurePlaintext": true } },
+                // As many as there are: each is asked.
+                "gateways": { "tls": { "insecurePlaintext": true }, "scale": { "min": 1, "max": 1 } },
                 "admin": { "tls": { "insecurePlaintext": true } },
                 "nats": { "external": { "urls": ["tls://nats:4222"], "usersSecret": "nats" } },
             },
