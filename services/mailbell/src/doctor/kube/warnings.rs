@@ -13,6 +13,9 @@ use super::{
 const MAX_SENTENCE: usize = 300;
 /// Who makes pods tries again after seventeen minutes at most, and warns again if that fails. What is older has been overcome.
 const RECENT: SignedDuration = SignedDuration::from_mins(20);
+/// Reasons of the API server that it puts right by itself: of a Service that it has not seen in its own list yet it warns at times, and says
+/// nothing of why something else about it is not made.
+const REPAIRED: [&str; 2] = ["ClusterIPNotAllocated", "PortNotAllocated"];
 
 /// The last warning about an object; or why it cannot be known. `since`: what was warned of before has been overcome.
 pub(super) async fn about(
@@ -40,7 +43,9 @@ pub(super) async fn about(
 fn last(events: &[Event], object: &ObjectMeta, since: Option<Timestamp>) -> Option<String> {
     let about = events.iter().filter_map(|event| {
         let is_it = event.involved_object.uid == object.uid;
-        let time = time(event).filter(|time| is_it && Some(*time) >= since)?;
+        let reason = event.reason.as_deref().unwrap_or_default();
+        let counts = is_it && !REPAIRED.contains(&reason);
+        let time = time(event).filter(|time| counts && Some(*time) >= since)?;
         Some((time, event))
     });
     let (_, last) = about.max_by_key(|(time, _)| *time)?;
@@ -114,6 +119,18 @@ mod tests {
         assert_eq!(told(&of_another, 3).as_deref(), Some("its own"));
         assert_eq!(told(&of_another, 21).as_deref(), Some("its own"));
         assert_eq!(told(&of_another, 22), None);
+    }
+
+    #[test]
+    fn a_warning_of_what_the_api_server_repairs_itself_says_nothing() {
+        let mut events = vec![event("1", "no address is free", "eventTime", 1)];
+        for reason in ["ClusterIPNotAllocated", "PortNotAllocated"] {
+            let mut repaired = event("1", "is not allocated; repairing", "eventTime", 2);
+            repaired["reason"] = reason.into();
+            events.push(repaired);
+        }
+        assert_eq!(told(&events, 3).as_deref(), Some("no address is free"));
+        assert_eq!(told(&events[1..], 3), None);
     }
 
     #[test]
