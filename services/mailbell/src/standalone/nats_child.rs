@@ -7,9 +7,9 @@
 use std::{
     io,
     net::SocketAddr,
-    os::unix::process::CommandExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -46,6 +46,9 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// How long it may take to stop, writing its last blocks.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a binary is asked for its version that is ended before it has told it.
+const MOST_ASKED: u32 = 3;
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
@@ -125,18 +128,30 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, NatsChildError> {
             .find(|path| path.is_file()),
     }
     .ok_or(NatsChildError::NotFound)?;
-    let output = Command::new(&found)
-        .arg("--version")
-        .output()
-        .map_err(|source| NatsChildError::Run {
-            path: found.clone(),
-            source,
-        })?;
-    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let said = printed(|| Command::new(&found).arg("--version").output());
+    let said = said.map_err(|source| NatsChildError::Run {
+        path: found.clone(),
+        source,
+    })?;
     if version(&said).is_some_and(|version| version >= OLDEST) {
         Ok(found)
     } else {
         Err(NatsChildError::Version { path: found, said })
+    }
+}
+
+/// What it prints. Whoever ends a server may meet this one that only tells its version: it is asked again.
+fn printed(mut ask: impl FnMut() -> io::Result<Output>) -> io::Result<String> {
+    let mut asked = 0;
+    loop {
+        let output = ask()?;
+        asked += 1;
+        if output.status.signal().is_none() {
+            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        if asked == MOST_ASKED {
+            return Err(io::Error::other(output.status.to_string()));
+        }
     }
 }
 
@@ -408,6 +423,8 @@ fn wait(mut child: Child, shared: &Shared) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::ExitStatus;
+
     use super::*;
 
     #[test]
@@ -416,6 +433,33 @@ mod tests {
         assert_eq!(version("nats-server: v2.9.0-beta"), Some((2, 9)));
         assert_eq!(version("redis-server 7"), None);
         assert!(is_new_enough("2.11.0") && !is_new_enough("2.10.29") && !is_new_enough("x"));
+    }
+
+    #[test]
+    fn who_is_ended_is_asked_again_and_not_for_ever() {
+        let ends = |statuses: &[i32]| {
+            let mut statuses = statuses.iter();
+            let said = printed(|| {
+                let status = statuses.next().expect("no more than these are asked");
+                Ok(Output {
+                    status: ExitStatus::from_raw(*status),
+                    stdout: if *status == 0 {
+                        b"v1\n".to_vec()
+                    } else {
+                        Vec::new()
+                    },
+                    stderr: Vec::new(),
+                })
+            });
+            said.map_err(|error| error.to_string())
+        };
+        let killed = Signal::KILL.as_raw();
+        assert_eq!(ends(&[0]).as_deref(), Ok("v1"));
+        assert_eq!(ends(&[killed, killed, 0]).as_deref(), Ok("v1"));
+        let lost = ends(&[killed; 3]).unwrap_err();
+        assert!(lost.contains("SIGKILL"), "{lost}");
+        // By itself.
+        assert_eq!(ends(&[1 << 8]).as_deref(), Ok(""));
     }
 
     #[test]
