@@ -133,10 +133,11 @@ async fn a_token_that_ends_ends_its_streams() {
         }
     };
     let mut client = connect(installation).await;
-    let (short, _) = mint("3s").await;
     let (revoked, revoked_id) = mint("1h").await;
-    let mut expiring = subscribe(&mut client, &short, &[]).await.unwrap();
     let mut revoking = subscribe(&mut client, &revoked, &[]).await.unwrap();
+    // Used at once, while it is good.
+    let (short, _) = mint("3s").await;
+    let mut expiring = subscribe(&mut client, &short, &[]).await.unwrap();
     let revoke = installation.cli(&["token", "revoke", &revoked_id]).await;
     revoke.unwrap().ok().unwrap();
     for (stream, token) in [(&mut expiring, &short), (&mut revoking, &revoked)] {

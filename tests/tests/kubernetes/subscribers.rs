@@ -194,8 +194,21 @@ impl World {
         self.phones.iter().map(of).collect()
     }
 
+    /// Each device whose stream has ended since was told to go elsewhere; how many these are.
+    pub(crate) fn told_to_go(&self, before: &[usize]) -> usize {
+        let mut told = 0;
+        for ends in self.ends_since(before) {
+            // By its own gateway. After that it may come to one that goes too, or to one that takes nobody any more.
+            if let Some(first) = ends.first() {
+                assert!(first.contains("GoAway"), "{ends:?}");
+                told += 1;
+            }
+        }
+        told
+    }
+
     /// How streams of each device have ended since, in order.
-    pub(crate) fn ends_since(&self, before: &[usize]) -> Vec<Vec<String>> {
+    fn ends_since(&self, before: &[usize]) -> Vec<Vec<String>> {
         let ends = |(phone, before): (&Phone, &usize)| {
             let trail = phone.device.journal().trail;
             let steps = trail[*before..].iter().map(Step::to_string);

@@ -232,7 +232,7 @@ async fn a_pass_over_a_bucket_that_is_cut_off_fails_and_is_done_again() {
     let operator = world.operator().await;
     let nine = nine();
     // That a connection is gone is heard.
-    for (cut, ack_timeout) in [(Mode::DEAF, 1), (Mode::MUTE, 1), (Mode::Cut, FOR_EVER)] {
+    for (cut, ack_timeout) in [(Mode::DEAF, 3), (Mode::MUTE, 3), (Mode::Cut, FOR_EVER)] {
         let (proxy, url) = world.proxy().await;
         let mut options = options(&url, Role::Watcher);
         options.timing.ack_timeout = Duration::from_secs(ack_timeout);

@@ -11,7 +11,7 @@ use crate::world::{World, account, api, append, append_all, event, insist, soon}
 
 fn impatient(options: &mut BusOptions) {
     options.timing = Timing {
-        ack_timeout: Duration::from_millis(1500),
+        ack_timeout: Duration::from_secs(3),
         ..Timing::default()
     };
 }

@@ -1,6 +1,6 @@
 //! What changes with three nodes.
 
-use mailbell_bus::{Bus, BusOptions, Filter, Followed, Link, Metrics, Role};
+use mailbell_bus::{Bus, BusOptions, Filter, Followed, Link, Metrics, Role, patiently};
 use mailbell_core::ids::Group;
 use mailbell_test_servers::{NatsCluster, NatsOptions, proxy::Mode};
 use prometheus_client::registry::Registry;
@@ -30,7 +30,8 @@ async fn set_up(setup: &Bus) {
         }
     })
     .await;
-    assert_eq!(setup.verify().await.unwrap().drift, []);
+    let verified = soon(patiently(|| setup.verify())).await.unwrap();
+    assert_eq!(verified.drift, []);
 }
 
 /// Servers that start together find each other within seconds, and until then there seem to be too few of them.
@@ -97,10 +98,17 @@ async fn operator(cluster: &NatsCluster) -> async_nats::Client {
         .unwrap()
 }
 
-async fn leader(client: &async_nats::Client, stream: &str) -> usize {
-    let info: Value = api(client, &format!("STREAM.INFO.{stream}"), json!({})).await;
-    let name = info["cluster"]["leader"].as_str().unwrap();
-    name.trim_start_matches('n').parse().unwrap()
+/// The node that leads a stream, once there is one.
+async fn leader(cluster: &NatsCluster, stream: &str) -> usize {
+    soon(async {
+        loop {
+            if let Some(leader) = cluster.stream_leader(stream).await {
+                return leader;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
 }
 
 #[tokio::test]
@@ -115,7 +123,7 @@ async fn a_leader_is_killed() {
     for uid in 1..=50 {
         insist(&logs, &event(&account(5, 0), uid)).await;
     }
-    let killed = leader(&operator(&cluster).await, "MB_main_LOG_5").await;
+    let killed = leader(&cluster, "MB_main_LOG_5").await;
     cluster.nodes[killed].kill();
     for uid in 51..=100 {
         insist(&logs, &event(&account(5, 0), uid)).await;
@@ -144,11 +152,11 @@ async fn a_leader_is_killed() {
             }
         })
         .await;
-        let read = gateway
-            .read(group, Filter::Account(account(5, 0)), 0, tail.last)
-            .all()
-            .await
-            .unwrap();
+        let read = || async {
+            let filter = Filter::Account(account(5, 0));
+            gateway.read(group, filter, 0, tail.last).all().await
+        };
+        let read = soon(patiently(read)).await.unwrap();
         let mut uids: Vec<_> = read
             .iter()
             .map(|entry| uid(entry.event.as_ref().unwrap()))
@@ -156,7 +164,8 @@ async fn a_leader_is_killed() {
         uids.dedup();
         assert_eq!(uids, (1..=101).collect::<Vec<_>>());
     }
-    assert_eq!(logs.ids().check(group).await.unwrap().0, id);
+    let checked = soon(patiently(|| logs.ids().check(group))).await.unwrap();
+    assert_eq!(checked.0, id);
 }
 
 #[tokio::test]
@@ -213,7 +222,7 @@ async fn a_server_without_a_way_to_the_leader_of_a_log_is_left() {
     set_up(&setup.unwrap()).await;
     let account = account(5, 0);
     let stream = format!("MB_main_LOG_{}", account.partition().group());
-    let leader = cluster.stream_leader(&stream).await.unwrap();
+    let leader = leader(&cluster, &stream).await;
     let nodes = cluster.nodes.iter().enumerate();
     let others: Vec<String> = nodes
         .filter(|(node, _)| *node != leader)

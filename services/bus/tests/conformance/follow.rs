@@ -125,16 +125,14 @@ async fn a_restarted_server_loses_and_repeats_nothing() {
 
 #[tokio::test]
 async fn deliveries_that_are_lost_are_delivered_again() {
-    let world = World::start_with(|options| {
-        // Heartbeats, and what is missed, in a fraction of the time.
-        options.timing.ack_timeout = std::time::Duration::from_millis(1500);
-    })
-    .await;
+    let world = World::start().await;
     let logs = world.logs(Role::Watcher).await;
     let account = account(5, 0);
     let (proxy, url) = world.proxy().await;
     let mut options = world.options(Role::Gateway);
     options.urls = vec![url];
+    // Heartbeats, and what is missed, in a fraction of the time.
+    options.timing.ack_timeout = std::time::Duration::from_millis(1500);
     let far = mailbell_bus::Bus::connect(options).await.unwrap();
     let far_logs = far.logs().await.unwrap();
     append_all(&logs, &account, 1..=2).await;

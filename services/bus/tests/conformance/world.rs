@@ -108,7 +108,7 @@ impl World {
         async_nats::ConnectOptions::new()
             .user_and_password(user.to_owned(), PASSWORD.to_owned())
             .custom_inbox_prefix(format!("mb.main.inbox.{user}.raw"))
-            .request_timeout(Some(Duration::from_secs(2)))
+            .request_timeout(Some(SOON))
             .connect(self.server.url())
             .await
             .unwrap()

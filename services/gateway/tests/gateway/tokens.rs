@@ -128,7 +128,7 @@ async fn a_revoked_device_that_does_not_read_is_cut_off() {
 async fn a_stream_ends_with_its_token() {
     let world = World::start().await;
     let token = world.minter.sign(&Claims {
-        exp: now_s() + 2,
+        exp: now_s() + 5,
         ..claims(&[account(0)])
     });
     let request = SubscribeRequest::default();

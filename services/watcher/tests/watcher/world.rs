@@ -205,27 +205,30 @@ impl World {
     /// The same with other options.
     pub(crate) async fn start_with(&mut self, change: impl FnOnce(&mut Options)) {
         self.running = Some(self.begin("pod-0", change).await);
+        let running = self.until_ready(1024).await;
+        assert!(running.health.readiness().ok);
+    }
+
+    /// Starts a watcher that will not find everything that it needs, and waits for this many partitions; how many it has then.
+    pub(crate) async fn start_in_part(&mut self, partitions: usize) -> usize {
+        self.running = Some(self.begin("pod-0", |_| {}).await);
+        self.until_ready(partitions).await.partitions()
+    }
+
+    /// Waits until the running watcher is ready and has at least this many partitions.
+    async fn until_ready(&mut self, partitions: usize) -> &Running {
         let running = self.running.as_mut().unwrap();
         let ready = timeout(LIMIT, running.handle.ready()).await;
         assert_eq!(ready, Ok(true), "{:?}", running.handle.progress());
         // On a machine that is busy for ten seconds, the last of them come after it is ready.
         let all = async {
-            while running.partitions() < 1024 {
+            while running.partitions() < partitions {
                 sleep(Duration::from_millis(50)).await;
             }
         };
         let all = timeout(LIMIT, all).await;
         assert_eq!(all, Ok(()), "{:?}", running.handle.progress());
-        assert!(running.health.readiness().ok);
-    }
-
-    /// Starts a watcher that will not find everything that it needs; how many partitions it has when it is ready.
-    pub(crate) async fn start_in_part(&mut self) -> usize {
-        self.running = Some(self.begin("pod-0", |_| {}).await);
-        let running = self.running.as_mut().unwrap();
-        let ready = timeout(LIMIT, running.handle.ready()).await;
-        assert_eq!(ready, Ok(true), "{:?}", running.handle.progress());
-        running.handle.progress().partitions
+        running
     }
 
     /// Makes again what an operator has deleted.

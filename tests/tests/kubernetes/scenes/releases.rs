@@ -49,11 +49,7 @@ fn installed_and_upgraded() {
 async fn rolled(world: &World, what: &str, happens: impl Future<Output = ()>) {
     let steps = world.steps();
     world.under_load(what, happens).await;
-    for ends in world.ends_since(&steps) {
-        // Of its own gateway. After that it may come to one that goes too, or to one that takes nobody any more.
-        let first = ends.first();
-        assert!(first.is_some_and(|end| end.contains("GoAway")), "{ends:?}");
-    }
+    assert_eq!(world.told_to_go(&steps), world.phones.len());
 }
 
 /// Whoever may everything sees what `helm test` does not: pods, certificates, disks, and what the NATS servers say themselves. A stream

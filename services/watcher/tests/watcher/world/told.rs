@@ -132,17 +132,22 @@ pub(crate) fn arrivals(events: &[Event]) -> Vec<Message> {
         .collect()
 }
 
-/// `n0`, `n1` and so on were told, each once, in the order of the mailbox. (Dovecot may give two deliveries that follow each
-/// other closely their UIDs the other way round.)
+/// `n0`, `n1` and so on were told, as [`assert_told`] says.
 pub(crate) fn assert_numbered(events: &[Event], count: usize) {
+    assert_told(events, (0..count).map(|number| format!("n{number}")));
+}
+
+/// Messages of these subjects were told, each once, in the order of the mailbox. (Dovecot may give two deliveries that follow each
+/// other closely their UIDs the other way round.)
+pub(crate) fn assert_told(events: &[Event], subjects: impl IntoIterator<Item = String>) {
     let told = arrivals(events);
     let uids: Vec<u32> = told.iter().map(|message| message.uid).collect();
-    assert!(uids.is_sorted(), "{uids:?}");
-    let mut subjects: Vec<_> = told.into_iter().map(|message| message.subject).collect();
-    subjects.sort();
-    let mut expected: Vec<_> = (0..count).map(|number| format!("n{number}")).collect();
+    assert!(uids.is_sorted_by(|a, b| a < b), "{uids:?}");
+    let mut told: Vec<_> = told.into_iter().map(|message| message.subject).collect();
+    told.sort();
+    let mut expected: Vec<_> = subjects.into_iter().collect();
     expected.sort();
-    assert_eq!(subjects, expected);
+    assert_eq!(told, expected);
 }
 
 /// No fact was told twice, by its key.
