@@ -3,7 +3,7 @@
 //! A server reads its files when it starts, and when it is told to. Whoever may stop it can tell it by a signal; over the network only
 //! [`SYSTEM_USER`] can. Connections that there are stay.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use async_nats::{RequestErrorKind, ServerAddr};
 use bytes::{Bytes, BytesMut};
@@ -77,6 +77,7 @@ pub async fn shown(url: &str) -> Result<Shown, BusError> {
         let greeting = greeting
             .strip_prefix(b"INFO ")
             .and_then(|info| serde_json::from_slice::<Greeting>(info).ok())
+            .filter(|greeting| is_server_id(&greeting.server_id))
             .ok_or(BusError::Garbled("a NATS server's greeting"))?;
         let certificate = tls::shown(stream, server.host()).await;
         Ok(Shown {
@@ -89,13 +90,31 @@ pub async fn shown(url: &str) -> Result<Shown, BusError> {
         .unwrap_or(Err(BusError::Timeout(CONNECT_LIMIT)))
 }
 
+/// By which name clients know the server at this URL. `None`: it is no URL of a server.
+#[must_use]
+pub fn host(url: &str) -> Option<String> {
+    let server: ServerAddr = url.parse().ok()?;
+    Some(server.host().to_owned())
+}
+
+/// Whether it is one token of a subject: by it the server is told, and nobody knows yet who it is that greets.
+fn is_server_id(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
 /// Has the server at `url`, of this [`Shown::server_id`], read its files again. `options` are those of an admin API; where that server lets
-/// nobody in whom it should, for instance since its certificate has expired, another of theirs passes it on.
+/// nobody in whom it should, for instance since its certificate has expired, another of theirs passes it on. `before`: whom these options
+/// trusted before, and servers still may be of that have not read their files yet.
 ///
 /// # Errors
 /// [`BusError::Options`] without a password, [`BusError::Reload`] with the words of a server that cannot use them, and stays as it was; or why
 /// none was told.
-pub async fn read_again(options: &BusOptions, url: &str, server_id: &str) -> Result<(), BusError> {
+pub async fn read_again(
+    options: &BusOptions,
+    url: &str,
+    server_id: &str,
+    before: &[CertificateDer<'static>],
+) -> Result<(), BusError> {
     let Auth::UserPassword { password, .. } = &options.auth else {
         return Err(BusError::Options(
             "NATS servers are told to read their files by a user with a password".to_owned(),
@@ -112,8 +131,18 @@ pub async fn read_again(options: &BusOptions, url: &str, server_id: &str) -> Res
     let urls: Vec<String> = others.cloned().collect();
     let urls = [vec![url.to_owned()], urls].concat();
     let tell = async {
-        let client = connect_options(&system, true)
-            .await?
+        let mut connect = connect_options(&system, true).await?;
+        // The client reads the roots of the system all the same, and wants all of them to be good.
+        if let Some(ca) = trusts_alone(&system).filter(|_| !before.is_empty()) {
+            let (ca, before) = (ca.to_owned(), before.to_vec());
+            let trusted = move || tls::client_config(tls::Roots::FileAnd(&ca, &before), &[]);
+            let trusted = tokio::task::spawn_blocking(trusted).await;
+            let trusted = trusted
+                .map_err(|_| BusError::Closed)?
+                .map_err(|error| BusError::Tls(error.to_string()))?;
+            connect = connect.tls_client_config(Arc::unwrap_or_clone(trusted));
+        }
+        let client = connect
             .custom_inbox_prefix(system_inbox_prefix(&options.installation))
             .retain_servers_order()
             .connect(urls)
@@ -138,6 +167,12 @@ pub async fn read_again(options: &BusOptions, url: &str, server_id: &str) -> Res
     timeout(RELOAD_LIMIT, tell)
         .await
         .unwrap_or(Err(BusError::Timeout(RELOAD_LIMIT)))
+}
+
+/// The file of all whom it trusts, where that is all there is to its TLS.
+fn trusts_alone(options: &BusOptions) -> Option<&Path> {
+    let tls = options.tls.as_ref().filter(|tls| tls.cert.is_none())?;
+    tls.ca.as_deref()
 }
 
 #[cfg(test)]
@@ -165,6 +200,9 @@ mod tests {
             &b"HTTP/1.1 400 Bad Request\r\n"[..],
             b"INFO hello\r\n",
             b"INFO {}\r\n",
+            b"INFO {\"server_id\":\"\"}\r\n",
+            b"INFO {\"server_id\":\"N.SHUTDOWN\"}\r\n",
+            b"INFO {\"server_id\":\"*\"}\r\n",
             &[b'x'; MOST_GREETING + 1],
         ] {
             let error = look(greeting.to_vec()).await;

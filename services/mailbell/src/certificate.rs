@@ -1,5 +1,7 @@
 //! Until when certificates are good: those that this process shows, as a metric, and others.
 
+pub mod trust;
+
 use std::{
     fmt,
     net::IpAddr,
@@ -18,7 +20,7 @@ use tokio::sync::watch;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 /// `tls_certificate_expiry_timestamp_seconds{listener}`: until when the certificate in force is good, since the epoch, of the listeners
-/// `push` and `admin`, and `nats`: of those that the NATS servers show the one that ends first.
+/// `push` and `admin`, and `nats`: of those that the NATS servers show, and the authority in `ca.crt` that they are of, what ends first.
 pub const EXPIRY: &str = "tls_certificate_expiry_timestamp";
 
 /// From when and until when a certificate is good, in seconds since the epoch. `None`: it cannot be read.

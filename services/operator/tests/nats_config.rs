@@ -18,13 +18,14 @@ use mailbell_bus::{
     server_certificate::{read_again, shown},
 };
 use mailbell_core::ids::Installation;
-use mailbell_runtime::tls::end_entity;
+use mailbell_runtime::tls::certificates;
 use mailbell_test_servers::{
     Certificate, NatsOptions, NatsServer, free_port,
     nats::nats_binary,
     process::{Process, with_log},
 };
 use rustix::process::Signal;
+use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -233,12 +234,16 @@ impl Servers {
             .map_err(|error| error.to_string())
     }
 
-    /// Has each read its files, as the admin API does.
-    async fn read_again(&self, password: &str) -> Result<(), BusError> {
+    /// Has each read its files, as the admin API does that has trusted these before.
+    async fn read_again(
+        &self,
+        password: &str,
+        before: &[CertificateDer<'static>],
+    ) -> Result<(), BusError> {
         let options = self.options(Role::Admin, password, 1);
         for url in self.urls() {
             let server = shown(&url).await?.server_id;
-            read_again(&options, &url, &server).await?;
+            read_again(&options, &url, &server, before).await?;
         }
         Ok(())
     }
@@ -258,11 +263,26 @@ impl Servers {
         all
     }
 
+    /// The same, once each has one to each other and none has changed for a moment.
+    async fn settled_routes(&self) -> BTreeSet<(u16, String, u64)> {
+        let nodes = self.monitors.len();
+        let begun = Instant::now();
+        let mut before = BTreeSet::new();
+        loop {
+            let routes = self.routes().await;
+            let pairs = routes.iter().map(|(at, to, _)| (at, to));
+            if pairs.collect::<BTreeSet<_>>().len() == nodes * (nodes - 1) && routes == before {
+                return routes;
+            }
+            assert!(begun.elapsed() < SOON, "{routes:?}");
+            before = routes;
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// The certificate in their Secret.
     fn certificate(&self) -> Vec<u8> {
-        end_entity(Path::new(&self.path("tls.crt")))
-            .unwrap()
-            .to_vec()
+        certificates(Path::new(&self.path("tls.crt"))).unwrap()[0].to_vec()
     }
 
     /// Which of them show this.
@@ -322,7 +342,8 @@ async fn a_server_takes_its_configuration_and_mailbell_finds_all_it_needs() {
         // Three that have just met have no leader yet; the job is started again then.
         let report = patiently(|| setup.setup()).await.unwrap();
         assert!(report.created.len() > 60, "{snapshot}");
-        assert_eq!(setup.verify().await.unwrap().drift, []);
+        let verified = patiently(|| setup.verify()).await.unwrap();
+        assert_eq!(verified.drift, []);
         for role in Role::ALL {
             connect(role).await.unwrap();
         }
@@ -338,7 +359,8 @@ async fn a_certificate_is_renewed_while_servers_run() {
     let password = |role| password("main-nats-users", role);
     let (admin, watcher) = (password("admin"), password("watcher"));
     let watcher = servers.connect(Role::Watcher, &watcher, 3).await.unwrap();
-    let (before, routes) = (*watcher.link().borrow(), servers.routes().await);
+    let before = *watcher.link().borrow();
+    let routes = servers.settled_routes().await;
     let old = servers.certificate();
     assert_eq!(servers.showing(&old).await, [true; 3]);
     // By another authority, so that a client that connects anew tells whom it has met.
@@ -348,19 +370,19 @@ async fn a_certificate_is_renewed_while_servers_run() {
     servers.show(&new).unwrap();
     let new = servers.certificate();
     assert_eq!(servers.showing(&old).await, [true; 3]);
-    servers.read_again(&admin).await.unwrap();
+    servers.read_again(&admin, &[]).await.unwrap();
     assert_eq!(servers.showing(&new).await, [true; 3]);
     servers.connect(Role::Admin, &admin, 3).await.unwrap();
 
     // Half of a pair is of no use, and changes nothing.
     fs::write(servers.path("tls.key"), &Certificate::localhost().key_pem).unwrap();
-    let refused = servers.read_again(&admin).await.unwrap_err();
+    let refused = servers.read_again(&admin, &[]).await.unwrap_err();
     assert!(
         matches!(&refused, BusError::Reload(why) if why.contains("private key")),
         "{refused}"
     );
     assert_eq!(servers.showing(&new).await, [true; 3]);
-    let refused = servers.read_again("wrong").await.unwrap_err();
+    let refused = servers.read_again("wrong", &[]).await.unwrap_err();
     assert_eq!(refused, BusError::Authentication);
     assert_eq!(*watcher.link().borrow(), before);
     // Some are made and given up again just after the start; no two servers have lost all that they had.
@@ -384,9 +406,9 @@ async fn a_certificate_of_another_authority_is_taken_over_in_two_steps() {
     let new = Certificate::localhost();
     let both = format!("{old}{}", new.authority_pem);
     servers.trust(&both).unwrap();
-    servers.read_again(&admin).await.unwrap();
+    servers.read_again(&admin, &[]).await.unwrap();
     servers.show(&new).unwrap();
-    servers.read_again(&admin).await.unwrap();
+    servers.read_again(&admin, &[]).await.unwrap();
     // Who was there before is there still.
     let verified = patiently(|| connected.verify()).await.unwrap();
     assert_eq!(verified.drift, []);
@@ -399,6 +421,31 @@ async fn a_certificate_of_another_authority_is_taken_over_in_two_steps() {
     // Each meets two that have read it while they ran, or started with it.
     servers.start_anew(&set).await.unwrap();
     servers.connect(role, &setup, 3).await.unwrap();
+}
+
+/// As cert-manager does it with an authority that it has renewed with another key.
+#[tokio::test]
+async fn servers_take_a_certificate_whose_authority_comes_with_it() {
+    let servers = Servers::start("usual.yaml").await;
+    let (role, password) = (Role::Setup, |role| password("main-nats-users", role));
+    let (setup, admin) = (password("setup"), password("admin"));
+    let connected = servers.connect(role, &setup, 3).await.unwrap();
+    patiently(|| connected.setup()).await.unwrap();
+    let link = *connected.link().borrow();
+    let before = certificates(Path::new(&servers.path("ca.crt"))).unwrap();
+    let new = Certificate::localhost();
+    servers.trust(&new.authority_pem).unwrap();
+    servers.show(&new).unwrap();
+    // Whoever trusts the new one alone is led in by none of them.
+    let lost = servers.read_again(&admin, &[]).await.unwrap_err();
+    assert!(matches!(lost, BusError::Tls(_)), "{lost}");
+    servers.read_again(&admin, &before).await.unwrap();
+    assert_eq!(servers.showing(&servers.certificate()).await, [true; 3]);
+    servers.connect(role, &setup, 3).await.unwrap();
+    // Who was there before is there still.
+    let verified = patiently(|| connected.verify()).await.unwrap();
+    assert_eq!(verified.drift, []);
+    assert_eq!(*connected.link().borrow(), link);
 }
 
 /// Until then they pass it questions of others, which nobody answers.

@@ -60,6 +60,8 @@ pub enum Roots<'a> {
     File(&'a Path),
     /// The system's and those of this PEM file.
     SystemAnd(&'a Path),
+    /// Those of this PEM file, and these.
+    FileAnd(&'a Path, &'a [CertificateDer<'static>]),
 }
 
 /// Loads roots.
@@ -76,8 +78,11 @@ pub fn roots(from: Roots<'_>) -> Result<RootCertStore, Error> {
             return Err(Error::NoRoots);
         }
     }
-    if let Roots::File(path) | Roots::SystemAnd(path) = from {
+    if let Roots::File(path) | Roots::SystemAnd(path) | Roots::FileAnd(path, _) = from {
         add_all(&mut store, path, &read_bounded(path)?)?;
+    }
+    if let Roots::FileAnd(_, others) = from {
+        store.add_parsable_certificates(others.iter().cloned());
     }
     Ok(store)
 }
@@ -111,14 +116,6 @@ pub fn client_config(from: Roots<'_>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
-}
-
-/// The certificate that stands first in this file, which is that of a server.
-///
-/// # Errors
-/// [`Error::Read`], [`Error::TooLarge`], [`Error::Certificate`].
-pub fn end_entity(path: &Path) -> Result<CertificateDer<'static>, Error> {
-    Ok(certificates(path)?.swap_remove(0))
 }
 
 /// All certificates of this file, at least one.
@@ -169,6 +166,10 @@ mod tests {
             .pem();
         fs::write(&path, format!("# ours\n{one}\n{two}")).unwrap();
         assert_eq!(roots(Roots::File(&path)).unwrap().len(), 2);
+        let others = certificates(&path).unwrap();
+        fs::write(&path, &one).unwrap();
+        let all = roots(Roots::FileAnd(&path, &others[1..])).unwrap();
+        assert_eq!(all.len(), 2);
         assert!(client_config(Roots::File(&path), &[ALPN_H2]).is_ok());
         assert!(check_roots("theirs", one.as_bytes()).is_ok());
     }

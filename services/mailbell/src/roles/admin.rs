@@ -130,8 +130,7 @@ pub async fn run(args: Args, telemetry: &TelemetryArgs) -> Result<ExitCode, Fail
             .options(Role::Admin, "admin".to_owned(), process.bus_metrics.clone())?;
     let servers = args
         .nats_server_cert
-        .map(|file| ServerCertificates::new(file, &bus_options, &mut process))
-        .transpose()?;
+        .map(|file| ServerCertificates::new(file, &bus_options, &mut process));
     let connect = async { Ok(Bus::connect(bus_options).await?) };
     let Some(bus) = process.unless_stopped(Box::pin(connect)).await? else {
         return Ok(ExitCode::SUCCESS);

@@ -1,6 +1,6 @@
 //! What is in each Secret. Pure, but for what is random.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::{Timestamp, ToSpan as _, civil::Date, tz::TimeZone};
@@ -144,7 +144,8 @@ fn certificate(names: Names<'_>) -> Result<Vec<Made>, rcgen::Error> {
         installation,
         namespace,
     } = names;
-    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let now = Timestamp::now();
+    let today = now.to_zoned(TimeZone::UTC).date();
     let number = |value: i8| u8::try_from(value).unwrap_or(1);
     let day = |date: Date| {
         rcgen::date_time_ymd(date.year().into(), number(date.month()), number(date.day()))
@@ -153,7 +154,10 @@ fn certificate(names: Names<'_>) -> Result<Vec<Made>, rcgen::Error> {
         params.distinguished_name.push(DnType::CommonName, name);
         // Clocks need not agree to the day.
         params.not_before = day(today.saturating_sub(1.day()));
-        params.not_after = day(today.saturating_add(CERTIFICATE_YEARS.years()));
+        // To the second: by its end it is told from one that is made later.
+        let of_day = now.as_second().rem_euclid(24 * 3600).unsigned_abs();
+        params.not_after =
+            day(today.saturating_add(CERTIFICATE_YEARS.years())) + Duration::from_secs(of_day);
         params
     };
     let mut authority = dated(
@@ -200,6 +204,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::certificate::validity;
 
     const ALL: [What; 6] = [
         What::NatsUsers,
@@ -299,8 +304,12 @@ mod tests {
         let servers = servers.build().unwrap();
         let later = |days: u64| {
             let now = UnixTime::now().as_secs();
-            UnixTime::since_unix_epoch(std::time::Duration::from_secs(now + days * 86_400))
+            UnixTime::since_unix_epoch(Duration::from_secs(now + days * 86_400))
         };
+        let (_, until) = validity(&shown).unwrap();
+        let now = Timestamp::now().to_zoned(TimeZone::UTC);
+        let ends = now.saturating_add(CERTIFICATE_YEARS.years());
+        assert!((ends.timestamp().as_second() - until).abs() < 60, "{until}");
         let is_trusted = |name: &str, days: u64| {
             let name = ServerName::try_from(name.to_owned()).unwrap();
             let trusted = servers.verify_server_cert(&shown, &[], &name, &[], later(days));

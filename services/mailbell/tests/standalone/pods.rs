@@ -17,9 +17,10 @@ use mailbell::{
 };
 use mailbell_bus::{server_certificate::shown, server_config::system_config};
 use mailbell_operator::desired::{API_SERVER_PORTS, Wanted, desired};
-use mailbell_runtime::tls::end_entity;
+use mailbell_runtime::tls::certificates;
 use mailbell_test_servers::{Authority, Certificate, NatsOptions, NatsServer, free_port};
 use rustix::process::Signal;
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -161,7 +162,7 @@ async fn assert_renews(
     http: &str,
     nats: &NatsServer,
     folder: &Path,
-    renewed: &Certificate,
+    authority: &Authority,
 ) {
     let is_told = |words: &str| {
         let page = get(http, "/metrics").unwrap();
@@ -177,31 +178,65 @@ async fn assert_renews(
         .until("it tells them", |_| is_told(&reloads("roots", "done")))
         .await;
     assert!(!is_told(&reloads("roots", "failed")));
-    let mounted = folder.join("nats-ca/tls.crt");
-    fs::remove_file(&mounted).unwrap();
-    fs::write(&mounted, &renewed.certificate_pem).unwrap();
-    let wanted = end_entity(&mounted).unwrap();
     let shows = async || shown(&nats.url()).await.unwrap().certificate;
     let before = shows().await;
-    assert_ne!(before, wanted);
-    // The server's own key is the new one already, and the certificate the old one.
-    let file = |name: &str| nats.directory().join(name);
-    fs::write(file("key.pem"), &renewed.key_pem).unwrap();
+    let bring = |name: &str, content: &str| {
+        let mounted = folder.join("nats-ca").join(name);
+        fs::remove_file(&mounted).unwrap();
+        fs::write(&mounted, content).unwrap();
+        certificates(&mounted).unwrap().swap_remove(0)
+    };
+    let serve = |certificate: &Certificate| {
+        let file = |name: &str| nats.directory().join(name);
+        fs::write(file("cert.pem"), &certificate.certificate_pem).unwrap();
+        fs::write(file("key.pem"), &certificate.key_pem).unwrap();
+    };
+    // Nobody could be told by a server that showed this one.
+    let elsewhere = authority.certificate(&["elsewhere.example"]);
+    serve(&elsewhere);
+    bring("tls.crt", &elsewhere.certificate_pem);
     machine.signal(Signal::HUP);
+    let lost = "is not good for localhost";
     machine
-        .until("it fails", |_| is_told(&reloads("certificate", "failed")))
+        .until("it refuses it", |machine| machine.said().contains(lost))
         .await;
-    assert!(
-        machine.said().contains("private key does not match"),
-        "{}",
-        machine.said()
-    );
+    machine
+        .until("it counts it", |_| {
+            is_told(&reloads("certificate", "failed"))
+        })
+        .await;
     assert_eq!(shows().await, before);
-    fs::write(file("cert.pem"), &renewed.certificate_pem).unwrap();
+    // The server's own key is the new one already, and the certificate the old one.
+    let renewed = authority.certificate(&["localhost"]);
+    serve(&renewed);
+    fs::write(
+        nats.directory().join("cert.pem"),
+        &elsewhere.certificate_pem,
+    )
+    .unwrap();
+    let wanted = bring("tls.crt", &renewed.certificate_pem);
     machine.signal(Signal::HUP);
-    let begun = Instant::now();
-    while shows().await != wanted {
-        assert!(begun.elapsed() < LIMIT, "{}", machine.said());
+    let lost = "private key does not match";
+    machine
+        .until("it fails", |machine| machine.said().contains(lost))
+        .await;
+    assert_eq!(shows().await, before);
+    let told = async |machine: &mut Machine, wanted: &CertificateDer<'_>| {
+        machine.signal(Signal::HUP);
+        let begun = Instant::now();
+        while shows().await != *wanted {
+            assert!(begun.elapsed() < LIMIT, "{}", machine.said());
+        }
+    };
+    serve(&renewed);
+    told(machine, &wanted).await;
+    // With another authority, and as it was.
+    for other in [&Authority::new(), authority] {
+        let certificate = other.certificate(&["localhost"]);
+        serve(&certificate);
+        bring("ca.crt", &certificate.authority_pem);
+        let wanted = bring("tls.crt", &certificate.certificate_pem);
+        told(machine, &wanted).await;
     }
 }
 
@@ -286,8 +321,7 @@ async fn what_a_pod_is_told_is_what_the_binary_takes() {
         let mut machine = Machine::new();
         machine.start_told(&arguments, environment, &http).await;
         if role.starts_with("main-admin") {
-            let renewed = authority.certificate(&["localhost"]);
-            assert_renews(&mut machine, &http, &nats, folder.path(), &renewed).await;
+            assert_renews(&mut machine, &http, &nats, folder.path(), &authority).await;
         }
         assert!(machine.stop().await.success(), "{role}: {}", machine.said());
     }

@@ -1,21 +1,23 @@
 //! Whether what is in the Secret of a certificate is good for whom it is shown to.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use rustls::{
-    RootCertStore,
-    client::{WebPkiServerVerifier, danger::ServerCertVerifier as _, verify_server_name},
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
-    server::{ParsedCertificate, WebPkiClientVerifier},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::ParsedCertificate,
     sign::CertifiedKey,
 };
 
 use super::some;
 use crate::{
-    certificate::{names, validity},
+    certificate::{
+        names,
+        trust::{Fault, as_server, by_nats, is_for},
+        validity,
+    },
     doctor::{Report, Verdict},
 };
 
@@ -185,8 +187,6 @@ fn key_of(
     }
 }
 
-type Fault = (String, &'static str);
-
 impl Use {
     /// Until when whom it is shown to trusts it, in seconds since 1970, where that does not depend on the certificate alone.
     fn check(
@@ -209,65 +209,13 @@ impl Use {
                 roots: Some(roots),
             } => is_called(chain, roots, host, now_s, provider).map(|()| i64::MAX),
             Self::Nats(hosts) => {
-                if let Some(host) = hosts.iter().find(|host| !is_for(parsed, host)) {
-                    return Err((
-                        format!("is not good for {host}: no role connects to that server"),
-                        "have one made with that name; *.<name>-nats.<namespace>.svc covers all servers",
-                    ));
-                }
-                trust(chain, authority, hosts, now_s, provider)
+                let roots: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(authority)
+                    .flatten()
+                    .collect();
+                by_nats(chain, &roots, hosts, now_s, provider)
             }
         }
     }
-}
-
-fn is_for(parsed: &ParsedCertificate<'_>, host: &str) -> bool {
-    ServerName::try_from(host).is_ok_and(|name| verify_server_name(parsed, &name).is_ok())
-}
-
-/// As a role does when it connects, and a server to another one. Until when the last of those in `authority` is good by whom it is trusted,
-/// in seconds since 1970.
-fn trust(
-    chain: &[CertificateDer<'static>],
-    authority: &[u8],
-    hosts: &[String],
-    now_s: i64,
-    provider: &Arc<CryptoProvider>,
-) -> Result<i64, Fault> {
-    let trusted = "put into its ca.crt the certificate of who has made tls.crt";
-    let roots: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(authority)
-        .flatten()
-        // One that cannot be used is as good as none.
-        .filter(|root| RootCertStore::empty().add(root.clone()).is_ok())
-        .collect();
-    if roots.is_empty() {
-        let said = "its ca.crt has no certificate that can be read: no role connects";
-        return Err((said.to_owned(), trusted));
-    }
-    let (Some((shown, between)), Some(host)) = (chain.split_first(), hosts.first()) else {
-        return Ok(i64::MAX);
-    };
-    let until = trusted_as_server(chain, &roots, host, now_s, provider).map_err(|error| {
-        let said = format!("is not trusted by its own ca.crt: no role connects ({error})");
-        (said, trusted)
-    })?;
-    let as_client = |store| {
-        let verifier = WebPkiClientVerifier::builder_with_provider(store, Arc::clone(provider));
-        let verifier = verifier.build().map_err(other)?;
-        let verified = verifier.verify_client_cert(shown, between, unix_time(now_s));
-        verified.map(|_| ())
-    };
-    if hosts.len() > 1
-        && let Err(error) = by(&roots, &as_client)
-    {
-        return Err((
-            format!(
-                "is none for a client, as which a server shows it to the others: they do not meet ({error})"
-            ),
-            "have it made for both, server and client: docs/operating.md, The certificate of the NATS servers",
-        ));
-    }
-    Ok(until)
 }
 
 /// As the operator does when it calls the admin API, which takes no file with a part that cannot be read.
@@ -288,57 +236,10 @@ fn is_called(
     };
     let roots = CertificateDer::pem_slice_iter(roots.as_bytes()).collect::<Result<Vec<_>, _>>();
     let roots = roots.map_err(|_| lost("its ca.crt has a part that cannot be read"))?;
-    let trusted = trusted_as_server(chain, &roots, host, now_s, provider);
+    let trusted = as_server(chain, &roots, host, now_s, provider);
     trusted
         .map(|_| ())
         .map_err(|error| lost(&error.to_string()))
-}
-
-fn other(error: rustls::client::VerifierBuilderError) -> rustls::Error {
-    rustls::Error::General(error.to_string())
-}
-
-fn unix_time(now_s: i64) -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(now_s.try_into().unwrap_or_default()))
-}
-
-/// By one of these roots, each alone: of those that are left from before nothing depends any more. Until when the last one that does is good,
-/// in seconds since 1970.
-fn by(
-    roots: &[CertificateDer<'_>],
-    verify: &dyn Fn(Arc<RootCertStore>) -> Result<(), rustls::Error>,
-) -> Result<i64, rustls::Error> {
-    let mut last = rustls::Error::General("nobody is trusted".to_owned());
-    let mut until = None;
-    for root in roots {
-        let mut store = RootCertStore::empty();
-        let added = store.add(root.clone());
-        match added.and_then(|()| verify(Arc::new(store))) {
-            Ok(()) => until = until.max(validity(root).map(|(_, until)| until)),
-            Err(error) => last = error,
-        }
-    }
-    until.ok_or(last)
-}
-
-fn trusted_as_server(
-    chain: &[CertificateDer<'static>],
-    roots: &[CertificateDer<'_>],
-    host: &str,
-    now_s: i64,
-    provider: &Arc<CryptoProvider>,
-) -> Result<i64, rustls::Error> {
-    let no_name = |_| rustls::Error::General(format!("{host} is no name"));
-    let host = ServerName::try_from(host).map_err(no_name)?;
-    let Some((shown, between)) = chain.split_first() else {
-        return Err(rustls::Error::NoCertificatesPresented);
-    };
-    by(roots, &|store| {
-        let verifier = WebPkiServerVerifier::builder_with_provider(store, Arc::clone(provider));
-        let verifier = verifier.build().map_err(other)?;
-        let verified = verifier.verify_server_cert(shown, between, &host, &[], unix_time(now_s));
-        verified.map(|_| ())
-    })
 }
 
 #[cfg(test)]

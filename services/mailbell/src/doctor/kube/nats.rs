@@ -77,11 +77,13 @@ fn certificates(
     good: i64,
 ) {
     let (mut others, mut unseen) = (Vec::new(), Vec::new());
+    let mut all_expired = true;
     for (server, answer) in look {
         let until = match answer {
             Seen::There(told) => told.shown.tls_cert_not_after,
             _ => None,
         };
+        all_expired &= until.is_some_and(|until| until <= Timestamp::now());
         match until {
             Some(until) if until.as_second() == good => {}
             Some(_) => others.push(server.as_str()),
@@ -89,13 +91,27 @@ fn certificates(
         }
     }
     let name = mailbell.name_any();
-    if !others.is_empty() {
+    if !others.is_empty() && all_expired {
+        // None of them lets in who could tell it, and one that starts by itself meets none of the others.
+        report.fail(
+            finding,
+            "all show a certificate that has expired, so nobody reaches them who connects anew; the one in the Secret is good",
+            format!(
+                "start them together, since the admin API cannot tell them any more: kubectl --namespace {namespace} delete pod --selector app.kubernetes.io/instance={name},app.kubernetes.io/component=nats"
+            ),
+        );
+    } else if !others.is_empty() {
         let said = format!(
             "show another certificate than the one that is in the Secret now: {}",
             others.join(", ")
         );
+        let told = if mailbell.spec.paused {
+            "resume the installation before the one before ends, since its admin API tells them to read it, and look again five minutes later"
+        } else {
+            "look again in five minutes: the admin API tells them to read it"
+        };
         let advice = format!(
-            "look again in five minutes: the admin API tells them to read it; if it stays so, what kubectl --namespace {namespace} logs deployment/{name}-admin tells of it says why. Start them anew before the one before ends: kubectl --namespace {namespace} rollout restart statefulset/{name}-nats; where the authority has changed too, first see docs/operating.md, The certificate of the NATS servers"
+            "{told}; if it stays so, what kubectl --namespace {namespace} logs deployment/{name}-admin tells of it says why. Start them anew before the one before ends: kubectl --namespace {namespace} rollout restart statefulset/{name}-nats; where the authority has changed too, first see docs/operating.md, The certificate of the NATS servers"
         );
         report.warn(finding, said, advice);
     } else if unseen.is_empty() {

@@ -118,7 +118,7 @@ fn not_asked(
     report.skipped(
         finding,
         format!(
-            "copies and disks were not looked at, {said}: {}{}",
+            "copies, disks and the certificates that they show were not looked at, {said}: {}{}",
             why(answer).unwrap_or_default(),
             by_hand.unwrap_or_default()
         ),

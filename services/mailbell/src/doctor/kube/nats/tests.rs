@@ -11,7 +11,7 @@ use std::{
 
 use http::{Request, Response};
 use kube::client::Body;
-use mailbell_runtime::tls::end_entity;
+use mailbell_runtime::tls::certificates;
 use mailbell_test_servers::{Certificate, NatsCluster, NatsOptions, NatsServer};
 use serde_json::{Value, json};
 use tokio::{
@@ -403,12 +403,12 @@ async fn a_server_that_shows_another_certificate_is_told_of() {
     let server = NatsServer::start(options).await.unwrap();
     let page = server.monitor("/varz").await.unwrap();
     let page: Shown = serde_json::from_value(page).unwrap();
-    let shown = end_entity(&server.directory().join("cert.pem")).unwrap();
-    let (_, until) = validity(&shown).unwrap();
+    let shown = certificates(&server.directory().join("cert.pem")).unwrap();
+    let (_, until) = validity(&shown[0]).unwrap();
     let at = page.tls_cert_not_after.unwrap();
     assert_eq!(at.as_second(), until);
 
-    let said = |good, ends: [Option<i64>; 3]| {
+    let said_of = |mailbell: &Mailbell, good, ends: [Option<i64>; 3]| {
         let mut report = Report::default();
         let told = |(node, until): (usize, Option<i64>)| {
             let mut told = Told::default();
@@ -416,10 +416,12 @@ async fn a_server_that_shows_another_certificate_is_told_of() {
             (format!("main-nats-{node}"), Seen::There(told))
         };
         let looks = [ends.into_iter().enumerate().map(told).collect()];
-        examine(&mut report, "mail", &mailbell("main"), None, good, &looks);
+        examine(&mut report, "mail", mailbell, None, good, &looks);
         let mut found = report.findings.into_iter();
         found.find(|it| it.said.contains("certificate"))
     };
+    let mut mailbell = mailbell("main");
+    let said = |good, ends| said_of(&mailbell, good, ends);
     let found = said(Some(until), [Some(until), Some(until - 1), None]).unwrap();
     assert_eq!(found.verdict, Verdict::Warn);
     assert!(found.said.ends_with("now: main-nats-1"), "{}", found.said);
@@ -433,4 +435,17 @@ async fn a_server_that_shows_another_certificate_is_told_of() {
     assert!(found.said.starts_with("all show"), "{}", found.said);
     // Of what is wrong with it itself is told elsewhere.
     assert!(said(None, [Some(until); 3]).is_none());
+    // Nobody gets in any more who could tell them.
+    let found = said(Some(until), [Some(1), Some(2), Some(3)]).unwrap();
+    assert_eq!(found.verdict, Verdict::Fail);
+    let together =
+        "delete pod --selector app.kubernetes.io/instance=main,app.kubernetes.io/component=nats";
+    assert!(found.advice.contains(together), "{}", found.advice);
+    // By those that are left they are told.
+    let found = said(Some(until), [Some(1), Some(2), Some(until)]).unwrap();
+    assert_eq!(found.verdict, Verdict::Warn);
+    assert!(found.advice.starts_with("look again in five minutes"));
+    mailbell.spec.paused = true;
+    let found = said_of(&mailbell, Some(until), [Some(until - 1); 3]).unwrap();
+    assert!(found.advice.starts_with("resume the installation"));
 }
