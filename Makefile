@@ -129,7 +129,7 @@ e2e: $(COMMITTED) nodes e2e-prev e2e-images $(COMMITTED:committed=image-again) #
 
 .PHONY: e2e-short
 e2e-short: nodes e2e-images ## Of these one: Mailbell is installed, mail arrives, and it is upgraded
-	$(ON_CLUSTER) installed_and_upgraded | tee /dev/stderr | grep '^test result: ok. 1 passed' >/dev/null
+	$(ON_CLUSTER) installed_and_upgraded | tee >(cat >&2) | grep '^test result: ok. 1 passed' >/dev/null
 
 # The release before this one, which one of them begins with. First: `static` puts this one in its place.
 .PHONY: e2e-prev
