@@ -1,10 +1,19 @@
 //! How far the objects of an installation are, and what a person is told of it. Pure.
 
+use std::{collections::HashMap, time::Duration};
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
 use serde_json::Value;
+use tokio::time::Instant;
+
+/// What is being changed, and has got no further for so long, does not get on. Of a Deployment Kubernetes says so, after this time
+/// (`progressDeadlineSeconds`); of a StatefulSet and a job nobody does.
+const DEADLINE: Duration = Duration::from_secs(600);
+/// A job that has failed so often is told of: what it needs may be away for a moment.
+const TRIED: i64 = 3;
 
 /// How far an object is, or a stage, or all of them, from good to bad.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +49,13 @@ impl Progress {
             Self::Done | Self::Usable(_) | Self::Changing(_) => true,
             Self::Waiting(_) => false,
             Self::Failed { serves, .. } => *serves,
+        }
+    }
+
+    /// Something that is not there yet waits for it.
+    pub fn is_waited_for(&mut self) {
+        if let Self::Changing(text) = self {
+            *self = Self::Waiting(std::mem::take(text));
         }
     }
 
@@ -82,6 +98,62 @@ pub fn of(object: &Value) -> Progress {
         Some("StatefulSet") => of_stateful_set(object),
         Some("Job") => of_job(object),
         _ => Progress::Done,
+    }
+}
+
+/// How far the StatefulSets and jobs of an installation are that are being changed, by their names.
+#[derive(Debug, Default)]
+pub struct Steps(HashMap<String, Step>);
+
+#[derive(Debug)]
+struct Step {
+    /// Generation, and how many pods there are of each kind.
+    at: [i64; 5],
+    since: Instant,
+    seen: Instant,
+}
+
+impl Steps {
+    /// How far an object is now.
+    pub fn see(&mut self, object: &Value, now: Instant) -> Progress {
+        let progress = of(object);
+        let kind = object.get("kind").and_then(Value::as_str);
+        let serves = match &progress {
+            Progress::Changing(_) => true,
+            Progress::Waiting(_) => false,
+            Progress::Done | Progress::Usable(_) | Progress::Failed { .. } => {
+                self.0.remove(name(object));
+                return progress;
+            }
+        };
+        if !matches!(kind, Some("StatefulSet" | "Job")) {
+            return progress;
+        }
+        let at = [
+            "/metadata/generation",
+            "/status/replicas",
+            "/status/readyReplicas",
+            "/status/updatedReplicas",
+            "/status/failed",
+        ]
+        .map(|place| number(object, place));
+        // A job of another image has another name.
+        self.0
+            .retain(|_, step| now.duration_since(step.seen) < DEADLINE);
+        let step = self.0.entry(name(object).to_owned()).or_insert(Step {
+            at,
+            since: now,
+            seen: now,
+        });
+        step.seen = now;
+        if step.at != at {
+            (step.at, step.since) = (at, now);
+        }
+        if now.duration_since(step.since) < DEADLINE {
+            return progress;
+        }
+        let text = does_not_get_on(object);
+        Progress::Failed { text, serves }
     }
 }
 
@@ -170,14 +242,16 @@ fn of_deployment(object: &Value) -> Progress {
     // Not of one that has settled, and has lost pods since.
     let is_stuck = condition(object, "Progressing", "False").is_some();
     if is_stuck && matches!(progress, Progress::Changing(_) | Progress::Waiting(_)) {
-        let text = format!(
-            "{} does not get on: look at its pods (kubectl describe pod)",
-            name(object)
-        );
+        let text = does_not_get_on(object);
         let serves = matches!(progress, Progress::Changing(_));
         return Progress::Failed { text, serves };
     }
     progress
+}
+
+fn does_not_get_on(object: &Value) -> String {
+    let name = name(object);
+    format!("{name} does not get on: look at its pods (kubectl describe pod)")
 }
 
 fn of_stateful_set(object: &Value) -> Progress {
@@ -210,11 +284,16 @@ fn of_job(object: &Value) -> Progress {
         );
         return Progress::Failed { text, serves: true };
     }
-    match number(object, "/status/failed") {
-        0 => Progress::Changing(format!("the job {name} runs")),
-        failed => Progress::Changing(format!(
-            "the job {name} has failed {failed} times and is tried again: kubectl logs job/{name} says why"
-        )),
+    let failed = number(object, "/status/failed");
+    if failed == 0 {
+        return Progress::Changing(format!("the job {name} runs"));
+    }
+    let text = format!(
+        "the job {name} has failed {failed} times and is tried again: kubectl logs job/{name} says why"
+    );
+    match failed < TRIED {
+        true => Progress::Changing(text),
+        false => Progress::Failed { text, serves: true },
     }
 }
 

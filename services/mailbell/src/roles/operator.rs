@@ -158,6 +158,7 @@ impl From<Error> for Failure {
             Error::Denied(_) => Self::new(Code::Permission, text),
             Error::NoDefinitions => Self::new(Code::Usage, text),
             Error::Object { .. }
+            | Error::Foreign { .. }
             | Error::Json(_)
             | Error::TooManyProviders
             | Error::TooLong

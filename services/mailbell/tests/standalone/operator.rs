@@ -94,10 +94,7 @@ async fn an_operator_that_cannot_work_says_why_and_one_that_can_ends_in_order() 
     ];
     kubectl(&server, &wait, "").await;
     let shown = kubectl(&server, &["get", "mailbells"], "").await;
-    assert!(
-        shown.contains("The NATS servers: waiting for the Secrets."),
-        "{shown}"
-    );
+    assert!(shown.contains("The Secrets: the job main-"), "{shown}");
     let holder = [
         "get",
         "lease",

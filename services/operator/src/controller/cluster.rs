@@ -52,6 +52,30 @@ impl Cluster<'_> {
         Api::namespaced_with(self.client.clone(), self.namespace, &key.resource())
     }
 
+    /// Refuses to make anything of an object of the same name that somebody else has made: what is applied would change it, and it would
+    /// go with the installation. What has no owner any more is taken by its labels.
+    pub(super) async fn check_is_ours(&self, object: &Value, owner: &str) -> Result<(), Error> {
+        let key = Key::of(object);
+        let Some(there) = self.get(&key).await? else {
+            return Ok(());
+        };
+        let owners = there.pointer("/metadata/ownerReferences");
+        let owners = owners.and_then(Value::as_array).into_iter().flatten();
+        let mut owners = owners.filter_map(|it| it.get("uid")?.as_str());
+        let is_labelled = [
+            "app.kubernetes.io~1managed-by",
+            "app.kubernetes.io~1instance",
+        ]
+        .into_iter()
+        .map(|label| format!("/metadata/labels/{label}"))
+        .all(|label| there.pointer(&label) == object.pointer(&label));
+        if is_labelled || owners.any(|uid| uid == owner) {
+            return Ok(());
+        }
+        let Key { kind, name, .. } = key;
+        Err(Error::Foreign { kind, name })
+    }
+
     /// Makes it so, whatever anybody else has made of the same fields; fields of others stay.
     pub(super) async fn apply(&self, object: &Value) -> Result<Value, Error> {
         let key = Key::of(object);

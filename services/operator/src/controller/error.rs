@@ -15,6 +15,16 @@ pub enum Error {
         /// Why.
         source: Box<kube::Error>,
     },
+    /// An object of this name is there, and is not of this installation.
+    #[error(
+        "{kind} {name}: it is there already, and was not made for this installation: remove it, or have a Mailbell of another name"
+    )]
+    Foreign {
+        /// Of which kind.
+        kind: String,
+        /// Which.
+        name: String,
+    },
     /// What it answered is no object.
     #[error("the API server's answer cannot be read: {0}")]
     Json(serde_json::Error),
@@ -70,6 +80,7 @@ impl Error {
                 kube::Error::SerdeError(_) => "unreadable",
                 _ => "unreachable",
             },
+            Self::Foreign { .. } => "refused",
             Self::Unreachable(_) => "unreachable",
             Self::TooLong => "too-long",
             Self::Json(_) | Self::TooManyProviders => "unreadable",
@@ -80,7 +91,11 @@ impl Error {
 
     /// The API server has answered, and not what was hoped for.
     pub(super) fn is_answer(&self) -> bool {
-        matches!(self, Self::Object { source, .. } if matches!(**source, kube::Error::Api(_)))
+        match self {
+            Self::Object { source, .. } => matches!(**source, kube::Error::Api(_)),
+            Self::Foreign { .. } => true,
+            _ => false,
+        }
     }
 
     /// It does not know such objects at all.

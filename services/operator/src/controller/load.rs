@@ -15,6 +15,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use kube::runtime::reflector::{ObjectRef, Store};
+use serde_json::Value;
 use tokio::{
     net::lookup_host,
     sync::Notify,
@@ -23,12 +24,13 @@ use tokio::{
 
 use super::{
     Context,
+    cluster::Key,
     gateways::{self, Gateways},
 };
 use crate::{
     api::{Counts, Mailbell, MailbellStatus, Versions},
     desired::{gateway_pods, sizes},
-    progress::{Progress, said_of},
+    progress::{Progress, Steps, said_of},
     sizing::{Bounds, Sizer},
     watched::{Mailboxes, Watched},
 };
@@ -67,6 +69,9 @@ struct Load {
     watchers: Part,
     gateways: Part,
     watched: Watched,
+    /// What was seen to be of it, and of nobody else.
+    ours: BTreeSet<Key>,
+    steps: Steps,
     /// `None`: nobody has looked yet.
     seen: Option<Seen>,
     /// What stands in the status, and since when.
@@ -169,6 +174,22 @@ impl Loads {
     /// Notes what was written.
     pub(super) fn is_said(&self, mailbell: &Mailbell, status: MailbellStatus) {
         of(&mut self.all(), mailbell).status = Some(status);
+    }
+
+    /// Whether it was seen that this object is of it.
+    pub(super) fn is_ours(&self, mailbell: &Mailbell, key: &Key) -> bool {
+        of(&mut self.all(), mailbell).ours.contains(key)
+    }
+
+    /// Notes that it is.
+    pub(super) fn ours(&self, mailbell: &Mailbell, key: Key) {
+        of(&mut self.all(), mailbell).ours.insert(key);
+    }
+
+    /// How far an object is, where one that has been changing for long and comes to no end has failed.
+    pub(super) fn progress(&self, mailbell: &Mailbell, object: &Value) -> Progress {
+        let mut all = self.all();
+        of(&mut all, mailbell).steps.see(object, Instant::now())
     }
 
     /// Notes what was seen, and says whether that is news.

@@ -2,7 +2,7 @@
 //! these there may be any number, and `kubectl get mailbells` has them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -33,6 +33,9 @@ pub const LOOKS: &str = "operator_looks";
 /// `operator_look_seconds`: how long a look took.
 pub const LOOK: &str = "operator_look";
 
+/// `operator_unreadable{kind}`: Mailbells and MailAccounts that are left alone, since they cannot be read. Told by the replica that works.
+pub const UNREADABLE: &str = "operator_unreadable";
+
 /// The reasons of the condition Ready (`progress.rs`), and the states that they are.
 const STATES: [(&str, &str); 6] = [
     ("Running", "running"),
@@ -55,12 +58,18 @@ struct State {
     state: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
 /// The metrics of one operator. The default counts into nothing.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     leading: Gauge,
     looks: Family<Outcome, Counter>,
     look: Histogram,
+    unreadable: Family<Kind, Gauge>,
     installations: Installations,
 }
 
@@ -70,6 +79,7 @@ impl Default for Metrics {
             leading: Gauge::default(),
             looks: Family::default(),
             look: latency_histogram(),
+            unreadable: Family::default(),
             installations: Installations::default(),
         }
     }
@@ -100,6 +110,11 @@ impl Metrics {
             Unit::Seconds,
             metrics.look.clone(),
         );
+        registry.register(
+            UNREADABLE,
+            "Objects that are left alone, since they cannot be read",
+            metrics.unreadable.clone(),
+        );
         registry.register_collector(Box::new(metrics.installations.clone()));
         metrics
     }
@@ -111,10 +126,60 @@ impl Metrics {
         Leading(self.clone())
     }
 
+    /// Of this kind none is known yet that cannot be read.
+    pub(super) fn unreadable(&self, kind: &'static str) -> Unreadable {
+        let gauge = self.unreadable.get_or_create_owned(&Kind { kind });
+        gauge.set(0);
+        Unreadable {
+            uids: Mutex::default(),
+            gauge,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self, kind: &'static str) -> i64 {
+        self.unreadable.get_or_create(&Kind { kind }).get()
+    }
+
     pub(super) fn look(&self, error: Option<&Error>, took: Duration) {
         let outcome = error.map_or("ok", Error::class);
         self.looks.get_or_create(&Outcome { outcome }).inc();
         self.look.observe(took.as_secs_f64());
+    }
+}
+
+/// The objects of one kind that cannot be read, until it is dropped.
+pub(super) struct Unreadable {
+    uids: Mutex<BTreeSet<String>>,
+    gauge: Gauge,
+}
+
+impl Unreadable {
+    pub(super) fn add(&self, uid: Option<&str>) {
+        self.change(|uids| uids.extend(uid.map(str::to_owned)));
+    }
+
+    pub(super) fn remove(&self, uid: Option<&str>) {
+        self.change(|uids| uids.retain(|it| Some(it.as_str()) != uid));
+    }
+
+    /// All are told of again.
+    pub(super) fn clear(&self) {
+        self.change(BTreeSet::clear);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<String>)) {
+        // Nothing that holds the lock can leave it half changed.
+        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut uids);
+        let count = i64::try_from(uids.len());
+        self.gauge.set(count.unwrap_or(i64::MAX));
+    }
+}
+
+impl Drop for Unreadable {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -274,6 +339,11 @@ mod tests {
         ours.look(None, Duration::from_millis(3));
         ours.look(Some(&Error::TooLong), Duration::from_secs(120));
         let text = all.encode().unwrap();
+        for kind in ["Mailbell", "MailAccount"] {
+            drop(ours.unreadable(kind));
+            let line = format!("\nmailbell_operator_unreadable{{kind=\"{kind}\"}} 0\n");
+            assert!(all.encode().unwrap().contains(&line), "{line}");
+        }
         for (outcome, count) in [
             ("ok", 1),
             ("too-long", 1),

@@ -11,6 +11,7 @@ mod gateways;
 mod left;
 mod load;
 pub mod metrics;
+mod objects;
 mod providers;
 mod reconcile;
 #[cfg(test)]
@@ -40,9 +41,10 @@ use kube::{
     api::ListParams,
     core::PartialObjectMeta,
     runtime::{
-        Controller,
+        Controller, PredicateConfig, WatchStreamExt as _,
         controller::Action,
         events::{Recorder, Reporter},
+        predicates,
         reflector::ObjectRef,
         watcher::Config,
     },
@@ -200,7 +202,11 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         Some(((), context))
     });
     let of = Arc::clone(&context);
-    let controller = Controller::new(api::<Mailbell>(client, options), Config::default())
+    let unreadable = metrics.unreadable("Mailbell");
+    let (store, mailbells) = objects::watched::<Mailbell>(api(client, options), unreadable);
+    // Not of a status: we write that ourselves, and whoever cannot get on would write another sentence each time, at once.
+    let mailbells = mailbells.predicate_filter(predicates::generation, PredicateConfig::default());
+    let controller = Controller::for_stream(mailbells, store.clone())
         .owns(api::<Deployment>(client, options), children())
         .owns(api::<StatefulSet>(client, options), children())
         .owns(api::<Job>(client, options), children())
@@ -224,7 +230,6 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
             move |config| of.authorities.users(&config),
         )
         .reconcile_all_on(news);
-    let store = controller.store();
     let _leading = metrics.lead(store.clone());
     let providers = providers::run(
         api::<MailProvider>(client, options),
@@ -240,7 +245,9 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         left: Arc::clone(&context.left),
         pace: options.pace,
     };
-    let accounts = accounts::run(api::<MailAccount>(client, options), setup);
+    let unreadable = metrics.unreadable("MailAccount");
+    let accounts = objects::watched::<MailAccount>(api(client, options), unreadable);
+    let accounts = accounts::run(accounts, setup);
     let work = controller
         .run(reconcile, on_error, Arc::clone(&context))
         .for_each(|result| async move {

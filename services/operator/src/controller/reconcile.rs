@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     Context, Error, LOOK_AGAIN,
     cluster::{Cluster, Key, now, publish},
-    load::{MAILBOXES, Pods, Sized},
+    load::{Loads, MAILBOXES, Pods, Sized},
     providers,
 };
 use crate::{
@@ -76,7 +76,7 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
     let stages = desired(&wanted);
     let mut images = Images::default();
     let (mut found, mut refused) =
-        apply(&cluster, &stages, mailbell.spec.paused, &mut images).await?;
+        apply(&cluster, mailbell, &context.loads, &stages, &mut images).await?;
     if let Some(error) = unmade {
         let is_policy = |(stage, _): &&mut (&'static str, Progress)| *stage == POLICY;
         if let Some((_, progress)) = found.iter_mut().find(is_policy) {
@@ -182,11 +182,12 @@ async fn size(
 /// that was refused: it holds what comes after it, and is no reason not to say how all the others stand.
 async fn apply(
     cluster: &Cluster<'_>,
+    mailbell: &Mailbell,
+    loads: &Loads,
     stages: &[Stage],
-    paused: bool,
     images: &mut Images,
 ) -> Result<(Vec<(&'static str, Progress)>, Option<Error>), Error> {
-    let mut all = Vec::new();
+    let mut all: Vec<(_, Progress)> = Vec::new();
     let mut held_by = None;
     let mut first_refused = None;
     for stage in stages {
@@ -194,10 +195,10 @@ async fn apply(
         for object in &stage.objects {
             let key = Key::of(object);
             let next = match held_by {
-                None => match cluster.apply(object).await {
+                None => match make(cluster, mailbell, loads, object).await {
                     Ok(object) => {
                         images.note(&object);
-                        progress::of(&object)
+                        loads.progress(mailbell, &object)
                     }
                     Err(error) if error.is_missing_kind() && key.kind == ROUTE => {
                         let text = "there is no Gateway API on this cluster, and gateways.gatewayApi asks for it";
@@ -206,7 +207,8 @@ async fn apply(
                     // Nothing can be said either.
                     Err(error) if !error.is_answer() => return Err(error),
                     Err(error) => {
-                        let serves = cluster.get(&key).await.is_ok_and(|there| there.is_some());
+                        let is_there = cluster.get(&key).await.is_ok_and(|there| there.is_some());
+                        let serves = is_there && !matches!(error, Error::Foreign { .. });
                         let text = error.to_string();
                         first_refused.get_or_insert(error);
                         Progress::Failed { text, serves }
@@ -215,9 +217,14 @@ async fn apply(
                 Some(before) => match cluster.get(&key).await {
                     Ok(Some(object)) => {
                         images.note(&object);
-                        progress::of(&object)
+                        loads.progress(mailbell, &object)
                     }
                     Ok(None) if RUNS.contains(&key.kind.as_str()) => {
+                        // That one is what has to be told.
+                        if let Some((_, holder)) = all.iter_mut().find(|(name, _)| *name == before)
+                        {
+                            holder.is_waited_for();
+                        }
                         Progress::Waiting(format!("waiting for {before}"))
                     }
                     Ok(None) => Progress::Changing(format!("waiting for {before}")),
@@ -227,12 +234,29 @@ async fn apply(
             progress = progress.worse(next);
         }
         // Nothing has to be waited for where nothing is to run.
-        if held_by.is_none() && !progress.is_usable() && !paused {
+        if held_by.is_none() && !progress.is_usable() && !mailbell.spec.paused {
             held_by = Some(stage.name);
         }
         all.push((stage.name, progress));
     }
     Ok((all, first_refused))
+}
+
+/// Applies an object, if its name is not somebody else's: that is looked at once by each who leads.
+async fn make(
+    cluster: &Cluster<'_>,
+    mailbell: &Mailbell,
+    loads: &Loads,
+    object: &Value,
+) -> Result<Value, Error> {
+    let key = Key::of(object);
+    if !loads.is_ours(mailbell, &key) {
+        let owner = mailbell.uid().unwrap_or_default();
+        cluster.check_is_ours(object, &owner).await?;
+    }
+    let made = cluster.apply(object).await?;
+    loads.ours(mailbell, key);
+    Ok(made)
 }
 
 /// Removes what was made for this installation and is wanted no longer.

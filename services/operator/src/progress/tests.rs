@@ -141,7 +141,98 @@ fn a_job_is_waited_for_until_it_is_complete_or_has_failed() {
         panic!("it is tried again");
     };
     assert!(text.contains("failed 2 times") && text.contains("kubectl logs job/main-setup-1"));
+    tried["status"]["failed"] = 3.into();
+    let Progress::Failed { text, serves: true } = of(&tried) else {
+        panic!("it needs somebody");
+    };
+    assert!(text.contains("failed 3 times") && text.contains("kubectl logs job/main-setup-1"));
     assert_eq!(of(&json!({ "kind": "Service" })), Progress::Done);
+}
+
+/// Of a StatefulSet, or of a job, Kubernetes does not say so.
+#[test]
+fn what_changes_and_gets_no_further_has_failed() {
+    let mut steps = Steps::default();
+    let begun = Instant::now();
+    let mut see = |object: &Value, seconds| {
+        let progress = steps.see(object, begun + Duration::from_secs(seconds));
+        match progress {
+            Progress::Failed { text, serves } => {
+                let name = name(object);
+                let said =
+                    format!("{name} does not get on: look at its pods (kubectl describe pod)");
+                assert_eq!(text, said);
+                Some(serves)
+            }
+            _ => None,
+        }
+    };
+    let rolls = |ready, updated| {
+        let mut set = set("nats", 3, 3, ready, false);
+        set["status"]["updatedReplicas"] = json!(updated);
+        set
+    };
+    // Looked at every five minutes.
+    for (set, seconds, expected) in [
+        (rolls(3, 0), 0, None),
+        (rolls(2, 1), 300, None),
+        (rolls(2, 1), 600, None),
+        (rolls(2, 1), 899, None),
+        (rolls(2, 1), 900, Some(true)),
+        (rolls(2, 1), 1200, Some(true)),
+        // The image is put right.
+        (rolls(3, 1), 1210, None),
+        (rolls(1, 2), 1500, None),
+        (rolls(1, 2), 1800, None),
+        (rolls(1, 2), 2100, Some(false)),
+        (set("nats", 3, 3, 3, true), 2400, None),
+        (rolls(1, 2), 2700, None),
+        // What lacks a pod is not being changed.
+        (set("nats", 3, 3, 2, true), 2900, None),
+        (set("nats", 3, 3, 2, true), 9900, None),
+    ] {
+        assert_eq!(see(&set, seconds), expected, "{seconds}");
+    }
+    // Its image cannot be pulled.
+    let mut job =
+        json!({ "kind": "Job", "metadata": { "name": "main-setup-1" }, "status": { "active": 1 } });
+    for (seconds, expected) in [(0, None), (599, None), (600, Some(true))] {
+        assert_eq!(see(&job, seconds), expected, "{seconds}");
+    }
+    job["status"]["failed"] = json!(1);
+    assert_eq!(see(&job, 700), None);
+    // Of a Deployment Kubernetes says it.
+    for seconds in [0, 600, 1200] {
+        assert_eq!(see(&deployment(1, 2, 2, 2), seconds), None, "{seconds}");
+    }
+}
+
+/// What is not there waits for it: the cause is told, and not what it leads to.
+#[test]
+fn what_is_waited_for_is_what_is_told() {
+    let mut setup = Progress::Changing("the job x has failed 1 times".to_owned());
+    setup.is_waited_for();
+    let waits = Progress::Waiting("waiting for the setup".to_owned());
+    let stages = [("the setup", setup), ("the gateways", waits.clone())];
+    let said = "False Starting The setup: the job x has failed 1 times.";
+    assert_eq!(say(&stages, false)[0], said);
+    let failed = Progress::Failed {
+        text: "the job x has failed 3 times".to_owned(),
+        serves: true,
+    };
+    let mut setup = failed.clone();
+    setup.is_waited_for();
+    assert_eq!(setup, failed);
+    let stages = [("the setup", setup), ("the gateways", waits)];
+    let said = say(&stages, false);
+    assert_eq!(
+        said[0],
+        "False Failed The setup: the job x has failed 3 times."
+    );
+    assert_eq!(
+        said[2],
+        "True Failed The setup: the job x has failed 3 times."
+    );
 }
 
 fn found(stages: &[(&'static str, Progress)], paused: bool) -> Found {

@@ -305,11 +305,13 @@ async fn a_file_that_the_server_refuses_is_said() {
     let Some(world) = World::new().await else {
         return;
     };
-    let theirs = json!({ "metadata": { "name": "main-policy" }, "immutable": true, "data": { "policy.json": "{}" } });
-    let theirs: ConfigMap = serde_json::from_value(theirs).unwrap();
+    // One of an installation before, which somebody has locked.
+    let labels = json!({ "app.kubernetes.io/managed-by": "mailbell-operator", "app.kubernetes.io/instance": "main" });
+    let locked = json!({ "metadata": { "name": "main-policy", "labels": labels }, "immutable": true, "data": { "policy.json": "{}" } });
+    let locked: ConfigMap = serde_json::from_value(locked).unwrap();
     let configs = world.api::<ConfigMap>();
     let params = PostParams::default();
-    configs.create(&params, &theirs).await.unwrap();
+    configs.create(&params, &locked).await.unwrap();
     let operator = Operator::start(&world, "one");
     world.create(&mailbell()).await;
     world.has(&provider()).await;

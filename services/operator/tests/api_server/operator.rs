@@ -1,7 +1,10 @@
 //! The operator on a real API server. There are no controllers and no pods, so a test says itself that something is ready, as those
 //! would: what comes of the objects on nodes is left to the tests on a cluster.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::{
     api::{
@@ -24,6 +27,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actors::{IMAGE, NEXT, Operator},
+    requests::{self, Requests},
     world::{World, define, definitions_of_others, mailbell, with},
 };
 
@@ -36,7 +40,7 @@ async fn an_installation_is_made_step_by_step() {
     let operator = Operator::start(&world, "one");
     world.create(&mailbell()).await;
     world
-        .until_ready_says("False Starting The NATS servers: waiting for the Secrets.")
+        .until_ready_says("False Starting The Secrets: the job main-")
         .await;
     world.secrets_are_made(IMAGE).await;
     world
@@ -52,7 +56,10 @@ async fn an_installation_is_made_step_by_step() {
     world.set_is_ready("main-nats").await;
     let job = world.setup(IMAGE).await;
     world
-        .until_ready_says("False Starting The gateways: waiting for the setup of what is stored.")
+        .until_ready_says(&format!(
+            "False Starting The setup of what is stored: the job {} runs.",
+            job.name_any()
+        ))
         .await;
     assert!(
         world
@@ -324,12 +331,12 @@ async fn what_is_refused_is_said_in_the_status() {
     let Some(world) = World::new().await else {
         return;
     };
-    // Somebody has a service of this name, with an address, which cannot be taken from it.
-    let theirs =
-        json!({ "metadata": { "name": "main-watcher" }, "spec": { "ports": [{ "port": 80 }] } });
+    // Somebody has a service of this name, and pods behind it.
+    let theirs = json!({ "metadata": { "name": "main-watcher", "labels": { "app.kubernetes.io/instance": "main" } },
+        "spec": { "clusterIP": "None", "selector": { "app": "theirs" } } });
     let theirs: Service = serde_json::from_value(theirs).unwrap();
     let services = world.api::<Service>();
-    services
+    let theirs = services
         .create(&PostParams::default(), &theirs)
         .await
         .unwrap();
@@ -341,14 +348,89 @@ async fn what_is_refused_is_said_in_the_status() {
     world.job_is_done(&job, "Complete").await;
     world.deployment_is_ready("main-gateway").await;
     world
-        .until_ready_says("False Failed The watchers: Service main-watcher: ")
+        .until_ready_says("False Failed The watchers: Service main-watcher: it is there already, and was not made for this installation: ")
         .await;
+    // Nothing of it was changed: it would have gone with the installation.
+    assert_eq!(services.get("main-watcher").await.unwrap(), theirs);
     services
         .delete("main-watcher", &DeleteParams::default())
         .await
         .unwrap();
     world.set_is_ready("main-watcher").await;
     world.deployment_is_ready("main-admin").await;
+    world.until_ready_says("True Running").await;
+    operator.stop().await;
+}
+
+/// What somebody else writes of it, or a newer release, is nothing to the others.
+#[tokio::test]
+async fn an_object_that_cannot_be_read_is_left_alone() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let broken = with(&mailbell(), "/metadata/name", json!("broken"));
+    world.create(&mailbell()).await;
+    world.apply(broken).await;
+    // A time for the API server.
+    let status = r#"{"status":{"lookedAt":"2024-01-01T00:00:00+99:00"}}"#;
+    let patch = async |status: &str| {
+        let patch = ["patch", "mailbell", "broken", "--subresource=status"];
+        let (worked, said) = world
+            .kubectl(&[&patch[..], &["--type=merge", "-p", status]].concat(), "")
+            .await;
+        assert!(worked, "{said}");
+    };
+    patch(status).await;
+    assert!(world.mailbells().get("broken").await.is_err());
+    let operator = Operator::start(&world, "one");
+    world.is_installed(IMAGE).await;
+    world.until_ready_says("True Running").await;
+    let sets = world.api::<StatefulSet>();
+    assert!(sets.get_opt("broken-nats").await.unwrap().is_none());
+    // Nobody is known to have looked at it.
+    patch(r#"{"status":null}"#).await;
+    let looked = || async {
+        let broken = world.mailbells().get("broken").await.unwrap();
+        broken.status?.observed_generation
+    };
+    world.once(looked, "a look at the other one").await;
+    operator.stop().await;
+}
+
+/// What the API server says may have the time in it, or a port: that is written each time, and is no reason to ask again at once.
+#[tokio::test]
+async fn what_is_refused_in_other_words_each_time_is_tried_again_less_and_less_often() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let world = Arc::new(world);
+    let answers = [
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 1","code":500}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 2","code":500}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 3","code":500}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 4","code":500}"#,
+    ];
+    let answers = answers.map(|body| (500, body)).to_vec();
+    let requests = Requests::answered(&["PATCH", "/grpcroutes/main-gateway"], answers);
+    let (of, counted) = (Arc::clone(&world), Arc::clone(&requests));
+    let client = async move { requests::client(&of, counted).await };
+    let operator = Operator::start_by(&world, "one", client, |_| {});
+    let plain = json!({ "insecurePlaintext": true });
+    world
+        .create(&with(&mailbell(), "/spec/gateways/tls", plain))
+        .await;
+    world.is_installed(IMAGE).await;
+    world.until_ready_says("True Running").await;
+    let begun = Instant::now();
+    let route = json!({ "parentRefs": [{ "name": "edge" }] });
+    world
+        .change(json!({ "spec": { "gateways": { "gatewayApi": route } } }))
+        .await;
+    let over = || async { (requests.unanswered() == 0).then_some(()) };
+    world.once(over, "the last of these answers").await;
+    // Two seconds after the first, four after the second, and so on; one look may have another reason.
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(6), "{took:?}");
     world.until_ready_says("True Running").await;
     operator.stop().await;
 }
@@ -424,6 +506,11 @@ async fn a_list_tells_that_somebody_looks() {
     let aged = Patch::Merge(json!({ "status": { "lookedAt": old } }));
     let (api, params) = (world.mailbells(), PatchParams::default());
     api.patch_status("main", &params, &aged).await.unwrap();
+    // That alone is no reason to look: a part of it is taken away.
+    let gone = world.api::<Service>();
+    gone.delete("main-gateway", &DeleteParams::default())
+        .await
+        .unwrap();
     let moved = || async {
         let now = status().await;
         (now.looked_at.as_ref()? >= &looked_at).then_some(now)

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::{
@@ -27,7 +27,7 @@ use kube::{
         events::Recorder,
         finalizer,
         reflector::{ObjectRef, Store},
-        watcher::Config,
+        watcher,
     },
 };
 use tokio::{
@@ -171,7 +171,10 @@ pub(super) struct Setup {
 }
 
 /// Until it is dropped.
-pub(super) async fn run(accounts: Api<MailAccount>, setup: Setup) {
+pub(super) async fn run<S>((store, accounts): (Store<MailAccount>, S), setup: Setup)
+where
+    S: Stream<Item = Result<MailAccount, watcher::Error>> + Send + 'static,
+{
     let Setup {
         client,
         events,
@@ -193,9 +196,8 @@ pub(super) async fn run(accounts: Api<MailAccount>, setup: Setup) {
         memory: Mutex::default(),
         sooner: Notify::new(),
     });
-    let controller = Controller::new(accounts, Config::default())
+    let controller = Controller::for_stream(accounts, store.clone())
         .with_config(kube::runtime::controller::Config::default().concurrency(AT_ONCE));
-    let store = controller.store();
     // One that waits is enough: it means all of them.
     let (look, mut looks) = mpsc::channel(1);
     let looks = stream::poll_fn(move |task| looks.poll_recv(task));
