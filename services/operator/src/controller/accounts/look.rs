@@ -40,7 +40,7 @@ pub(super) async fn look(account: &MailAccount, context: &Context) -> Result<Act
         Ok(None) => return Ok(Action::await_change()),
         Ok(Some((there, version))) => Ok(Registered {
             account: there,
-            password_version: Some(version.text.clone()),
+            password_version: version.clone().map(|version| version.text),
         }),
         Err(trouble) => Err(trouble.clone()),
     };
@@ -49,72 +49,108 @@ pub(super) async fn look(account: &MailAccount, context: &Context) -> Result<Act
     Ok(Action::await_change())
 }
 
-type Done = (Arc<Account>, Version);
+/// The account, and the version of its password, if that can be read.
+type Done = (Arc<Account>, Result<Version, Trouble>);
 
 /// `None`: there is nothing new to be said.
 async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done>, Trouble> {
     let mailbell = installation(wanted, context)?;
-    // First: what a person has to mend is said also while the admin API is away.
     let (place, key) = (secret(wanted), plan::password_key(wanted));
-    let version = context.secrets.version(&place, &key).await?;
-    let there = match known(wanted, context)? {
-        Some(there) => there,
-        None => return Ok(None),
+    let version = context.secrets.version(&place, &key).await;
+    let known = known(wanted, context);
+    if needs_password(wanted, &known)
+        && let Err(trouble) = version
+    {
+        return Err(trouble);
+    }
+    let Some(there) = known? else {
+        return Ok(None);
     };
     let is_lost = there.as_deref().is_some_and(plan::has_lost_password);
-    let gives = is_lost && may_give(wanted, context);
-    let is_same = has_password(wanted, context, &version) && !gives;
+    let gives = is_lost && version.is_ok() && may_give(wanted, context);
+    let is_set = is_set(wanted, context, &version) && !gives;
     if let Some(there) = &there
-        && is_same
+        && is_set
         && plan::is_right(wanted, there)
     {
-        context.remember(wanted, |memory| {
-            memory.digest = Some(version.digest);
-            memory.held = None;
-            memory.refusals = 0;
-        });
+        if let Ok(version) = &version {
+            context.remember(wanted, |memory| memory.digest = Some(version.digest));
+        }
+        is_done(wanted, context);
         return Ok(Some((Arc::clone(there), version)));
     }
     if is_held(wanted, context, &version) {
         return Ok(None);
     }
-    let made = make(wanted, context, &mailbell, there.as_deref(), gives).await;
+    let made = match there.as_deref() {
+        Some(there) if plan::has_server(wanted, there) => {
+            change(wanted, context, &mailbell, there, &version, gives).await
+        }
+        there => make(wanted, context, &mailbell, there, gives).await,
+    };
     match made {
-        Ok((account, version)) => {
+        Ok((account, read)) => {
             let account = Arc::new(account);
             context.seen.is(&seat(wanted), Arc::clone(&account));
             let is_kept = plan::has_content(wanted, &account);
-            context.remember(wanted, |memory| {
-                memory.digest = Some(version.digest);
-                if gives {
-                    memory.gifts.given(Instant::now(), context.pace.gift);
-                }
-                if is_kept {
-                    memory.held = None;
-                    memory.refusals = 0;
-                }
-            });
-            if is_kept {
-                return Ok(Some((account, version)));
+            if let Ok(version) = &read {
+                context.remember(wanted, |memory| {
+                    memory.digest = Some(version.digest);
+                    if gives {
+                        memory.gifts.given(Instant::now(), context.pace.gift);
+                    }
+                });
             }
-            hold(wanted, context, &version);
-            Err(plan::too_old(&account))
+            match is_kept && read.is_ok() {
+                true => is_done(wanted, context),
+                false => hold(wanted, context, &version),
+            }
+            match is_kept {
+                true => Ok(Some((account, read))),
+                false => Err(plan::too_old(&account)),
+            }
         }
         Err(trouble) => {
-            context.seen.is_not(&seat(wanted), &manager(wanted));
+            // What is not there is made, which takes a password.
+            if version.is_ok() {
+                context.seen.is_not(&seat(wanted), &manager(wanted));
+            }
             hold(wanted, context, &version);
             Err(trouble)
         }
     }
 }
 
+/// Whether nothing can be done for it without its password: it is to be made, or moved to another server or user.
+fn needs_password(
+    wanted: &MailAccount,
+    known: &Result<Option<Option<Arc<Account>>>, Trouble>,
+) -> bool {
+    match known {
+        Ok(Some(Some(there))) => !plan::has_server(wanted, there),
+        Ok(Some(None)) => true,
+        // What a person has to mend before it can be made is said also while the admin API is away.
+        Ok(None) | Err(_) => {
+            let said = wanted.status.as_ref();
+            said.is_none_or(|status| status.account.is_none())
+        }
+    }
+}
+
+fn is_done(wanted: &MailAccount, context: &Context) {
+    context.remember(wanted, |memory| {
+        memory.held = None;
+        memory.refusals = 0;
+    });
+}
+
 /// Nothing is asked for it again for a while.
-fn hold(wanted: &MailAccount, context: &Context, version: &Version) {
+fn hold(wanted: &MailAccount, context: &Context, version: &Result<Version, Trouble>) {
     context.remember(wanted, |memory| {
         memory.held = Some(Held {
             until: Instant::now() + again(&mut memory.refusals),
             generation: wanted.metadata.generation,
-            password: version.text.clone(),
+            password: text(version),
         });
     });
 }
@@ -171,6 +207,16 @@ fn secret(wanted: &MailAccount) -> Place {
     (namespace, wanted.spec.password.secret_name.clone())
 }
 
+fn text(version: &Result<Version, Trouble>) -> Option<String> {
+    version.as_ref().ok().map(|version| version.text.clone())
+}
+
+/// Whether there is no other password to be set; one that cannot be read is none.
+fn is_set(wanted: &MailAccount, context: &Context, version: &Result<Version, Trouble>) -> bool {
+    let version = version.as_ref();
+    version.map_or(true, |version| has_password(wanted, context, version))
+}
+
 /// Whether the password of this version is in force: by what the status says, or because only others in the Secret have changed since.
 fn has_password(wanted: &MailAccount, context: &Context, version: &Version) -> bool {
     let said = wanted.status.as_ref();
@@ -191,26 +237,59 @@ fn may_give(wanted: &MailAccount, context: &Context) -> bool {
     may
 }
 
-fn is_held(wanted: &MailAccount, context: &Context, version: &Version) -> bool {
+fn is_held(wanted: &MailAccount, context: &Context, version: &Result<Version, Trouble>) -> bool {
     let mut is_held = false;
     context.remember(wanted, |memory| {
         is_held = memory.held.as_ref().is_some_and(|held| {
             held.until > Instant::now()
                 && held.generation == wanted.metadata.generation
-                && held.password == version.text
+                && held.password == text(version)
         });
     });
     is_held
 }
 
-/// Has the account made, or changed; `gives`: with its password, also if that is the same.
+/// Has it changed where its server and user stay: all but another password also while none can be read. `gives`: with its password,
+/// also if that is the same.
+async fn change(
+    wanted: &MailAccount,
+    context: &Context,
+    mailbell: &Mailbell,
+    there: &Account,
+    version: &Result<Version, Trouble>,
+    gives: bool,
+) -> Result<(Account, Result<Version, Trouble>), Trouble> {
+    let (mut password, mut read) = (None, version.clone());
+    if gives || !is_set(wanted, context, version) {
+        let (place, key) = (secret(wanted), plan::password_key(wanted));
+        let found = context.secrets.password(&place, &key).await;
+        read = found.map(|found| {
+            let is_other = !has_password(wanted, context, &found.version);
+            password = (gives || is_other).then(|| found.text.to_string());
+            found.version
+        });
+    }
+    if password.is_none() && plan::is_right(wanted, there) {
+        return Ok((there.clone(), read));
+    }
+    let call = async {
+        let admin = context.admins.of(mailbell).await?;
+        admin.update(plan::change(wanted, there, password)).await
+    };
+    match call.await {
+        Ok(account) => Ok((account, read)),
+        Err(error) => Err(failed(wanted, context, mailbell, &error)),
+    }
+}
+
+/// Has the account made, or moved to another server or user; `gives`: with its password, also if that is the same.
 async fn make(
     wanted: &MailAccount,
     context: &Context,
     mailbell: &Mailbell,
     there: Option<&Account>,
     gives: bool,
-) -> Result<(Account, Version), Trouble> {
+) -> Result<(Account, Result<Version, Trouble>), Trouble> {
     let password = context
         .secrets
         .password(&secret(wanted), &plan::password_key(wanted))
@@ -241,16 +320,23 @@ async fn make(
         admin.update(plan::change(wanted, there, text)).await
     };
     match call.await {
-        Ok(account) => Ok((account, password.version)),
-        Err(error) => {
-            context.admins.note(mailbell, &error);
-            if let AdminError::Away(_) = error {
-                // The others need not find out one by one.
-                context.seen.is_silent(&seat(wanted), error.to_string());
-            }
-            Err(trouble(&error))
-        }
+        Ok(account) => Ok((account, Ok(password.version))),
+        Err(error) => Err(failed(wanted, context, mailbell, &error)),
     }
+}
+
+fn failed(
+    wanted: &MailAccount,
+    context: &Context,
+    mailbell: &Mailbell,
+    error: &AdminError,
+) -> Trouble {
+    context.admins.note(mailbell, error);
+    if let AdminError::Away(_) = error {
+        // The others need not find out one by one.
+        context.seen.is_silent(&seat(wanted), error.to_string());
+    }
+    trouble(error)
 }
 
 /// The account, and whether it is new.

@@ -125,7 +125,8 @@ struct Memory {
 struct Held {
     until: Instant,
     generation: Option<i64>,
-    password: String,
+    /// Its version; `None`: it could not be read.
+    password: Option<String>,
 }
 
 impl Context {

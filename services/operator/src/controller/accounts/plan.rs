@@ -175,11 +175,11 @@ impl Trouble {
     }
 }
 
-/// An account as it is, and the version of the Secret that its password is of.
+/// An account as it is, and the version of the Secret that its password is of, or why that is not known now.
 #[derive(Debug, Clone)]
 pub(super) struct Registered<'a> {
     pub(super) account: &'a Account,
-    pub(super) password_version: Option<String>,
+    pub(super) password_version: Result<String, Trouble>,
 }
 
 /// What the status is to say.
@@ -191,7 +191,11 @@ pub(super) fn status(
     let before = wanted.status.clone().unwrap_or_default();
     let generation = wanted.metadata.generation;
     let (status, reason, message) = match found {
-        Ok(registered) => of_account(registered.account),
+        Ok(registered) => {
+            let (status, reason, message) = of_account(registered.account);
+            let trouble = registered.password_version.as_ref().err();
+            (status, reason, with_trouble(message, trouble))
+        }
         Err(trouble) if trouble.is_certain => {
             ("False", trouble.reason.to_owned(), trouble.message.clone())
         }
@@ -233,8 +237,23 @@ pub(super) fn status(
         account: Some(account.id.clone()),
         mode: mode(account),
         last_arrival: arrival(account),
-        password_version: password_version.clone(),
+        // The one that was given stays in force.
+        password_version: password_version
+            .clone()
+            .ok()
+            .or_else(|| status.password_version.clone()),
         ..status
+    }
+}
+
+/// The reason stays that of the account: nothing has happened to it, and whoever makes a Secret anew has no event for each.
+fn with_trouble(message: String, of_secret: Option<&Trouble>) -> String {
+    match of_secret {
+        Some(trouble) => format!(
+            "{message} Its password cannot be read ({}).",
+            trouble.message
+        ),
+        None => message,
     }
 }
 

@@ -67,7 +67,8 @@ struct Known {
 #[derive(Clone)]
 struct Found {
     version: String,
-    digests: HashMap<String, u64>,
+    /// `None`: it is no text.
+    digests: HashMap<String, Option<u64>>,
 }
 
 type Content = BTreeMap<String, Zeroizing<Vec<u8>>>;
@@ -103,7 +104,7 @@ impl Secrets {
             }
         };
         let found = found.map_err(|problem| trouble(&problem, place))?;
-        version(&found, key).ok_or_else(|| no_key(place, key))
+        version(&found, place, key)
     }
 
     /// The password, for use at once.
@@ -131,21 +132,15 @@ impl Secrets {
         if read.elapsed() >= FRESH {
             return None;
         }
-        let password = content.get(key).zip(version(found, key));
-        let Some((bytes, version)) = password else {
-            return Some(Err(no_key(place, key)));
-        };
-        Some(match std::str::from_utf8(bytes) {
-            Ok(text) => Ok(Password {
+        Some(version(found, place, key).and_then(|version| {
+            let bytes = content.get(key).ok_or_else(|| no_key(place, key))?;
+            let text = std::str::from_utf8(bytes).map_err(|_| no_text(place, key))?;
+            Ok(Password {
                 // As an editor, or a file, leaves it.
                 text: Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()),
                 version,
-            }),
-            Err(_) => Err(Trouble::new(
-                "NoPassword",
-                format!("{key} of the Secret {} is no text", place.1),
-            )),
-        })
+            })
+        }))
     }
 
     /// Looks at those of `used` whose turn it is, `since` the last time that it did so, and forgets all others.
@@ -220,7 +215,10 @@ impl Secrets {
             .collect();
         let digests = content.iter();
         let digests = digests
-            .map(|(key, bytes)| (key.clone(), self.hasher.hash_one(bytes.as_slice())))
+            .map(|(key, bytes)| {
+                let text = std::str::from_utf8(bytes).ok();
+                (key.clone(), text.map(|text| self.hasher.hash_one(text)))
+            })
             .collect();
         (Found { version, digests }, content)
     }
@@ -231,9 +229,10 @@ impl Secrets {
     }
 }
 
-fn version(found: &Found, key: &str) -> Option<Version> {
-    let digest = *found.digests.get(key)?;
-    Some(Version {
+fn version(found: &Found, place: &Place, key: &str) -> Result<Version, Trouble> {
+    let digest = found.digests.get(key).ok_or_else(|| no_key(place, key))?;
+    let digest = digest.ok_or_else(|| no_text(place, key))?;
+    Ok(Version {
         text: format!("{}/{key}", found.version),
         digest,
     })
@@ -264,5 +263,12 @@ fn no_key((_, name): &Place, key: &str) -> Trouble {
     Trouble::new(
         "NoPassword",
         format!("the Secret {name} has no key {key}: add it, with the password"),
+    )
+}
+
+fn no_text((_, name): &Place, key: &str) -> Trouble {
+    Trouble::new(
+        "NoPassword",
+        format!("{key} of the Secret {name} is no text"),
     )
 }

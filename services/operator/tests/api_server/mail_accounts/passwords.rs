@@ -1,6 +1,9 @@
 //! Passwords, and the Secrets that they are in.
 
-use mailbell_operator::api::MailAccount;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::DeleteParams;
+use mailbell_operator::api::{AccountMode, MailAccount};
+use mailbell_proto::push::v1::ContentLevel;
 use serde_json::json;
 
 use super::{declared, four_rounds, start, until, watched};
@@ -79,6 +82,85 @@ async fn the_operator_reads_the_secrets_that_the_chart_names_and_no_other() {
     world.until_gone("carol").await;
     world.delete("bob").await;
     world.until_gone("bob").await;
+    operator.stop().await;
+}
+
+/// A tool may delete it and make it anew; the mailbox is watched all the while, and what needs no password goes on.
+#[tokio::test]
+async fn without_its_secret_a_mailbox_is_watched_and_all_but_its_password_changed() {
+    let Some((world, admin, operator)) = watched(&["bob"]).await else {
+        return;
+    };
+    let bob = world.id("bob");
+    let is_gone = async || {
+        let params = DeleteParams::default();
+        let secrets = world.api::<Secret>();
+        secrets.delete("mail-passwords", &params).await.unwrap();
+    };
+    let status = async || world.accounts().get("bob").await.unwrap().status.unwrap();
+    let watched = "True Watching New mail is told at once.";
+    let without = |why: &str| format!("{watched} Its password cannot be read ({why}");
+    let no_secret = without("there is no Secret mail-passwords in this namespace: make it");
+    let before = status().await;
+    is_gone().await;
+    world.until_says("bob", &no_secret).await;
+    let said = status().await;
+    assert_eq!(said.mode, Some(AccountMode::Idle));
+    assert_eq!(said.password_version, before.password_version);
+    let limited = with(&declared("bob"), "/spec/content", json!("key"));
+    world
+        .apply(with(&limited, "/spec/paused", json!(true)))
+        .await;
+    let is = |paused: bool, content: ContentLevel| {
+        let account = admin.account(&bob).unwrap();
+        account.paused == paused && account.content() == content
+    };
+    until(|| is(true, ContentLevel::Key), "paused and limited").await;
+    // So it is for an operator that has never seen the Secret.
+    operator.stop().await;
+    let operator = start(&world, &admin, "two", None);
+    world.apply(declared("bob")).await;
+    until(|| is(false, ContentLevel::Preview), "as before").await;
+    world.until_says("bob", &no_secret).await;
+    assert_eq!(admin.passwords(&bob), ["b"]);
+    world
+        .secret("mail-passwords", json!({ "alice": "a" }))
+        .await;
+    let no_key = without("the Secret mail-passwords has no key bob: add it");
+    world.until_says("bob", &no_key).await;
+    is_gone().await;
+    let bytes = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "mail-passwords" },
+        "data": { "bob": "/w==" } });
+    world.apply(bytes).await;
+    let no_text = without("bob of the Secret mail-passwords is no text");
+    world.until_says("bob", &no_text).await;
+    admin.calls_for_accounts();
+    four_rounds(&admin).await;
+    // The stored one is bound to the server.
+    let moved = with(
+        &declared("bob"),
+        "/spec/server/host",
+        json!("mail.example.org"),
+    );
+    world.apply(moved).await;
+    world.until_says("bob", "False NoPassword bob of").await;
+    world.apply(declared("bob")).await;
+    world.until_says("bob", &no_text).await;
+    is_gone().await;
+    world
+        .secret("mail-passwords", json!({ "bob": "next" }))
+        .await;
+    let has_next = || admin.passwords(&bob) == ["b", "next"];
+    until(has_next, "given the next password").await;
+    let is_newer = |account: &MailAccount| {
+        let status = account.status.as_ref().unwrap();
+        status.password_version != before.password_version
+            && status.conditions[0].message.ends_with("at once.")
+    };
+    world
+        .once_account("bob", "of the new Secret", is_newer)
+        .await;
+    assert_eq!(world.events("bob", "NoSecret").await.len(), 0);
     operator.stop().await;
 }
 

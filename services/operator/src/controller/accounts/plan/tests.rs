@@ -55,7 +55,7 @@ fn in_state(health: Health, code: &str, sentence: &str, mode: &str) -> Account {
 fn of(account: &Account) -> Result<Registered<'_>, Trouble> {
     Ok(Registered {
         account,
-        password_version: Some("uid/5/alice".to_owned()),
+        password_version: Ok("uid/5/alice".to_owned()),
     })
 }
 
@@ -182,6 +182,26 @@ fn what_was_known_of_the_account_stays_known_in_trouble() {
     assert!(said.last_arrival.is_some() && said.password_version.is_some());
     let said = status(&before, &Err(Trouble::unknown("AdminAway", "no")), now());
     assert_eq!(said.conditions[0].status, "Unknown");
+}
+
+/// Nothing has happened to the mailbox: nobody is told by an event of each of thousands whose Secret is made anew.
+#[test]
+fn a_secret_that_has_gone_changes_nothing_but_the_sentence() {
+    let account = in_state(Health::Watching, "ok", "New mail is told at once.", "idle");
+    let mut before = wanted();
+    let was = status(&before, &of(&account), now());
+    before.status = Some(was.clone());
+    let found = Registered {
+        account: &account,
+        password_version: Err(Trouble::new("NoSecret", "there is none: make it")),
+    };
+    let mut now_said = status(&before, &Ok(found), now());
+    assert_eq!(said(&now_said), Some(("True", "Watching")));
+    let sentence =
+        "New mail is told at once. Its password cannot be read (there is none: make it).";
+    assert_eq!(now_said.conditions[0].message, sentence);
+    now_said.conditions.clone_from(&was.conditions);
+    assert_eq!(now_said, was);
 }
 
 #[test]
