@@ -100,9 +100,13 @@ impl Seen {
     pub(super) fn is_silent(&self, place: &Place, why: String) {
         let mut all = self.all();
         let installation = all.entry(place.clone()).or_default();
-        let since = installation.silent.take();
-        let since = since.map_or_else(Instant::now, |silence| silence.since);
-        installation.silent = Some(Silence { since, why });
+        installation.silent = Some(match installation.silent.take() {
+            Some(before) if differ_in_numbers_only(&before.why, &why) => before,
+            before => Silence {
+                since: before.map_or_else(Instant::now, |before| before.since),
+                why,
+            },
+        });
     }
 
     /// Nothing is known of an installation that is not there, or not meant to answer.
@@ -118,6 +122,12 @@ impl Seen {
         // Nothing that holds the lock can leave it half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether two sentences say the same reason: that of an expired certificate has the time, and the seconds since then.
+fn differ_in_numbers_only(a: &str, b: &str) -> bool {
+    let is_word = |it: &char| !it.is_ascii_digit();
+    a.chars().filter(is_word).eq(b.chars().filter(is_word))
 }
 
 #[cfg(test)]
@@ -163,6 +173,14 @@ mod tests {
             panic!("it is silent");
         };
         assert_eq!((silence.since, silence.why.as_str()), (begin, "two"));
+        // Else each of thousands would have another status with every round.
+        let expired = |now: u64| format!("it has expired: it is {now}, {} s ago", now - 999);
+        for now in [1000, 1009, 1010] {
+            seen.is_silent(&place, expired(now));
+        }
+        let (since, why) = (begin, expired(1000));
+        let said = Known::Silent(Silence { since, why });
+        assert_eq!(seen.of(&place, "ext"), said);
         seen.are(&place, HashMap::new());
         assert_eq!(seen.of(&place, "ext"), Known::Account(None));
     }
