@@ -189,9 +189,10 @@ async fn ask(
     place: &Place,
     asked: &Asked,
 ) {
+    let begun = Instant::now();
     match read(context, mailbell, asked).await {
         Ok(Found { accounts, strays }) => {
-            context.seen.are(place, accounts);
+            context.seen.are(place, accounts, begun);
             let declared: HashSet<String> = match strays.is_empty() {
                 true => HashSet::new(),
                 // With those that came meanwhile.

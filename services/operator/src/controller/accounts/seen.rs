@@ -22,6 +22,8 @@ struct Installation {
     /// All of them were read once: what is not here is not there.
     is_read: bool,
     accounts: HashMap<String, Arc<Account>>,
+    /// Those that were changed, and when, since the last reading of all began.
+    changes: HashMap<String, (Instant, Arc<Account>)>,
     silent: Option<Silence>,
 }
 
@@ -56,19 +58,26 @@ impl Seen {
         }
     }
 
-    /// All that there are. What was changed since the reading of it began stays as the change said.
-    pub(super) fn are(&self, place: &Place, accounts: HashMap<String, Arc<Account>>) {
+    /// All that there are. What was changed since the reading of it began stays as the change said; what was changed before is as it is
+    /// read, also where a revision is lower: NATS may have been restored from an older copy.
+    pub(super) fn are(
+        &self,
+        place: &Place,
+        mut accounts: HashMap<String, Arc<Account>>,
+        begun: Instant,
+    ) {
         let mut all = self.all();
         let installation = all.entry(place.clone()).or_default();
-        let mut before = std::mem::replace(&mut installation.accounts, accounts);
-        for (external_id, account) in &mut installation.accounts {
-            if let Some(newer) = before.remove(external_id)
+        installation.changes.retain(|_, (at, _)| *at >= begun);
+        for (external_id, (_, newer)) in &installation.changes {
+            if let Some(account) = accounts.get_mut(external_id)
                 && newer.id == account.id
                 && newer.revision > account.revision
             {
-                *account = newer;
+                *account = Arc::clone(newer);
             }
         }
+        installation.accounts = accounts;
         installation.is_read = true;
         installation.silent = None;
     }
@@ -77,10 +86,11 @@ impl Seen {
     pub(super) fn is(&self, place: &Place, account: Arc<Account>) {
         let mut all = self.all();
         let installation = all.entry(place.clone()).or_default();
-        installation.changed = Some(Instant::now());
-        installation
-            .accounts
-            .insert(account.external_id.clone(), account);
+        let (now, external_id) = (Instant::now(), account.external_id.clone());
+        installation.changed = Some(now);
+        let change = (now, Arc::clone(&account));
+        installation.changes.insert(external_id.clone(), change);
+        installation.accounts.insert(external_id, account);
     }
 
     /// Whether one of them was changed so lately.
@@ -94,6 +104,7 @@ impl Seen {
     pub(super) fn is_not(&self, place: &Place, external_id: &str) {
         if let Some(installation) = self.all().get_mut(place) {
             installation.accounts.remove(external_id);
+            installation.changes.remove(external_id);
         }
     }
 
@@ -143,22 +154,33 @@ mod tests {
         })
     }
 
-    #[test]
-    fn a_change_is_not_undone_by_a_list_that_is_older() {
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_not_undone_by_a_list_that_is_older() {
         let (seen, place) = (Seen::default(), ("mail".to_owned(), "main".to_owned()));
         assert_eq!(seen.of(&place, "ext"), Known::Nothing);
-        let read = |account: Arc<Account>| {
-            seen.are(&place, HashMap::from([("ext".to_owned(), account)]));
+        let read = |account: Arc<Account>, begun: Instant| {
+            let all = HashMap::from([("ext".to_owned(), account)]);
+            seen.are(&place, all, begun);
             seen.of(&place, "ext")
         };
         let is = |account| Known::Account(Some(account));
-        assert_eq!(read(account("a", 1)), is(account("a", 1)));
+        let begun = Instant::now();
+        assert_eq!(read(account("a", 1), begun), is(account("a", 1)));
+        tokio::time::advance(Duration::from_secs(1)).await;
         seen.is(&place, account("a", 3));
-        assert_eq!(read(account("a", 2)), is(account("a", 3)));
-        assert_eq!(read(account("a", 4)), is(account("a", 4)));
+        assert_eq!(read(account("a", 2), begun), is(account("a", 3)));
+        assert_eq!(read(account("a", 4), begun), is(account("a", 4)));
         // Another one altogether: each bucket counts for itself.
-        assert_eq!(read(account("b", 1)), is(account("b", 1)));
-        seen.are(&place, HashMap::new());
+        assert_eq!(read(account("b", 1), begun), is(account("b", 1)));
+        // What was restored from an older copy is so however it was changed before.
+        seen.is(&place, account("b", 9));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        assert_eq!(read(account("b", 2), begun), is(account("b", 2)));
+        seen.is(&place, account("b", 3));
+        seen.is_not(&place, "ext");
+        assert_eq!(read(account("b", 2), begun), is(account("b", 2)));
+        seen.are(&place, HashMap::new(), begun);
         assert_eq!(seen.of(&place, "ext"), Known::Account(None));
     }
 
@@ -181,7 +203,7 @@ mod tests {
         let (since, why) = (begin, expired(1000));
         let said = Known::Silent(Silence { since, why });
         assert_eq!(seen.of(&place, "ext"), said);
-        seen.are(&place, HashMap::new());
+        seen.are(&place, HashMap::new(), Instant::now());
         assert_eq!(seen.of(&place, "ext"), Known::Account(None));
     }
 }
