@@ -1,15 +1,15 @@
 {{- /* By which the operator's pods are found; they never change. */}}
 {{- define "mailbell.selector" -}}
 app.kubernetes.io/name: mailbell-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "mailbell.labels" -}}
 {{ include "mailbell.selector" . }}
 app.kubernetes.io/part-of: mailbell
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- end }}
 
 {{- define "mailbell.name" -}}

@@ -13,10 +13,10 @@ fn snapshots(world: &World, folder: &str) -> Vec<(String, Vec<Value>)> {
     let files = std::fs::read_dir(folder).unwrap().map(|file| {
         let path = file.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        let text = text.replace(
-            "namespace: mail\n",
-            &format!("namespace: {}\n", world.namespace),
-        );
+        let here = format!("namespace: {}\n", world.namespace);
+        // As the operator's are written, and as the chart writes it.
+        let text = text.replace("namespace: mail\n", &here);
+        let text = text.replace("namespace: \"mail\"\n", &here);
         let objects = text
             .split("---\n")
             .skip(1)

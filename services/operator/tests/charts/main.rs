@@ -7,6 +7,7 @@ mod golden;
 mod notes;
 mod readme;
 mod refusals;
+mod types;
 mod values;
 
 use std::path::{Path, PathBuf};
@@ -48,14 +49,19 @@ impl Helm {
 
     /// The chart `mailbell` with these values, as it would be installed.
     async fn render(&self, values: &Value) -> (bool, String) {
+        self.render_as("mailbell", "mail", values).await
+    }
+
+    /// By the name of this release, in this namespace.
+    async fn render_as(&self, release: &str, namespace: &str, values: &Value) -> (bool, String) {
         let chart = chart("mailbell");
         let chart = chart.to_str().unwrap();
         let template = [
             "template",
-            "mailbell",
+            release,
             chart,
             "--namespace",
-            "mail",
+            namespace,
             "--values",
             "-",
         ];

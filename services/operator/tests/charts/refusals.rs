@@ -203,6 +203,10 @@ async fn values_out_of_their_bounds_are_refused() {
             json!({ "extraEnv": [{ "value": "a" }] }),
             "missing property 'name'",
         ),
+        (
+            json!({ "extraEnv": [{ "name": "TZ", "value": 1 }] }),
+            "want string",
+        ),
     ] {
         let (rendered, said) = helm.render(&values).await;
         assert!(!rendered && said.contains(sentence), "{values}: {said}");
