@@ -51,19 +51,37 @@ async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
             "podMonitor.labels are of use only with podMonitor.create: true",
         ),
         (
+            json!({ "podMonitor": { "interval": "1m" } }),
+            "podMonitor.interval is of use only with podMonitor.create: true",
+        ),
+        (
             json!({ "prometheusRule": { "labels": { "a": "b" } } }),
             "prometheusRule.labels are of use only with prometheusRule.create: true",
+        ),
+        (
+            json!({
+                "extraVolumes": [{ "name": "roots", "configMap": { "name": "roots" } }],
+                "extraVolumeMounts": [
+                    { "name": "roots", "mountPath": "/etc/roots" },
+                    { "name": "root", "mountPath": "/etc/root" },
+                ],
+            }),
+            "extraVolumeMounts: root is none of extraVolumes: add a volume of this name there",
         ),
         (
             json!({ "mailbell": { "create": true, "name": "other", "spec": { "generateSecrets": false } } }),
             "mailbell.name: add other to installations: its operator may not read its own token else",
         ),
         (
-            json!({ "installations": ["mail/main"] }),
-            "installations: mail/main is in another namespace than the operator, which needs watchAllNamespaces: true",
+            json!({ "installations": ["else/main"] }),
+            "installations: else/main is in another namespace than the operator, which needs watchAllNamespaces: true",
         ),
         (
             json!({ "watchAllNamespaces": true, "installations": ["main", "mail/main"] }),
+            "installations: mail/main is named twice",
+        ),
+        (
+            json!({ "installations": ["main", "mail/main"] }),
             "installations: mail/main is named twice",
         ),
         (
@@ -118,6 +136,18 @@ async fn values_that_contradict_each_other_are_refused_with_a_sentence() {
         let (rendered, said) = helm.render(&values).await;
         assert!(!rendered && said.contains(sentence), "{values}: {said}");
     }
+}
+
+/// It is the same one.
+#[tokio::test]
+async fn an_installation_may_be_named_with_the_namespace_of_the_release() {
+    let Some(helm) = Helm::find() else {
+        return;
+    };
+    let usual = helm.render(&json!({})).await;
+    assert!(usual.0, "{}", usual.1);
+    let values = json!({ "installations": ["mail/main"] });
+    assert_eq!(helm.render(&values).await, usual);
 }
 
 /// A field that is left empty in YAML. The API server takes it as one that is left out.
