@@ -8,6 +8,7 @@
 mod nats;
 mod network;
 mod pod;
+mod quantity;
 mod roles;
 mod secrets;
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{
     Part, Wanted, digest, merge,
     pod::{container_security, pod_security, probe},
+    quantity,
     roles::resources,
 };
 use crate::api::{Mailbell, ManagedNats, Nats};
@@ -124,7 +125,8 @@ fn config(wanted: &Wanted<'_>, managed: &ManagedNats) -> String {
              ca_file: \"/run/nats/tls/ca.crt\"{verify} }}"
         )
     };
-    let store = bytes(&managed.storage.size).saturating_sub(KEPT_BACK_MIB << 20);
+    let size = quantity::whole(&managed.storage.size).unwrap_or_default();
+    let store = size.saturating_sub(KEPT_BACK_MIB << 20);
     // To Go 0.0.0.0 is every address of both families.
     let mut text = format!(
         "server_name: $POD_NAME\n\
@@ -156,19 +158,27 @@ fn config(wanted: &Wanted<'_>, managed: &ManagedNats) -> String {
     text
 }
 
-/// Of a size as the API server takes it: a whole number of `Gi` or `Ti`.
-pub(super) fn bytes(size: &str) -> u64 {
-    let (number, shift) = match (size.strip_suffix("Gi"), size.strip_suffix("Ti")) {
-        (Some(number), _) => (number, 30),
-        (None, Some(number)) => (number, 40),
-        (None, None) => ("", 0),
-    };
-    number.parse::<u64>().unwrap_or_default() << shift
-}
-
 fn own_resources(managed: &ManagedNats) -> Option<&ResourceRequirements> {
     let own = managed.resources.as_ref();
     own.or(managed.pods.resources.as_ref())
+}
+
+/// Go frees memory in time only if it knows how much there is. Its heap gets nine tenths: the rest is for what Go does not count. Without a
+/// limit that is understood it is told what Kubernetes makes of it, which is the memory of the node where there is none.
+fn memory_of_go(managed: &ManagedNats) -> Value {
+    let name = "GOMEMLIMIT";
+    let Some(own) = own_resources(managed) else {
+        return json!({ "name": name, "value": "900MiB" });
+    };
+    let limit = own.limits.as_ref().and_then(|all| all.get("memory"));
+    let limit = limit.and_then(|limit| quantity::whole(&limit.0));
+    match limit.map(|bytes| (bytes / 10 * 9) >> 20) {
+        Some(mib @ 1..) => json!({ "name": name, "value": format!("{mib}MiB") }),
+        Some(0) | None => json!({
+            "name": name,
+            "valueFrom": { "resourceFieldRef": { "resource": "limits.memory" } },
+        }),
+    }
 }
 
 /// Servers are started anew, one after the other, when their configuration is another one: a new release may need other rights.
@@ -183,14 +193,7 @@ fn set(wanted: &Wanted<'_>, managed: &ManagedNats, config: &str) -> Value {
         let key = json!({ "name": wanted.nats_users_secret(), "key": user_name(role) });
         json!({ "name": password_variable(role), "valueFrom": { "secretKeyRef": key } })
     }));
-    // Go frees memory in time only if it knows how much there is.
-    environment.push(match own_resources(managed) {
-        Some(_) => json!({
-            "name": "GOMEMLIMIT",
-            "valueFrom": { "resourceFieldRef": { "resource": "limits.memory" } },
-        }),
-        None => json!({ "name": "GOMEMLIMIT", "value": "900MiB" }),
-    });
+    environment.push(memory_of_go(managed));
     let healthy = |query: &str, period, failures| {
         probe("monitor", &format!("/healthz{query}"), period, failures)
     };

@@ -377,7 +377,6 @@ fn pods_read_the_secrets_that_are_named_and_no_others() {
 /// it is killed with all of them.
 #[test]
 fn a_gateway_with_all_devices_that_it_may_have_stays_below_its_memory() {
-    use super::nats::bytes;
     let (_, spec) = &installations()[0];
     let all = templates(spec);
     let (_, gateway) = all.iter().find(|(it, _)| it == "main-gateway").unwrap();
@@ -385,11 +384,55 @@ fn a_gateway_with_all_devices_that_it_may_have_stays_below_its_memory() {
     let env = container["env"].as_array().unwrap();
     let most = env.iter().find(|it| it["name"] == "MAILBELL_MOST_DEVICES");
     let most: u64 = most.unwrap()["value"].as_str().unwrap().parse().unwrap();
-    let limit = bytes(container["resources"]["limits"]["memory"].as_str().unwrap());
+    let limit = container["resources"]["limits"]["memory"].as_str().unwrap();
+    let limit = quantity::whole(limit).unwrap();
     assert!(
         most * 65_000 + ((28 + 64 + 32) << 20) <= limit,
         "{most}: {limit}"
     );
+}
+
+/// Its cgroup counts more than Go does: threads, what is mapped, what the kernel keeps for it.
+#[test]
+fn a_nats_server_leaves_a_part_of_its_memory_to_what_go_does_not_count() {
+    let (_, full) = &installations()[3];
+    for (place, resources, expected) in [
+        (
+            "resources",
+            json!({ "limits": { "memory": "4Gi" } }),
+            Some("3686MiB"),
+        ),
+        (
+            "resources",
+            json!({ "limits": { "memory": "2G" } }),
+            Some("1716MiB"),
+        ),
+        ("resources", json!({ "limits": { "cpu": "1" } }), None),
+        (
+            "resources",
+            json!({ "requests": { "memory": "1Gi" } }),
+            None,
+        ),
+        ("resources", json!({ "limits": { "memory": "400m" } }), None),
+        ("resources", Value::Null, Some("900MiB")),
+        (
+            "pods",
+            json!({ "resources": { "limits": { "memory": "1.5Gi" } } }),
+            Some("1382MiB"),
+        ),
+    ] {
+        let mut spec = full.clone();
+        let managed = &mut spec["nats"]["managed"];
+        managed["resources"] = Value::Null;
+        managed[place] = resources.clone();
+        let all = templates(&spec);
+        let (_, nats) = all.iter().find(|(it, _)| it == "main-nats").unwrap();
+        let env = nats["spec"]["containers"][0]["env"].as_array().unwrap();
+        let limit = env.iter().find(|it| it["name"] == "GOMEMLIMIT").unwrap();
+        assert_eq!(limit["value"].as_str(), expected, "{resources}");
+        let field = &limit["valueFrom"]["resourceFieldRef"]["resource"];
+        assert_eq!(field == "limits.memory", expected.is_none(), "{resources}");
+    }
 }
 
 /// What the operator sets is what the API server takes of no user.
@@ -450,12 +493,4 @@ fn what_users_add_is_there_once_and_stands_behind_what_the_operator_sets() {
         let has = template.to_string().contains("MAILBELL_EGRESS");
         assert_eq!(has, name == "main-gateway", "{name}");
     }
-}
-
-#[test]
-fn sizes_of_disks() {
-    use super::nats::bytes;
-    assert_eq!(bytes("8Gi"), 8 << 30);
-    assert_eq!(bytes("2Ti"), 2 << 40);
-    assert_eq!(bytes("20"), 0);
 }
