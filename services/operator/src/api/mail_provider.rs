@@ -104,8 +104,10 @@ pub struct ProviderLimits {
 /// What servers do otherwise than others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.idleMinutes) || !has(self.noIdle) || !self.noIdle")
+    .message("idleMinutes is of use only where there is IDLE: leave out either idleMinutes or noIdle"))]
 pub struct ProviderQuirks {
-    /// IDLE is ended and begun anew after so many minutes.
+    /// IDLE is ended and begun anew after so many minutes. Not with `noIdle`.
     #[schemars(range(min = 1, max = 29))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_minutes: Option<i32>,

@@ -27,8 +27,12 @@ pub struct Nats {
 /// NATS servers of yours, version 2.11 or newer, with JetStream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("(has(self.allowPlaintext) && self.allowPlaintext) || self.urls.all(url, url.startsWith('tls://'))")
-    .message("a nats:// address is not encrypted: make it tls://, or say allowPlaintext: true"))]
+#[x_kube(
+    validation = Rule::new("(has(self.allowPlaintext) && self.allowPlaintext) || self.urls.all(url, url.startsWith('tls://'))")
+        .message("a nats:// address is not encrypted: make it tls://, or say allowPlaintext: true"),
+    validation = Rule::new("!has(self.caConfigMap) || self.urls.exists(url, url.startsWith('tls://'))")
+        .message("caConfigMap is for TLS, which no address asks for: make them tls://, or leave caConfigMap out")
+)]
 pub struct ExternalNats {
     /// Their addresses: `tls://host:port`, or `nats://host:port`.
     #[schemars(

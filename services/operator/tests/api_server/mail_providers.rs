@@ -446,6 +446,14 @@ async fn what_watchers_would_refuse_of_a_provider_is_refused_with_a_sentence() {
             "at least 1 chars".to_owned(),
         ),
         (
+            with(
+                &good,
+                "/spec/quirks",
+                json!({ "noIdle": true, "idleMinutes": 9 }),
+            ),
+            "idleMinutes is of use only where there is IDLE: leave out either".to_owned(),
+        ),
+        (
             with(&mailbell(), "/spec/watchers/pausedTenants", json!(["A"])),
             "should match".to_owned(),
         ),

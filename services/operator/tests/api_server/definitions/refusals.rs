@@ -48,6 +48,16 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
     let no_ranges = json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0"] });
     let in_the_clear =
         json!({ "external": { "urls": ["nats://nats:4222"], "usersSecret": "nats" } });
+    let roots_in_the_clear = json!({ "external": {
+        "urls": ["nats://a:4222", "nats://b:4222"],
+        "usersSecret": "nats",
+        "allowPlaintext": true,
+        "caConfigMap": "roots",
+    } });
+    let mut mixed = roots_in_the_clear.clone();
+    mixed["external"]["urls"][1] = "tls://b:4222".into();
+    let mixed = with(&good, "/spec/nats", mixed);
+    assert_eq!(refused(&world, &mixed).await, None);
     let two =
         json!({ "external": { "urls": ["tls://a:4222,tls://b:4222"], "usersSecret": "nats" } });
     let twice =
@@ -148,6 +158,10 @@ async fn what_contradicts_itself_is_refused_with_a_sentence() {
         (
             with(&good, "/spec/nats", in_the_clear),
             "allowPlaintext: true",
+        ),
+        (
+            with(&good, "/spec/nats", roots_in_the_clear),
+            "caConfigMap is for TLS, which no address asks for",
         ),
         (with(&good, "/spec/nats", two), "should match"),
         (
