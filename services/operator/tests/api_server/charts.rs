@@ -44,15 +44,15 @@ async fn whoever_administers_a_namespace_installs_mailbell_in_it() {
     let jane = ["--kube-as-user", "jane"];
     let install = ["install", "mailbell", MAILBELL, jane[0], jane[1]];
     // What the controllers of a cluster put together to its role admin, which are not here.
-    let bind = async |role: &str| {
-        let name = role.replace(':', "-");
-        let role = format!("--clusterrole={role}");
-        let bind = ["create", "rolebinding", &name, &role, "--user=jane"];
+    let bind = async |role: &str, user: &str| {
+        let name = format!("{user}-{}", role.replace(':', "-"));
+        let (role, user) = (format!("--clusterrole={role}"), format!("--user={user}"));
+        let bind = ["create", "rolebinding", &name, &role, &user];
         let (bound, said) = world.kubectl(&bind, "").await;
         assert!(bound, "{said}");
     };
     for role in ["admin", "edit", "view"] {
-        bind(&format!("system:aggregate-to-{role}")).await;
+        bind(&format!("system:aggregate-to-{role}"), "jane").await;
     }
     let (installed, said) = world.helm(&install).await;
     assert!(!installed && said.contains("forbidden"), "{said}");
@@ -70,7 +70,24 @@ async fn whoever_administers_a_namespace_installs_mailbell_in_it() {
     let roles: Vec<&str> = roles.lines().collect();
     assert_eq!(roles.len(), 3, "{roles:?}");
     for role in roles {
-        bind(role.rsplit_once('/').unwrap().1).await;
+        bind(role.rsplit_once('/').unwrap().1, "jane").await;
+    }
+    for role in ["mailbell-edit", "mailbell-view"] {
+        bind(role, "joe").await;
+    }
+    for resource in ["mailbells", "mailaccounts", "mailproviders"] {
+        // What the operator alone says, an editor only reads.
+        for (verb, sub, expected) in [
+            ("patch", "", true),
+            ("get", "--subresource=status", true),
+            ("patch", "--subresource=status", false),
+            ("update", "--subresource=finalizers", false),
+        ] {
+            let mut asked = vec!["auth", "can-i", verb, resource, "--as=joe"];
+            asked.extend((!sub.is_empty()).then_some(sub));
+            let (may, said) = world.kubectl(&asked, "").await;
+            assert_eq!(may, expected, "{verb} {resource} {sub}: {said}");
+        }
     }
     // With edit and view come our objects.
     for verb in ["get", "create", "delete"] {
