@@ -26,7 +26,7 @@ use super::{
         name = "Ready",
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
-        description = "Whether every mailbox is watched and devices are served"
+        description = "Whether mailboxes are watched and devices served: True also where some mailboxes are not watched, and Message says so"
     ),
     printcolumn(
         name = "Mailboxes",
@@ -330,7 +330,8 @@ pub struct MailbellStatus {
     /// The generation of the spec that was last looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Progressing and Degraded, each with a sentence.
+    /// Ready, Progressing and Degraded, each with a sentence. Where something is missing and it serves all the same, as where some
+    /// mailboxes are not watched, Ready is True with the reason Impaired.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
