@@ -114,8 +114,13 @@ struct Step {
 }
 
 impl Steps {
-    /// How far an object is now.
-    pub fn see(&mut self, object: &Value, now: Instant) -> Progress {
+    /// How far an object is now. `said`: what was last said of all, by another one too, who knew for longer.
+    pub fn see<'a>(
+        &mut self,
+        object: &Value,
+        mut said: impl Iterator<Item = &'a Condition>,
+        now: Instant,
+    ) -> Progress {
         let progress = of(object);
         let kind = object.get("kind").and_then(Value::as_str);
         let serves = match &progress {
@@ -140,10 +145,16 @@ impl Steps {
         // A job of another image has another name.
         self.0
             .retain(|_, step| now.duration_since(step.seen) < DEADLINE);
-        let step = self.0.entry(name(object).to_owned()).or_insert(Step {
-            at,
-            since: now,
-            seen: now,
+        let text = does_not_get_on(object);
+        let step = self.0.entry(name(object).to_owned());
+        let step = step.or_insert_with(|| {
+            let is_said = said.any(|it| it.type_ == "Degraded" && it.message.contains(&text));
+            let long_ago = now.checked_sub(DEADLINE).filter(|_| is_said);
+            Step {
+                at,
+                since: long_ago.unwrap_or(now),
+                seen: now,
+            }
         });
         step.seen = now;
         if step.at != at {
@@ -152,7 +163,6 @@ impl Steps {
         if now.duration_since(step.since) < DEADLINE {
             return progress;
         }
-        let text = does_not_get_on(object);
         Progress::Failed { text, serves }
     }
 }

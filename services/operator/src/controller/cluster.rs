@@ -146,6 +146,12 @@ pub(super) fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
 }
 
+/// Whether two sentences say the same reason: that of an expired certificate has the time, and the seconds since then.
+pub(super) fn differ_in_numbers_only(a: &str, b: &str) -> bool {
+    let is_word = |it: &char| !it.is_ascii_digit();
+    a.chars().filter(is_word).eq(b.chars().filter(is_word))
+}
+
 /// Bytes of an event's sentence, of which the API server takes 1,024.
 const MAX_NOTE: usize = 1000;
 

@@ -188,8 +188,10 @@ impl Loads {
 
     /// How far an object is, where one that has been changing for long and comes to no end has failed.
     pub(super) fn progress(&self, mailbell: &Mailbell, object: &Value) -> Progress {
+        let said = mailbell.status.iter().flat_map(|it| &it.conditions);
         let mut all = self.all();
-        of(&mut all, mailbell).steps.see(object, Instant::now())
+        let steps = &mut of(&mut all, mailbell).steps;
+        steps.see(object, said, Instant::now())
     }
 
     /// Notes what was seen, and says whether that is news.

@@ -4,11 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::runtime::reflector::Store;
 use mailbell_runtime::metrics::{Registry, latency_histogram};
 use prometheus_client::{
@@ -127,13 +127,13 @@ impl Metrics {
     }
 
     /// Of this kind none is known yet that cannot be read.
-    pub(super) fn unreadable(&self, kind: &'static str) -> Unreadable {
+    pub(super) fn unreadable(&self, kind: &'static str) -> Arc<Unreadable> {
         let gauge = self.unreadable.get_or_create_owned(&Kind { kind });
         gauge.set(0);
-        Unreadable {
-            uids: Mutex::default(),
+        Arc::new(Unreadable {
+            all: Mutex::default(),
             gauge,
-        }
+        })
     }
 
     #[cfg(test)]
@@ -148,19 +148,20 @@ impl Metrics {
     }
 }
 
-/// The objects of one kind that cannot be read, until it is dropped.
+/// The objects of one kind that cannot be read, by namespace and name, until it is dropped.
+#[derive(Debug)]
 pub(super) struct Unreadable {
-    uids: Mutex<BTreeSet<String>>,
+    all: Mutex<BTreeSet<(String, String)>>,
     gauge: Gauge,
 }
 
 impl Unreadable {
-    pub(super) fn add(&self, uid: Option<&str>) {
-        self.change(|uids| uids.extend(uid.map(str::to_owned)));
+    pub(super) fn add(&self, object: &ObjectMeta) {
+        self.change(|all| _ = all.insert(place(object)));
     }
 
-    pub(super) fn remove(&self, uid: Option<&str>) {
-        self.change(|uids| uids.retain(|it| Some(it.as_str()) != uid));
+    pub(super) fn remove(&self, object: &ObjectMeta) {
+        self.change(|all| _ = all.remove(&place(object)));
     }
 
     /// All are told of again.
@@ -168,12 +169,22 @@ impl Unreadable {
         self.change(BTreeSet::clear);
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeSet<String>)) {
-        // Nothing that holds the lock can leave it half changed.
-        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut uids);
-        let count = i64::try_from(uids.len());
+    /// Whether there is one of this name, of which nothing else is known.
+    pub(super) fn has(&self, namespace: &str, name: &str) -> bool {
+        let place = (namespace.to_owned(), name.to_owned());
+        self.all().contains(&place)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<(String, String)>)) {
+        let mut all = self.all();
+        change(&mut all);
+        let count = i64::try_from(all.len());
         self.gauge.set(count.unwrap_or(i64::MAX));
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
+        // Nothing that holds the lock can leave it half changed.
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,6 +192,11 @@ impl Drop for Unreadable {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+fn place(object: &ObjectMeta) -> (String, String) {
+    let text = |it: &Option<String>| it.clone().unwrap_or_default();
+    (text(&object.namespace), text(&object.name))
 }
 
 /// See [`Metrics::lead`].

@@ -203,7 +203,8 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
     });
     let of = Arc::clone(&context);
     let unreadable = metrics.unreadable("Mailbell");
-    let (store, mailbells) = objects::watched::<Mailbell>(api(client, options), unreadable);
+    let (store, mailbells) =
+        objects::watched::<Mailbell>(api(client, options), Arc::clone(&unreadable));
     // Not of a status: we write that ourselves, and whoever cannot get on would write another sentence each time, at once.
     let mailbells = mailbells.predicate_filter(predicates::generation, PredicateConfig::default());
     let controller = Controller::for_stream(mailbells, store.clone())
@@ -233,20 +234,27 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
     let _leading = metrics.lead(store.clone());
     let providers = providers::run(
         api::<MailProvider>(client, options),
-        client.clone(),
-        events.clone(),
-        store.clone(),
+        providers::Lost {
+            client: client.clone(),
+            events: events.clone(),
+            mailbells: store.clone(),
+            unreadable: Arc::clone(&unreadable),
+        },
     );
+    let of_accounts = metrics.unreadable("MailAccount");
     let setup = accounts::Setup {
         client: client.clone(),
         events,
         admins: Arc::clone(&context.admins),
         mailbells: store.clone(),
+        unreadable: accounts::Unreadables {
+            mailbells: unreadable,
+            accounts: Arc::clone(&of_accounts),
+        },
         left: Arc::clone(&context.left),
         pace: options.pace,
     };
-    let unreadable = metrics.unreadable("MailAccount");
-    let accounts = objects::watched::<MailAccount>(api(client, options), unreadable);
+    let accounts = objects::watched::<MailAccount>(api(client, options), of_accounts);
     let accounts = accounts::run(accounts, setup);
     let work = controller
         .run(reconcile, on_error, Arc::clone(&context))

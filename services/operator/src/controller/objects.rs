@@ -1,6 +1,6 @@
 //! What users write, as a watch tells of it; without objects that cannot be read.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use futures_util::{Stream, StreamExt as _, future::ready};
 use kube::{
@@ -18,11 +18,11 @@ use super::metrics::Unreadable;
 
 /// Objects of one kind, and a stream that tells of each that is there or changes.
 ///
-/// One that cannot be read, for instance since a newer release knows more values of a field, is left alone: what runs of it goes on. Else a
-/// list that it is in could not be read, and nobody else would be looked after either.
+/// One that cannot be read, for instance since a newer release knows more values of a field, is left alone: what runs of it goes on, and what
+/// is said of others that name it stays. Else a list that it is in could not be read, and nobody else would be looked after either.
 pub(super) fn watched<K>(
     api: Api<DeserializeGuard<K>>,
-    unreadable: Unreadable,
+    unreadable: Arc<Unreadable>,
 ) -> (
     Store<K>,
     impl Stream<Item = Result<K, watcher::Error>> + Send + 'static,
@@ -50,7 +50,7 @@ where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
     let is_read = |object: K| {
-        unreadable.remove(object.meta().uid.as_deref());
+        unreadable.remove(object.meta());
         object
     };
     match event {
@@ -71,7 +71,7 @@ where
         }
         Event::Delete(DeserializeGuard(Ok(object))) => Some(Event::Delete(is_read(object))),
         Event::Delete(DeserializeGuard(Err(bad))) => {
-            unreadable.remove(bad.metadata.uid.as_deref());
+            unreadable.remove(&bad.metadata);
             forget(&bad, known)
         }
     }
@@ -81,7 +81,7 @@ fn tell<K: Resource<DynamicType = ()>>(bad: &InvalidObject, unreadable: &Unreada
     let (kind, of) = (K::kind(&()), &bad.metadata);
     tracing::error!(%kind, namespace = of.namespace, name = of.name, error = bad.error,
         "an object cannot be read, and is left alone until it is changed");
-    unreadable.add(of.uid.as_deref());
+    unreadable.add(of);
 }
 
 /// As it was read last it is no more.
@@ -146,6 +146,7 @@ mod tests {
         assert_eq!(see(Event::Apply(bad("b"))), state(false, "a", 1));
         assert_eq!(see(Event::Delete(bad("b"))), state(false, "a", 0));
         see(Event::Apply(bad("c")));
+        assert!(unreadable.has("mail", "c") && !unreadable.has("mail", "b"));
         assert_eq!(see(Event::Delete(bad("a"))), state(true, "", 1));
         assert_eq!(see(Event::Init), state(true, "", 0));
         see(Event::InitApply(bad("c")));

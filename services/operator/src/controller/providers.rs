@@ -25,7 +25,8 @@ use serde_json::json;
 
 use super::{
     Context, Error, LONGEST_WAIT,
-    cluster::{Cluster, Key, now, publish},
+    cluster::{Cluster, Key, differ_in_numbers_only, now, publish},
+    metrics::Unreadable,
 };
 use crate::{
     api::{MailProvider, Mailbell},
@@ -179,6 +180,15 @@ async fn say(
     client: &Client,
     events: &Recorder,
 ) -> Result<(), Error> {
+    let before = policy::ready(provider.status.as_ref());
+    // Each status that is written is a reason to look: what the API server says may have another port in it each time.
+    let same = before.filter(|it| {
+        it.reason == verdict.reason && differ_in_numbers_only(&it.message, &verdict.message)
+    });
+    let verdict = &Verdict {
+        message: same.map_or_else(|| verdict.message.clone(), |it| it.message.clone()),
+        ..verdict.clone()
+    };
     let status = policy::status(provider, verdict, now());
     if provider.status.as_ref() == Some(&status) {
         return Ok(());
@@ -198,7 +208,6 @@ async fn say(
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
         Err(source) => return Err(Error::of(&key, source)),
     }
-    let before = policy::ready(provider.status.as_ref());
     let said = before.map(|condition| (condition.reason.as_str(), condition.message.as_str()));
     if said != Some((verdict.reason, verdict.message.as_str())) {
         let place = provider.object_ref(&());
@@ -223,28 +232,20 @@ fn key(name: &str) -> Key {
 }
 
 /// What telling those needs whose installation is not there.
-struct Lost {
-    client: Client,
-    events: Recorder,
-    mailbells: Store<Mailbell>,
+pub(super) struct Lost {
+    pub(super) client: Client,
+    pub(super) events: Recorder,
+    pub(super) mailbells: Store<Mailbell>,
+    /// Installations that are there, and of which nothing is known.
+    pub(super) unreadable: Arc<Unreadable>,
 }
 
 /// Tells those whose installation is not there, until it is dropped.
-pub(super) async fn run(
-    providers: Api<MailProvider>,
-    client: Client,
-    events: Recorder,
-    mailbells: Store<Mailbell>,
-) {
+pub(super) async fn run(providers: Api<MailProvider>, context: Lost) {
     // An installation that is not known yet is none that is not there. It fails only where nobody lists them any more.
-    if mailbells.wait_until_ready().await.is_err() {
+    if context.mailbells.wait_until_ready().await.is_err() {
         return;
     }
-    let context = Lost {
-        client,
-        events,
-        mailbells,
-    };
     Controller::new(providers, Config::default())
         .run(
             tell_lost,
@@ -265,7 +266,8 @@ async fn tell_lost(provider: Arc<MailProvider>, context: Arc<Lost>) -> Result<Ac
     let mailbell = ObjectRef::new(name).within(&namespace);
     let is_going = provider.metadata.deletion_timestamp.is_some();
     // Of one that is there it is told together with the others.
-    if !is_going && context.mailbells.get(&mailbell).is_none() {
+    let is_there = context.mailbells.get(&mailbell).is_some();
+    if !is_going && !is_there && !context.unreadable.has(&namespace, name) {
         let verdict = policy::no_installation(name);
         say(&provider, &verdict, &context.client, &context.events).await?;
     }

@@ -217,7 +217,8 @@ async fn apply(
                 Some(before) => match cluster.get(&key).await {
                     Ok(Some(object)) => {
                         images.note(&object);
-                        loads.progress(mailbell, &object)
+                        // Whatever it gets on, it may be for what it waits for.
+                        progress::of(&object)
                     }
                     Ok(None) if RUNS.contains(&key.kind.as_str()) => {
                         // That one is what has to be told.

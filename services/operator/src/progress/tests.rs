@@ -155,7 +155,7 @@ fn what_changes_and_gets_no_further_has_failed() {
     let mut steps = Steps::default();
     let begun = Instant::now();
     let mut see = |object: &Value, seconds| {
-        let progress = steps.see(object, begun + Duration::from_secs(seconds));
+        let progress = steps.see(object, [].iter(), begun + Duration::from_secs(seconds));
         match progress {
             Progress::Failed { text, serves } => {
                 let name = name(object);
@@ -205,6 +205,25 @@ fn what_changes_and_gets_no_further_has_failed() {
     for seconds in [0, 600, 1200] {
         assert_eq!(see(&deployment(1, 2, 2, 2), seconds), None, "{seconds}");
     }
+}
+
+/// One that begins to lead does not say that all is well until ten minutes are over again.
+#[test]
+fn what_was_said_to_get_no_further_does_not_until_it_does() {
+    let mut rolls = set("nats", 3, 3, 2, false);
+    let failed = Progress::Failed {
+        text: does_not_get_on(&rolls),
+        serves: true,
+    };
+    let said = say_after(&found(&[nats(failed.clone())], false), &[]);
+    // Longer than this machine has been up is no time.
+    let now = Instant::now() + DEADLINE;
+    let mut steps = Steps::default();
+    assert_eq!(steps.see(&rolls, said.iter(), now), failed);
+    rolls["status"]["updatedReplicas"] = json!(1);
+    let changing = Progress::Changing(text(2, 3));
+    assert_eq!(steps.see(&rolls, said.iter(), now), changing);
+    assert_eq!(Steps::default().see(&rolls, [].iter(), now), changing);
 }
 
 /// What is not there waits for it: the cause is told, and not what it leads to.

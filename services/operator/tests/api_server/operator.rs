@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use crate::{
     actors::{IMAGE, NEXT, Operator},
     requests::{self, Requests},
-    world::{World, define, definitions_of_others, mailbell, with},
+    world::{World, define, definitions_of_others, mailbell, provider, with},
 };
 
 /// Nothing is begun before what it stands on is there, and each step is said in words.
@@ -432,6 +432,37 @@ async fn what_is_refused_in_other_words_each_time_is_tried_again_less_and_less_o
     let took = begun.elapsed();
     assert!(took >= Duration::from_secs(6), "{took:?}");
     world.until_ready_says("True Running").await;
+    operator.stop().await;
+}
+
+/// The same of what stands in the statuses of MailProviders.
+#[tokio::test]
+async fn a_policy_that_is_refused_in_other_words_each_time_is_tried_again_less_and_less_often() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let world = Arc::new(world);
+    let answers = [
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 1","code":500}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 2","code":500}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 3","code":500}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 4","code":500}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 5","code":500}"#,
+    ];
+    let answers = answers.map(|body| (500, body)).to_vec();
+    let requests = Requests::answered(&["PATCH", "/configmaps/main-policy"], answers);
+    let (of, counted) = (Arc::clone(&world), Arc::clone(&requests));
+    let client = async move { requests::client(&of, counted).await };
+    world.has(&provider()).await;
+    let begun = Instant::now();
+    let operator = Operator::start_by(&world, "one", client, |_| {});
+    world.create(&mailbell()).await;
+    let over = || async { (requests.unanswered() == 0).then_some(()) };
+    world.once(over, "the last of these answers").await;
+    // The first status of the provider is a reason to look, and one look may have another; between the others are two seconds, four, and so on.
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(6), "{took:?}");
+    world.until_provider_says("example", "True InForce").await;
     operator.stop().await;
 }
 

@@ -54,6 +54,11 @@ type Done = (Arc<Account>, Result<Version, Trouble>);
 
 /// `None`: there is nothing new to be said.
 async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done>, Trouble> {
+    let (namespace, name) = seat(wanted);
+    // It is not known what of it holds; and nothing has happened to it.
+    if context.unreadable.mailbells.has(&namespace, &name) {
+        return Ok(None);
+    }
     let mailbell = installation(wanted, context)?;
     let (place, key) = (secret(wanted), plan::password_key(wanted));
     let version = context.secrets.version(&place, &key).await;
@@ -91,7 +96,9 @@ async fn register(wanted: &MailAccount, context: &Context) -> Result<Option<Done
     match made {
         Ok((account, read)) => {
             let account = Arc::new(account);
-            context.seen.is(&seat(wanted), Arc::clone(&account));
+            if there.as_ref() != Some(&account) {
+                context.seen.is(&seat(wanted), Arc::clone(&account));
+            }
             let is_kept = plan::has_content(wanted, &account);
             if let Ok(version) = &read {
                 context.remember(wanted, |memory| {

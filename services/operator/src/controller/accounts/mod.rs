@@ -37,7 +37,7 @@ use tokio::{
 
 pub use self::plan::goes_on_by_itself;
 use self::{gifts::Gifts, secrets::Secrets, seen::Seen};
-use super::{Error, LONGEST_WAIT, LOOK_LIMIT, admin::Admins, left::Left};
+use super::{Error, LONGEST_WAIT, LOOK_LIMIT, admin::Admins, left::Left, metrics::Unreadable};
 use crate::api::{MailAccount, MailAccountStatus, Mailbell};
 
 /// It is on each MailAccount whose account may exist, until that is deleted.
@@ -86,12 +86,19 @@ enum Missed {
     StillThere,
 }
 
+/// What is there, and of which nothing is known.
+pub(super) struct Unreadables {
+    pub(super) mailbells: Arc<Unreadable>,
+    pub(super) accounts: Arc<Unreadable>,
+}
+
 /// What every look needs.
 struct Context {
     client: Client,
     events: Recorder,
     admins: Arc<Admins>,
     mailbells: Store<Mailbell>,
+    unreadable: Unreadables,
     left: Arc<Left>,
     secrets: Secrets,
     seen: Seen,
@@ -167,6 +174,7 @@ pub(super) struct Setup {
     pub(super) events: Recorder,
     pub(super) admins: Arc<Admins>,
     pub(super) mailbells: Store<Mailbell>,
+    pub(super) unreadable: Unreadables,
     pub(super) left: Arc<Left>,
     pub(super) pace: Pace,
 }
@@ -181,6 +189,7 @@ where
         events,
         admins,
         mailbells,
+        unreadable,
         left,
         pace,
     } = setup;
@@ -191,6 +200,7 @@ where
         events,
         admins,
         mailbells,
+        unreadable,
         left,
         pace,
         seen: Seen::default(),

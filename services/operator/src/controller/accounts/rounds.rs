@@ -203,7 +203,14 @@ async fn ask(
                 }
             };
             let strays = strays.into_iter();
-            let left = strays.filter(|(manager, _)| !declared.contains(manager));
+            // One that cannot be read declares it all the same.
+            let namespace = &place.0;
+            let is_there = |manager: &str| {
+                let name = manager.strip_prefix(&managers_of(namespace));
+                name.is_some_and(|name| context.unreadable.accounts.has(namespace, name))
+            };
+            let left =
+                strays.filter(|(manager, _)| !declared.contains(manager) && !is_there(manager));
             let left = left.map(|(_, id)| id).collect();
             context.left.are(mailbell, asked.tenants.clone(), &left);
         }

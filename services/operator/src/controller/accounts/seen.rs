@@ -9,6 +9,8 @@ use std::{
 use mailbell_proto::admin::v1::Account;
 use tokio::time::Instant;
 
+use crate::controller::cluster::differ_in_numbers_only;
+
 /// Namespace and name of an installation.
 pub(super) type Place = (String, String);
 
@@ -133,12 +135,6 @@ impl Seen {
         // Nothing that holds the lock can leave it half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether two sentences say the same reason: that of an expired certificate has the time, and the seconds since then.
-fn differ_in_numbers_only(a: &str, b: &str) -> bool {
-    let is_word = |it: &char| !it.is_ascii_digit();
-    a.chars().filter(is_word).eq(b.chars().filter(is_word))
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
 //! MailAccounts that are deleted, by the operator's leave or without it.
 
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{ListParams, Patch, PatchParams};
 use mailbell_proto::admin::v1::Account;
+use serde_json::{Value, json};
 
 use super::{declared, start, start_held, watched};
+use crate::world::{provider, with};
 
 /// By a finalizer that somebody has taken off, also for an operator that has not seen the MailAccount.
 #[tokio::test]
@@ -55,6 +59,78 @@ async fn an_account_whose_mail_account_is_gone_is_named_until_it_is_gone_too() {
     left(Some((1, vec!["default.dave".to_owned()]))).await;
     admin.remove(&world.id("dave"));
     left(None).await;
+    operator.stop().await;
+}
+
+/// As after a roll-back: what is said of mailboxes that are watched stays, and none of them is named as one that nobody declares.
+#[tokio::test]
+async fn what_cannot_be_read_is_not_gone() {
+    let Some((world, admin, operator)) = watched(&["alice", "bob", "carol"]).await else {
+        return;
+    };
+    let status = async |object: &str, status: Value| {
+        let (kind, name) = object.split_once('/').unwrap();
+        let status = json!({ "status": status }).to_string();
+        let patch = [
+            "patch",
+            kind,
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+        ];
+        let (worked, said) = world.kubectl(&[&patch[..], &[&status]].concat(), "").await;
+        assert!(worked, "{said}");
+    };
+    // A time for the API server, and for nobody else.
+    let time = "2024-01-01T00:00:00+99:00";
+    operator.stop().await;
+    status("mailaccount/bob", json!({ "lastArrival": time })).await;
+    assert!(world.accounts().get("bob").await.is_err());
+    let carol = admin.account(&world.id("carol")).unwrap();
+    world.delete("carol").await;
+    world.free("carol").await;
+    let operator = start(&world, &admin, "two", None);
+    let left = || async {
+        let mailbell = world.mailbells().get("main").await.unwrap();
+        let left = mailbell.status?.left_accounts;
+        Some(left?.ids).filter(|ids| !ids.is_empty())
+    };
+    assert_eq!(world.once(left, "what is left").await, [carol.id]);
+    status("mailaccount/bob", json!({ "lastArrival": null })).await;
+    world.until_says("bob", "True Watching").await;
+    // The same of the installation that it names.
+    status("mailbell/main", json!({ "lookedAt": time })).await;
+    let pause = Patch::Merge(json!({ "spec": { "paused": true } }));
+    let params = PatchParams::default();
+    world
+        .accounts()
+        .patch("bob", &params, &pause)
+        .await
+        .unwrap();
+    world.apply(declared("again")).await;
+    // The operator has seen both: of what comes after them it tells.
+    let provider = provider();
+    world
+        .has(&with(&provider, "/spec/mailbell", json!("other")))
+        .await;
+    world
+        .until_provider_says("example", "False NoInstallation")
+        .await;
+    status("mailbell/main", json!({ "lookedAt": null })).await;
+    world.until_says("again", "True Watching").await;
+    let paused = || async {
+        let bob = admin.account(&world.id("bob")).unwrap();
+        bob.paused.then_some(())
+    };
+    world.once(paused, "the pause").await;
+    let events = world.api::<Event>();
+    let events = events.list(&ListParams::default()).await.unwrap();
+    let mut reasons = events.items.iter().filter(|event| {
+        let of = event.involved_object.name.as_deref();
+        ["bob", "again"].map(Some).contains(&of)
+    });
+    assert!(reasons.all(|event| event.reason.as_deref() != Some("NoInstallation")));
     operator.stop().await;
 }
 
