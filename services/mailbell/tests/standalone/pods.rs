@@ -44,8 +44,14 @@ fn secret_of(what: What) -> String {
     }
 }
 
-/// All said that a role can be told, but of what is in the clear.
-fn installation() -> Value {
+/// NATS servers that the operator runs.
+fn managed() -> Value {
+    json!({ "managed": { "nodes": 1, "image": "nats", "storage": { "size": "8Gi" },
+        "usersSecret": "own-users", "tls": { "secretName": "own-nats-tls" } } })
+}
+
+/// All said that a role can be told, but of devices and the admin API in the clear.
+fn installation(nats: Value) -> Value {
     let tls = json!({ "secretName": "tls" });
     json!({
         "apiVersion": "mailbell.dev/v1alpha1",
@@ -60,8 +66,7 @@ fn installation() -> Value {
                     { "name": "MAILBELL_REPLACE_KEY_RING", "value": "true" }] } },
             "gateways": { "tls": tls, "drainSeconds": 90 },
             "admin": { "tls": tls },
-            "nats": { "managed": { "nodes": 1, "image": "nats", "storage": { "size": "8Gi" },
-                "usersSecret": "own-users", "tls": { "secretName": "own-nats-tls" } } },
+            "nats": nats,
             "telemetry": { "log": "debug", "otlpEndpoint": "http://127.0.0.1:1", "otlpSample": 0.25 },
         },
     })
@@ -71,8 +76,8 @@ fn installation() -> Value {
 const POLICY: &str = r#"{"pausedTenants":["acme"],"providers":[]}"#;
 
 /// What an object whose pods have one container tells it, in the order of the stages: its name, the pod, and the container.
-fn pods() -> Vec<(String, Value, Value)> {
-    let mailbell = serde_json::from_value(installation()).unwrap();
+fn pods(nats: Value) -> Vec<(String, Value, Value)> {
+    let mailbell = serde_json::from_value(installation(nats)).unwrap();
     let stages = desired(&Wanted {
         mailbell: &mailbell,
         image: "mailbell",
@@ -240,89 +245,132 @@ async fn assert_renews(
     }
 }
 
+/// What a test has for all its processes.
+struct Cluster {
+    tool: Machine,
+    authority: Authority,
+    nats: NatsServer,
+    secrets: Secrets,
+}
+
+impl Cluster {
+    /// With a NATS server that has the users of the roles, and TLS or none.
+    async fn start(has_tls: bool) -> Self {
+        let tool = Machine::new();
+        let printed = tool.run(&["setup", "--print-permissions"]);
+        let mut secrets = secrets();
+        let mut config = String::new();
+        for ((name, role), password) in &secrets {
+            if *name == secret_of(What::NatsUsers) {
+                let role = role.to_uppercase();
+                // As the server finds it in its environment.
+                config.push_str(&format!("MAILBELL_{role}_PASSWORD: {password}\n"));
+            }
+        }
+        config.push_str(&text(&printed.stdout));
+        config.push_str(&system_config(&"main".parse().unwrap()));
+        let authority = Authority::new();
+        let certificate = authority.certificate(&["localhost"]);
+        let nats = NatsServer::start(NatsOptions {
+            max_file_store: Some(8 << 30),
+            tls: has_tls.then(|| certificate.clone()),
+            config,
+            ..NatsOptions::default()
+        });
+        let nats = nats.await.unwrap();
+        for (name, key, content) in [
+            ("own-nats-tls", "ca.crt", &certificate.authority_pem),
+            ("own-nats-tls", "tls.crt", &certificate.certificate_pem),
+            ("nats-ca", "ca.crt", &certificate.authority_pem),
+            ("imap-ca", "ca.crt", &certificate.authority_pem),
+            ("main-policy", "policy.json", &POLICY.to_owned()),
+            ("tls", "tls.crt", &certificate.certificate_pem),
+            ("tls", "tls.key", &certificate.key_pem),
+        ] {
+            secrets.insert((name.to_owned(), key.to_owned()), content.clone());
+        }
+        Self {
+            tool,
+            authority,
+            nats,
+            secrets,
+        }
+    }
+
+    /// Runs all pods of an installation with these NATS servers, one after the other.
+    async fn takes(&self, nats: Value) {
+        let is_managed = nats.get("managed").is_some();
+        let all = pods(nats);
+        let started: Vec<&str> = all.iter().map(|(name, ..)| name.split_at(9).0).collect();
+        assert_eq!(
+            started,
+            [
+                "main-setu",
+                "main-gate",
+                "main-watc",
+                "main-admi",
+                "main-fini"
+            ]
+        );
+        for (role, pod, container) in &all {
+            let folder = TempDir::with_prefix("mailbell-pod-").unwrap();
+            mount(pod, folder.path(), &self.secrets);
+            let http = format!("127.0.0.1:{}", free_port().unwrap());
+            let place = |value: &str| {
+                let value = value.replace("/run/mailbell", folder.path().to_str().unwrap());
+                match value.as_str() {
+                    "[::]:7445" => http.clone(),
+                    "[::]:7443" | "[::]:7444" => "127.0.0.1:0".to_owned(),
+                    "tls://main-nats-0.main-nats.mail.svc:4222" => self.nats.url(),
+                    other => other.to_owned(),
+                }
+            };
+            let environment = container.get("env").unwrap().as_array().unwrap().iter();
+            let environment: Vec<(String, String)> = environment
+                .map(|variable| {
+                    let field = |field: &str| variable.get(field).unwrap().as_str().unwrap();
+                    (field("name").to_owned(), place(field("value")))
+                })
+                .collect();
+            let arguments = container.get("args").unwrap().as_array().unwrap().iter();
+            let arguments: Vec<&str> = arguments.map(|word| word.as_str().unwrap()).collect();
+            let known = known(arguments.first().unwrap());
+            for (name, _) in &environment {
+                assert!(known.contains(name), "{role} knows nothing of {name}");
+            }
+            if role.starts_with("main-setup") || role.starts_with("main-finish") {
+                let mut command: Command = self.tool.command(&arguments);
+                let done = command.envs(environment).output().unwrap();
+                assert!(done.status.success(), "{role}: {}", text(&done.stderr));
+                continue;
+            }
+            let mut machine = Machine::new();
+            machine.start_told(&arguments, environment, &http).await;
+            if role.starts_with("main-admin") && is_managed {
+                let (nats, authority) = (&self.nats, &self.authority);
+                assert_renews(&mut machine, &http, nats, folder.path(), authority).await;
+            }
+            assert!(machine.stop().await.success(), "{role}: {}", machine.said());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_pod_is_told_is_what_the_binary_takes() {
-    let tool = Machine::new();
-    let printed = tool.run(&["setup", "--print-permissions"]);
-    let mut secrets = secrets();
-    let mut config = String::new();
-    for ((name, role), password) in &secrets {
-        if *name == secret_of(What::NatsUsers) {
-            let role = role.to_uppercase();
-            // As the server finds it in its environment.
-            config.push_str(&format!("MAILBELL_{role}_PASSWORD: {password}\n"));
-        }
-    }
-    config.push_str(&text(&printed.stdout));
-    config.push_str(&system_config(&"main".parse().unwrap()));
-    let authority = Authority::new();
-    let certificate = authority.certificate(&["localhost"]);
-    let nats = NatsServer::start(NatsOptions {
-        max_file_store: Some(8 << 30),
-        tls: Some(certificate.clone()),
-        config,
-        ..NatsOptions::default()
-    });
-    let nats = nats.await.unwrap();
-    for (name, key, content) in [
-        ("own-nats-tls", "ca.crt", &certificate.authority_pem),
-        ("own-nats-tls", "tls.crt", &certificate.certificate_pem),
-        ("imap-ca", "ca.crt", &certificate.authority_pem),
-        ("main-policy", "policy.json", &POLICY.to_owned()),
-        ("tls", "tls.crt", &certificate.certificate_pem),
-        ("tls", "tls.key", &certificate.key_pem),
-    ] {
-        secrets.insert((name.to_owned(), key.to_owned()), content.clone());
-    }
-    let all = pods();
-    let started: Vec<&str> = all.iter().map(|(name, ..)| name.split_at(9).0).collect();
-    assert_eq!(
-        started,
-        [
-            "main-setu",
-            "main-gate",
-            "main-watc",
-            "main-admi",
-            "main-fini"
-        ]
-    );
-    for (role, pod, container) in &all {
-        let folder = TempDir::with_prefix("mailbell-pod-").unwrap();
-        mount(pod, folder.path(), &secrets);
-        let http = format!("127.0.0.1:{}", free_port().unwrap());
-        let place = |value: &str| {
-            let value = value.replace("/run/mailbell", folder.path().to_str().unwrap());
-            match value.as_str() {
-                "[::]:7445" => http.clone(),
-                "[::]:7443" | "[::]:7444" => "127.0.0.1:0".to_owned(),
-                "tls://main-nats-0.main-nats.mail.svc:4222" => nats.url(),
-                other => other.to_owned(),
-            }
-        };
-        let environment = container.get("env").unwrap().as_array().unwrap().iter();
-        let environment: Vec<(String, String)> = environment
-            .map(|variable| {
-                let field = |field: &str| variable.get(field).unwrap().as_str().unwrap();
-                (field("name").to_owned(), place(field("value")))
-            })
-            .collect();
-        let arguments = container.get("args").unwrap().as_array().unwrap().iter();
-        let arguments: Vec<&str> = arguments.map(|word| word.as_str().unwrap()).collect();
-        let known = known(arguments.first().unwrap());
-        for (name, _) in &environment {
-            assert!(known.contains(name), "{role} knows nothing of {name}");
-        }
-        if role.starts_with("main-setup") || role.starts_with("main-finish") {
-            let mut command: Command = tool.command(&arguments);
-            let done = command.envs(environment).output().unwrap();
-            assert!(done.status.success(), "{role}: {}", text(&done.stderr));
-            continue;
-        }
-        let mut machine = Machine::new();
-        machine.start_told(&arguments, environment, &http).await;
-        if role.starts_with("main-admin") {
-            assert_renews(&mut machine, &http, &nats, folder.path(), &authority).await;
-        }
-        assert!(machine.stop().await.success(), "{role}: {}", machine.said());
-    }
+    Cluster::start(true).await.takes(managed()).await;
+}
+
+/// Of several addresses one may be of a server that is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_servers_of_ones_own_are_reached_by_what_a_mailbell_says_of_them() {
+    let (of_tls, plain) = tokio::join!(Cluster::start(true), Cluster::start(false));
+    let port = free_port().unwrap();
+    let urls = [format!("tls://localhost:{port}"), of_tls.nats.url()];
+    let external = json!({ "external": { "urls": urls, "usersSecret": "own-users", "caConfigMap": "nats-ca" } });
+    of_tls.takes(external).await;
+    // This machine, and no address of the loopback: in the clear, that has to be allowed.
+    let urls = [format!("nats://0.0.0.0:{port}"), plain.nats.url()];
+    let external =
+        json!({ "external": { "urls": urls, "usersSecret": "own-users", "allowPlaintext": true } });
+    plain.takes(external).await;
 }
