@@ -53,7 +53,7 @@ impl Cluster<'_> {
     }
 
     /// Refuses to make anything of an object of the same name that somebody else has made: what is applied would change it, and it would
-    /// go with the installation. What has no owner any more is taken by its labels.
+    /// go with the installation. What has the labels is taken too, as where its `Mailbell` is made anew.
     pub(super) async fn check_is_ours(&self, object: &Value, owner: &str) -> Result<(), Error> {
         let key = Key::of(object);
         let Some(there) = self.get(&key).await? else {

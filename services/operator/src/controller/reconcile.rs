@@ -217,7 +217,7 @@ async fn apply(
                 Some(before) => match cluster.get(&key).await {
                     Ok(Some(object)) => {
                         images.note(&object);
-                        // Whatever it gets on, it may be for what it waits for.
+                        // For how long says nothing of it: it may be for what it waits for.
                         progress::of(&object)
                     }
                     Ok(None) if RUNS.contains(&key.kind.as_str()) => {
