@@ -397,24 +397,46 @@ async fn an_object_that_cannot_be_read_is_left_alone() {
     operator.stop().await;
 }
 
-/// What the API server says may have the time in it, or a port: that is written each time, and is no reason to ask again at once.
+/// What the API server says may have the time in it, or a port.
+const IN_OTHER_WORDS: [&str; 5] = [
+    r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 1","code":500}"#,
+    r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 2","code":500}"#,
+    r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 3","code":500}"#,
+    r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 4","code":500}"#,
+    r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 5","code":500}"#,
+];
+
+/// An operator of which so many requests for an object are refused in other words each time.
+fn start_refused(
+    world: &Arc<World>,
+    parts: &'static [&'static str],
+    times: usize,
+) -> (Operator, Arc<Requests>) {
+    let answers = IN_OTHER_WORDS.map(|body| (500, body));
+    let requests = Requests::answered(parts, answers[..times].to_vec());
+    let (of, counted) = (Arc::clone(world), Arc::clone(&requests));
+    let client = async move { requests::client(&of, counted).await };
+    (Operator::start_by(world, "one", client, |_| {}), requests)
+}
+
+/// Until all are, not before the waits of two seconds and of four are over.
+async fn refused_slowly(world: &World, requests: &Requests, begun: Instant) {
+    let over = || async { (requests.unanswered() == 0).then_some(()) };
+    world.once(over, "the last of these answers").await;
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(6), "{took:?}");
+}
+
+/// That is written each time, and is no reason to ask again at once.
 #[tokio::test]
 async fn what_is_refused_in_other_words_each_time_is_tried_again_less_and_less_often() {
     let Some(world) = World::new().await else {
         return;
     };
     let world = Arc::new(world);
-    let answers = [
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 1","code":500}"#,
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 2","code":500}"#,
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 3","code":500}"#,
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"at 4","code":500}"#,
-    ];
-    let answers = answers.map(|body| (500, body)).to_vec();
-    let requests = Requests::answered(&["PATCH", "/grpcroutes/main-gateway"], answers);
-    let (of, counted) = (Arc::clone(&world), Arc::clone(&requests));
-    let client = async move { requests::client(&of, counted).await };
-    let operator = Operator::start_by(&world, "one", client, |_| {});
+    // One look may have another reason.
+    let parts = &["PATCH", "/grpcroutes/main-gateway"];
+    let (operator, requests) = start_refused(&world, parts, 4);
     let plain = json!({ "insecurePlaintext": true });
     world
         .create(&with(&mailbell(), "/spec/gateways/tls", plain))
@@ -426,11 +448,7 @@ async fn what_is_refused_in_other_words_each_time_is_tried_again_less_and_less_o
     world
         .change(json!({ "spec": { "gateways": { "gatewayApi": route } } }))
         .await;
-    let over = || async { (requests.unanswered() == 0).then_some(()) };
-    world.once(over, "the last of these answers").await;
-    // Two seconds after the first, four after the second, and so on; one look may have another reason.
-    let took = begun.elapsed();
-    assert!(took >= Duration::from_secs(6), "{took:?}");
+    refused_slowly(&world, &requests, begun).await;
     world.until_ready_says("True Running").await;
     operator.stop().await;
 }
@@ -442,26 +460,13 @@ async fn a_policy_that_is_refused_in_other_words_each_time_is_tried_again_less_a
         return;
     };
     let world = Arc::new(world);
-    let answers = [
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 1","code":500}"#,
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 2","code":500}"#,
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 3","code":500}"#,
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 4","code":500}"#,
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"port 5","code":500}"#,
-    ];
-    let answers = answers.map(|body| (500, body)).to_vec();
-    let requests = Requests::answered(&["PATCH", "/configmaps/main-policy"], answers);
-    let (of, counted) = (Arc::clone(&world), Arc::clone(&requests));
-    let client = async move { requests::client(&of, counted).await };
     world.has(&provider()).await;
     let begun = Instant::now();
-    let operator = Operator::start_by(&world, "one", client, |_| {});
+    // The first status of the provider is a reason to look, and one look may have another.
+    let parts = &["PATCH", "/configmaps/main-policy"];
+    let (operator, requests) = start_refused(&world, parts, 5);
     world.create(&mailbell()).await;
-    let over = || async { (requests.unanswered() == 0).then_some(()) };
-    world.once(over, "the last of these answers").await;
-    // The first status of the provider is a reason to look, and one look may have another; between the others are two seconds, four, and so on.
-    let took = begun.elapsed();
-    assert!(took >= Duration::from_secs(6), "{took:?}");
+    refused_slowly(&world, &requests, begun).await;
     world.until_provider_says("example", "True InForce").await;
     operator.stop().await;
 }
