@@ -7,7 +7,8 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use serde_json::Value;
-use tokio::time::Instant;
+
+use crate::desired::MANAGER;
 
 /// What is being changed, and has got no further for so long, does not get on. Of a Deployment Kubernetes says so, after this time
 /// (`progressDeadlineSeconds`); of a StatefulSet and a job nobody does.
@@ -101,70 +102,61 @@ pub fn of(object: &Value) -> Progress {
     }
 }
 
-/// How far the StatefulSets and jobs of an installation are that are being changed, by their names.
+/// When objects of an installation last waited for others, by their names: what they lacked until then may have been those.
 #[derive(Debug, Default)]
-pub struct Steps(HashMap<String, Step>);
+pub struct Held(HashMap<String, Timestamp>);
 
-#[derive(Debug)]
-struct Step {
-    /// Generation, and how many pods there are of each kind.
-    at: [i64; 5],
-    since: Instant,
-    seen: Instant,
-}
+impl Held {
+    /// Notes that an object waits for another one now.
+    pub fn note(&mut self, object: &Value, now: Timestamp) {
+        // A job of another image has another name.
+        self.0.retain(|_, held| now < after(*held));
+        self.0.insert(name(object).to_owned(), now);
+    }
 
-impl Steps {
-    /// How far an object is now. `said`: what was last said of all, by another one too, who knew for longer.
-    pub fn see<'a>(
-        &mut self,
-        object: &Value,
-        mut said: impl Iterator<Item = &'a Condition>,
-        now: Instant,
-    ) -> Progress {
+    /// How far an object is that waits for no other one. Also when that is to be looked at again though nothing is heard of it.
+    #[must_use]
+    pub fn see(&self, object: &Value, now: Timestamp) -> (Progress, Option<Timestamp>) {
         let progress = of(object);
-        let kind = object.get("kind").and_then(Value::as_str);
         let serves = match &progress {
             Progress::Changing(_) => true,
             Progress::Waiting(_) => false,
             Progress::Done | Progress::Usable(_) | Progress::Failed { .. } => {
-                self.0.remove(name(object));
-                return progress;
+                return (progress, None);
             }
         };
+        let kind = object.get("kind").and_then(Value::as_str);
         if !matches!(kind, Some("StatefulSet" | "Job")) {
-            return progress;
+            return (progress, None);
         }
-        let at = [
-            "/metadata/generation",
-            "/status/replicas",
-            "/status/readyReplicas",
-            "/status/updatedReplicas",
-            "/status/failed",
-        ]
-        .map(|place| number(object, place));
-        // A job of another image has another name.
-        self.0
-            .retain(|_, step| now.duration_since(step.seen) < DEADLINE);
-        let text = does_not_get_on(object);
-        let step = self.0.entry(name(object).to_owned());
-        let step = step.or_insert_with(|| {
-            let is_said = said.any(|it| it.type_ == "Degraded" && it.message.contains(&text));
-            let long_ago = now.checked_sub(DEADLINE).filter(|_| is_said);
-            Step {
-                at,
-                since: long_ago.unwrap_or(now),
-                seen: now,
+        let held = self.0.get(name(object)).copied();
+        match changed_at(object).max(held).map(after) {
+            Some(due) if due <= now => {
+                let text = does_not_get_on(object);
+                (Progress::Failed { text, serves }, None)
             }
-        });
-        step.seen = now;
-        if step.at != at {
-            (step.at, step.since) = (at, now);
+            due => (progress, due),
         }
-        if now.duration_since(step.since) < DEADLINE {
-            return progress;
-        }
-        Progress::Failed { text, serves }
     }
+}
+
+fn after(time: Timestamp) -> Timestamp {
+    time.saturating_add(DEADLINE).unwrap_or(Timestamp::MAX)
+}
+
+/// When its status last changed, or what is wanted of it: by the API server, which keeps a time for each that writes an object, and leaves it
+/// where nothing changes (`metadata.managedFields`). So whoever begins to lead knows it too. What others note on it is no progress.
+fn changed_at(object: &Value) -> Option<Timestamp> {
+    let writers = object.pointer("/metadata/managedFields")?.as_array()?;
+    let is_ours = |writer: &&Value| {
+        let text = |field: &str| writer.get(field).and_then(Value::as_str);
+        text("subresource") == Some("status") || text("manager") == Some(MANAGER)
+    };
+    let times = writers.iter().filter(is_ours).filter_map(|writer| {
+        let time = writer.get("time")?.as_str()?;
+        time.parse().ok()
+    });
+    times.max()
 }
 
 /// The image that all pods of a Deployment or a StatefulSet have, but for those that end. `None`: not all have the same, or too few work.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::{ObjectRef, Store};
 use serde_json::Value;
 use tokio::{
@@ -30,7 +31,7 @@ use super::{
 use crate::{
     api::{Counts, Mailbell, MailbellStatus, Versions},
     desired::{gateway_pods, sizes},
-    progress::{Progress, Steps, said_of},
+    progress::{Held, Progress, said_of},
     sizing::{Bounds, Sizer},
     watched::{Mailboxes, Watched},
 };
@@ -71,7 +72,7 @@ struct Load {
     watched: Watched,
     /// What was seen to be of it, and of nobody else.
     ours: BTreeSet<Key>,
-    steps: Steps,
+    held: Held,
     /// `None`: nobody has looked yet.
     seen: Option<Seen>,
     /// What stands in the status, and since when.
@@ -186,12 +187,19 @@ impl Loads {
         of(&mut self.all(), mailbell).ours.insert(key);
     }
 
-    /// How far an object is, where one that has been changing for long and comes to no end has failed.
-    pub(super) fn progress(&self, mailbell: &Mailbell, object: &Value) -> Progress {
-        let said = mailbell.status.iter().flat_map(|it| &it.conditions);
-        let mut all = self.all();
-        let steps = &mut of(&mut all, mailbell).steps;
-        steps.see(object, said, Instant::now())
+    /// Notes that an object waits for another one now.
+    pub(super) fn is_held(&self, mailbell: &Mailbell, object: &Value, now: Timestamp) {
+        of(&mut self.all(), mailbell).held.note(object, now);
+    }
+
+    /// How far an object is that does not, and when that is to be looked at again: see [`Held::see`].
+    pub(super) fn progress(
+        &self,
+        mailbell: &Mailbell,
+        object: &Value,
+        now: Timestamp,
+    ) -> (Progress, Option<Timestamp>) {
+        of(&mut self.all(), mailbell).held.see(object, now)
     }
 
     /// Notes what was seen, and says whether that is news.

@@ -289,9 +289,9 @@ async fn reconcile(mailbell: Arc<Mailbell>, context: Arc<Context>) -> Result<Act
         Err(_elapsed) => Err(Error::TooLong),
     };
     context.metrics.look(done.as_ref().err(), begun.elapsed());
-    done?;
+    let wait = done?;
     context.failures().remove(&ObjectRef::from_obj(&*mailbell));
-    Ok(Action::requeue(LOOK_AGAIN))
+    Ok(Action::requeue(wait))
 }
 
 fn on_error(mailbell: Arc<Mailbell>, error: &Error, context: Arc<Context>) -> Action {

@@ -1,6 +1,6 @@
 //! One look at one installation: what is wanted is applied, what is not is removed, and how it stands is said.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -42,11 +42,14 @@ const RUNS: [&str; 2] = ["Deployment", "StatefulSet"];
 /// The only kind that a cluster may lack.
 const ROUTE: &str = "GRPCRoute";
 
-/// Looks after it once.
-pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Result<(), Error> {
+/// Looks after it once, and answers how long it need not be looked at again if nothing is heard of it.
+pub(super) async fn installation(
+    mailbell: &Mailbell,
+    context: &Context,
+) -> Result<Duration, Error> {
     // One that is being removed takes all its objects with it.
     if mailbell.metadata.deletion_timestamp.is_some() {
-        return Ok(());
+        return Ok(LOOK_AGAIN);
     }
     if mailbell.spec.paused {
         context.loads.rest(mailbell);
@@ -74,9 +77,9 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         api_server_ports: &context.api_server_ports,
     };
     let stages = desired(&wanted);
-    let mut images = Images::default();
+    let mut notes = Notes::default();
     let (mut found, mut refused) =
-        apply(&cluster, mailbell, &context.loads, &stages, &mut images).await?;
+        apply(&cluster, mailbell, &context.loads, &stages, &mut notes).await?;
     if let Some(error) = unmade {
         let is_policy = |(stage, _): &&mut (&'static str, Progress)| *stage == POLICY;
         if let Some((_, progress)) = found.iter_mut().find(is_policy) {
@@ -109,30 +112,45 @@ pub(super) async fn installation(mailbell: &Mailbell, context: &Context) -> Resu
         Some(policy) => providers::tell(policy, &found, context).await,
         None => Ok(()),
     };
-    tell(mailbell, context, &found, images).await?;
+    let wait = wait(notes.due, now());
+    tell(mailbell, context, &found, notes).await?;
     untold?;
     // It is tried again soon, and then less often.
-    refused.map_or(Ok(()), Err)
+    refused.map_or(Ok(wait), Err)
 }
 
-/// What those run that nobody asks; `None`: not known now, or there are none.
+/// Until what gets no further is to be told of: nothing is heard of it then.
+fn wait(due: Option<Timestamp>, now: Timestamp) -> Duration {
+    let left = due.map(|due| due.as_second().saturating_sub(now.as_second()));
+    let left = left.map(|left| u64::try_from(left).unwrap_or_default().max(1));
+    left.map_or(LOOK_AGAIN, |left| Duration::from_secs(left).min(LOOK_AGAIN))
+}
+
+/// What is noted of objects on the way.
 #[derive(Default)]
-struct Images {
-    admin: Option<String>,
-    nats: Option<String>,
+struct Notes {
+    /// What those run that nobody asks; `None`: not known now, or there are none.
+    admin_image: Option<String>,
+    nats_image: Option<String>,
+    /// When the first of those that are being changed does not get on, if nothing happens until then.
+    due: Option<Timestamp>,
 }
 
-impl Images {
-    fn note(&mut self, object: &Value) {
+impl Notes {
+    fn image(&mut self, object: &Value) {
         let of = match progress::component(object) {
-            Some("admin") => &mut self.admin,
-            Some("nats") => &mut self.nats,
+            Some("admin") => &mut self.admin_image,
+            Some("nats") => &mut self.nats_image,
             _ => return,
         };
         // A part has objects without an image too.
         if let Some(image) = progress::image(object) {
             *of = Some(image.to_owned());
         }
+    }
+
+    fn due(&mut self, due: Option<Timestamp>) {
+        self.due = [self.due, due].into_iter().flatten().min();
     }
 }
 
@@ -185,7 +203,7 @@ async fn apply(
     mailbell: &Mailbell,
     loads: &Loads,
     stages: &[Stage],
-    images: &mut Images,
+    notes: &mut Notes,
 ) -> Result<(Vec<(&'static str, Progress)>, Option<Error>), Error> {
     let mut all: Vec<(_, Progress)> = Vec::new();
     let mut held_by = None;
@@ -197,8 +215,10 @@ async fn apply(
             let next = match held_by {
                 None => match make(cluster, mailbell, loads, object).await {
                     Ok(object) => {
-                        images.note(&object);
-                        loads.progress(mailbell, &object)
+                        notes.image(&object);
+                        let (progress, due) = loads.progress(mailbell, &object, now());
+                        notes.due(due);
+                        progress
                     }
                     Err(error) if error.is_missing_kind() && key.kind == ROUTE => {
                         let text = "there is no Gateway API on this cluster, and gateways.gatewayApi asks for it";
@@ -216,8 +236,9 @@ async fn apply(
                 },
                 Some(before) => match cluster.get(&key).await {
                     Ok(Some(object)) => {
-                        images.note(&object);
+                        notes.image(&object);
                         // For how long says nothing of it: it may be for what it waits for.
+                        loads.is_held(mailbell, &object, now());
                         progress::of(&object)
                     }
                     Ok(None) if RUNS.contains(&key.kind.as_str()) => {
@@ -300,7 +321,7 @@ async fn tell(
     mailbell: &Mailbell,
     context: &Context,
     found: &Found,
-    images: Images,
+    notes: Notes,
 ) -> Result<(), Error> {
     let read = mailbell.status.clone().unwrap_or_default();
     // What was read may be older than what was last written, and each change is told once.
@@ -323,8 +344,8 @@ async fn tell(
         let told = before.versions.clone().unwrap_or_default();
         Versions {
             running: seen.running,
-            admin_image: images.admin.or(told.admin_image),
-            nats_image: images.nats.or(told.nats_image),
+            admin_image: notes.admin_image.or(told.admin_image),
+            nats_image: notes.nats_image.or(told.nats_image),
         }
     });
     let (left_accounts, tenants) = match context.left.of(mailbell) {

@@ -40,6 +40,10 @@ struct Server {
     asked: Vec<(Method, String)>,
     /// How the requests to this place, or the one after so many, are answered.
     wrong: Option<(Place, Answer)>,
+    /// The watchers are being replaced, and nothing has happened to them for so many seconds.
+    stuck_s: Option<i64>,
+    /// No gateway is ready.
+    no_gateway: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,11 +89,27 @@ impl Server {
                     object["status"] = status;
                 } else {
                     object["status"] = works(&object);
+                    self.roll_out(&mut object);
+                    if self.no_gateway && object["kind"] == "Deployment" {
+                        object["status"]["availableReplicas"] = json!(0);
+                    }
                 }
                 self.objects.insert(place.to_owned(), object.clone());
                 Some(object)
             }
         }
+    }
+
+    fn roll_out(&self, object: &mut Value) {
+        let Some(stuck_s) = self.stuck_s.filter(|_| object["kind"] == "StatefulSet") else {
+            return;
+        };
+        let status = &mut object["status"];
+        (status["currentRevision"], status["updateRevision"]) = (json!("a"), json!("b"));
+        let then = Timestamp::from_second(cluster::now().as_second() - stuck_s).unwrap();
+        let writer = json!({ "manager": "kube-controller-manager", "subresource": "status", "operation": "Update",
+            "time": then.to_string() });
+        object["metadata"]["managedFields"] = json!([writer]);
     }
 
     fn of(&self, method: &Method) -> Vec<&str> {
@@ -169,6 +189,15 @@ impl Bench {
             objects: BTreeMap::from([(MAIN.to_owned(), main), (BEFORE.to_owned(), before())]),
             ..Server::default()
         }));
+        Self::at(server)
+    }
+
+    /// Another one that begins to lead.
+    fn next(&self) -> Self {
+        Self::at(Arc::clone(&self.server))
+    }
+
+    fn at(server: Arc<Mutex<Server>>) -> Self {
         let client = client(&server);
         let reporter = Reporter {
             controller: MANAGER.to_owned(),
@@ -373,4 +402,49 @@ async fn that_somebody_looks_is_written_when_it_is_old_and_not_at_each_look() {
         // Of what is no change no event tells.
         assert_eq!(server.of(&Method::POST), [""; 0], "{age_s:?}");
     }
+}
+
+/// Nothing is heard of what gets no further: it is looked at when its ten minutes are over, whoever leads then.
+#[tokio::test(start_paused = true)]
+async fn what_gets_no_further_is_told_as_soon_as_that_is_so() {
+    const CHANGES: &str = "True Changing The watchers: 2 of 2 pods of main-watcher are ready.";
+    const STUCK: &str = "True Impaired The watchers: main-watcher does not get on: look at its pods (kubectl describe pod).";
+    let bench = Bench::new();
+    bench.look(None).await;
+    for (stuck_s, waits_s, said) in [
+        (0, 300..=300, CHANGES),
+        (400, 190..=200, CHANGES),
+        (590, 1..=10, CHANGES),
+        (601, 300..=300, STUCK),
+        (5000, 300..=300, STUCK),
+        // It gets further.
+        (1, 300..=300, CHANGES),
+    ] {
+        bench.server().stuck_s = Some(stuck_s);
+        for bench in [&bench, &bench.next()] {
+            let (wait, error) = bench.look(None).await;
+            assert!(error.is_none(), "{error:?}");
+            assert_eq!(bench.ready(), said, "{stuck_s}");
+            let is_meant = |s: &u64| wait == Action::requeue(Duration::from_secs(*s));
+            assert!(waits_s.clone().any(|s| is_meant(&s)), "{stuck_s}: {wait:?}");
+        }
+    }
+}
+
+/// What it lacks may be what it waits for, and that was away for long.
+#[tokio::test(start_paused = true)]
+async fn what_waited_for_others_is_not_said_to_get_no_further() {
+    let bench = Bench::new();
+    bench.look(None).await;
+    bench.server().stuck_s = Some(5000);
+    bench.server().no_gateway = true;
+    let (wait, _) = bench.look(None).await;
+    assert_eq!(wait, Action::requeue(LOOK_AGAIN));
+    let away = "False Starting The gateways: 0 of 2 pods of main-gateway are ready.";
+    assert_eq!(bench.ready(), away);
+    bench.server().no_gateway = false;
+    let (wait, _) = bench.look(None).await;
+    assert_eq!(wait, Action::requeue(LOOK_AGAIN));
+    let changes = "True Changing The watchers: 2 of 2 pods of main-watcher are ready.";
+    assert_eq!(bench.ready(), changes);
 }

@@ -149,81 +149,104 @@ fn a_job_is_waited_for_until_it_is_complete_or_has_failed() {
     assert_eq!(of(&json!({ "kind": "Service" })), Progress::Done);
 }
 
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap()
+}
+
+/// An object whose status was last written at one time, and what is wanted of it at another.
+fn written(mut object: Value, wanted: i64, status: i64) -> Value {
+    let writer = |manager: &str, subresource: Option<&str>, seconds| json!({ "manager": manager, "subresource": subresource, "operation": "Update", "time": at(seconds).to_string() });
+    object["metadata"]["managedFields"] = json!([
+        writer(MANAGER, None, wanted),
+        writer("kube-controller-manager", Some("status"), status),
+        // Somebody notes something on it again and again.
+        writer("kubectl-annotate", None, 100_000),
+        json!({ "manager": "of-long-ago", "subresource": "status" }),
+        json!({ "manager": MANAGER, "time": "soon" }),
+    ]);
+    object
+}
+
 /// Of a StatefulSet, or of a job, Kubernetes does not say so.
 #[test]
 fn what_changes_and_gets_no_further_has_failed() {
-    let mut steps = Steps::default();
-    let begun = Instant::now();
-    let mut see = |object: &Value, seconds| {
-        let progress = steps.see(object, [].iter(), begun + Duration::from_secs(seconds));
-        match progress {
-            Progress::Failed { text, serves } => {
-                let name = name(object);
-                let said =
-                    format!("{name} does not get on: look at its pods (kubectl describe pod)");
-                assert_eq!(text, said);
-                Some(serves)
-            }
-            _ => None,
-        }
-    };
-    let rolls = |ready, updated| {
-        let mut set = set("nats", 3, 3, ready, false);
-        set["status"]["updatedReplicas"] = json!(updated);
-        set
-    };
-    // Looked at every five minutes.
-    for (set, seconds, expected) in [
-        (rolls(3, 0), 0, None),
-        (rolls(2, 1), 300, None),
-        (rolls(2, 1), 600, None),
-        (rolls(2, 1), 899, None),
-        (rolls(2, 1), 900, Some(true)),
-        (rolls(2, 1), 1200, Some(true)),
-        // The image is put right.
-        (rolls(3, 1), 1210, None),
-        (rolls(1, 2), 1500, None),
-        (rolls(1, 2), 1800, None),
-        (rolls(1, 2), 2100, Some(false)),
-        (set("nats", 3, 3, 3, true), 2400, None),
-        (rolls(1, 2), 2700, None),
-        // What lacks a pod is not being changed.
-        (set("nats", 3, 3, 2, true), 2900, None),
-        (set("nats", 3, 3, 2, true), 9900, None),
+    let rolls = |ready| set("nats", 3, 3, ready, false);
+    let job = |status: Value| json!({ "kind": "Job", "metadata": { "name": "main-x" }, "status": status });
+    let not_yet = |due: i64| (None, Some(at(due)));
+    let failed = |serves| (Some(serves), None);
+    let nothing = (None, None);
+    let text = "main-x does not get on: look at its pods (kubectl describe pod)";
+    for (object, now, expected) in [
+        (written(rolls(2), 1000, 1001), 1002, not_yet(1601)),
+        (written(rolls(2), 1000, 1001), 1600, not_yet(1601)),
+        (written(rolls(2), 1000, 1001), 1601, failed(true)),
+        (written(rolls(1), 1000, 1001), 1601, failed(false)),
+        // The image is put right, and nobody has begun with it.
+        (written(rolls(2), 2000, 1001), 2001, not_yet(2600)),
+        (written(rolls(2), 2000, 1001), 2600, failed(true)),
+        // Clocks of others may be ahead.
+        (written(rolls(2), 1000, 1001), 900, not_yet(1601)),
+        (written(rolls(2), 1000, 1001), -9, not_yet(1601)),
+        // What lacks a pod is not being changed, and what is done is done.
+        (written(set("nats", 3, 3, 2, true), 1, 1), 9900, nothing),
+        (written(set("nats", 3, 3, 3, true), 1, 1), 9900, nothing),
+        // A time that nobody knows is not over.
+        (rolls(2), 9900, nothing),
+        (
+            written(job(json!({ "active": 1 })), 1000, 1000),
+            1599,
+            not_yet(1600),
+        ),
+        (
+            written(job(json!({ "active": 1 })), 1000, 1000),
+            1600,
+            failed(true),
+        ),
+        (
+            written(job(json!({ "failed": 1 })), 1000, 1700),
+            1700,
+            not_yet(2300),
+        ),
+        // Of a Deployment Kubernetes says it.
+        (written(deployment(1, 2, 2, 2), 1, 1), 9900, nothing),
     ] {
-        assert_eq!(see(&set, seconds), expected, "{seconds}");
-    }
-    // Its image cannot be pulled.
-    let mut job =
-        json!({ "kind": "Job", "metadata": { "name": "main-setup-1" }, "status": { "active": 1 } });
-    for (seconds, expected) in [(0, None), (599, None), (600, Some(true))] {
-        assert_eq!(see(&job, seconds), expected, "{seconds}");
-    }
-    job["status"]["failed"] = json!(1);
-    assert_eq!(see(&job, 700), None);
-    // Of a Deployment Kubernetes says it.
-    for seconds in [0, 600, 1200] {
-        assert_eq!(see(&deployment(1, 2, 2, 2), seconds), None, "{seconds}");
+        let (progress, due) = Held::default().see(&object, at(now));
+        let is_failed = match &progress {
+            Progress::Failed { text: said, serves } => {
+                assert_eq!(said, text);
+                Some(*serves)
+            }
+            progress => {
+                assert_eq!(*progress, of(&object));
+                None
+            }
+        };
+        assert_eq!((is_failed, due), expected, "{object} at {now}");
     }
 }
 
-/// One that begins to lead does not say that all is well until ten minutes are over again.
+/// What it lacks may have been what it waited for.
 #[test]
-fn what_was_said_to_get_no_further_does_not_until_it_does() {
-    let mut rolls = set("nats", 3, 3, 2, false);
-    let failed = Progress::Failed {
-        text: does_not_get_on(&rolls),
-        serves: true,
-    };
-    let said = say_after(&found(&[nats(failed.clone())], false), &[]);
-    // Longer than this machine has been up is no time.
-    let now = Instant::now() + DEADLINE;
-    let mut steps = Steps::default();
-    assert_eq!(steps.see(&rolls, said.iter(), now), failed);
-    rolls["status"]["updatedReplicas"] = json!(1);
-    let changing = Progress::Changing(text(2, 3));
-    assert_eq!(steps.see(&rolls, said.iter(), now), changing);
-    assert_eq!(Steps::default().see(&rolls, [].iter(), now), changing);
+fn what_waits_for_others_is_not_said_to_get_no_further() {
+    let watchers = written(set("watcher", 2, 2, 0, true), 1000, 1001);
+    let mut held = Held::default();
+    assert!(!held.see(&watchers, at(5000)).0.serves());
+    for now in [4000, 5000] {
+        held.note(&watchers, at(now));
+    }
+    let waits = Progress::Waiting(text(0, 2));
+    assert_eq!(held.see(&watchers, at(5599)), (waits, Some(at(5600))));
+    assert_eq!(held.see(&watchers, at(5600)).1, None);
+    // Since then it got further.
+    let one = written(set("watcher", 2, 2, 1, false), 1000, 5500);
+    assert_eq!(held.see(&one, at(5600)).1, Some(at(6100)));
+    let other = written(
+        json!({ "kind": "Job", "metadata": { "name": "main-y" } }),
+        1,
+        1,
+    );
+    held.note(&other, at(5601));
+    assert_eq!(held.0.keys().collect::<Vec<_>>(), ["main-y"]);
 }
 
 /// What is not there waits for it: the cause is told, and not what it leads to.
@@ -363,7 +386,6 @@ fn what_is_down_is_degraded_until_it_is_back() {
 #[test]
 fn a_time_is_that_of_the_last_change() {
     let found = |progress| found(&[("x", progress)], false);
-    let at = |seconds| Timestamp::from_second(seconds).unwrap();
     let first = conditions(&found(Progress::Waiting("a".to_owned())), &[], None, at(1));
     let same = conditions(
         &found(Progress::Waiting("b".to_owned())),

@@ -16,6 +16,7 @@ mod pods;
 mod requests;
 mod rights;
 mod sizing;
+mod stuck;
 mod watched;
 mod watches;
 mod world;
