@@ -102,19 +102,20 @@ pub fn of(object: &Value) -> Progress {
     }
 }
 
-/// When objects of an installation last waited for others, by their names: what they lacked until then may have been those.
+/// When objects of an installation last waited for others that did not do their work, by their names: what they lacked until then may have
+/// been those.
 #[derive(Debug, Default)]
 pub struct Held(HashMap<String, Timestamp>);
 
 impl Held {
-    /// Notes that an object waits for another one now.
+    /// Notes that an object waits now.
     pub fn note(&mut self, object: &Value, now: Timestamp) {
         // A job of another image has another name.
         self.0.retain(|_, held| now < after(*held));
         self.0.insert(name(object).to_owned(), now);
     }
 
-    /// How far an object is that waits for no other one. Also when that is to be looked at again though nothing is heard of it.
+    /// How far an object is that does not wait. Also when that is to be looked at again though nothing is heard of it.
     #[must_use]
     pub fn see(&self, object: &Value, now: Timestamp) -> (Progress, Option<Timestamp>) {
         let progress = of(object);
@@ -145,18 +146,19 @@ fn after(time: Timestamp) -> Timestamp {
 }
 
 /// When its status last changed, or what is wanted of it: by the API server, which keeps a time for each that writes an object, and leaves it
-/// where nothing changes (`metadata.managedFields`). So whoever begins to lead knows it too. What others note on it is no progress.
+/// where nothing changes (`metadata.managedFields`). So whoever begins to lead knows it too. What others note on it is no progress. Where
+/// somebody has taken the times away it is since the object was made.
 fn changed_at(object: &Value) -> Option<Timestamp> {
-    let writers = object.pointer("/metadata/managedFields")?.as_array()?;
+    let writers = object.pointer("/metadata/managedFields");
+    let writers = writers.and_then(Value::as_array).into_iter().flatten();
     let is_ours = |writer: &&Value| {
         let text = |field: &str| writer.get(field).and_then(Value::as_str);
         text("subresource") == Some("status") || text("manager") == Some(MANAGER)
     };
-    let times = writers.iter().filter(is_ours).filter_map(|writer| {
-        let time = writer.get("time")?.as_str()?;
-        time.parse().ok()
-    });
-    times.max()
+    let time = |value: &Value| value.as_str()?.parse().ok();
+    let times = writers.filter(is_ours);
+    let last = times.filter_map(|writer| time(writer.get("time")?)).max();
+    last.or_else(|| time(object.pointer("/metadata/creationTimestamp")?))
 }
 
 /// The image that all pods of a Deployment or a StatefulSet have, but for those that end. `None`: not all have the same, or too few work.

@@ -187,7 +187,7 @@ impl Loads {
         of(&mut self.all(), mailbell).ours.insert(key);
     }
 
-    /// Notes that an object waits for another one now.
+    /// Notes that an object waits now for what does not do its work.
     pub(super) fn is_held(&self, mailbell: &Mailbell, object: &Value, now: Timestamp) {
         of(&mut self.all(), mailbell).held.note(object, now);
     }

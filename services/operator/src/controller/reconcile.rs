@@ -149,8 +149,9 @@ impl Notes {
         }
     }
 
-    fn due(&mut self, due: Option<Timestamp>) {
+    fn due(&mut self, (progress, due): (Progress, Option<Timestamp>)) -> Progress {
         self.due = [self.due, due].into_iter().flatten().min();
+        progress
     }
 }
 
@@ -216,9 +217,7 @@ async fn apply(
                 None => match make(cluster, mailbell, loads, object).await {
                     Ok(object) => {
                         notes.image(&object);
-                        let (progress, due) = loads.progress(mailbell, &object, now());
-                        notes.due(due);
-                        progress
+                        notes.due(loads.progress(mailbell, &object, now()))
                     }
                     Err(error) if error.is_missing_kind() && key.kind == ROUTE => {
                         let text = "there is no Gateway API on this cluster, and gateways.gatewayApi asks for it";
@@ -237,9 +236,13 @@ async fn apply(
                 Some(before) => match cluster.get(&key).await {
                     Ok(Some(object)) => {
                         notes.image(&object);
-                        // For how long says nothing of it: it may be for what it waits for.
-                        loads.is_held(mailbell, &object, now());
-                        progress::of(&object)
+                        if all.iter().any(|(_, before)| !before.serves()) {
+                            // What it lacks may be that.
+                            loads.is_held(mailbell, &object, now());
+                            progress::of(&object)
+                        } else {
+                            notes.due(loads.progress(mailbell, &object, now()))
+                        }
                     }
                     Ok(None) if RUNS.contains(&key.kind.as_str()) => {
                         // That one is what has to be told.

@@ -42,8 +42,8 @@ struct Server {
     wrong: Option<(Place, Answer)>,
     /// The watchers are being replaced, and nothing has happened to them for so many seconds.
     stuck_s: Option<i64>,
-    /// No gateway is ready.
-    no_gateway: bool,
+    /// A number in the status of the gateways.
+    gateways: Option<(&'static str, i64)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -90,8 +90,10 @@ impl Server {
                 } else {
                     object["status"] = works(&object);
                     self.roll_out(&mut object);
-                    if self.no_gateway && object["kind"] == "Deployment" {
-                        object["status"]["availableReplicas"] = json!(0);
+                    if let Some((field, number)) =
+                        self.gateways.filter(|_| path.ends_with("/main-gateway"))
+                    {
+                        object["status"][field] = number.into();
                     }
                 }
                 self.objects.insert(place.to_owned(), object.clone());
@@ -404,11 +406,12 @@ async fn that_somebody_looks_is_written_when_it_is_old_and_not_at_each_look() {
     }
 }
 
+const CHANGES: &str = "True Changing The watchers: 2 of 2 pods of main-watcher are ready.";
+const STUCK: &str = "True Impaired The watchers: main-watcher does not get on: look at its pods (kubectl describe pod).";
+
 /// Nothing is heard of what gets no further: it is looked at when its ten minutes are over, whoever leads then.
 #[tokio::test(start_paused = true)]
 async fn what_gets_no_further_is_told_as_soon_as_that_is_so() {
-    const CHANGES: &str = "True Changing The watchers: 2 of 2 pods of main-watcher are ready.";
-    const STUCK: &str = "True Impaired The watchers: main-watcher does not get on: look at its pods (kubectl describe pod).";
     let bench = Bench::new();
     bench.look(None).await;
     for (stuck_s, waits_s, said) in [
@@ -431,20 +434,30 @@ async fn what_gets_no_further_is_told_as_soon_as_that_is_so() {
     }
 }
 
-/// What it lacks may be what it waits for, and that was away for long.
+/// What it lacks may be what it waits for, if that does not do its work. What is only being changed, or is refused, takes nothing back.
 #[tokio::test(start_paused = true)]
 async fn what_waited_for_others_is_not_said_to_get_no_further() {
+    const REFUSED: &str = "True Impaired The gateways: Service main-gateway: no.";
+    const AWAY: &str = "False Starting The gateways: 0 of 2 pods of main-gateway are ready.";
+    let refused = (
+        Place::Path("/services/main-gateway"),
+        Answer::Status(500, "no"),
+    );
     let bench = Bench::new();
     bench.look(None).await;
     bench.server().stuck_s = Some(5000);
-    bench.server().no_gateway = true;
-    let (wait, _) = bench.look(None).await;
-    assert_eq!(wait, Action::requeue(LOOK_AGAIN));
-    let away = "False Starting The gateways: 0 of 2 pods of main-gateway are ready.";
-    assert_eq!(bench.ready(), away);
-    bench.server().no_gateway = false;
-    let (wait, _) = bench.look(None).await;
-    assert_eq!(wait, Action::requeue(LOOK_AGAIN));
-    let changes = "True Changing The watchers: 2 of 2 pods of main-watcher are ready.";
-    assert_eq!(bench.ready(), changes);
+    for (gateways, wrong, said) in [
+        (None, None, STUCK),
+        (Some(("updatedReplicas", 1)), None, STUCK),
+        (None, Some(refused), REFUSED),
+        (None, None, STUCK),
+        (Some(("availableReplicas", 0)), None, AWAY),
+        (None, None, CHANGES),
+    ] {
+        bench.server().gateways = gateways;
+        let (wait, _) = bench.look(wrong).await;
+        let wait_s = if wrong.is_some() { 2 } else { 300 };
+        assert_eq!(wait, Action::requeue(Duration::from_secs(wait_s)));
+        assert_eq!(bench.ready(), said);
+    }
 }

@@ -174,6 +174,8 @@ fn what_changes_and_gets_no_further_has_failed() {
     let job = |status: Value| json!({ "kind": "Job", "metadata": { "name": "main-x" }, "status": status });
     let not_yet = |due: i64| (None, Some(at(due)));
     let failed = |serves| (Some(serves), None);
+    let mut made = rolls(2);
+    made["metadata"]["creationTimestamp"] = json!(at(1000).to_string());
     let nothing = (None, None);
     let text = "main-x does not get on: look at its pods (kubectl describe pod)";
     for (object, now, expected) in [
@@ -190,7 +192,8 @@ fn what_changes_and_gets_no_further_has_failed() {
         // What lacks a pod is not being changed, and what is done is done.
         (written(set("nats", 3, 3, 2, true), 1, 1), 9900, nothing),
         (written(set("nats", 3, 3, 3, true), 1, 1), 9900, nothing),
-        // A time that nobody knows is not over.
+        // Somebody has taken the times away.
+        (made, 1600, failed(true)),
         (rolls(2), 9900, nothing),
         (
             written(job(json!({ "active": 1 })), 1000, 1000),
@@ -230,13 +233,17 @@ fn what_changes_and_gets_no_further_has_failed() {
 fn what_waits_for_others_is_not_said_to_get_no_further() {
     let watchers = written(set("watcher", 2, 2, 0, true), 1000, 1001);
     let mut held = Held::default();
-    assert!(!held.see(&watchers, at(5000)).0.serves());
+    let failed = Progress::Failed {
+        text: does_not_get_on(&watchers),
+        serves: false,
+    };
+    assert_eq!(held.see(&watchers, at(5000)), (failed.clone(), None));
     for now in [4000, 5000] {
         held.note(&watchers, at(now));
     }
     let waits = Progress::Waiting(text(0, 2));
     assert_eq!(held.see(&watchers, at(5599)), (waits, Some(at(5600))));
-    assert_eq!(held.see(&watchers, at(5600)).1, None);
+    assert_eq!(held.see(&watchers, at(5600)), (failed, None));
     // Since then it got further.
     let one = written(set("watcher", 2, 2, 1, false), 1000, 5500);
     assert_eq!(held.see(&one, at(5600)).1, Some(at(6100)));

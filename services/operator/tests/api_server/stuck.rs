@@ -8,10 +8,7 @@ use k8s_openapi::{
 use kube::{ResourceExt as _, api::PostParams};
 use serde_json::json;
 
-use crate::{
-    actors::Operator,
-    world::{World, soon},
-};
+use crate::{actors::Operator, world::World};
 
 impl World {
     /// The API server says that a set was last written so long ago: a time that nobody changes it lets stand.
@@ -62,9 +59,9 @@ async fn what_gets_no_further_is_told_when_its_ten_minutes_are_over() {
     world
         .until_ready_says("True Changing The NATS servers: ")
         .await;
+    one.stop().await;
     world.is_older("main-nats", Duration::from_secs(590)).await;
     let two = Operator::start(&world, "two");
-    soon(one.stop()).await;
     // Much less than ten minutes later.
     world
         .until_ready_says("True Impaired The NATS servers: main-nats does not get on")
