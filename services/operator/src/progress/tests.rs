@@ -155,7 +155,10 @@ fn at(seconds: i64) -> Timestamp {
 
 /// An object whose status was last written at one time, and what is wanted of it at another.
 fn written(mut object: Value, wanted: i64, status: i64) -> Value {
-    let writer = |manager: &str, subresource: Option<&str>, seconds| json!({ "manager": manager, "subresource": subresource, "operation": "Update", "time": at(seconds).to_string() });
+    let writer = |manager: &str, subresource: Option<&str>, seconds| {
+        let time = at(seconds).to_string();
+        json!({ "manager": manager, "subresource": subresource, "operation": "Update", "time": time })
+    };
     object["metadata"]["managedFields"] = json!([
         writer(MANAGER, None, wanted),
         writer("kube-controller-manager", Some("status"), status),
@@ -238,8 +241,8 @@ fn what_waits_for_others_is_not_said_to_get_no_further() {
         serves: false,
     };
     assert_eq!(held.see(&watchers, at(5000)), (failed.clone(), None));
-    for now in [4000, 5000] {
-        held.note(&watchers, at(now));
+    for seconds in [4000, 5000] {
+        held.note(&watchers, at(seconds));
     }
     let waits = Progress::Waiting(text(0, 2));
     assert_eq!(held.see(&watchers, at(5599)), (waits, Some(at(5600))));
