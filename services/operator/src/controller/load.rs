@@ -192,7 +192,7 @@ impl Loads {
         of(&mut self.all(), mailbell).held.note(object, now);
     }
 
-    /// How far an object is that does not, and when that is to be looked at again: see [`Held::see`].
+    /// How far an object is that does not wait for such, and when that is to be looked at again: see [`Held::see`].
     pub(super) fn progress(
         &self,
         mailbell: &Mailbell,
