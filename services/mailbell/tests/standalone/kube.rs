@@ -2,6 +2,7 @@
 
 mod helm_test;
 mod outside;
+mod unreadable;
 
 use serde_json::{Value, json};
 

@@ -6,10 +6,17 @@ use std::{
 };
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
-use kube::{Api, Client, ResourceExt as _, api::ListParams};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::ListParams,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+};
 use mailbell_operator::{api::MailAccount, controller::goes_on_by_itself};
 
-use super::access::{Seen, seen};
+use super::{
+    access::{Seen, seen},
+    clip,
+};
 use crate::doctor::{Report, Verdict};
 
 /// MailAccounts of a page. Together they are about 2 MiB.
@@ -18,8 +25,6 @@ const PAGE: u32 = 500;
 const MOST_PAGES: usize = 40;
 /// So many of an installation are named; of the others is said how many they are.
 const NAMED: usize = 5;
-/// What is told of a sentence.
-const MAX_SENTENCE: usize = 300;
 /// An operator that can reach the admin API needs seconds, and gives up after ten minutes.
 const LONG_S: i64 = 15 * 60;
 
@@ -33,7 +38,7 @@ pub(super) async fn examine(
     all: bool,
 ) -> Option<BTreeSet<String>> {
     let mut counted = Counted::of(mailbells, all);
-    let api: Api<MailAccount> = Api::namespaced(client.clone(), namespace);
+    let api: Api<DeserializeGuard<MailAccount>> = Api::namespaced(client.clone(), namespace);
     let mut params = ListParams::default().limit(PAGE);
     let mut is_whole = false;
     for _ in 0..MOST_PAGES {
@@ -46,16 +51,15 @@ pub(super) async fn examine(
                 return None;
             }
             Seen::Failed(why) => {
-                report.fail(
-                    "accounts",
-                    why,
-                    "look again; if an object cannot be read, it is of another release than this command",
-                );
+                report.fail("accounts", why, "look again");
                 return None;
             }
         };
-        for account in &page.items {
-            counted.add(account, Timestamp::now());
+        for DeserializeGuard(object) in &page.items {
+            match object {
+                Ok(account) => counted.add(account, Timestamp::now()),
+                Err(bad) => counted.add_unreadable(bad, namespace),
+            }
         }
         params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         if params.continue_token.is_none() {
@@ -90,6 +94,8 @@ struct Counted {
     of: BTreeMap<String, Tally>,
     /// Of installations that are not there; `None`: whether they are is not known.
     nowhere: Option<Tally>,
+    /// Of which installation one is that cannot be read is not known.
+    unreadable: Tally,
     /// The Secrets of installations that are there.
     passwords: BTreeSet<String>,
 }
@@ -102,11 +108,19 @@ impl Counted {
         Self {
             of: empty.collect(),
             nowhere: all.then(Tally::default),
+            unreadable: Tally::default(),
             passwords: BTreeSet::new(),
         }
     }
 
+    fn add_unreadable(&mut self, bad: &InvalidObject, namespace: &str) {
+        let (name, said, advice) = super::unreadable(bad, "mailaccount", namespace);
+        self.unreadable.declared += 1;
+        self.unreadable.add(name, (said, advice));
+    }
+
     fn add(&mut self, account: &MailAccount, now: Timestamp) {
+        self.unreadable.declared += 1;
         let (found, is_there) = match self.of.get_mut(&account.spec.mailbell) {
             Some(tally) => (Some(tally), true),
             None => (self.nowhere.as_mut(), false),
@@ -126,44 +140,61 @@ impl Counted {
             Judged::Waits => return,
             Judged::Wrong(trouble) => trouble,
         };
-        tally.wrong += 1;
-        if tally.named.len() < NAMED {
-            let (said, advice) = trouble;
-            tally.named.push((account.name_any(), said, advice));
-        }
+        tally.add(account.name_any(), trouble);
     }
 
     fn tell(self, report: &mut Report, namespace: &str) {
+        let all = format!("kubectl --namespace {namespace} get mailaccounts has all of them");
+        let known = match self.unreadable.wrong {
+            0 => "",
+            _ => ", of those that can be read",
+        };
         for (name, tally) in self.of {
             let waits = tally.declared - tally.watched - tally.wrong;
             let said = match tally.declared {
-                0 => "none is declared".to_owned(),
+                0 => format!("none is declared{known}"),
                 declared => format!(
-                    "{declared} declared: {} watched, {waits} paused or on their way, {} with something wrong",
+                    "{declared} declared{known}: {} watched, {waits} paused or on their way, {} with something wrong",
                     tally.watched, tally.wrong
                 ),
             };
-            tally.tell(report, &format!("accounts {name}"), said, namespace);
+            tally.tell(report, &format!("accounts {name}"), said, &all);
         }
         if let Some(tally) = self.nowhere.filter(|tally| tally.wrong > 0) {
             let said = format!("{} name a Mailbell that is not there", tally.wrong);
-            tally.tell(report, "accounts", said, namespace);
+            tally.tell(report, "accounts", said, &all);
+        }
+        let tally = self.unreadable;
+        if tally.wrong > 0 {
+            let said = format!("{} of {} cannot be read", tally.wrong, tally.declared);
+            tally.tell(
+                report,
+                "accounts",
+                said,
+                "the operator's log names all of them",
+            );
         }
     }
 }
 
 impl Tally {
+    fn add(&mut self, name: String, (said, advice): (String, String)) {
+        self.wrong += 1;
+        if self.named.len() < NAMED {
+            self.named.push((name, said, advice));
+        }
+    }
+
     /// A mailbox with something wrong is no fault of the installation; if all of them are, something is.
-    fn tell(self, report: &mut Report, finding: &str, said: String, namespace: &str) {
+    /// `all`: where the others are, of more than are named.
+    fn tell(self, report: &mut Report, finding: &str, said: String, all: &str) {
         let verdict = match self.wrong {
             0 => return report.ok(finding, said),
             wrong if wrong == self.declared => Verdict::Fail,
             _ => Verdict::Warn,
         };
         let advice = match self.wrong > self.named.len() {
-            true => format!(
-                "the first {NAMED} follow; kubectl --namespace {namespace} get mailaccounts has all of them"
-            ),
+            true => format!("the first {NAMED} follow; {all}"),
             false => "see what is said of each".to_owned(),
         };
         report.add(finding, verdict, said, advice);
@@ -256,15 +287,12 @@ fn advice(account: &MailAccount, reason: &str) -> String {
     }
 }
 
-fn clip(text: &str) -> String {
-    text.chars().take(MAX_SENTENCE).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::doctor::kube::MAX_SENTENCE;
 
     const NOW: &str = "2026-01-01T01:00:00Z";
 

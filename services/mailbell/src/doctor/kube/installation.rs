@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::core::v1::{ConfigMap, Pod, Secret},
     jiff::{SignedDuration, Timestamp},
 };
-use kube::{Api, Client, ResourceExt as _, api::ListParams};
+use kube::{Api, Client, ResourceExt as _, api::ListParams, core::error_boundary::InvalidObject};
 use mailbell_operator::{api::Mailbell, desired::nats_certificate};
 
 use super::{
@@ -35,11 +35,8 @@ pub(super) async fn examine(
 ) {
     status(report, namespace, mailbell);
     left_accounts(report, mailbell);
-    let labels = format!(
-        "app.kubernetes.io/name=mailbell,app.kubernetes.io/instance={}",
-        mailbell.name_any()
-    );
-    let params = ListParams::default().labels(&labels).limit(MOST);
+    let name = mailbell.name_any();
+    let params = objects_of(&name);
     let refill = secrets::refill(client, namespace, mailbell, &params).await;
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     secrets::examine(report, &api, namespace, mailbell, &refill).await;
@@ -51,9 +48,28 @@ pub(super) async fn examine(
     let good = certificates(report, &api, mailbell, shown, &refill).await;
     services::examine(report, client, namespace, mailbell).await;
     claims::examine(report, client, namespace, mailbell, &params).await;
-    let pods = pods(report, client, namespace, mailbell, &params).await;
+    let pods = pods(report, client, namespace, &name, &params).await;
     let pods = pods.as_deref();
     nats::examine(report, namespace, mailbell, pods, good, looks);
+}
+
+/// One that cannot be read: its pods run all the same, and what else it should have is not known.
+pub(super) async fn unreadable(
+    report: &mut Report,
+    client: &Client,
+    namespace: &str,
+    bad: &InvalidObject,
+) {
+    let (name, said, advice) = super::unreadable(bad, "mailbell", namespace);
+    let finding = format!("installation {name}");
+    report.fail(&finding, said, advice);
+    report.skipped(&finding, "of what it has only its pods were looked at");
+    pods(report, client, namespace, &name, &objects_of(&name)).await;
+}
+
+fn objects_of(name: &str) -> ListParams {
+    let labels = format!("app.kubernetes.io/name=mailbell,app.kubernetes.io/instance={name}");
+    ListParams::default().labels(&labels).limit(MOST)
 }
 
 /// What `kubectl get mailbells` shows, and what to do about it.
@@ -253,10 +269,10 @@ async fn pods(
     report: &mut Report,
     client: &Client,
     namespace: &str,
-    mailbell: &Mailbell,
+    name: &str,
     params: &ListParams,
 ) -> Option<Vec<Pod>> {
-    let finding = format!("pods {}", mailbell.name_any());
+    let finding = format!("pods {name}");
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let all = listed(report, &finding, &api, params).await?;
     let refused = workloads::troubles(report, &finding, client, namespace, params).await;

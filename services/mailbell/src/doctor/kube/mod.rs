@@ -9,6 +9,7 @@ mod installation;
 mod nats;
 mod operator;
 mod pods;
+mod providers;
 mod rights;
 mod secrets;
 mod services;
@@ -17,7 +18,11 @@ mod workloads;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kube::{Api, Client, Config, ResourceExt as _, api::ListParams};
+use kube::{
+    Api, Client, Config, ResourceExt as _,
+    api::ListParams,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+};
 use mailbell_operator::api::Mailbell;
 use tokio::time::timeout;
 
@@ -32,6 +37,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 const NAMED: usize = 5;
 /// So many objects of a kind are looked at.
 const MOST: u32 = 500;
+/// What is told of a sentence.
+const MAX_SENTENCE: usize = 300;
 
 /// The installations of this namespace, or of the one that kubectl is in.
 pub(super) async fn examine(report: &mut Report, namespace: Option<&str>) {
@@ -93,7 +100,7 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
     if !definitions::examine(report, client).await {
         return;
     }
-    let api: Api<Mailbell> = Api::namespaced(client.clone(), namespace);
+    let api: Api<DeserializeGuard<Mailbell>> = Api::namespaced(client.clone(), namespace);
     let found = seen(api.list(&ListParams::default().limit(MOST)).await);
     let mut installed = Vec::new();
     if matches!(&found, Seen::There(found) if found.items.is_empty()) {
@@ -104,9 +111,19 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
     match found {
         Seen::There(found) => {
             let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
-            let looks = nats::look(client, namespace, &found.items).await;
-            for (mailbell, looks) in found.items.iter().zip(&looks) {
+            let (mut read, mut unread) = (Vec::new(), Vec::new());
+            for DeserializeGuard(object) in found.items {
+                match object {
+                    Ok(mailbell) => read.push(mailbell),
+                    Err(bad) => unread.push(bad),
+                }
+            }
+            let looks = nats::look(client, namespace, &read).await;
+            for (mailbell, looks) in read.iter().zip(&looks) {
                 installation::examine(report, client, namespace, mailbell, looks).await;
+            }
+            for bad in &unread {
+                installation::unreadable(report, client, namespace, bad).await;
             }
             let more = found.metadata.continue_.unwrap_or_default();
             let passwords =
@@ -116,6 +133,7 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
                 mailbells: &names,
                 passwords: passwords.as_ref(),
             };
+            providers::examine(report, client, namespace).await;
             rights::examine(report, client, &operators, &needs).await;
         }
         Seen::Missing => report.fail(
@@ -128,12 +146,22 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
             format!("you may not see which there are: {why}"),
             "ask for the right to get and list mailbells",
         ),
-        Seen::Failed(why) => report.fail(
-            "installation",
-            why,
-            "look again; if an object cannot be read, it is of another release than this command",
-        ),
+        Seen::Failed(why) => report.fail("installation", why, "look again"),
     }
+}
+
+/// Of an object that cannot be read: its name, why, and what to do. An operator of the release that has written it can.
+fn unreadable(bad: &InvalidObject, kind: &str, namespace: &str) -> (String, String, String) {
+    let name = bad.metadata.name.clone().unwrap_or_default();
+    let said = format!("it cannot be read: {}", clip(&bad.error));
+    let advice = format!(
+        "an operator of this release leaves it alone: what there is of it stays, and what is changed of it has no effect. Change what it says there, kubectl --namespace {namespace} edit {kind} {name} (--subresource=status, if it is in its status); or take the release that has written it, of operator and command"
+    );
+    (name, said, advice)
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(MAX_SENTENCE).collect()
 }
 
 /// A few are named, and the others counted.
@@ -148,7 +176,8 @@ fn some(names: &[String]) -> String {
 /// The namespaces that have installations, as far as they can be seen.
 async fn elsewhere(client: &Client) -> Vec<String> {
     let anywhere: Api<Mailbell> = Api::all(client.clone());
-    match seen(anywhere.list(&ListParams::default().limit(MOST)).await) {
+    let params = ListParams::default().limit(MOST);
+    match seen(anywhere.list_metadata(&params).await) {
         Seen::There(found) => {
             let all = found.items.iter().filter_map(|it| it.namespace());
             all.collect::<BTreeSet<_>>().into_iter().collect()
