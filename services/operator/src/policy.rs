@@ -18,6 +18,8 @@ use mailbell_core::policy::{
     HostLimits, MAX_BYTES, MAX_PROVIDERS, Policy, Provider, Quirks, canonical,
 };
 use mailbell_runtime::tls::check_roots;
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use crate::api::{MailProvider, MailProviderSpec, MailProviderStatus};
 
@@ -52,6 +54,16 @@ pub fn sort(providers: &mut [MailProvider]) {
         let created = provider.metadata.creation_timestamp.clone();
         (created.map(|time| time.0), provider.name_any())
     });
+}
+
+/// What a file says of each provider, by its name. Not of one that only another release can read: watchers of this one cannot either.
+#[must_use]
+pub fn entries(file: &str) -> HashMap<String, Provider> {
+    let file: Value = serde_json::from_str(file).unwrap_or_default();
+    let all = file.get("providers").and_then(Value::as_array);
+    let read = all.into_iter().flatten().map(Provider::deserialize);
+    let read = read.filter_map(Result::ok);
+    read.map(|it| (it.name.clone(), it)).collect()
 }
 
 /// Makes the file, of one MailProvider after the other.
@@ -101,11 +113,28 @@ impl Maker {
         provider: MailProvider,
         roots: Option<String>,
     ) -> Result<(), serde_json::Error> {
-        let verdict = match entry(&provider, &self.owners) {
+        let wanted = provider_of(&provider.name_any(), &provider.spec);
+        let verdict = match entry(wanted, &self.owners) {
             Ok(entry) => self.admit(entry, provider.spec.ca_config_map.as_deref(), roots)?,
             Err(verdict) => verdict,
         };
         self.verdicts.push((provider, verdict));
+        Ok(())
+    }
+
+    /// One whose object cannot be read, before all others: what watchers were told of it ([`entries`]) stays, since they must not forget a
+    /// limit or a pause. Nobody can be told what came of it.
+    ///
+    /// # Errors
+    /// As [`Maker::new`].
+    pub fn keep(&mut self, mut before: Provider) -> Result<(), serde_json::Error> {
+        // Somebody may have changed the file: what watchers would refuse must not keep the others from being in force.
+        before.ca_file = None;
+        let ca = before.ca.take();
+        before.ca = ca.filter(|pem| check_roots(ROOTS, pem.as_bytes()).is_ok());
+        if let Ok(entry) = entry(before, &self.owners) {
+            self.admit(entry, None, None)?;
+        }
         Ok(())
     }
 
@@ -200,8 +229,7 @@ struct InForce {
 }
 
 /// `owners`: of the hosts that are taken, by [`canonical`]. `Err`: nothing of it comes into the file.
-fn entry(object: &MailProvider, owners: &HashMap<String, String>) -> Result<InForce, Verdict> {
-    let mut provider = provider_of(&object.name_any(), &object.spec);
+fn entry(mut provider: Provider, owners: &HashMap<String, String>) -> Result<InForce, Verdict> {
     let mut taken = Vec::new();
     let mut own = HashSet::new();
     // One that older objects have is theirs; in another spelling of this one it is the same.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge},
     registry::Unit,
 };
+use tokio::sync::Notify;
 
 use super::Error;
 use crate::api::Mailbell;
@@ -33,7 +34,8 @@ pub const LOOKS: &str = "operator_looks";
 /// `operator_look_seconds`: how long a look took.
 pub const LOOK: &str = "operator_look";
 
-/// `operator_unreadable{kind}`: Mailbells and MailAccounts that are left alone, since they cannot be read. Told by the replica that works.
+/// `operator_unreadable{kind}`: Mailbells, MailAccounts and MailProviders that are left alone, since they cannot be read. Told by
+/// the replica that works.
 pub const UNREADABLE: &str = "operator_unreadable";
 
 /// The reasons of the condition Ready (`progress.rs`), and the states that they are.
@@ -131,8 +133,9 @@ impl Metrics {
         let gauge = self.unreadable.get_or_create_owned(&Kind { kind });
         gauge.set(0);
         Arc::new(Unreadable {
-            all: Mutex::default(),
+            known: Mutex::default(),
             gauge,
+            news: Notify::new(),
         })
     }
 
@@ -151,40 +154,65 @@ impl Metrics {
 /// The objects of one kind that cannot be read, by namespace and name, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Unreadable {
-    all: Mutex<BTreeSet<(String, String)>>,
+    known: Mutex<Known>,
     gauge: Gauge,
+    news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    all: BTreeSet<(String, String)>,
+    /// Those of before, while all are told of again.
+    before: BTreeSet<(String, String)>,
 }
 
 impl Unreadable {
     pub(super) fn add(&self, object: &ObjectMeta) {
-        self.change(|all| _ = all.insert(place(object)));
+        self.change(|known| _ = known.all.insert(place(object)));
     }
 
     pub(super) fn remove(&self, object: &ObjectMeta) {
-        self.change(|all| _ = all.remove(&place(object)));
+        self.change(|known| {
+            if known.all.remove(&place(object)) {
+                self.news.notify_one();
+            }
+        });
     }
 
-    /// All are told of again.
+    /// All are told of again, until [`Unreadable::all_are_told`].
     pub(super) fn clear(&self) {
-        self.change(BTreeSet::clear);
+        self.change(|known| known.before.append(&mut known.all));
+    }
+
+    pub(super) fn all_are_told(&self) {
+        self.change(|known| {
+            if !mem::take(&mut known.before).is_subset(&known.all) {
+                self.news.notify_one();
+            }
+        });
+    }
+
+    /// Waits until there is one fewer. One that can be read again may be as it was, but for what could not be read of it.
+    pub(super) async fn news(&self) {
+        self.news.notified().await;
     }
 
     /// Whether there is one of this name, of which nothing else is known.
     pub(super) fn has(&self, namespace: &str, name: &str) -> bool {
         let place = (namespace.to_owned(), name.to_owned());
-        self.all().contains(&place)
+        self.known().all.contains(&place)
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeSet<(String, String)>)) {
-        let mut all = self.all();
-        change(&mut all);
-        let count = i64::try_from(all.len());
+    fn change(&self, change: impl FnOnce(&mut Known)) {
+        let mut known = self.known();
+        change(&mut known);
+        let count = i64::try_from(known.all.len());
         self.gauge.set(count.unwrap_or(i64::MAX));
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing that holds the lock can leave it half changed.
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -355,7 +383,7 @@ mod tests {
         ours.look(None, Duration::from_millis(3));
         ours.look(Some(&Error::TooLong), Duration::from_secs(120));
         let text = all.encode().unwrap();
-        for kind in ["Mailbell", "MailAccount"] {
+        for kind in ["Mailbell", "MailAccount", "MailProvider"] {
             drop(ours.unreadable(kind));
             let line = format!("\nmailbell_operator_unreadable{{kind=\"{kind}\"}} 0\n");
             assert!(all.encode().unwrap().contains(&line), "{line}");

@@ -37,9 +37,9 @@ use k8s_openapi::{
     },
 };
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, Resource,
     api::ListParams,
-    core::PartialObjectMeta,
+    core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         Controller, PredicateConfig, WatchStreamExt as _,
         controller::Action,
@@ -163,7 +163,7 @@ pub async fn run(
             () = stop.cancelled() => break,
             // At once, in the middle of whatever it does: each step of that can be done again by the next leader.
             () = election.lost() => tracing::warn!("this operator leads no longer"),
-            () = look_after(&client, &options, &metrics) => {}
+            () = Box::pin(look_after(&client, &options, &metrics)) => {}
         }
     }
     election.give_away().await;
@@ -193,18 +193,21 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
     let context = Arc::new(context);
     let children = Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let children = || children.clone();
-    let news = stream::unfold(Arc::clone(&context), |context| async {
-        tokio::select! {
-            // Unbiased: either has all of them looked at.
-            () = context.loads.news() => {}
-            () = context.left.news() => {}
-        }
-        Some(((), context))
-    });
     let of = Arc::clone(&context);
     let unreadable = metrics.unreadable("Mailbell");
+    let of_news = (Arc::clone(&context), Arc::clone(&unreadable));
+    let news = stream::unfold(of_news, |(context, unreadable)| async {
+        tokio::select! {
+            // Unbiased: each has all of them looked at.
+            () = context.loads.news() => {}
+            () = context.left.news() => {}
+            () = unreadable.news() => {}
+        }
+        Some(((), (context, unreadable)))
+    });
     let (store, mailbells) =
         objects::watched::<Mailbell>(api(client, options), Arc::clone(&unreadable));
+    let known = store.clone();
     // Not of a status: we write that ourselves, and whoever cannot get on would write another sentence each time, at once.
     let mailbells = mailbells.predicate_filter(predicates::generation, PredicateConfig::default());
     let controller = Controller::for_stream(mailbells, store.clone())
@@ -217,12 +220,9 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         .owns(api::<PodDisruptionBudget>(client, options), children())
         .owns(api::<NetworkPolicy>(client, options), children())
         .watches(
-            api::<MailProvider>(client, options),
+            api::<DeserializeGuard<MailProvider>>(client, options),
             Config::default(),
-            |provider| {
-                let name = ObjectRef::new(&provider.spec.mailbell);
-                Some(name.within(&provider.namespace().unwrap_or_default()))
-            },
+            move |provider| providers::users(provider, &known),
         )
         .watches(
             // Of their names alone it is told, not of what they hold.
@@ -232,8 +232,9 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         )
         .reconcile_all_on(news);
     let _leading = metrics.lead(store.clone());
+    let of_providers = metrics.unreadable("MailProvider");
     let providers = providers::run(
-        api::<MailProvider>(client, options),
+        objects::watched::<MailProvider>(api(client, options), of_providers),
         providers::Lost {
             client: client.clone(),
             events: events.clone(),

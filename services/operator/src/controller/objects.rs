@@ -63,7 +63,10 @@ where
             tell::<K>(&bad, unreadable);
             None
         }
-        Event::InitDone => Some(Event::InitDone),
+        Event::InitDone => {
+            unreadable.all_are_told();
+            Some(Event::InitDone)
+        }
         Event::Apply(DeserializeGuard(Ok(object))) => Some(Event::Apply(is_read(object))),
         Event::Apply(DeserializeGuard(Err(bad))) => {
             tell::<K>(&bad, unreadable);
@@ -98,6 +101,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt as _;
     use serde_json::{Value, json};
@@ -150,11 +154,46 @@ mod tests {
         assert_eq!(see(Event::Delete(bad("a"))), state(true, "", 1));
         assert_eq!(see(Event::Init), state(true, "", 0));
         see(Event::InitApply(bad("c")));
+        assert_eq!(see(Event::InitDone), state(true, "", 1));
+        see(Event::Init);
+        see(Event::InitApply(bad("c")));
         drop(unreadable);
         assert_eq!(
             metrics.count("ConfigMap"),
             0,
             "whoever leads next tells of it"
         );
+    }
+
+    /// It may be as it was: nothing else would have it looked at.
+    #[test]
+    fn one_that_can_be_read_again_is_news() {
+        let unreadable = Metrics::default().unreadable("ConfigMap");
+        let (store, _writer) = reflector::store::<ConfigMap>();
+        let is_news = |events: Vec<Event<DeserializeGuard<ConfigMap>>>| {
+            for event in events {
+                read(event, &store, &unreadable);
+            }
+            unreadable.news().now_or_never().is_some()
+        };
+        let relist = |all: Vec<DeserializeGuard<ConfigMap>>| {
+            let all = all.into_iter().map(Event::InitApply);
+            let all = [Event::Init].into_iter().chain(all);
+            all.chain([Event::InitDone]).collect()
+        };
+        assert!(!is_news(relist(vec![bad("a"), good("b")])));
+        assert!(!is_news(vec![
+            Event::Apply(good("b")),
+            Event::Apply(bad("a"))
+        ]));
+        assert!(is_news(vec![Event::Apply(good("a"))]));
+        assert!(!is_news(vec![
+            Event::Apply(good("a")),
+            Event::Apply(bad("a"))
+        ]));
+        // What was missed is in the next list.
+        assert!(!is_news(relist(vec![bad("a"), bad("b")])));
+        assert!(is_news(relist(vec![good("a"), bad("b")])));
+        assert!(!is_news(relist(vec![good("a"), bad("b")])));
     }
 }

@@ -7,18 +7,18 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
-    core::PartialObjectMeta,
+    core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         Controller,
-        controller::Action,
+        controller::{self, Action},
         events::Recorder,
         reflector::{ObjectRef, Store},
-        watcher::Config,
+        watcher,
     },
 };
 use serde_json::json;
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     api::{MailProvider, Mailbell},
-    desired::{MANAGER, POLICY, policy_name},
+    desired::{MANAGER, POLICY, POLICY_FILE, policy_name},
     policy::{self, Made, Maker, ROOTS, Verdict},
     progress::{Found, Progress},
 };
@@ -72,12 +72,33 @@ impl Authorities {
     }
 }
 
+/// Whom a MailProvider is for. Of one that cannot be read nobody knows: it may be any installation in its namespace.
+pub(super) fn users(
+    provider: DeserializeGuard<MailProvider>,
+    mailbells: &Store<Mailbell>,
+) -> Vec<ObjectRef<Mailbell>> {
+    match provider.0 {
+        Ok(provider) => {
+            let name = ObjectRef::new(&provider.spec.mailbell);
+            vec![name.within(&provider.namespace().unwrap_or_default())]
+        }
+        Err(bad) => {
+            let mailbells = mailbells.state();
+            let beside = mailbells
+                .iter()
+                .filter(|it| it.metadata.namespace == bad.metadata.namespace);
+            beside.map(|it| ObjectRef::from_obj(&**it)).collect()
+        }
+    }
+}
+
 /// What the watchers of this installation are told, and its MailProviders of that.
 pub(super) async fn made(mailbell: &Mailbell, context: &Context) -> Result<Made, Error> {
     let namespace = mailbell.namespace().unwrap_or_default();
-    let mut providers = of_installation(mailbell, &context.client, &namespace).await?;
-    policy::sort(&mut providers);
-    let named = providers
+    let mut listed = list(mailbell, &context.client, &namespace).await?;
+    policy::sort(&mut listed.own);
+    let named = listed
+        .own
         .iter()
         .filter_map(|it| it.spec.ca_config_map.clone());
     // Before they are read: what changes from now on is heard of.
@@ -85,9 +106,17 @@ pub(super) async fn made(mailbell: &Mailbell, context: &Context) -> Result<Made,
     let configs: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let tenants = &mailbell.spec.watchers.paused_tenants;
     let mut maker = Maker::new(tenants).map_err(Error::Json)?;
-    for provider in providers {
+    if !listed.unreadable.is_empty() {
+        let file = data(&configs, &policy_name(&mailbell.name_any()), POLICY_FILE).await?;
+        let mut told = policy::entries(&file.unwrap_or_default());
+        let before = listed.unreadable.iter();
+        for before in before.filter_map(|name| told.remove(name)) {
+            maker.keep(before).map_err(Error::Json)?;
+        }
+    }
+    for provider in listed.own {
         let roots = match &provider.spec.ca_config_map {
-            Some(name) if !maker.knows(name) => roots(&configs, name).await?,
+            Some(name) if !maker.knows(name) => data(&configs, name, ROOTS).await?,
             _ => None,
         };
         maker.add(provider, roots).map_err(Error::Json)?;
@@ -110,42 +139,55 @@ pub(super) async fn first(
     Ok(Some(made.text))
 }
 
-async fn of_installation(
-    mailbell: &Mailbell,
-    client: &Client,
-    namespace: &str,
-) -> Result<Vec<MailProvider>, Error> {
-    let api: Api<MailProvider> = Api::namespaced(client.clone(), namespace);
+/// Those that there are.
+#[derive(Debug, Default)]
+struct Listed {
+    /// Of this installation.
+    own: Vec<MailProvider>,
+    /// Of any in this namespace: their names.
+    unreadable: Vec<String>,
+}
+
+async fn list(mailbell: &Mailbell, client: &Client, namespace: &str) -> Result<Listed, Error> {
+    let api: Api<DeserializeGuard<MailProvider>> = Api::namespaced(client.clone(), namespace);
     let name = mailbell.name_any();
-    let mut own = Vec::new();
+    let mut listed = Listed::default();
     let mut params = ListParams::default().limit(PAGE);
     for _ in 0..MOST_PAGES {
         let page = match api.list(&params).await {
             Ok(page) => page,
             // Its definition is not installed: there are none.
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(own),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(listed),
             Err(source) => {
                 let mut key = key(&format!("of {namespace}"));
                 key.kind.push('s');
                 return Err(Error::of(&key, source));
             }
         };
-        own.extend(page.items.into_iter().filter(|it| {
+        for provider in page.items {
             // One that is being removed no longer counts, whoever still holds it.
-            it.spec.mailbell == name && it.metadata.deletion_timestamp.is_none()
-        }));
+            if provider.meta().deletion_timestamp.is_some() {
+                continue;
+            }
+            match provider.0 {
+                Ok(provider) if provider.spec.mailbell == name => listed.own.push(provider),
+                Ok(_) => {}
+                Err(bad) => listed.unreadable.extend(bad.metadata.name),
+            }
+        }
         params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         if params.continue_token.is_none() {
-            return Ok(own);
+            return Ok(listed);
         }
     }
     Err(Error::TooManyProviders)
 }
 
-async fn roots(configs: &Api<ConfigMap>, name: &str) -> Result<Option<String>, Error> {
+/// What a ConfigMap has under this key, if it is there.
+async fn data(configs: &Api<ConfigMap>, name: &str, field: &str) -> Result<Option<String>, Error> {
     let found = configs.get_opt(name).await;
     let found = found.map_err(|source| Error::of(&config(name.to_owned()), source))?;
-    Ok(found.and_then(|config| config.data?.remove(ROOTS)))
+    Ok(found.and_then(|config| config.data?.remove(field)))
 }
 
 fn config(name: String) -> Key {
@@ -241,19 +283,24 @@ pub(super) struct Lost {
 }
 
 /// Tells those whose installation is not there, until it is dropped.
-pub(super) async fn run(providers: Api<MailProvider>, context: Lost) {
+pub(super) async fn run<S>((store, providers): (Store<MailProvider>, S), context: Lost)
+where
+    S: Stream<Item = Result<MailProvider, watcher::Error>> + Send + 'static,
+{
     // An installation that is not known yet is none that is not there. It fails only where nobody lists them any more.
     if context.mailbells.wait_until_ready().await.is_err() {
         return;
     }
-    Controller::new(providers, Config::default())
+    Controller::for_stream(providers, store)
         .run(
             tell_lost,
             |_, _, _| Action::requeue(LONGEST_WAIT),
             Arc::new(context),
         )
         .for_each(|result| async move {
-            if let Err(error) = result {
+            // One that is gone, or can be read no more, needs nothing.
+            let is_gone = matches!(result, Err(controller::Error::ObjectNotFound(_)));
+            if let Err(error) = result && !is_gone {
                 tracing::warn!(%error, "a MailProvider could not be looked after; it is tried again");
             }
         })
@@ -282,9 +329,42 @@ mod tests {
     };
 
     use http::{Request, Response};
-    use kube::client::Body;
+    use kube::{client::Body, runtime::reflector};
 
     use super::*;
+
+    fn mailbell(namespace: &str, name: &str) -> Mailbell {
+        let spec = json!({
+            "gateways": { "tls": { "secretName": "push-tls" } },
+            "admin": { "tls": { "secretName": "admin-tls" } },
+            "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } },
+        });
+        let mut mailbell = Mailbell::new(name, serde_json::from_value(spec).unwrap());
+        mailbell.metadata.namespace = Some(namespace.to_owned());
+        mailbell
+    }
+
+    #[test]
+    fn one_that_cannot_be_read_may_be_for_any_installation_beside_it() {
+        let (store, mut writer) = reflector::store();
+        for (namespace, name) in [("mail", "main"), ("mail", "other"), ("post", "main")] {
+            let mailbell = mailbell(namespace, name);
+            writer.apply_watcher_event(&watcher::Event::Apply(mailbell));
+        }
+        let told = |mailbell: serde_json::Value| {
+            let provider = json!({ "metadata": { "namespace": "mail", "name": "example" },
+                "spec": { "mailbell": mailbell, "hosts": ["imap.example.org"] } });
+            let provider = serde_json::from_value(provider).unwrap();
+            let users = users(provider, &store).into_iter();
+            let users = users.map(|it| format!("{}/{}", it.namespace.unwrap(), it.name));
+            users
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(told(json!("other")), ["mail/other"]);
+        assert_eq!(told(json!(1)), ["mail/main", "mail/other"]);
+    }
 
     /// No real server has that many in a test, and none goes on for ever.
     #[tokio::test]
@@ -301,13 +381,8 @@ mod tests {
             async move { Ok::<_, Infallible>(Response::new(Body::from(page.to_string().into_bytes()))) }
         });
         let client = Client::new(server, "mail");
-        let spec = json!({
-            "gateways": { "tls": { "secretName": "push-tls" } },
-            "admin": { "tls": { "secretName": "admin-tls" } },
-            "nats": { "managed": { "image": "nats:2.12", "storage": { "size": "20Gi" } } },
-        });
-        let mailbell = Mailbell::new("main", serde_json::from_value(spec).unwrap());
-        let found = of_installation(&mailbell, &client, "mail").await;
+        let mailbell = mailbell("mail", "main");
+        let found = list(&mailbell, &client, "mail").await;
         assert!(matches!(found, Err(Error::TooManyProviders)), "{found:?}");
         assert_eq!(asked.load(Ordering::Relaxed), MOST_PAGES);
     }

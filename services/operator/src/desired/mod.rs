@@ -13,7 +13,7 @@ mod roles;
 mod secrets;
 
 pub use nats::{MONITOR_PORT, nats_certificate};
-pub(crate) use roles::policy_name;
+pub(crate) use roles::{POLICY_FILE, policy_name};
 pub use roles::{Sizes, gateway_pods, sizes};
 
 use std::hash::Hasher;

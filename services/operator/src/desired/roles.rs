@@ -289,7 +289,7 @@ pub(super) fn admin(wanted: &Wanted<'_>) -> Vec<Value> {
 }
 
 /// The key of the ConfigMap, and the name of the file.
-const POLICY_FILE: &str = "policy.json";
+pub(crate) const POLICY_FILE: &str = "policy.json";
 
 /// What watchers go by while they run. It is always there, so that the first word needs no other pods.
 pub(super) fn policy(wanted: &Wanted<'_>) -> Vec<Value> {

@@ -441,3 +441,72 @@ fn a_status_keeps_the_time_of_the_last_change() {
         "Not in force: there is no Mailbell main in this namespace."
     );
 }
+
+/// It is in force as it was, and all others as they are.
+#[test]
+fn one_that_cannot_be_read_stays_as_watchers_were_told_of_it() {
+    let authority = Certificate::for_names(&["imap.example.org"]).authority_pem;
+    let broken = object(
+        "broken",
+        5,
+        &json!({ "hosts": ["a.test", "b.test"], "paused": true, "caConfigMap": "roots",
+            "limits": { "loginsPerSecond": 2 } }),
+    );
+    let others = vec![at("old", 1, &["c.test"]), at("young", 9, &["d.test"])];
+    let with_roots = (broken, Some(authority.clone()));
+    let all = others.clone().into_iter().map(|it| (it, None));
+    let (before, first) = made(&[], all.chain([with_roots]).collect());
+    let kept = |file: &str, others: Vec<MailProvider>| {
+        let mut maker = Maker::new(&["acme".to_owned()]).unwrap();
+        if let Some(broken) = entries(file).remove("broken") {
+            maker.keep(broken).unwrap();
+        }
+        for other in others {
+            maker.add(other, None).unwrap();
+        }
+        let made = maker.finish().unwrap();
+        let policy: Policy = serde_json::from_str(&made.text).unwrap();
+        policy.check().unwrap();
+        (policy, told(&made))
+    };
+    let (policy, said) = kept(&first.text, others.clone());
+    assert_eq!(policy.providers[0], before.providers[1]);
+    assert_eq!(policy.providers[0].ca, Some(authority));
+    assert_eq!(
+        policy.providers[1..],
+        [&before.providers[..1], &before.providers[2..]].concat()
+    );
+    assert!(policy.paused_tenants.contains("acme"));
+    let names: Vec<_> = said
+        .iter()
+        .map(|(name, reason, _)| (name.as_str(), *reason))
+        .collect();
+    assert_eq!(names, [("old", "InForce"), ("young", "InForce")]);
+    // Its hosts are not taken from it.
+    let (policy, said) = kept(&first.text, vec![at("old", 1, &["c.test", "B.test"])]);
+    assert_eq!(hosts(&policy)[1], ("old", vec!["c.test"]));
+    assert_eq!(said[0].1, "HostTaken");
+    // Of one that was not in force nothing is.
+    let (policy, _) = kept("{}", others.clone());
+    assert_eq!(hosts(&policy).len(), 2);
+    // What somebody has made of the file keeps nobody else from being in force.
+    let mut file: Value = serde_json::from_str(&first.text).unwrap();
+    file["providers"][1]["ca"] = json!("nothing");
+    let (policy, _) = kept(&file.to_string(), others.clone());
+    assert_eq!(
+        (policy.providers[0].ca.as_deref(), policy.providers.len()),
+        (None, 3)
+    );
+    file["providers"][1]["ca"] = Value::Null;
+    file["providers"][1]["caFile"] = json!("/etc/passwd");
+    let (policy, _) = kept(&file.to_string(), others.clone());
+    assert_eq!(policy.providers[0].ca_file, None);
+    for bad in [json!({ "hosts": ["no host"] }), json!({ "newer": 1 })] {
+        let mut file: Value = serde_json::from_str(&first.text).unwrap();
+        let entry = file["providers"][1].as_object_mut().unwrap();
+        entry.extend(bad.as_object().unwrap().clone());
+        let (policy, _) = kept(&file.to_string(), others.clone());
+        assert_eq!(hosts(&policy).len(), 2, "{bad}");
+    }
+    assert!(entries("no file").is_empty());
+}

@@ -1,5 +1,7 @@
 //! MailProviders on a real API server: what watchers are told, and what each of them says.
 
+use std::time::Duration;
+
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     authorization::v1::SubjectAccessReview,
@@ -9,8 +11,10 @@ use k8s_openapi::api::{
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    core::PartialObjectMeta,
 };
 use mailbell_core::policy::{Policy, Provider};
+use mailbell_operator::api::MailProvider;
 use mailbell_test_servers::Certificate;
 use serde_json::{Value, json};
 
@@ -382,6 +386,104 @@ async fn an_installation_waits_for_no_provider_that_cannot_be_read() {
     world.change(nobody).await;
     world.until_ready_says(denied).await;
     assert_eq!(world.until_told("the same", |_| true).await, told);
+    operator.stop().await;
+}
+
+/// Not even its installation is known. What watchers were told of it stays, and nobody else minds.
+#[tokio::test]
+async fn one_that_cannot_be_read_is_left_alone() {
+    // Its own server: an operator of all namespaces would look after what other tests have.
+    let Some(world) = World::alone_with_definitions().await else {
+        return;
+    };
+    let elsewhere = world.beside().await;
+    let start = |identity: &str| {
+        Operator::start_told(&world, identity, None, |options| {
+            options.namespace = None;
+            // It has all looked at, where a watch should.
+            options.look_every = Duration::from_secs(3600);
+        })
+    };
+    let operator = start("one");
+    for one in [&world, &elsewhere] {
+        one.is_set_up().await;
+        one.is_installed(IMAGE).await;
+        one.has(&provider()).await;
+        one.until_provider_says("example", "True InForce").await;
+    }
+    let broken = with(&provider(), "/metadata/name", json!("broken"));
+    let broken = with(&broken, "/spec/hosts", json!(["other.test"]));
+    world
+        .has(&with(
+            &broken,
+            "/spec/limits",
+            json!({ "loginsPerSecond": 2 }),
+        ))
+        .await;
+    world.until_provider_says("broken", "True InForce").await;
+    let told = world.until_told("both", |_| true).await;
+    let limited = named(&told, "broken").unwrap().clone();
+    let status = async |status: Value| {
+        let (params, patch) = (PatchParams::default(), json!({ "status": status }));
+        let providers: Api<PartialObjectMeta<MailProvider>> =
+            Api::namespaced(world.client.clone(), &world.namespace);
+        let patch = Patch::Merge(patch);
+        providers
+            .patch_status("broken", &params, &patch)
+            .await
+            .unwrap();
+    };
+    // A time for the API server, and for nobody else.
+    let ready = json!({ "type": "Ready", "status": "True", "reason": "InForce", "message": "",
+        "lastTransitionTime": "2024-01-01T00:00:00+99:00" });
+    let unreadable = json!({ "conditions": [ready] });
+    status(unreadable.clone()).await;
+    assert!(world.providers().get("broken").await.is_err());
+    let pause = async |one: &World, paused: bool| {
+        let patch = Patch::Merge(json!({ "spec": { "paused": paused } }));
+        let (providers, params) = (one.providers(), PatchParams::default());
+        providers.patch("example", &params, &patch).await.unwrap();
+        let is_so = |policy: &Policy| named(policy, "example").unwrap().paused == paused;
+        one.until_told("the pause", is_so).await
+    };
+    let told = pause(&world, true).await;
+    assert_eq!(named(&told, "broken"), Some(&limited));
+    world.until_provider_says("example", "True Paused").await;
+    pause(&elsewhere, true).await;
+    // Whoever leads next finds it as it is.
+    operator.stop().await;
+    let operator = start("two");
+    let lost = with(&provider(), "/metadata/name", json!("lost"));
+    elsewhere
+        .has(&with(&lost, "/spec/mailbell", json!("nowhere")))
+        .await;
+    elsewhere
+        .until_provider_says("lost", "False NoInstallation")
+        .await;
+    pause(&elsewhere, false).await;
+    let told = pause(&world, false).await;
+    assert_eq!(named(&told, "broken"), Some(&limited));
+    world.until_ready_says("True Running").await;
+    // Once it can be read it is as it says.
+    let go_on = Patch::Merge(json!({ "spec": { "limits": { "loginsPerSecond": 3 } } }));
+    let providers: Api<PartialObjectMeta<MailProvider>> =
+        Api::namespaced(world.client.clone(), &world.namespace);
+    let params = PatchParams::default();
+    providers.patch("broken", &params, &go_on).await.unwrap();
+    let told = pause(&world, true).await;
+    assert_eq!(named(&told, "broken"), Some(&limited));
+    status(Value::Null).await;
+    world.until_provider_says("broken", "True InForce").await;
+    let rate = |policy: &Policy| named(policy, "broken").map(|it| it.limits.logins_per_second);
+    let is_another = |policy: &Policy| rate(policy) == Some(Some(3));
+    world.until_told("another limit", is_another).await;
+    // One that goes is gone.
+    status(unreadable).await;
+    pause(&world, false).await;
+    world.has_no("broken").await;
+    world
+        .until_told("one fewer", |policy| rate(policy).is_none())
+        .await;
     operator.stop().await;
 }
 

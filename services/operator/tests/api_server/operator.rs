@@ -382,7 +382,10 @@ async fn an_object_that_cannot_be_read_is_left_alone() {
     };
     patch(status).await;
     assert!(world.mailbells().get("broken").await.is_err());
-    let operator = Operator::start(&world, "one");
+    let operator = Operator::start_told(&world, "one", None, |options| {
+        // It has all looked at.
+        options.look_every = Duration::from_secs(3600);
+    });
     world.is_installed(IMAGE).await;
     world.until_ready_says("True Running").await;
     let sets = world.api::<StatefulSet>();
@@ -394,6 +397,10 @@ async fn an_object_that_cannot_be_read_is_left_alone() {
         broken.status?.observed_generation
     };
     world.once(looked, "a look at the other one").await;
+    // Nothing else of it has changed since that look.
+    patch(status).await;
+    patch(r#"{"status":null}"#).await;
+    world.once(looked, "a look at what is as it was").await;
     operator.stop().await;
 }
 
