@@ -14,6 +14,7 @@ use kube::{
 use mailbell_operator::{api::MailAccount, controller::goes_on_by_itself};
 
 use super::{
+    Unread,
     access::{Seen, seen},
     clip,
 };
@@ -33,12 +34,12 @@ const LONG_S: i64 = 15 * 60;
 pub(super) async fn examine(
     report: &mut Report,
     client: &Client,
-    namespace: &str,
+    unread: &Unread<'_>,
     mailbells: &[String],
     all: bool,
 ) -> Option<BTreeSet<String>> {
     let mut counted = Counted::of(mailbells, all);
-    let api: Api<DeserializeGuard<MailAccount>> = Api::namespaced(client.clone(), namespace);
+    let api: Api<DeserializeGuard<MailAccount>> = Api::namespaced(client.clone(), unread.namespace);
     let mut params = ListParams::default().limit(PAGE);
     let mut is_whole = false;
     for _ in 0..MOST_PAGES {
@@ -58,7 +59,7 @@ pub(super) async fn examine(
         for DeserializeGuard(object) in &page.items {
             match object {
                 Ok(account) => counted.add(account, Timestamp::now()),
-                Err(bad) => counted.add_unreadable(bad, namespace),
+                Err(bad) => counted.add_unreadable(bad, unread),
             }
         }
         params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
@@ -68,7 +69,7 @@ pub(super) async fn examine(
         }
     }
     let passwords = mem::take(&mut counted.passwords);
-    counted.tell(report, namespace);
+    counted.tell(report, unread);
     if !is_whole {
         let looked = usize::try_from(PAGE).map_or(0, |page| page.saturating_mul(MOST_PAGES));
         report.skipped(
@@ -113,8 +114,8 @@ impl Counted {
         }
     }
 
-    fn add_unreadable(&mut self, bad: &InvalidObject, namespace: &str) {
-        let (name, said, advice) = super::unreadable(bad, "mailaccount", namespace);
+    fn add_unreadable(&mut self, bad: &InvalidObject, unread: &Unread<'_>) {
+        let (name, said, advice) = unread.told(bad, "mailaccount");
         self.unreadable.declared += 1;
         self.unreadable.add(name, (said, advice));
     }
@@ -143,11 +144,13 @@ impl Counted {
         tally.add(account.name_any(), trouble);
     }
 
-    fn tell(self, report: &mut Report, namespace: &str) {
+    fn tell(self, report: &mut Report, unread: &Unread<'_>) {
+        let namespace = unread.namespace;
         let all = format!("kubectl --namespace {namespace} get mailaccounts has all of them");
-        let known = match self.unreadable.wrong {
-            0 => "",
-            _ => ", of those that can be read",
+        let (known, worst) = match self.unreadable.wrong {
+            0 => ("", Verdict::Fail),
+            // Those that cannot be may be watched.
+            _ => (", of those that can be read", Verdict::Warn),
         };
         for (name, tally) in self.of {
             let waits = tally.declared - tally.watched - tally.wrong;
@@ -158,21 +161,17 @@ impl Counted {
                     tally.watched, tally.wrong
                 ),
             };
-            tally.tell(report, &format!("accounts {name}"), said, &all);
+            tally.tell(report, &format!("accounts {name}"), said, worst, &all);
         }
         if let Some(tally) = self.nowhere.filter(|tally| tally.wrong > 0) {
             let said = format!("{} name a Mailbell that is not there", tally.wrong);
-            tally.tell(report, "accounts", said, &all);
+            tally.tell(report, "accounts", said, Verdict::Fail, &all);
         }
         let tally = self.unreadable;
         if tally.wrong > 0 {
             let said = format!("{} of {} cannot be read", tally.wrong, tally.declared);
-            tally.tell(
-                report,
-                "accounts",
-                said,
-                "the operator's log names all of them",
-            );
+            let all = "the operator's log names all of them";
+            tally.tell(report, "accounts", said, unread.worst(), all);
         }
     }
 }
@@ -186,11 +185,11 @@ impl Tally {
     }
 
     /// A mailbox with something wrong is no fault of the installation; if all of them are, something is.
-    /// `all`: where the others are, of more than are named.
-    fn tell(self, report: &mut Report, finding: &str, said: String, all: &str) {
+    /// `worst`: if all are wrong. `all`: where the others are, of more than are named.
+    fn tell(self, report: &mut Report, finding: &str, said: String, worst: Verdict, all: &str) {
         let verdict = match self.wrong {
             0 => return report.ok(finding, said),
-            wrong if wrong == self.declared => Verdict::Fail,
+            wrong if wrong == self.declared => worst,
             _ => Verdict::Warn,
         };
         let advice = match self.wrong > self.named.len() {
@@ -294,6 +293,10 @@ mod tests {
     use super::*;
     use crate::doctor::kube::MAX_SENTENCE;
 
+    const UNREAD: Unread<'_> = Unread {
+        namespace: "mail",
+        release: None,
+    };
     const NOW: &str = "2026-01-01T01:00:00Z";
 
     fn account(
@@ -331,7 +334,7 @@ mod tests {
                 counted.add(account, NOW.parse().unwrap());
             }
             let mut report = Report::default();
-            counted.tell(&mut report, "mail");
+            counted.tell(&mut report, &UNREAD);
             assert_eq!(report.findings[0].verdict, verdict);
         }
     }
@@ -411,7 +414,7 @@ mod tests {
             counted.add(&account, now);
         }
         let mut report = Report::default();
-        counted.tell(&mut report, "mail");
+        counted.tell(&mut report, &UNREAD);
         let findings = report.findings.into_iter();
         findings
             .map(|it| format!("{:?} {}: {}", it.verdict, it.name, it.said))

@@ -10,7 +10,7 @@ use kube::{Api, Client, ResourceExt as _, api::ListParams, core::error_boundary:
 use mailbell_operator::{api::Mailbell, desired::nats_certificate};
 
 use super::{
-    MOST,
+    MOST, Unread,
     access::{Seen, listed, seen},
     certificate::{self, Use, judge},
     claims, nats,
@@ -57,14 +57,15 @@ pub(super) async fn examine(
 pub(super) async fn unreadable(
     report: &mut Report,
     client: &Client,
-    namespace: &str,
+    unread: &Unread<'_>,
     bad: &InvalidObject,
 ) {
-    let (name, said, advice) = super::unreadable(bad, "mailbell", namespace);
+    let (name, said, advice) = unread.told(bad, "mailbell");
     let finding = format!("installation {name}");
-    report.fail(&finding, said, advice);
+    report.add(&finding, unread.worst(), said, advice);
     report.skipped(&finding, "of what it has only its pods were looked at");
-    pods(report, client, namespace, &name, &objects_of(&name)).await;
+    let params = objects_of(&name);
+    pods(report, client, unread.namespace, &name, &params).await;
 }
 
 fn objects_of(name: &str) -> ListParams {

@@ -26,7 +26,7 @@ use kube::{
 use mailbell_operator::api::Mailbell;
 use tokio::time::timeout;
 
-use super::Report;
+use super::{Report, Verdict};
 use access::{Seen, seen};
 
 /// How long all of it may take.
@@ -111,6 +111,10 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
     match found {
         Seen::There(found) => {
             let names: Vec<String> = found.items.iter().map(|it| it.name_any()).collect();
+            let told = Unread {
+                namespace,
+                release: operators.iter().find_map(operator::other_release),
+            };
             let (mut read, mut unread) = (Vec::new(), Vec::new());
             for DeserializeGuard(object) in found.items {
                 match object {
@@ -123,17 +127,16 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
                 installation::examine(report, client, namespace, mailbell, looks).await;
             }
             for bad in &unread {
-                installation::unreadable(report, client, namespace, bad).await;
+                installation::unreadable(report, client, &told, bad).await;
             }
             let more = found.metadata.continue_.unwrap_or_default();
-            let passwords =
-                accounts::examine(report, client, namespace, &names, more.is_empty()).await;
+            let passwords = accounts::examine(report, client, &told, &names, more.is_empty()).await;
             let needs = rights::Needs {
                 namespace,
                 mailbells: &names,
                 passwords: passwords.as_ref(),
             };
-            providers::examine(report, client, namespace).await;
+            providers::examine(report, client, &told).await;
             rights::examine(report, client, &operators, &needs).await;
         }
         Seen::Missing => report.fail(
@@ -150,14 +153,39 @@ async fn look(report: &mut Report, client: &Client, namespace: &str) {
     }
 }
 
-/// Of an object that cannot be read: its name, why, and what to do. An operator of the release that has written it can.
-fn unreadable(bad: &InvalidObject, kind: &str, namespace: &str) -> (String, String, String) {
-    let name = bad.metadata.name.clone().unwrap_or_default();
-    let said = format!("it cannot be read: {}", clip(&bad.error));
-    let advice = format!(
-        "an operator of this release leaves it alone: what there is of it stays, and what is changed of it has no effect. Change what it says there, kubectl --namespace {namespace} edit {kind} {name} (--subresource=status, if it is in its status); or take the release that has written it, of operator and command"
-    );
-    (name, said, advice)
+/// Of objects that cannot be read: what is said of them.
+struct Unread<'a> {
+    namespace: &'a str,
+    /// That of an operator and that of this command, if they are not the same: that operator may read them.
+    release: Option<String>,
+}
+
+impl Unread<'_> {
+    /// Its name, why, and what to do.
+    fn told(&self, bad: &InvalidObject, kind: &str) -> (String, String, String) {
+        let name = bad.metadata.name.clone().unwrap_or_default();
+        let said = format!("it cannot be read: {}", clip(&bad.error));
+        let advice = match &self.release {
+            Some(release) => {
+                format!(
+                    "it may be good: the operator is {release}. Look with the command of its release"
+                )
+            }
+            None => format!(
+                "the operator leaves it alone: what there is of it stays, and what is changed of it has no effect. Change what it says there, kubectl --namespace {} edit {kind} {name} (--subresource=status, if it is in its status); or take the release that has written it, of operator and command",
+                self.namespace
+            ),
+        };
+        (name, said, advice)
+    }
+
+    /// Where none of them can be.
+    fn worst(&self) -> Verdict {
+        match &self.release {
+            Some(_) => Verdict::Warn,
+            None => Verdict::Fail,
+        }
+    }
 }
 
 fn clip(text: &str) -> String {

@@ -1,19 +1,20 @@
-//! MailProviders that cannot be read: nothing else than the operator's log tells of them. Of the others their own status does.
+//! MailProviders that cannot be read. Of the others their own status tells.
 
 use kube::{Api, Client, api::ListParams, core::DeserializeGuard};
 use mailbell_operator::api::MailProvider;
 
 use super::{
-    MOST, NAMED,
+    MOST, NAMED, Unread,
     access::{Seen, seen},
-    some, unreadable,
+    some,
 };
 use crate::doctor::Report;
 
 const FINDING: &str = "providers";
 
-pub(super) async fn examine(report: &mut Report, client: &Client, namespace: &str) {
-    let api: Api<DeserializeGuard<MailProvider>> = Api::namespaced(client.clone(), namespace);
+pub(super) async fn examine(report: &mut Report, client: &Client, unread: &Unread<'_>) {
+    let api: Api<DeserializeGuard<MailProvider>> =
+        Api::namespaced(client.clone(), unread.namespace);
     let found = match seen(api.list(&ListParams::default().limit(MOST)).await) {
         Seen::There(found) => found,
         // Of a release before.
@@ -29,7 +30,7 @@ pub(super) async fn examine(report: &mut Report, client: &Client, namespace: &st
         .filter_map(|it| it.0.as_ref().err())
         .collect();
     for bad in bad.iter().take(NAMED) {
-        let (name, said, advice) = unreadable(bad, "mailprovider", namespace);
+        let (name, said, advice) = unread.told(bad, "mailprovider");
         report.warn(&format!("provider {name}"), said, advice);
     }
     if bad.len() > NAMED {

@@ -45,6 +45,24 @@ async fn what_cannot_be_read_hides_nothing_else() {
         said.has("accounts main", "ok", "1 watched");
     };
     main_is_well(&said);
+    // An operator of another release may read it.
+    let of_release = async |release: &str| {
+        let label = format!("app.kubernetes.io/version={release}");
+        let label = [
+            "label",
+            "deployment",
+            "mailbell-operator",
+            "--overwrite",
+            &label,
+        ];
+        cluster.kubectl(&label).await;
+    };
+    of_release("99.0.0").await;
+    let said = doctor(&admin);
+    let advice = said.has("installation other", "warn", "it cannot be read");
+    let words = "the operator is of release 99.0.0; this command is of ";
+    assert!(advice.contains(words), "{advice}");
+    of_release(env!("CARGO_PKG_VERSION")).await;
     // It is one of those that are elsewhere, too.
     let said = doctor_in(&admin, "kube-system");
     said.has("installation", "warn", "there are some in default");
@@ -101,6 +119,13 @@ async fn what_cannot_be_read_hides_nothing_else() {
     said.has("accounts", "fail", "7 of 7 cannot be read");
     let words = "none is declared, of those that can be read";
     said.has("accounts main", "ok", words);
+    // Those that cannot be may be watched.
+    let refused = ["False", "BadCredentials", "The password is refused."];
+    cluster.mail_account("dave", "main", refused).await;
+    let said = doctor(&admin);
+    assert_eq!((said.code, said.of("fail")), (Some(0), vec![]), "{said:?}");
+    let words = "1 declared, of those that can be read: 0 watched";
+    said.has("accounts main", "warn", words);
     cluster.kubectl(&["delete", "mailaccounts", "--all"]).await;
 
     // The same of a MailProvider.
