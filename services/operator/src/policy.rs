@@ -13,7 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
-use kube::ResourceExt as _;
+use kube::{Resource, ResourceExt as _};
 use mailbell_core::policy::{
     HostLimits, MAX_BYTES, MAX_PROVIDERS, Policy, Provider, Quirks, canonical,
 };
@@ -46,12 +46,35 @@ pub struct Made {
     pub text: String,
     /// In the order in which they were added.
     pub verdicts: Vec<(MailProvider, Verdict)>,
+    /// Of those whose objects cannot be read the names, and whether watchers are told of them.
+    pub unreadable: Vec<(String, bool)>,
+}
+
+impl Made {
+    /// What a person is to know of those whose objects cannot be read: they cannot be told themselves.
+    #[must_use]
+    pub fn unread(&self) -> Option<String> {
+        let told = self.unreadable.iter().take(NAMED).map(|(name, is_told)| {
+            let rest = match is_told {
+                true => "what watchers were told of it stays",
+                false => "if it is for this installation, watchers are told nothing of it",
+            };
+            format!("the MailProvider {name} cannot be read: {rest}")
+        });
+        let told: Vec<String> = told.collect();
+        let more = self.unreadable.len().saturating_sub(NAMED);
+        match (told.is_empty(), more) {
+            (true, _) => None,
+            (false, 0) => Some(told.join("; ")),
+            (false, _) => Some(format!("{}; and {more} more", told.join("; "))),
+        }
+    }
 }
 
 /// The oldest first, then by name: those that come first count first.
-pub fn sort(providers: &mut [MailProvider]) {
+pub fn sort<K: Resource>(providers: &mut [K]) {
     providers.sort_by_cached_key(|provider| {
-        let created = provider.metadata.creation_timestamp.clone();
+        let created = provider.meta().creation_timestamp.clone();
         (created.map(|time| time.0), provider.name_any())
     });
 }
@@ -77,6 +100,7 @@ pub struct Maker {
     /// By ConfigMap, what is known of its root certificates for all that name it: those that stand in the file, or why they cannot.
     roots: HashMap<String, Result<String, String>>,
     verdicts: Vec<(MailProvider, Verdict)>,
+    unreadable: Vec<(String, bool)>,
 }
 
 impl Maker {
@@ -95,6 +119,7 @@ impl Maker {
             owners: HashMap::new(),
             roots: HashMap::new(),
             verdicts: Vec::new(),
+            unreadable: Vec::new(),
         })
     }
 
@@ -122,19 +147,28 @@ impl Maker {
         Ok(())
     }
 
-    /// One whose object cannot be read, before all others: what watchers were told of it ([`entries`]) stays, since they must not forget a
-    /// limit or a pause. Nobody can be told what came of it.
+    /// The next one, whose object cannot be read. `before`: what watchers were told of it ([`entries`]). That stays, since they must not
+    /// forget a limit or a pause.
     ///
     /// # Errors
     /// As [`Maker::new`].
-    pub fn keep(&mut self, mut before: Provider) -> Result<(), serde_json::Error> {
-        // Somebody may have changed the file: what watchers would refuse must not keep the others from being in force.
-        before.ca_file = None;
-        let ca = before.ca.take();
-        before.ca = ca.filter(|pem| check_roots(ROOTS, pem.as_bytes()).is_ok());
-        if let Ok(entry) = entry(before, &self.owners) {
-            self.admit(entry, None, None)?;
+    pub fn keep(
+        &mut self,
+        name: String,
+        before: Option<Provider>,
+    ) -> Result<(), serde_json::Error> {
+        let known = self.policy.providers.len();
+        if let Some(mut before) = before {
+            // Somebody may have changed the file: what watchers would refuse must not keep the others from being in force.
+            before.ca_file = None;
+            let ca = before.ca.take();
+            before.ca = ca.filter(|pem| check_roots(ROOTS, pem.as_bytes()).is_ok());
+            if let Ok(entry) = entry(before, &self.owners) {
+                self.admit(entry, None, None)?;
+            }
         }
+        let is_told = self.policy.providers.len() > known;
+        self.unreadable.push((name, is_told));
         Ok(())
     }
 
@@ -216,6 +250,7 @@ impl Maker {
         Ok(Made {
             text: serde_json::to_string(&self.policy)?,
             verdicts: self.verdicts,
+            unreadable: self.unreadable,
         })
     }
 }

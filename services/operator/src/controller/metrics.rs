@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -162,33 +162,40 @@ pub(super) struct Unreadable {
 #[derive(Debug, Default)]
 struct Known {
     all: BTreeSet<(String, String)>,
-    /// Those of before, while all are told of again.
-    before: BTreeSet<(String, String)>,
+    /// Those of the list that is being told, which count once all of it is.
+    next: Option<BTreeSet<(String, String)>>,
 }
 
 impl Unreadable {
     pub(super) fn add(&self, object: &ObjectMeta) {
-        self.change(|known| _ = known.all.insert(place(object)));
+        self.change(|known| {
+            let Known { all, next } = known;
+            next.as_mut().unwrap_or(all).insert(place(object));
+        });
     }
 
     pub(super) fn remove(&self, object: &ObjectMeta) {
         self.change(|known| {
-            if known.all.remove(&place(object)) {
+            if known.next.is_none() && known.all.remove(&place(object)) {
                 self.news.notify_one();
             }
         });
     }
 
-    /// All are told of again, until [`Unreadable::all_are_told`].
-    pub(super) fn clear(&self) {
-        self.change(|known| known.before.append(&mut known.all));
+    /// All are told of again, until [`Unreadable::end_list`].
+    pub(super) fn begin_list(&self) {
+        self.change(|known| known.next = Some(BTreeSet::new()));
     }
 
-    pub(super) fn all_are_told(&self) {
+    pub(super) fn end_list(&self) {
         self.change(|known| {
-            if !mem::take(&mut known.before).is_subset(&known.all) {
+            let Some(next) = known.next.take() else {
+                return;
+            };
+            if !known.all.is_subset(&next) {
                 self.news.notify_one();
             }
+            known.all = next;
         });
     }
 
@@ -218,7 +225,7 @@ impl Unreadable {
 
 impl Drop for Unreadable {
     fn drop(&mut self) {
-        self.clear();
+        self.change(|known| *known = Known::default());
     }
 }
 

@@ -95,26 +95,33 @@ pub(super) fn users(
 /// What the watchers of this installation are told, and its MailProviders of that.
 pub(super) async fn made(mailbell: &Mailbell, context: &Context) -> Result<Made, Error> {
     let namespace = mailbell.namespace().unwrap_or_default();
-    let mut listed = list(mailbell, &context.client, &namespace).await?;
-    policy::sort(&mut listed.own);
-    let named = listed
-        .own
-        .iter()
-        .filter_map(|it| it.spec.ca_config_map.clone());
+    let mut providers = list(mailbell, &context.client, &namespace).await?;
+    policy::sort(&mut providers);
+    let read = providers.iter().filter_map(|it| it.0.as_ref().ok());
+    let named = read.filter_map(|it| it.spec.ca_config_map.clone());
     // Before they are read: what changes from now on is heard of.
     context.authorities.are(mailbell, named.collect());
     let configs: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let tenants = &mailbell.spec.watchers.paused_tenants;
     let mut maker = Maker::new(tenants).map_err(Error::Json)?;
-    if !listed.unreadable.is_empty() {
-        let file = data(&configs, &policy_name(&mailbell.name_any()), POLICY_FILE).await?;
-        let mut told = policy::entries(&file.unwrap_or_default());
-        let before = listed.unreadable.iter();
-        for before in before.filter_map(|name| told.remove(name)) {
-            maker.keep(before).map_err(Error::Json)?;
+    let mut told = match providers.iter().all(|it| it.0.is_ok()) {
+        true => HashMap::new(),
+        false => {
+            let name = policy_name(&mailbell.name_any());
+            let file = data(&configs, &name, POLICY_FILE).await?;
+            policy::entries(&file.unwrap_or_default())
         }
-    }
-    for provider in listed.own {
+    };
+    for provider in providers {
+        let provider = match provider.0 {
+            Ok(provider) => provider,
+            Err(bad) => {
+                let name = bad.metadata.name.unwrap_or_default();
+                let before = told.remove(&name);
+                maker.keep(name, before).map_err(Error::Json)?;
+                continue;
+            }
+        };
         let roots = match &provider.spec.ca_config_map {
             Some(name) if !maker.knows(name) => data(&configs, name, ROOTS).await?,
             _ => None,
@@ -139,45 +146,35 @@ pub(super) async fn first(
     Ok(Some(made.text))
 }
 
-/// Those that there are.
-#[derive(Debug, Default)]
-struct Listed {
-    /// Of this installation.
-    own: Vec<MailProvider>,
-    /// Of any in this namespace: their names.
-    unreadable: Vec<String>,
-}
-
-async fn list(mailbell: &Mailbell, client: &Client, namespace: &str) -> Result<Listed, Error> {
+/// Those of this installation, and those in its namespace that cannot be read, and may be.
+async fn list(
+    mailbell: &Mailbell,
+    client: &Client,
+    namespace: &str,
+) -> Result<Vec<DeserializeGuard<MailProvider>>, Error> {
     let api: Api<DeserializeGuard<MailProvider>> = Api::namespaced(client.clone(), namespace);
     let name = mailbell.name_any();
-    let mut listed = Listed::default();
+    let mut own = Vec::new();
     let mut params = ListParams::default().limit(PAGE);
     for _ in 0..MOST_PAGES {
         let page = match api.list(&params).await {
             Ok(page) => page,
             // Its definition is not installed: there are none.
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(listed),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(own),
             Err(source) => {
                 let mut key = key(&format!("of {namespace}"));
                 key.kind.push('s');
                 return Err(Error::of(&key, source));
             }
         };
-        for provider in page.items {
+        own.extend(page.items.into_iter().filter(|it| {
             // One that is being removed no longer counts, whoever still holds it.
-            if provider.meta().deletion_timestamp.is_some() {
-                continue;
-            }
-            match provider.0 {
-                Ok(provider) if provider.spec.mailbell == name => listed.own.push(provider),
-                Ok(_) => {}
-                Err(bad) => listed.unreadable.extend(bad.metadata.name),
-            }
-        }
+            let is_going = it.meta().deletion_timestamp.is_some();
+            !is_going && it.0.as_ref().map_or(true, |it| it.spec.mailbell == name)
+        }));
         params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         if params.continue_token.is_none() {
-            return Ok(listed);
+            return Ok(own);
         }
     }
     Err(Error::TooManyProviders)

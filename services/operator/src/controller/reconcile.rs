@@ -21,6 +21,7 @@ use super::{
 use crate::{
     api::{Mailbell, MailbellStatus, Versions},
     desired::{MANAGER, POLICY, REPLICAS, Stage, Wanted, desired},
+    policy::Made,
     progress::{self, Found, Progress, conditions, trouble},
 };
 
@@ -80,15 +81,20 @@ pub(super) async fn installation(
     let mut notes = Notes::default();
     let (mut found, mut refused) =
         apply(&cluster, mailbell, &context.loads, &stages, &mut notes).await?;
-    if let Some(error) = unmade {
+    let of_policy = match &unmade {
+        Some(error) => Some(Progress::Failed {
+            text: error.to_string(),
+            serves: true,
+        }),
+        None => policy.as_ref().and_then(Made::unread).map(Progress::Usable),
+    };
+    if let Some(worse) = of_policy {
         let is_policy = |(stage, _): &&mut (&'static str, Progress)| *stage == POLICY;
         if let Some((_, progress)) = found.iter_mut().find(is_policy) {
-            let text = error.to_string();
-            let failed = Progress::Failed { text, serves: true };
-            *progress = progress.clone().worse(failed);
+            *progress = progress.clone().worse(worse);
         }
-        refused.get_or_insert(error);
     }
+    refused = refused.or(unmade);
     let mut found = Found {
         stages: found,
         paused: mailbell.spec.paused,

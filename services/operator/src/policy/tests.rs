@@ -458,49 +458,69 @@ fn one_that_cannot_be_read_stays_as_watchers_were_told_of_it() {
     let (before, first) = made(&[], all.chain([with_roots]).collect());
     let kept = |file: &str, others: Vec<MailProvider>| {
         let mut maker = Maker::new(&["acme".to_owned()]).unwrap();
-        if let Some(broken) = entries(file).remove("broken") {
-            maker.keep(broken).unwrap();
+        let (older, younger) = others.split_at(1);
+        for other in older {
+            maker.add(other.clone(), None).unwrap();
         }
-        for other in others {
-            maker.add(other, None).unwrap();
+        let before = entries(file).remove("broken");
+        maker.keep("broken".to_owned(), before).unwrap();
+        for other in younger {
+            maker.add(other.clone(), None).unwrap();
         }
         let made = maker.finish().unwrap();
         let policy: Policy = serde_json::from_str(&made.text).unwrap();
         policy.check().unwrap();
-        (policy, told(&made))
+        (policy, made)
     };
-    let (policy, said) = kept(&first.text, others.clone());
-    assert_eq!(policy.providers[0], before.providers[1]);
-    assert_eq!(policy.providers[0].ca, Some(authority));
-    assert_eq!(
-        policy.providers[1..],
-        [&before.providers[..1], &before.providers[2..]].concat()
-    );
+    let (policy, made) = kept(&first.text, others.clone());
+    assert_eq!(policy.providers, before.providers);
+    assert_eq!(policy.providers[1].ca, Some(authority));
     assert!(policy.paused_tenants.contains("acme"));
-    let names: Vec<_> = said
-        .iter()
-        .map(|(name, reason, _)| (name.as_str(), *reason))
-        .collect();
-    assert_eq!(names, [("old", "InForce"), ("young", "InForce")]);
-    // Its hosts are not taken from it.
-    let (policy, said) = kept(&first.text, vec![at("old", 1, &["c.test", "B.test"])]);
-    assert_eq!(hosts(&policy)[1], ("old", vec!["c.test"]));
-    assert_eq!(said[0].1, "HostTaken");
+    let names = told(&made)
+        .into_iter()
+        .map(|(name, reason, _)| (name, reason));
+    let names: Vec<_> = names.collect();
+    assert_eq!(
+        names,
+        [
+            ("old".to_owned(), "InForce"),
+            ("young".to_owned(), "InForce")
+        ]
+    );
+    assert_eq!(
+        made.unread().unwrap(),
+        "the MailProvider broken cannot be read: what watchers were told of it stays"
+    );
+    // A host that two name is the older one's, as ever.
+    let two = vec![
+        at("old", 1, &["c.test", "B.test"]),
+        at("young", 9, &["a.test", "d.test"]),
+    ];
+    let (policy, _) = kept(&first.text, two);
+    let one = |name, host| (name, vec![host]);
+    assert_eq!(
+        hosts(&policy)[1..],
+        [one("broken", "a.test"), one("young", "d.test")]
+    );
     // Of one that was not in force nothing is.
-    let (policy, _) = kept("{}", others.clone());
+    let (policy, made) = kept("{}", others.clone());
     assert_eq!(hosts(&policy).len(), 2);
+    assert_eq!(
+        made.unread().unwrap(),
+        "the MailProvider broken cannot be read: if it is for this installation, watchers are told nothing of it"
+    );
     // What somebody has made of the file keeps nobody else from being in force.
     let mut file: Value = serde_json::from_str(&first.text).unwrap();
     file["providers"][1]["ca"] = json!("nothing");
     let (policy, _) = kept(&file.to_string(), others.clone());
     assert_eq!(
-        (policy.providers[0].ca.as_deref(), policy.providers.len()),
+        (policy.providers[1].ca.as_deref(), policy.providers.len()),
         (None, 3)
     );
     file["providers"][1]["ca"] = Value::Null;
     file["providers"][1]["caFile"] = json!("/etc/passwd");
     let (policy, _) = kept(&file.to_string(), others.clone());
-    assert_eq!(policy.providers[0].ca_file, None);
+    assert_eq!(policy.providers[1].ca_file, None);
     for bad in [json!({ "hosts": ["no host"] }), json!({ "newer": 1 })] {
         let mut file: Value = serde_json::from_str(&first.text).unwrap();
         let entry = file["providers"][1].as_object_mut().unwrap();
@@ -509,4 +529,19 @@ fn one_that_cannot_be_read_stays_as_watchers_were_told_of_it() {
         assert_eq!(hosts(&policy).len(), 2, "{bad}");
     }
     assert!(entries("no file").is_empty());
+}
+
+#[test]
+fn the_first_of_many_that_cannot_be_read_are_named() {
+    let unread = |count: usize| {
+        let mut maker = Maker::new(&[]).unwrap();
+        for n in 0..count {
+            maker.keep(format!("p{n}"), None).unwrap();
+        }
+        maker.finish().unwrap().unread()
+    };
+    assert_eq!(unread(0), None);
+    let said = unread(5).unwrap();
+    assert_eq!(said.matches("cannot be read").count(), 3);
+    assert!(said.ends_with("; and 2 more"), "{said}");
 }

@@ -439,6 +439,8 @@ async fn one_that_cannot_be_read_is_left_alone() {
     let unreadable = json!({ "conditions": [ready] });
     status(unreadable.clone()).await;
     assert!(world.providers().get("broken").await.is_err());
+    let stays = "True Impaired The policy: the MailProvider broken cannot be read: what watchers were told of it stays.";
+    world.until_ready_says(stays).await;
     let pause = async |one: &World, paused: bool| {
         let patch = Patch::Merge(json!({ "spec": { "paused": paused } }));
         let (providers, params) = (one.providers(), PatchParams::default());
@@ -463,7 +465,8 @@ async fn one_that_cannot_be_read_is_left_alone() {
     pause(&elsewhere, false).await;
     let told = pause(&world, false).await;
     assert_eq!(named(&told, "broken"), Some(&limited));
-    world.until_ready_says("True Running").await;
+    world.until_ready_says(stays).await;
+    elsewhere.until_ready_says("True Running").await;
     // Once it can be read it is as it says.
     let go_on = Patch::Merge(json!({ "spec": { "limits": { "loginsPerSecond": 3 } } }));
     let providers: Api<PartialObjectMeta<MailProvider>> =
@@ -477,6 +480,7 @@ async fn one_that_cannot_be_read_is_left_alone() {
     let rate = |policy: &Policy| named(policy, "broken").map(|it| it.limits.logins_per_second);
     let is_another = |policy: &Policy| rate(policy) == Some(Some(3));
     world.until_told("another limit", is_another).await;
+    world.until_ready_says("True Running").await;
     // One that goes is gone.
     status(unreadable).await;
     pause(&world, false).await;
@@ -484,6 +488,7 @@ async fn one_that_cannot_be_read_is_left_alone() {
     world
         .until_told("one fewer", |policy| rate(policy).is_none())
         .await;
+    world.until_ready_says("True Running").await;
     operator.stop().await;
 }
 
