@@ -163,8 +163,18 @@ impl Maker {
             before.ca_file = None;
             let ca = before.ca.take();
             before.ca = ca.filter(|pem| check_roots(ROOTS, pem.as_bytes()).is_ok());
-            if let Ok(entry) = entry(before, &self.owners) {
-                self.admit(entry, None, None)?;
+            let without = Provider {
+                ca: None,
+                ..before.clone()
+            };
+            // As of one that can be read: in need without its root certificates.
+            for provider in [before, without] {
+                if self.policy.providers.len() > known {
+                    break;
+                }
+                if let Ok(entry) = entry(provider, &self.owners) {
+                    self.admit(entry, None, None)?;
+                }
             }
         }
         let is_told = self.policy.providers.len() > known;
@@ -257,7 +267,7 @@ impl Maker {
 
 /// What of a MailProvider comes into the file.
 struct InForce {
-    /// Without its root certificates.
+    /// Without the root certificates of a ConfigMap.
     provider: Provider,
     /// Hosts of it that are others', and whose.
     taken: Vec<(String, String)>,

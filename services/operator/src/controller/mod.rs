@@ -195,15 +195,17 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
     let children = || children.clone();
     let of = Arc::clone(&context);
     let unreadable = metrics.unreadable("Mailbell");
-    let of_news = (Arc::clone(&context), Arc::clone(&unreadable));
-    let news = stream::unfold(of_news, |(context, unreadable)| async {
+    let of_providers = metrics.unreadable("MailProvider");
+    let both = [Arc::clone(&unreadable), Arc::clone(&of_providers)];
+    let news = stream::unfold((Arc::clone(&context), both), |(context, both)| async {
         tokio::select! {
             // Unbiased: each has all of them looked at.
             () = context.loads.news() => {}
             () = context.left.news() => {}
-            () = unreadable.news() => {}
+            () = both[0].news() => {}
+            () = both[1].news() => {}
         }
-        Some(((), (context, unreadable)))
+        Some(((), (context, both)))
     });
     let (store, mailbells) =
         objects::watched::<Mailbell>(api(client, options), Arc::clone(&unreadable));
@@ -232,7 +234,6 @@ async fn look_after(client: &Client, options: &Options, metrics: &Metrics) {
         )
         .reconcile_all_on(news);
     let _leading = metrics.lead(store.clone());
-    let of_providers = metrics.unreadable("MailProvider");
     let providers = providers::run(
         objects::watched::<MailProvider>(api(client, options), of_providers),
         providers::Lost {

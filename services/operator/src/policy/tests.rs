@@ -474,7 +474,7 @@ fn one_that_cannot_be_read_stays_as_watchers_were_told_of_it() {
     };
     let (policy, made) = kept(&first.text, others.clone());
     assert_eq!(policy.providers, before.providers);
-    assert_eq!(policy.providers[1].ca, Some(authority));
+    assert_eq!(policy.providers[1].ca.as_ref(), Some(&authority));
     assert!(policy.paused_tenants.contains("acme"));
     let names = told(&made)
         .into_iter()
@@ -529,6 +529,27 @@ fn one_that_cannot_be_read_stays_as_watchers_were_told_of_it() {
         assert_eq!(hosts(&policy).len(), 2, "{bad}");
     }
     assert!(entries("no file").is_empty());
+    // The file is full of what an older one has meanwhile: its root certificates go, and its limits and its pause stay.
+    let large = authority.repeat(MAX_BYTES * 2 / 3 / authority.len());
+    let older = object(
+        "old",
+        1,
+        &json!({ "hosts": ["c.test"], "caConfigMap": "large" }),
+    );
+    let mut maker = Maker::new(&[]).unwrap();
+    maker.add(older, Some(large.clone())).unwrap();
+    let mut entry = before.providers[1].clone();
+    entry.ca = Some(large);
+    maker
+        .keep("broken".to_owned(), Some(entry.clone()))
+        .unwrap();
+    let made = maker.finish().unwrap();
+    let policy: Policy = serde_json::from_str(&made.text).unwrap();
+    policy.check().unwrap();
+    entry.ca = None;
+    assert!(policy.providers[0].ca.is_some());
+    assert_eq!(policy.providers[1], entry);
+    assert_eq!(made.unreadable, [("broken".to_owned(), true)]);
 }
 
 #[test]
