@@ -161,20 +161,11 @@ impl Maker {
         if let Some(mut before) = before {
             // Somebody may have changed the file: what watchers would refuse must not keep the others from being in force.
             before.ca_file = None;
-            let ca = before.ca.take();
-            before.ca = ca.filter(|pem| check_roots(ROOTS, pem.as_bytes()).is_ok());
-            let without = Provider {
-                ca: None,
-                ..before.clone()
-            };
-            // As of one that can be read: in need without its root certificates.
-            for provider in [before, without] {
-                if self.policy.providers.len() > known {
-                    break;
-                }
-                if let Ok(entry) = entry(provider, &self.owners) {
-                    self.admit(entry, None, None)?;
-                }
+            let roots = before.ca.take();
+            // No ConfigMap has a name with a space in it.
+            let origin = roots.as_ref().map(|_| format!("of {name}"));
+            if let Ok(entry) = entry(before, &self.owners) {
+                self.admit(entry, origin.as_deref(), roots)?;
             }
         }
         let is_told = self.policy.providers.len() > known;
@@ -267,7 +258,7 @@ impl Maker {
 
 /// What of a MailProvider comes into the file.
 struct InForce {
-    /// Without the root certificates of a ConfigMap.
+    /// Without its root certificates.
     provider: Provider,
     /// Hosts of it that are others', and whose.
     taken: Vec<(String, String)>,
