@@ -95,7 +95,7 @@ struct Counted {
     of: BTreeMap<String, Tally>,
     /// Of installations that are not there; `None`: whether they are is not known.
     nowhere: Option<Tally>,
-    /// Of which installation one is that cannot be read is not known.
+    /// Those that cannot be read are the wrong ones of all that are declared: of which installation they are is not known.
     unreadable: Tally,
     /// The Secrets of installations that are there.
     passwords: BTreeSet<String>,
